@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Sets up .venv with everything the tests use, then lints, checks types and runs the tests.
+# Usage: ./scripts/test.sh [arguments for pytest]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+case ${1:-} in
+    -h|--help)
+        echo "Usage: ./scripts/test.sh [arguments for pytest, such as tests/data -k corpus]"
+        exit 0
+        ;;
+esac
+
+./scripts/setup.sh --peer --test
+
+# A thread each for the tests that run side by side, instead of every core for every one of them.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export TOKENIZERS_PARALLELISM=false
+processes=${TEST_PROCESSES:-2}
+
+echo "test: ruff"
+.venv/bin/ruff check .
+echo "test: mypy"
+.venv/bin/mypy transformer_elmo/
+echo "test: pytest"
+exec .venv/bin/python -m pytest --numprocesses "$processes" --dist loadfile "$@" </dev/null
