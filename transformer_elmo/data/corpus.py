@@ -1,0 +1,277 @@
+"""
+Where text comes from: a file, a directory, a glob, a list, a URL, compressed or not, read as blocks
+of whole lines of UTF-8. A sentence is a line; only `\\n`, with or without a `\\r` before it, ends
+one.
+"""
+
+import bz2
+import glob
+import gzip
+import io
+import logging
+import lzma
+import os
+import zlib
+from pathlib import Path
+from typing import IO, Any, Iterator, List, Sequence, Union, cast
+
+from allennlp.common.checks import ConfigurationError
+from allennlp.common.file_utils import cached_path
+
+logger = logging.getLogger(__name__)
+
+PathOrStr = Union[str, "os.PathLike[str]"]
+DataPath = Union[PathOrStr, Sequence[PathOrStr]]
+
+# Large enough that a block costs one system call and a few array operations, small enough that its
+# words (some 200,000 strings) stay a small part of the memory that a run takes.
+BLOCK_SIZE = 2**20
+
+# A file says by its first bytes how it is compressed, so a download that lost its suffix is read
+# all the same. None of these can begin a UTF-8 text: the second byte of gzip's and the first of
+# xz's and zstd's are not UTF-8 there, and bzip2's ten bytes hold the digits of pi.
+_MAGIC = {"gzip": b"\x1f\x8b", "xz": b"\xfd7zXZ\x00", "zstd": b"\x28\xb5\x2f\xfd"}
+_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+_BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
+
+
+def find_shards(data_path: DataPath) -> List[Path]:
+    """
+    Lists the files that a path stands for.
+
+    # Parameters
+
+    data_path : `str`, `PathLike`, or a list of them
+        A file; a directory, whose files are taken in the order of their names (hidden files and
+        sub-folders are skipped); a glob, likewise in order; or a URL (`http://`, `https://`,
+        `s3://` and whatever else AllenNLP's `cached_path` knows), which is downloaded once. A list
+        is taken in its own order.
+
+    # Returns
+
+    `List[Path]`
+        At least one file.
+
+    # Raises
+
+    `ConfigurationError`
+        If nothing is found. The message names the path, and the environment variables that hold it.
+    """
+    if isinstance(data_path, (list, tuple)):
+        if not data_path:
+            raise ConfigurationError("The corpus is an empty list: name at least one file.")
+        return [shard for part in data_path for shard in find_shards(part)]
+    if not isinstance(data_path, (str, os.PathLike)):
+        raise ConfigurationError(
+            "A corpus is a path, a glob, a URL or a list of them, and this is a "
+            f"{type(data_path).__name__}: {data_path!r}."
+        )
+    name = os.fspath(data_path)
+    if not name:
+        raise ConfigurationError(f"The path of the corpus is empty.{variables_with(name)}")
+    if "://" in name:
+        return [Path(cached_path(name))]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = [file for file in path.iterdir() if not file.name.startswith(".")]
+        nothing = (
+            f"The directory {name} has no file in it (hidden files and sub-folders are skipped)."
+        )
+    elif path.exists():
+        return [path]
+    else:
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        nothing = f"No file matches {name}."
+    shards = sorted(file for file in found if file.is_file())
+    if not shards:
+        raise ConfigurationError(
+            f"{nothing}{variables_with(name)} Expected a file, a directory, a glob or a URL of "
+            f"text, one sentence a line. The current directory is {os.getcwd()}."
+        )
+    return shards
+
+
+def variables_with(path: str) -> str:
+    # A config has replaced its variables by their values long before a path comes here, so the
+    # variable is found again by its value.
+    names = sorted(name for name, value in os.environ.items() if value == path and name != "_")
+    if not names:
+        return ""
+    return f" The path is the value of the environment variable {' and '.join(names)}."
+
+
+def read_sentences(shard: PathOrStr) -> Iterator[str]:
+    """
+    Reads the sentences of one file, without their line ends. Blank lines are skipped, and the log
+    says how many there were.
+
+    # Parameters
+
+    shard : `str` or `PathLike`
+        A file of UTF-8, plain or compressed by gzip, bzip2, xz or zstd.
+
+    # Returns
+
+    `Iterator[str]`
+
+    # Raises
+
+    `ConfigurationError`
+        If the file can't be read to its end or isn't UTF-8.
+    """
+    line_number, blank_lines = 1, 0
+    for block in read_blocks(shard):
+        lines = decode(block, shard, line_number).split("\n")
+        if not lines[-1]:
+            lines.pop()
+        line_number += len(lines)
+        for line in lines:
+            if not line or line.isspace():
+                blank_lines += 1
+            else:
+                yield line[:-1] if line.endswith("\r") else line
+    if blank_lines:
+        logger.info("Skipped %d blank lines of %s.", blank_lines, shard)
+
+
+def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
+    """
+    Reads a file as blocks of whole lines.
+
+    # Parameters
+
+    shard : `str` or `PathLike`
+        A file, plain or compressed.
+    offset : `int`, optional (default = `0`)
+        Where to begin: a number of (uncompressed) bytes, at the beginning of a line.
+    block_size : `int`, optional (default = `2**20`)
+        A block has about this many bytes, more if a line has.
+
+    # Returns
+
+    `Iterator[bytes]`
+        Together they are the file. All but the last one end with `\\n`.
+
+    # Raises
+
+    `ConfigurationError`
+        If the file can't be read to its end.
+    """
+    try:
+        with open_shard(shard) as file:
+            if file.seekable():
+                file.seek(offset)
+            else:
+                while offset and (skipped := len(file.read(min(offset, block_size)))):
+                    offset -= skipped
+            # The pieces of a line that is longer than a block are kept apart until its end is seen:
+            # joined one by one they would be copied again and again.
+            pending: List[bytes] = []
+            while block := file.read(block_size):
+                end = block.rfind(b"\n") + 1
+                if end:
+                    yield b"".join([*pending, block[:end]])
+                    pending = [block[end:]] if end < len(block) else []
+                else:
+                    pending.append(block)
+            if pending:
+                yield b"".join(pending)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ConfigurationError(
+            f"Can't read {shard} to its end: {error}. If it was downloaded, download it again."
+        ) from error
+
+
+def decode(block: bytes, shard: PathOrStr, line_number: int) -> str:
+    """
+    Decodes a block of lines as UTF-8.
+
+    # Parameters
+
+    block : `bytes`
+        Whole lines.
+    shard : `str` or `PathLike`
+        The file that it comes from, for the message.
+    line_number : `int`
+        The number of its first line in that file, counted from 1, for the message.
+
+    # Raises
+
+    `ConfigurationError`
+        If it isn't UTF-8. The message has the file, the line and the way on.
+    """
+    try:
+        return block.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = line_number + block.count(b"\n", 0, error.start)
+        begin = block.rfind(b"\n", 0, error.start) + 1
+        raise ConfigurationError(
+            f"{shard}, line {line}: byte {error.start - begin + 1} of the line "
+            f"(0x{block[error.start]:02x}) is not UTF-8. Convert the file, for example with "
+            "`iconv -f latin1 -t utf-8 FILE > NEW` (put its real encoding for latin1), or drop "
+            "such bytes with `iconv -f utf-8 -t utf-8 -c FILE > NEW`."
+        ) from None
+
+
+def open_shard(shard: PathOrStr) -> IO[bytes]:
+    """
+    Opens a file for reading bytes, through the decompressor that its first bytes ask for.
+
+    # Raises
+
+    `ConfigurationError`
+        If its name promises a compression that it doesn't have, or zstd is needed and not
+        installed.
+    """
+    path = Path(shard)
+    file = open(path, "rb")  # noqa: SIM115 (whoever asked for it closes it)
+    try:
+        head = file.read(16)
+        file.seek(0)
+        compression = _compression_of(head)
+        promised = _SUFFIXES.get(path.suffix)
+        if promised is not None and head and compression != promised:
+            raise ConfigurationError(
+                f"{path} is named {path.suffix}, but it isn't {promised} data. Compress it, or "
+                "rename it."
+            )
+        if compression == "gzip":
+            # GzipFile closes only what it opened itself.
+            file.close()
+            return cast(IO[bytes], gzip.open(path, "rb"))
+        if compression == "bzip2":
+            file.close()
+            return cast(IO[bytes], bz2.open(path, "rb"))
+        if compression == "xz":
+            file.close()
+            return cast(IO[bytes], lzma.open(path, "rb"))
+        if compression == "zstd":
+            return _open_zstd(file, path)
+        return file
+    except BaseException:
+        file.close()
+        raise
+
+
+def _compression_of(head: bytes) -> str:
+    for name, magic in _MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if head[:3] == b"BZh" and head[3:4].isdigit() and head[4:10] in _BZIP2_BLOCKS:
+        return "bzip2"
+    return "none"
+
+
+def _open_zstd(file: IO[bytes], path: Path) -> IO[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise ConfigurationError(
+            f"{path} is compressed by zstd. Install its reader with `pip install zstandard`, or "
+            f"decompress the file with `unzstd {path.name}`."
+        ) from None
+    reader: Any = zstandard.ZstdDecompressor().stream_reader(
+        file, read_across_frames=True, closefd=True
+    )
+    # A buffer in front makes short reads whole ones.
+    return cast(IO[bytes], io.BufferedReader(reader, BLOCK_SIZE))
