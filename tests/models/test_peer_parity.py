@@ -1,0 +1,197 @@
+"""Every kind of language model that allennlp-models has, on the same weights and the same batch."""
+
+import copy
+
+import pytest
+import torch
+from allennlp.common import Params
+from allennlp.data import Batch, DatasetReader, Vocabulary
+from allennlp.models import Model
+from allennlp.models.archival import load_archive
+
+from tests.peer_lm import peer_model
+from tests.small_lm import DIM, model_config, reader_config, tensors, write_archive
+
+pytest.importorskip("allennlp_models")
+
+pytestmark = pytest.mark.filterwarnings("ignore::allennlp.common.checks.ExperimentalFeatureWarning")
+
+SAME_LENGTH = ["the cat sat on", "a 東京 flew .", "don't sad mat unknown-word"]
+
+CONTEXTUALIZERS = {
+    "transformer": model_config()["contextualizer"],
+    "lstm": {"type": "lstm", "input_size": DIM, "hidden_size": 24},
+    "bidirectional lstm": {
+        "type": "lstm",
+        "input_size": DIM,
+        "hidden_size": 24,
+        "bidirectional": True,
+    },
+    "pytorch transformer": {
+        "type": "pytorch_transformer",
+        "input_dim": DIM,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "feedforward_hidden_dim": 48,
+    },
+}
+CHARACTERS = model_config()["text_field_embedder"]["token_embedders"]
+WORDS = {"tokens": {"type": "embedding", "embedding_dim": DIM}}
+HALF_CHARACTERS = {
+    **CHARACTERS["token_characters"],
+    "encoder": {**CHARACTERS["token_characters"]["encoder"], "projection_dim": DIM // 2},
+}
+EMBEDDERS = {
+    "characters": CHARACTERS,
+    "words": WORDS,
+    "both": {
+        "tokens": {"type": "embedding", "embedding_dim": DIM // 2},
+        "token_characters": HALF_CHARACTERS,
+    },
+}
+SOFTMAXES = {
+    "sampled, sparse": {"num_samples": 8, "sparse_embeddings": True},
+    "sampled, dense": {"num_samples": 8, "sparse_embeddings": False},
+    "full": {"num_samples": None, "sparse_embeddings": False},
+}
+
+
+def compare(vocabulary, config, embedder):
+    """Losses, vectors and gradients in evaluation mode, where nothing is random."""
+    reader = reader_config()
+    if embedder == "words":
+        del reader["token_indexers"]["token_characters"]
+    peer = peer_model(vocabulary, config).eval()
+    torch.manual_seed(1)
+    ours = Model.from_params(vocab=vocabulary, params=Params(copy.deepcopy(config))).eval()
+    assert list(ours.state_dict()) == list(peer.state_dict())
+    ours.load_state_dict(peer.state_dict())
+
+    batch = tensors(SAME_LENGTH, vocabulary, reader)
+    expected, output = peer(**batch), ours(**batch)
+    for name, value in expected.items():
+        tolerance = {"rtol": 1e-5} if "loss" in name else {"atol": 1e-4}
+        assert torch.allclose(value.float(), output[name].float(), **tolerance), name
+    assert ours.get_metrics()["perplexity"] == pytest.approx(
+        peer.get_metrics()["perplexity"], rel=1e-5
+    )
+    expected["loss"].backward()
+    output["loss"].backward()
+    peer_gradients = {name: p.grad for name, p in peer.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        if peer_gradients[name] is None:
+            assert parameter.grad is None or not parameter.grad.any(), name
+            continue
+        difference = (parameter.grad - peer_gradients[name]).abs().max()
+        assert difference < 1e-5 * max(1.0, float(peer_gradients[name].abs().max())), name
+
+
+@pytest.mark.parametrize("contextualizer", CONTEXTUALIZERS)
+@pytest.mark.parametrize("embedder", EMBEDDERS)
+@pytest.mark.parametrize("softmax", SOFTMAXES)
+def test_equals_the_peer(vocabulary, contextualizer, embedder, softmax):
+    config = model_config(
+        **SOFTMAXES[softmax],
+        contextualizer=CONTEXTUALIZERS[contextualizer],
+        text_field_embedder={"token_embedders": EMBEDDERS[embedder]},
+    )
+    if contextualizer in ("lstm", "pytorch transformer"):
+        config["type"] = "language_model"
+    compare(vocabulary, config, embedder)
+
+
+def test_where_the_peer_counts_padding(vocabulary, make_model):
+    """
+    On a padded batch, the peer's backward direction also predicts each shorter sentence's last
+    word from the padding behind it. That one term is the whole difference.
+    """
+    peer = peer_model(vocabulary, model_config()).eval()
+    ours = make_model().eval()
+    ours.load_state_dict(peer.state_dict())
+    batch = tensors(["the cat sat on the mat", "it was", "dog"], vocabulary)
+    with torch.no_grad():
+        expected, output = peer(**batch), ours(**batch)
+        assert torch.isclose(expected["forward_loss"], output["forward_loss"], rtol=1e-5)
+        mask = output["mask"]
+        difference = expected["lm_embeddings"] - output["lm_embeddings"]
+        assert difference[mask].abs().max() < 1e-4
+        assert expected["noncontextual_token_embeddings"].allclose(
+            output["noncontextual_token_embeddings"], atol=1e-4
+        )
+
+        ids = batch["source"]["tokens"]["tokens"]
+        rows, lengths = torch.tensor([1, 2]), mask.sum(-1)[1:]
+        behind = expected["lm_embeddings"][rows, lengths, DIM:]
+        counted = peer._softmax_loss(behind, ids[rows, lengths - 1] - 1)
+        count = output["batch_weight"]
+        assert torch.isclose(
+            expected["backward_loss"] * count - counted, output["backward_loss"] * count, rtol=1e-5
+        )
+
+
+def test_initializer_and_dropout(vocabulary):
+    config = model_config(
+        dropout=0.5,
+        initializer={"regexes": [["_contextualizer.*weight", {"type": "constant", "val": 0.25}]]},
+    )
+    model = Model.from_params(vocab=vocabulary, params=Params(config))
+    weight = model._contextualizer._forward_transformer.layers[0].feed_forward.w_1.weight
+    assert (weight == 0.25).all()
+    assert model._dropout.p == 0.5
+
+
+def downstream_config(archive, **changes):
+    return {
+        "type": "simple_tagger",
+        "text_field_embedder": {
+            "token_embedders": {
+                "words": {"type": "embedding", "embedding_dim": 6, "vocab_namespace": "words"},
+                "elmo": {
+                    "type": "bidirectional_lm_token_embedder",
+                    "archive_file": str(archive),
+                    **changes,
+                },
+            }
+        },
+        "encoder": {"type": "lstm", "input_size": 2 * DIM + 6, "hidden_size": 8},
+    }
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_downstream_model_saved_and_opened_again(lm_archive, tmp_path, requires_grad):
+    """Words and the language model in one text field; fine-tuned or not, it comes back."""
+    reader_section = {
+        "type": "sequence_tagging",
+        "token_indexers": {
+            "words": {"type": "single_id", "namespace": "words"},
+            "elmo": {"type": "elmo_characters"},
+        },
+    }
+    data = tmp_path / "tagged"
+    data.write_text("the###D dog###N ran###V\nbirds###N flew###V\n")
+    reader = DatasetReader.from_params(Params(copy.deepcopy(reader_section)))
+    instances = list(reader.read(str(data)))
+    vocabulary = Vocabulary.from_instances(instances)
+    config = downstream_config(lm_archive, requires_grad=requires_grad)
+    model = Model.from_params(vocab=vocabulary, params=Params(copy.deepcopy(config)))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    lm = model.text_field_embedder.token_embedder_elmo._lm
+    before = lm._contextualizer._forward_transformer.norm.gamma.detach().clone()
+    batch = Batch(instances)
+    batch.index_instances(vocabulary)
+    batch = batch.as_tensor_dict()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(**batch)["loss"].backward()
+        optimizer.step()
+    after = lm._contextualizer._forward_transformer.norm.gamma
+    assert torch.equal(before, after) is not requires_grad
+
+    archive = write_archive(
+        tmp_path / "saved", {"dataset_reader": reader_section, "model": config}, model
+    )
+    opened = load_archive(archive).model
+    expected = model.eval().forward_on_instances(instances)
+    for one, other in zip(expected, opened.eval().forward_on_instances(instances)):
+        assert one["logits"] == pytest.approx(other["logits"], abs=1e-6)

@@ -1,0 +1,192 @@
+"""What `allennlp evaluate` reports for a language model: totals over words, not batch means."""
+
+import json
+import os
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any, Dict, Optional, Union
+
+import torch
+from allennlp.common.checks import ConfigurationError, check_for_gpu
+from allennlp.common.tqdm import Tqdm
+from allennlp.common.util import dump_metrics, int_to_device
+from allennlp.data import DataLoader
+from allennlp.evaluation import Evaluator, SimpleEvaluator
+from allennlp.evaluation.serializers.serializers import SimpleSerializer
+from allennlp.models import Model
+from allennlp.nn import util
+from overrides import overrides
+
+from transformer_elmo.models.language_model import LanguageModel
+from transformer_elmo.models.scoring import NO_WORD_IDS, oov_index, score_batch, softmax_of
+
+
+@Evaluator.register("language_modeling")
+class LanguageModelingEvaluator(SimpleEvaluator):
+    """
+    AllenNLP's evaluator, with differences for language models:
+
+    - the loss is the mean over predicted words, whatever the batches;
+    - no sentence is dropped for its length;
+    - the metrics say how much was evaluated: `num_sentences`; `num_tokens`, the words that each
+      direction predicted (`loss * num_tokens` is the total, in nats), boundary tokens included;
+      and `num_out_of_vocabulary`, how many of the tokens are outside the vocabulary;
+    - predictions are one line a sentence, in the order of the batches: its words and their scores
+      (see `SentenceScores.to_json`), not its vectors. Words are named as the vocabulary has them.
+      `allennlp predict` keeps the file's order and the words as they were;
+    - data without a word to predict is an error.
+
+    Registered as an `Evaluator` with name "language_modeling", which this package makes the
+    default. For any other model it does what AllenNLP's own does. Its parameters are those of
+    `SimpleEvaluator`; a `batch_serializer` of another kind than AllenNLP's simple one writes
+    predictions its own way.
+    """
+
+    @overrides(check_signature=False)
+    def __call__(
+        self,
+        model: Model,
+        data_loader: DataLoader,
+        batch_weight_key: Optional[str] = None,
+        metrics_output_file: Optional[Union[str, "PathLike[str]"]] = None,
+        predictions_output_file: Optional[Union[str, "PathLike[str]"]] = None,
+    ) -> Dict[str, Any]:
+        """
+        Parameters are those of `SimpleEvaluator`.
+
+        # Returns
+
+        `Dict[str, Any]`
+            For a language model `loss`, `perplexity`, `forward_perplexity` and
+            `backward_perplexity` if it is bidirectional, `num_sentences`, `num_tokens`,
+            `num_out_of_vocabulary`.
+
+        # Raises
+
+        `ConfigurationError`
+            If a language model has nothing to predict, or no softmax to predict it with.
+        """
+        if not isinstance(model, LanguageModel):
+            # AllenNLP's defaults are None, whatever its annotations say.
+            files: Any = (batch_weight_key, metrics_output_file, predictions_output_file)
+            return super().__call__(model, data_loader, *files)
+        check_for_gpu(self.cuda_device)
+        softmax_of(model)
+        data_loader.set_target_device(int_to_device(self.cuda_device))
+        _keep_long_sentences(data_loader)
+        _read_everything(data_loader)
+        if predictions_output_file is None:
+            metrics = self._evaluate(model, data_loader, batch_weight_key or "batch_weight", None)
+        else:
+            # Under the final name there is never half a file.
+            partial = Path(f"{os.fspath(predictions_output_file)}.partial")
+            try:
+                with partial.open("w", encoding="utf-8") as file:
+                    metrics = self._evaluate(
+                        model, data_loader, batch_weight_key or "batch_weight", file
+                    )
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+            os.replace(partial, predictions_output_file)
+        if metrics_output_file is not None:
+            dump_metrics(os.fspath(metrics_output_file), metrics, log=True)
+        return metrics
+
+    @torch.no_grad()
+    def _evaluate(
+        self,
+        model: LanguageModel,
+        data_loader: DataLoader,
+        batch_weight_key: str,
+        predictions: Optional[IO[str]],
+    ) -> Dict[str, Any]:
+        model.eval()
+        # What was counted before this data is not part of it.
+        model.get_metrics(reset=True)
+        unknown = oov_index(model.vocab)
+        total_loss = total_weight = 0.0
+        num_sentences = num_tokens = num_unknown = 0
+        progress = Tqdm.tqdm(iter(data_loader), desc="evaluating")
+        for batch in progress:
+            batch = util.move_to_device(batch, self.cuda_device)
+            output = model(**batch)
+            if "loss" not in output:
+                raise ConfigurationError(NO_WORD_IDS.format(sorted(batch["source"])))
+            if batch_weight_key not in output:
+                raise ConfigurationError(
+                    f"The batch weight key must name an output of the model, one of "
+                    f"{sorted(output)}: got {batch_weight_key!r}."
+                )
+            weight = output[batch_weight_key].item()
+            total_loss += output["loss"].item() * weight
+            total_weight += weight
+            token_ids = batch["source"]["tokens"]["tokens"]
+            num_sentences += int((token_ids > 0).any(-1).sum())
+            num_tokens += int(output["batch_weight"])
+            if unknown is not None:
+                num_unknown += int((token_ids == unknown).sum())
+            if total_weight:
+                progress.set_description(f"loss: {total_loss / total_weight:.4f} ||", refresh=False)
+            if predictions is not None:
+                self._write(predictions, model, data_loader, batch, output)
+        if not total_weight:
+            raise ConfigurationError(
+                "There is no word to predict in the data"
+                + (f" {data_path!r}" if (data_path := _data_path(data_loader)) else "")
+                + f": it has {num_sentences} sentences. Expected text, one sentence a line; of a "
+                "sentence's tokens, boundary tokens included, all but one are predicted."
+            )
+        metrics: Dict[str, Any] = dict(model.get_metrics(reset=True))
+        metrics["loss"] = total_loss / total_weight
+        metrics["num_sentences"] = num_sentences
+        metrics["num_tokens"] = num_tokens
+        metrics["num_out_of_vocabulary"] = num_unknown
+        return metrics
+
+    def _write(
+        self,
+        predictions: IO[str],
+        model: LanguageModel,
+        data_loader: DataLoader,
+        batch: Dict[str, Any],
+        output: Dict[str, Any],
+    ) -> None:
+        if type(self.batch_serializer) is SimpleSerializer:
+            for scores in score_batch(model, batch["source"]):
+                predictions.write(json.dumps(scores.to_json(), ensure_ascii=False) + "\n")
+        else:
+            postprocess = getattr(model, self.postprocessor_fn_name, None)
+            line = self.batch_serializer(batch, output, data_loader, postprocess)
+            predictions.write(line + "\n")
+
+
+def _data_path(data_loader: DataLoader) -> Any:
+    return getattr(data_loader, "data_path", None)
+
+
+def _read_everything(data_loader: Any) -> None:
+    """What shortens or repeats an epoch is meant for training."""
+    sampler = getattr(data_loader, "batch_sampler", None)
+    for owner, name, value in (
+        (data_loader, "batches_per_epoch", None),
+        (data_loader, "drop_last", False),
+        (sampler, "drop_last", False),
+    ):
+        if getattr(owner, name, None):
+            setattr(owner, name, value)
+
+
+def _keep_long_sentences(data_loader: DataLoader) -> None:
+    keep = getattr(data_loader, "keep_long_sentences", None)
+    if callable(keep):
+        keep()
+    reader: Any = getattr(data_loader, "reader", None)
+    if getattr(reader, "max_sequence_length", None) is not None:
+        reader.max_sequence_length = None
+        # AllenNLP's loader read the data when it was made, without the long sentences.
+        if getattr(data_loader, "_instances", None) is not None:
+            data_loader._instances = None  # type: ignore[attr-defined]
+
+
+Evaluator.default_implementation = "language_modeling"
