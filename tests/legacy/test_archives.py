@@ -1,0 +1,334 @@
+"""Archives in the layouts of 0.7 to 0.9 opened here, and their numbers beside allennlp-models'."""
+
+import json
+import math
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import torch
+from allennlp.commands.evaluate import evaluate_from_archive
+from allennlp.common import Params
+from allennlp.common.checks import ConfigurationError
+from allennlp.data import DataLoader, DatasetReader, Token
+from allennlp.data.batch import Batch
+from allennlp.data.token_indexers import ELMoTokenCharactersIndexer
+from allennlp.models import Model
+from allennlp.models.archival import load_archive
+from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
+from allennlp.modules.text_field_embedders import TextFieldEmbedder
+
+from transformer_elmo import BidirectionalLanguageModelTokenEmbedder, seam
+from transformer_elmo.legacy import modernize
+from transformer_elmo.legacy.__main__ import main
+
+peer = pytest.importorskip("allennlp_models.lm")
+
+SENTENCES = [
+    "the rain falls over grey hills",
+    "rain",
+    "Größe und 日本語 and Ελλάδα falls",
+    "a-word-" + "of-more-than-fifty-bytes-" * 4 + " falls over the hills",
+    "and the and the and the and the rain",
+]
+DIALECTS = ["0.7", "0.8", "0.9"]
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    seam.install()
+
+
+def peer_model(config, vocabulary, **contextualizer):
+    """The model of allennlp-models, built from its parts: the config itself may name ours."""
+    from allennlp_models.lm.modules.seq2seq_encoders.bidirectional_lm_transformer import (
+        BidirectionalLanguageModelTransformer,
+    )
+
+    model = modernize(config)[0]["model"]
+    embedder = TextFieldEmbedder.from_params(Params(model["text_field_embedder"]), vocab=vocabulary)
+    parts = {k: v for k, v in model["contextualizer"].items() if k != "type"}
+    return peer.LanguageModel(
+        vocabulary,
+        embedder,
+        BidirectionalLanguageModelTransformer(**parts, **contextualizer),
+        num_samples=model.get("num_samples"),
+        sparse_embeddings=model.get("sparse_embeddings", False),
+        dropout=model.get("dropout"),
+        bidirectional=True,
+    )
+
+
+@pytest.fixture
+def old_archive(old_configs, vocabulary, write_archive):
+    """For a dialect: the peer's model, and an archive of its weights."""
+
+    def make(dialect):
+        torch.manual_seed(13)
+        model = peer_model(old_configs[dialect], vocabulary)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "gamma" not in name and "norm" not in name:
+                    parameter.normal_(std=0.3)
+        model.eval()
+        weights = model.state_dict()
+        return model, write_archive(dialect, old_configs[dialect], weights, vocabulary)
+
+    return make
+
+
+def batch_of(reader, vocabulary, sentences):
+    batch = Batch([reader.text_to_instance(sentence) for sentence in sentences])
+    for instance in batch.instances:
+        reader.apply_token_indexers(instance)
+    batch.index_instances(vocabulary)
+    return batch.as_tensor_dict()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_outputs_are_the_peers(old_archive, dialect):
+    model, path = old_archive(dialect)
+    archive = load_archive(path)
+    assert type(archive.model).__module__.startswith("transformer_elmo")
+    batch = batch_of(archive.dataset_reader, archive.model.vocab, SENTENCES)
+    with torch.no_grad():
+        ours, theirs = archive.model.eval()(**batch), model(**batch)
+    assert torch.equal(ours["mask"], theirs["mask"])
+    mask = ours["mask"].unsqueeze(-1)
+    for key in ("lm_embeddings", "noncontextual_token_embeddings"):
+        torch.testing.assert_close(ours[key] * mask, theirs[key] * mask, rtol=1e-5, atol=1e-5)
+
+    # One sentence at a time: in a batch, the peer has padding predict words as well.
+    for sentence in SENTENCES:
+        batch = batch_of(archive.dataset_reader, archive.model.vocab, [sentence])
+        with torch.no_grad():
+            ours, theirs = archive.model(**batch), model(**batch)
+        for key in ("loss", "forward_loss", "backward_loss"):
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bos_eos", [("<S>", "</S>"), None])
+@pytest.mark.parametrize("remove", [True, False])
+def test_embeddings_are_the_peers(old_archive, old_configs, vocabulary, bos_eos, remove):
+    model, path = old_archive("0.8")
+    embedder = BidirectionalLanguageModelTokenEmbedder(
+        str(path), bos_eos_tokens=bos_eos, remove_bos_eos=remove
+    ).eval()
+    layers = peer_model(old_configs["0.8"], vocabulary, return_all_layers=True)
+    layers.load_state_dict(model.state_dict())
+    layers.delete_softmax()
+    layers.eval()
+    indexer = ELMoTokenCharactersIndexer()
+    for sentence in SENTENCES:
+        tokens = [Token(word) for word in sentence.split()]
+        wrapped = [Token(bos_eos[0]), *tokens, Token(bos_eos[1])] if bos_eos else tokens
+        ids = [indexer.tokens_to_indices(t, vocabulary)["elmo_tokens"] for t in (tokens, wrapped)]
+        with torch.no_grad():
+            vectors = embedder(torch.tensor([ids[0]]))
+            output = layers({"token_characters": {"elmo_tokens": torch.tensor([ids[1]])}})
+        words = output["noncontextual_token_embeddings"]
+        expected = sum([torch.cat([words, words], -1), *output["lm_embeddings"]]) / 3
+        expected = expected[:, 1:-1] if remove else expected
+        torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_perplexity_is_the_peers_and_the_documented_line_takes_effect(
+    old_archive, tmp_path, dialect, monkeypatch
+):
+    model, path = old_archive(dialect)
+    heldout = tmp_path / "heldout.txt"
+    heldout.write_text("\n".join(SENTENCES * 5) + "\n", encoding="utf-8")
+
+    # Sentence by sentence the peer's mean loss is exact, whatever batches it was made for.
+    reader = load_archive(path).dataset_reader
+    total = words = 0.0
+    for sentence in SENTENCES:
+        batch = batch_of(reader, model.vocab, [sentence])
+        count = batch["source"]["tokens"]["tokens"].numel() - 1
+        with torch.no_grad():
+            total += model(**batch)["loss"].item() * count
+        words += count
+
+    sizes = []
+    forward = type(load_archive(path).model).forward
+
+    def counting(self, source):
+        sizes.append(source["tokens"]["tokens"].numel())
+        return forward(self, source)
+
+    monkeypatch.setattr(type(load_archive(path).model), "forward", counting)
+    line = '{"iterator": {"base_iterator": {"maximum_samples_per_batch": ["num_tokens", %d] }}}'
+    for limit in (40, 500):
+        sizes.clear()
+        metrics = evaluate_from_archive(str(path), str(heldout), cmd_overrides=line % limit)
+        assert max(sizes) <= limit
+        assert len(sizes) > (5 if limit == 40 else 0)
+        assert metrics["loss"] == pytest.approx(total / words, rel=1e-6)
+        assert metrics["perplexity"] == pytest.approx(math.exp(total / words), rel=1e-6)
+
+
+def test_a_tensor_that_is_missing_is_named(old_archive, old_configs, vocabulary, write_archive):
+    model, _ = old_archive("0.9")
+    weights = model.state_dict()
+    del weights["_softmax_loss.softmax_b"]
+    weights["a_tensor_too_many"] = torch.ones(1)
+    path = write_archive("other", old_configs["0.9"], weights, vocabulary)
+    with pytest.raises((RuntimeError, ConfigurationError), match="softmax_b") as raised:
+        load_archive(path)
+    assert "a_tensor_too_many" in str(raised.value)
+
+
+def test_files_that_went_into_the_archive(old_archive, old_configs, write_archive, vocabulary):
+    """A tagger of 0.9 whose archive has its language model within."""
+    _, lm = old_archive("0.8")
+    config = old_configs["tagger"]
+    config["vocabulary"] = {"tokens_to_add": {"labels": ["X", "Y"]}}
+    vocabulary.add_tokens_to_namespace(["X", "Y"], "labels")
+    modern = modernize(config)[0]["model"]
+    modern["text_field_embedder"]["token_embedders"]["elmo"]["archive_file"] = str(lm)
+    tagger = Model.from_params(Params(modern), vocab=vocabulary)
+    key = "model.text_field_embedder.elmo.archive_file"
+    old = write_archive("tagger", config, tagger.state_dict(), vocabulary, {key: str(lm)})
+    lm.rename(lm.with_name("gone.tar.gz"))
+
+    archive = load_archive(old)
+    batch = batch_of(Wrapped(archive.dataset_reader), archive.model.vocab, SENTENCES)
+    with torch.no_grad():
+        expected = tagger.eval()(**batch)["logits"]
+        torch.testing.assert_close(archive.model.eval()(**batch)["logits"], expected)
+
+    new = old.with_name("converted.tar.gz")
+    assert main([str(old), str(new)]) == 0
+    with tarfile.open(new) as tar:
+        names = json.load(tar.extractfile("files_to_archive.json"))
+    assert list(names) == ["model.text_field_embedder.token_embedders.elmo.archive_file"]
+    with torch.no_grad():
+        torch.testing.assert_close(load_archive(new).model.eval()(**batch)["logits"], expected)
+
+
+class Wrapped:
+    """A tagging reader, from words."""
+
+    def __init__(self, reader):
+        self.reader = reader
+
+    def text_to_instance(self, sentence):
+        return self.reader.text_to_instance([Token(word) for word in sentence.split()])
+
+    def apply_token_indexers(self, instance):
+        self.reader.apply_token_indexers(instance)
+
+
+def test_parts_of_converted_configs_can_be_built(old_configs, vocabulary, tmp_path):
+    vocabulary.add_tokens_to_namespace(["X", "Y"], "labels")
+    (tmp_path / "train.tsv").write_text("rain###X falls###Y\ngrey###X hills###Y\n" * 6)
+    (tmp_path / "train.txt").write_text("rain falls\ngrey hills\n" * 6)
+    for name, config in old_configs.items():
+        modern = modernize(config)[0]
+        reader = DatasetReader.from_params(Params(modern["dataset_reader"]))
+        data = tmp_path / ("train.tsv" if name == "tagger" else "train.txt")
+        for key in ("data_loader", "validation_data_loader"):
+            if key in modern:
+                params = Params(modern[key])
+                loader = DataLoader.from_params(params, reader=reader, data_path=str(data))
+                loader.index_with(vocabulary)
+                assert next(iter(loader))
+    assert Seq2SeqEncoder.by_name("bidirectional_language_model_transformer")
+
+
+class TestConverter:
+    @pytest.mark.parametrize("dialect", DIALECTS)
+    def test_a_converted_archive_opens_here(self, old_archive, dialect, capsys):
+        _, path = old_archive(dialect)
+        new = path.with_name("new.tar.gz")
+        assert main([str(path), str(new)]) == 0
+        printed = capsys.readouterr().out
+        assert "DROPPED " in printed
+        assert f"wrote {new}" in printed
+        old, converted = load_archive(path), load_archive(new)
+        assert old.config.params == converted.config.params
+        batch = batch_of(old.dataset_reader, old.model.vocab, SENTENCES)
+        with torch.no_grad():
+            expected, loss = (
+                old.model.eval()(**batch)["loss"],
+                converted.model.eval()(**batch)["loss"],
+            )
+        assert loss == expected
+
+    def test_a_converted_archive_opens_in_allennlp_models_alone(self, old_archive, tmp_path):
+        expected, program = {}, [THEIRS]
+        for dialect in DIALECTS:
+            model, path = old_archive(dialect)
+            new = tmp_path / f"new-{dialect}.tar.gz"
+            assert main([str(path), str(new)]) == 0
+            batch = batch_of(load_archive(path).dataset_reader, model.vocab, SENTENCES)
+            with torch.no_grad():
+                expected[str(new)] = model(**batch)["loss"].item()
+        program += [json.dumps(SENTENCES), *expected]
+        done = subprocess.run(
+            [sys.executable, "-c", *program],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        losses = json.loads(done.stdout.splitlines()[-1])
+        assert losses == pytest.approx(expected, rel=1e-6)
+
+    def test_a_config(self, old_configs, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("SOME_FOLDER", "words")
+        text = json.dumps(old_configs["0.8"]).replace(
+            '"/nowhere/vocabulary"', "std.extVar('SOME_FOLDER')"
+        )
+        old, new = tmp_path / "old.jsonnet", tmp_path / "new.json"
+        old.write_text(text, encoding="utf-8")
+        assert main([str(old), str(new)]) == 0
+        modern = json.loads(new.read_text(encoding="utf-8"))
+        assert modern["vocabulary"] == {"type": "from_files", "directory": "words"}
+        assert Params.from_file(new).params == modern
+        # A second time there is nothing to do.
+        assert main([str(new), str(tmp_path / "again.json")]) == 0
+        assert "nothing of AllenNLP 0.x" in capsys.readouterr().out
+        assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == modern
+
+    def test_errors_leave_nothing_behind(self, old_configs, tmp_path, monkeypatch, capsys):
+        monkeypatch.delenv("NOT_SET_AT_ALL", raising=False)
+        (tmp_path / "old.jsonnet").write_text("{ a: std.extVar('NOT_SET_AT_ALL') }")
+        (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b")
+        (tmp_path / "there.json").write_text("{}")
+        (tmp_path / "bad.json").write_text(json.dumps({**old_configs["0.8"], "nonsense": 1}))
+        before = sorted(tmp_path.iterdir())
+        for old, new, message in (
+            ("old.jsonnet", "new.json", "export NOT_SET_AT_ALL"),
+            ("cut.tar.gz", "new.tar.gz", "not a complete"),
+            ("there.json", "there.json", "the old file itself"),
+            ("bad.json", "there.json", "--force"),
+            ("bad.json", "new.json", "nonsense"),
+            ("bad.json", "new.tar.gz", "an archive becomes an archive"),
+            ("bad.json", "nowhere/new.json", "does not exist"),
+            ("missing.json", "new.json", "is not a file"),
+        ):
+            assert main([str(tmp_path / old), str(tmp_path / new)]) == 1
+            assert message in capsys.readouterr().err
+        assert sorted(tmp_path.iterdir()) == before
+
+
+# allennlp-models without this package.
+THEIRS = """
+import json, sys, torch
+import allennlp_models.lm
+from allennlp.data.batch import Batch
+from allennlp.models.archival import load_archive
+losses = {}
+for path in sys.argv[2:]:
+    archive = load_archive(path)
+    batch = Batch([archive.dataset_reader.text_to_instance(s) for s in json.loads(sys.argv[1])])
+    batch.index_instances(archive.model.vocab)
+    with torch.no_grad():
+        losses[path] = archive.model.eval()(**batch.as_tensor_dict())["loss"].item()
+assert not any(name.startswith("transformer_elmo") for name in sys.modules)
+print(json.dumps(losses))
+"""

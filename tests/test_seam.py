@@ -1,0 +1,328 @@
+import inspect
+import io
+import json
+import os
+import pickle
+import tarfile
+
+import pytest
+import torch
+from allennlp.common import Params
+from allennlp.common.checks import ConfigurationError
+from allennlp.data import Vocabulary
+from allennlp.models import archival
+from allennlp.models.archival import load_archive
+from allennlp.nn import util as nn_util
+from allennlp.nn.initializers import PretrainedModelInitializer
+
+from transformer_elmo import seam
+
+MODERN = {
+    "dataset_reader": {"type": "sequence_tagging"},
+    "train_data_path": "x",
+    "model": {
+        "type": "simple_tagger",
+        "text_field_embedder": {
+            "token_embedders": {"tokens": {"type": "embedding", "embedding_dim": 3}}
+        },
+        "encoder": {"type": "lstm", "input_size": 3, "hidden_size": 2},
+    },
+    "data_loader": {"batch_size": 2},
+    "trainer": {"optimizer": "adam"},
+}
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    seam.install()
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(config):
+        path = tmp_path / "config.jsonnet"
+        path.write_text(config if isinstance(config, str) else json.dumps(config), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_second_installation_changes_nothing():
+    before = (Params.from_file.__func__, Vocabulary.set_from_file, archival.extracted_archive)
+    seam.install()
+    assert before == (
+        Params.from_file.__func__,
+        Vocabulary.set_from_file,
+        archival.extracted_archive,
+    )
+
+
+def test_signatures_are_allennlps():
+    # It builds a vocabulary from a config by them.
+    assert list(inspect.signature(Vocabulary.from_files).parameters) == [
+        "directory",
+        "padding_token",
+        "oov_token",
+    ]
+    assert list(inspect.signature(Params.from_file).parameters) == [
+        "params_file",
+        "params_overrides",
+        "ext_vars",
+    ]
+
+
+class TestParams:
+    def stock(self, *args):
+        return getattr(Params.from_file.__func__, seam._WRAPPED)(Params, *args)
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            "",
+            "{}",
+            '{"trainer.optimizer": "sgd"}',
+            {"trainer": {"num_epochs": 2}},
+            '{"data_loader": {"batch_size": 3}, "evaluation": {"type": "simple"}}',
+        ],
+    )
+    def test_modern_configs_and_overrides_are_allennlps(self, config_file, overrides):
+        path = config_file(MODERN)
+        ours, stock = Params.from_file(path, overrides), self.stock(path, overrides)
+        assert type(ours) is Params
+        assert json.dumps(ours.params) == json.dumps(stock.params)
+
+    def test_files_that_are_no_experiments_are_allennlps(self, config_file):
+        path = config_file({"iterator": 3, "trainer": {"shuffle": True}})
+        overrides = '{"anything": 3}'
+        assert Params.from_file(path, overrides).params == self.stock(path, overrides).params
+
+    def test_what_allennlp_refuses_it_refuses_still(self, config_file):
+        with pytest.raises(ValueError, match="unused keys"):
+            Params.from_file(config_file(MODERN), '{"trainer.a.b": 3}')
+
+    def test_old_configs_and_overrides(self, config_file, caplog):
+        old = {key: value for key, value in MODERN.items() if key != "data_loader"}
+        old["iterator"] = {"type": "basic", "batch_size": 5}
+        with caplog.at_level("INFO", logger="transformer_elmo"):
+            params = Params.from_file(config_file(old), '{"iterator": {"batch_size": 7}}')
+        assert params["data_loader"].params == {"batch_size": 7, "shuffle": True}
+        assert "iterator" in caplog.text
+        params = Params.from_file(config_file(MODERN), '{"iterator.batch_size": 7}')
+        assert params["data_loader"].params == {"batch_size": 7}
+
+    def test_an_override_that_nothing_looks_at(self, config_file):
+        with pytest.raises(ConfigurationError, match="itertor"):
+            Params.from_file(config_file(MODERN), '{"itertor": {"batch_size": 3}}')
+
+    def test_variables_that_are_not_set(self, config_file, monkeypatch):
+        monkeypatch.delenv("BIDIRECTIONAL_LM_TRAIN_PATH", raising=False)
+        monkeypatch.delenv("ANOTHER_ONE", raising=False)
+        monkeypatch.setenv("THIS_ONE_IS_SET", "1")
+        path = config_file(
+            "{ a: std.extVar('BIDIRECTIONAL_LM_TRAIN_PATH'), b: std.extVar(\"ANOTHER_ONE\"),"
+            " c: std.extVar('THIS_ONE_IS_SET') }"
+        )
+        with pytest.raises(ConfigurationError) as raised:
+            Params.from_file(path)
+        message = str(raised.value)
+        assert str(path) in message
+        assert "BIDIRECTIONAL_LM_TRAIN_PATH: the training text" in message
+        assert "export BIDIRECTIONAL_LM_TRAIN_PATH=" in message
+        assert "export ANOTHER_ONE=" in message
+        assert "THIS_ONE_IS_SET" not in message
+        variables = {"BIDIRECTIONAL_LM_TRAIN_PATH": "x", "ANOTHER_ONE": "y"}
+        assert Params.from_file(path, ext_vars=variables).params == {"a": "x", "b": "y", "c": "1"}
+
+    def test_variables_of_overrides(self, config_file, monkeypatch):
+        monkeypatch.delenv("ANOTHER_ONE", raising=False)
+        with pytest.raises(ConfigurationError, match="export ANOTHER_ONE="):
+            Params.from_file(config_file(MODERN), '{"train_data_path": std.extVar("ANOTHER_ONE")}')
+
+    def test_other_errors_of_jsonnet_are_its_own(self, config_file):
+        with pytest.raises(RuntimeError, match="STATIC ERROR"):
+            Params.from_file(config_file("{ a: b }"))
+
+
+class TestVocabulary:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        folder = tmp_path / "vocabulary"
+        folder.mkdir()
+        (folder / "non_padded_namespaces.txt").write_text("*labels\n*tags\n")
+        (folder / "labels.txt").write_text("A\nB\n")
+        return folder
+
+    def test_good_ones_are_allennlps(self, folder):
+        (folder / "tokens.txt").write_text("@@UNKNOWN@@\nthe\nrain", encoding="utf-8")
+        vocabulary = Vocabulary.from_files(folder)
+        assert vocabulary.get_token_to_index_vocabulary("tokens") == {
+            "@@PADDING@@": 0,
+            "@@UNKNOWN@@": 1,
+            "the": 2,
+            "rain": 3,
+        }
+        built = Vocabulary.from_params(Params({"type": "from_files", "directory": str(folder)}))
+        assert built == vocabulary
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (b"<S>\n<UNK>\nthe\n", r"tokens\.txt has no line @@UNKNOWN@@.*Line 2 is <UNK>"),
+            (b"the\n", r"tokens\.txt has no line @@UNKNOWN@@"),
+            (b"", r"tokens\.txt has no line @@UNKNOWN@@"),
+            (b"@@UNKNOWN@@\na\nb\na\n", r"tokens\.txt, line 4: the word 'a' is also on line 2"),
+            (b"@@UNKNOWN@@\na\n\nb\n", r"tokens\.txt, line 3: this line is empty"),
+            (b"@@UNKNOWN@@\n\n\n", r"tokens\.txt, line 3: the word '' is also on line 2"),
+            (b"@@UNKNOWN@@\n@@PADDING@@\n", r"tokens\.txt has the entry for padding"),
+            (b"@@UNKNOWN@@\na\n\xff\n", r"tokens\.txt, line 3: a byte that is not UTF-8 \(0xff\)"),
+        ],
+    )
+    def test_bad_ones_are_told_by_file_and_line(self, folder, words, message):
+        (folder / "tokens.txt").write_bytes(words)
+        with pytest.raises(ConfigurationError, match=message):
+            Vocabulary.from_files(folder)
+
+    def test_a_folder_among_the_files(self, folder):
+        (folder / "more").mkdir()
+        with pytest.raises(ConfigurationError, match="more is a folder"):
+            Vocabulary.from_files(folder)
+
+    def test_without_the_file_of_namespaces(self, folder):
+        (folder / "non_padded_namespaces.txt").unlink()
+        with pytest.raises(ConfigurationError, match=r"non_padded_namespaces\.txt"):
+            Vocabulary.from_files(folder)
+
+
+class TestWeights:
+    @pytest.mark.parametrize("new_format", [True, False])
+    def test_good_ones_are_allennlps(self, tmp_path, new_format):
+        state = {"a": torch.arange(3.0), "b.c": torch.ones(2, 2)}
+        path = tmp_path / "weights.th"
+        torch.save(state, path, _use_new_zipfile_serialization=new_format)
+        read = nn_util.read_state_dict(path)
+        assert list(read) == ["a", "b.c"]
+        assert torch.equal(read["a"], state["a"])
+        assert list(nn_util.read_state_dict(path, strip_prefix="b.", strict=False)) == ["a", "c"]
+        assert list(nn_util.read_state_dict(path, ignore=["^a$"])) == ["b.c"]
+
+    @pytest.mark.parametrize("new_format", [True, False])
+    def test_no_pickle_is_run(self, tmp_path, new_format):
+        torch.save(Hostile(), tmp_path / "w.th", _use_new_zipfile_serialization=new_format)
+        with pytest.raises(ConfigurationError, match=r"w\.th holds something other than tensors"):
+            nn_util.read_state_dict(tmp_path / "w.th")
+        (tmp_path / "plain.th").write_bytes(pickle.dumps(Hostile()))
+        with pytest.raises(ConfigurationError, match=r"plain\.th"):
+            nn_util.read_state_dict(tmp_path / "plain.th")
+        assert not Hostile.was_run
+
+    @pytest.mark.parametrize("content", [b"", b"weights", bytes(5000)])
+    def test_damaged_ones_are_told_by_name(self, tmp_path, content):
+        (tmp_path / "weights.th").write_bytes(content)
+        with pytest.raises(ConfigurationError, match=r"weights\.th"):
+            nn_util.read_state_dict(tmp_path / "weights.th")
+
+    def test_what_holds_no_names(self, tmp_path):
+        torch.save([torch.ones(1)], tmp_path / "weights.th")
+        with pytest.raises(ConfigurationError, match="holds a list"):
+            nn_util.read_state_dict(tmp_path / "weights.th")
+
+    def test_torch_can_be_made_to_load_no_pickles(self, tmp_path):
+        """What torch below 2.6 needs, where `weights_only=False` is what callers get by default."""
+        torch.save(Hostile(), tmp_path / "w.th")
+        with pytest.raises(pickle.UnpicklingError), seam._weights_only():
+            torch.load(tmp_path / "w.th", weights_only=False)
+        assert not Hostile.was_run
+        assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+class Hostile:
+    was_run = False
+
+    def __reduce__(self):
+        return (_run, ())
+
+
+def _run():
+    Hostile.was_run = True
+    return {}
+
+
+class TestArchives:
+    @pytest.fixture
+    def write(self, tmp_path):
+        def write(config=MODERN, leave_out=()):
+            vocabulary = Vocabulary(tokens_to_add={"tokens": ["a"], "labels": ["X", "Y"]})
+            folder = tmp_path / "vocabulary"
+            vocabulary.save_to_files(str(folder))
+            weights = io.BytesIO()
+            shapes = {
+                "text_field_embedder.token_embedder_tokens.weight": (3, 3),
+                "encoder._module.weight_ih_l0": (8, 3),
+                "encoder._module.weight_hh_l0": (8, 2),
+                "encoder._module.bias_ih_l0": (8,),
+                "encoder._module.bias_hh_l0": (8,),
+                "tag_projection_layer._module.weight": (2, 2),
+                "tag_projection_layer._module.bias": (2,),
+            }
+            torch.save({name: torch.rand(shape) for name, shape in shapes.items()}, weights)
+            contents = {
+                "config.json": json.dumps(config).encode(),
+                "weights.th": weights.getvalue(),
+            }
+            for file in sorted(folder.iterdir()):
+                if not file.name.startswith("."):
+                    contents[f"vocabulary/{file.name}"] = file.read_bytes()
+            path = tmp_path / "model.tar.gz"
+            with tarfile.open(path, "w:gz") as tar:
+                for name, content in contents.items():
+                    if not any(name.startswith(start) for start in leave_out):
+                        info = tarfile.TarInfo(name)
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+            return path
+
+        return write
+
+    def test_a_good_one(self, write):
+        model = load_archive(write()).model
+        assert model.vocab.get_token_index("Y", "labels") == 1
+
+    @pytest.mark.parametrize(
+        ("missing", "message"),
+        [
+            ("config.json", r"model\.tar\.gz has no config\.json"),
+            ("weights.th", r"model\.tar\.gz has no weights"),
+            ("vocabulary", r"model\.tar\.gz has no folder vocabulary"),
+            ("vocabulary/non", r"model\.tar\.gz has no non_padded_namespaces\.txt"),
+        ],
+    )
+    def test_one_that_lacks_a_part(self, write, missing, message):
+        with pytest.raises(ConfigurationError, match=message):
+            load_archive(write(leave_out=[missing]))
+
+    @pytest.mark.parametrize("name", ["subprocess.Popen", "os.system", "builtins.exec"])
+    def test_a_config_calls_no_function(self, write, name):
+        model = {**MODERN["model"], "encoder": {"type": name, "args": "true"}}
+        with pytest.raises(ConfigurationError, match=f"{name}.*Don't trust"):
+            load_archive(write({**MODERN, "model": model}))
+
+    def test_a_config_may_name_classes_by_their_modules(self, write):
+        name = "allennlp.models.simple_tagger.SimpleTagger"
+        archive = load_archive(write({**MODERN, "model": {**MODERN["model"], "type": name}}))
+        assert type(archive.model).__name__ == "SimpleTagger"
+
+    def test_a_vocabulary_of_duplicates_opens_as_it_was_trained(self, write, tmp_path, caplog):
+        path = write()
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / "unpacked", filter="data")
+        labels = tmp_path / "unpacked" / "vocabulary" / "labels.txt"
+        labels.write_text("X\nY\nX\n")
+        with tarfile.open(path, "w:gz") as tar:
+            for file in (tmp_path / "unpacked").iterdir():
+                tar.add(file, arcname=file.name)
+        assert load_archive(path).model.vocab.get_vocab_size("labels") == 2
+        assert "the word 'X' is also on line 1" in caplog.text
+
+    def test_the_pretrained_initializer_reads_an_archive(self, write):
+        initializer = PretrainedModelInitializer(str(write(leave_out=["config.json"])))
+        assert "tag_projection_layer._module.bias" in initializer.weights

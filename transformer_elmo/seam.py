@@ -1,0 +1,374 @@
+"""
+The one place where AllenNLP's functions are wrapped.
+
+Each wrapper lets through what AllenNLP understands, unchanged, and steps in where AllenNLP would
+fail with its insides showing, ignore what it was told, or run what a file brings along:
+
+- `Params.from_file`: configs and overrides of AllenNLP 0.x; overrides that nothing looks at;
+variables not set.
+- `archival.extracted_archive`, `archival.get_weights_path`: damaged and hostile archives.
+- `nn.util.read_state_dict`, and for torch below 2.6 `Checkpointer.load_checkpoint` and
+  `PretrainedModelInitializer`: no pickle is run.
+- `Vocabulary.from_files`, `Vocabulary.set_from_file`: word lists that can't be used.
+"""
+
+import functools
+import importlib
+import logging
+import os
+import pickle
+import re
+from collections import OrderedDict
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Union
+
+import torch
+from allennlp.common import FromParams
+from allennlp.common.checks import ConfigurationError
+from allennlp.common.file_utils import cached_path
+from allennlp.common.params import Params, with_overrides
+from allennlp.data.vocabulary import DEFAULT_OOV_TOKEN, NAMESPACE_PADDING_FILE, Vocabulary
+from allennlp.models import archival
+from allennlp.nn import initializers
+from allennlp.nn import util as nn_util
+from allennlp.training.checkpointer import Checkpointer
+
+from transformer_elmo.archive import archive_of, extracted_archive
+from transformer_elmo.data.corpus import variables_with
+from transformer_elmo.legacy import (
+    apply_overrides,
+    is_experiment,
+    is_loader_override,
+    log_changes,
+    old_signs,
+    shared_with_validation,
+)
+from transformer_elmo.legacy.archived_files import archived_files, place_of
+from transformer_elmo.legacy.config import ITERATORS, TOP_LEVEL_KEYS
+from transformer_elmo.legacy.config_files import evaluated_file, evaluated_overrides
+
+logger = logging.getLogger(__name__)
+
+_WRAPPED = "_transformer_elmo_wraps"
+
+
+def install() -> None:
+    """Wraps the functions listed above. A second call changes nothing."""
+    _wrap_class_method(Params, "from_file", _from_file)
+    _wrap_class_method(Vocabulary, "from_files", _vocabulary_from_files)
+    _wrap(Vocabulary, "set_from_file", _set_from_file)
+    _wrap(archival, "extracted_archive", _extracted_archive)
+    _wrap(archival, "get_weights_path", _get_weights_path)
+    _wrap(nn_util, "read_state_dict", _read_state_dict)
+    if torch.__version__ < torch.torch_version.TorchVersion("2.6"):
+        # From then on this is torch's own default.
+        _wrap(Checkpointer, "load_checkpoint", _with_weights_only)
+        _wrap(initializers.PretrainedModelInitializer, "__init__", _with_weights_only)
+
+
+def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Puts `wrapper`, called with the wrapped function first, where `owner` has that function."""
+    stock = getattr(owner, name)
+    if hasattr(stock, _WRAPPED):
+        return
+    wrapped = functools.wraps(stock)(lambda *args, **kwargs: wrapper(stock, *args, **kwargs))
+    setattr(wrapped, _WRAPPED, stock)
+    setattr(owner, name, wrapped)
+
+
+def _wrap_class_method(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+    stock = owner.__dict__[name].__func__
+    if hasattr(stock, _WRAPPED):
+        return
+    wrapped = functools.wraps(stock)(lambda *args, **kwargs: wrapper(stock, *args, **kwargs))
+    setattr(wrapped, _WRAPPED, stock)
+    setattr(owner, name, classmethod(wrapped))
+
+
+# Configs
+
+
+def _from_file(
+    stock: Callable[..., Params],
+    cls: type,
+    params_file: Union[str, os.PathLike],
+    params_overrides: Union[str, Dict[str, Any]] = "",
+    ext_vars: Optional[Dict[str, Any]] = None,
+) -> Params:
+    source = archive_of(Path(params_file).parent)
+    if source is not None and not os.path.exists(params_file):
+        raise ConfigurationError(
+            f"{source} has no {Path(params_file).name}, so it is not a model archive. An archive "
+            "has config.json, weights.th and a folder vocabulary."
+        )
+    file = cached_path(params_file)
+    config = evaluated_file(file, ext_vars)
+    overrides = evaluated_overrides(params_overrides, ext_vars)
+    if source is not None:
+        _check_class_names(config, source)
+    opened = source is not None or _is_model_folder(Path(params_file))
+    shared = shared_with_validation(config, overrides) if opened else overrides
+
+    files = archived_files(Path(file).parent)
+    for key, path in files.items():
+        place = place_of(config, key)
+        if place:
+            place[0][place[1]] = str(path)
+    ours = files or shared != overrides or _needs_us(config, overrides)
+    if not (is_experiment(config) and ours):
+        return stock(cls, params_file, params_overrides, ext_vars)
+    modern, changes = apply_overrides(config, shared)
+    log_changes(changes)
+    return cls(modern)
+
+
+def _is_model_folder(params_file: Path) -> bool:
+    """A folder that training left behind can be opened in place of the archive in it."""
+    folder, name = params_file.parent, params_file.name
+    return name == archival.CONFIG_NAME and (folder / archival._DEFAULT_WEIGHTS).exists()
+
+
+def _needs_us(config: Dict[str, Any], overrides: Dict[str, Any]) -> bool:
+    for key in overrides:
+        top = key.split(".")[0]
+        if top in ITERATORS or not (top in TOP_LEVEL_KEYS or top in config):
+            return True
+        if is_loader_override(config.get(key), overrides[key]):
+            return True
+    if old_signs(config):
+        return True
+    try:
+        return bool(overrides) and bool(old_signs(with_overrides(config, overrides)))
+    except ValueError:
+        # AllenNLP refuses them too, and says why.
+        return False
+
+
+def _check_class_names(config: Any, source: str) -> None:
+    """
+    AllenNLP calls whatever a config's `type` names by a dotted path. In an archive, which somebody
+    else may have written, that must be a class made to be built from a config.
+    """
+    allowed = (
+        FromParams,
+        torch.nn.Module,
+        torch.optim.Optimizer,
+        torch.optim.lr_scheduler.LRScheduler,
+    )
+    for path in _dotted_types(config):
+        module_name, _, class_name = path.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module_name), class_name, None)
+        except ImportError:
+            # AllenNLP says which module is missing.
+            continue
+        if found is not None and not (isinstance(found, type) and issubclass(found, allowed)):
+            raise ConfigurationError(
+                f'The config of {source} has "type": {path!r}, which is no class for models or '
+                "data. Don't trust this file."
+            )
+
+
+def _dotted_types(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(config.get("type"), str) and "." in config["type"]:
+            yield config["type"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            yield from _dotted_types(value)
+
+
+# Archives
+
+
+def _extracted_archive(
+    stock: Callable[..., Any], resolved_archive_file: Union[str, os.PathLike], cleanup: bool = True
+) -> Any:
+    return extracted_archive(resolved_archive_file, cleanup)
+
+
+def _get_weights_path(stock: Callable[..., str], serialization_dir: Union[str, os.PathLike]) -> str:
+    path = stock(serialization_dir)
+    if not os.path.exists(path):
+        raise ConfigurationError(
+            f"{archive_of(serialization_dir) or serialization_dir} has no weights (no weights.th "
+            "or "
+            "best.th), so it is not a trained model. If they are elsewhere, name them with "
+            "--weights-file."
+        )
+    return path
+
+
+def _read_state_dict(
+    stock: Callable[..., Dict[str, torch.Tensor]],
+    path: Union[str, os.PathLike],
+    strip_prefix: Optional[str] = None,
+    ignore: Optional[List[str]] = None,
+    strict: bool = True,
+    cuda_device: int = -1,
+) -> Dict[str, torch.Tensor]:
+    shown = archive_of(Path(path).parent)
+    shown = f"{path}" if shown is None else f"{Path(path).name} in {shown}"
+    try:
+        state = torch.load(
+            path, map_location=nn_util.device_mapping(cuda_device), weights_only=True
+        )
+    except pickle.UnpicklingError as error:
+        raise ConfigurationError(
+            f"{shown} holds something other than tensors, or is damaged, and is not loaded because "
+            "that "
+            f"could run a program hidden in it: {_first_line(error)}"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA" in str(error):
+            raise
+        raise ConfigurationError(
+            f"{shown} is not a file of weights, or is damaged: {_first_line(error)}"
+        ) from None
+    if not isinstance(state, dict):
+        raise ConfigurationError(
+            f"{shown} holds a {type(state).__name__} where names of tensors and tensors were "
+            "expected."
+        )
+    if strip_prefix is None and ignore is None:
+        return OrderedDict(state)
+    # What is there has just been seen to be tensors.
+    with _weights_only():
+        return stock(path, strip_prefix, ignore, strict, cuda_device)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _with_weights_only(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with _weights_only():
+        return stock(*args, **kwargs)
+
+
+# Vocabularies
+
+
+def _vocabulary_from_files(
+    stock: Callable[..., Vocabulary],
+    cls: type,
+    directory: Union[str, os.PathLike],
+    *args: Any,
+    **kwargs: Any,
+) -> Vocabulary:
+    source = archive_of(Path(directory).parent)
+    if not os.path.isdir(directory) and source is not None:
+        raise ConfigurationError(
+            f"{source} has no folder vocabulary, so it is not a model archive."
+        )
+    if os.path.isdir(directory) and not os.path.exists(
+        os.path.join(directory, NAMESPACE_PADDING_FILE)
+    ):
+        raise ConfigurationError(
+            f"{source or directory} has no "
+            f"{NAMESPACE_PADDING_FILE}{' in its vocabulary' if source else ''}. "
+            "A vocabulary is a folder with one file of words for each namespace, such as "
+            "tokens.txt, and this one, which holds two lines: *labels and *tags."
+        )
+    try:
+        return stock(cls, directory, *args, **kwargs)
+    except FileNotFoundError:
+        if os.path.exists(directory):
+            raise
+        raise ConfigurationError(
+            f"There is no vocabulary at {directory}.{variables_with(str(directory))} Expected a "
+            "folder with one file of words for each namespace, such as tokens.txt."
+        ) from None
+
+
+def _set_from_file(
+    stock: Callable[..., None],
+    self: Vocabulary,
+    filename: str,
+    is_padded: bool = True,
+    oov_token: str = DEFAULT_OOV_TOKEN,
+    namespace: str = "tokens",
+) -> None:
+    try:
+        stock(self, filename, is_padded, oov_token, namespace)
+    except AssertionError:
+        raise ConfigurationError(_no_oov_token(filename, oov_token)) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigurationError(
+            f"{filename}, line {line}: a byte that is not UTF-8 "
+            f"({error.object[error.start]:#04x}). "
+            "Convert the file to UTF-8."
+        ) from None
+    except IsADirectoryError:
+        raise ConfigurationError(
+            f"{filename} is a folder. A vocabulary is a folder of files, each with the words of "
+            "one namespace."
+        ) from None
+    indices = self._token_to_index[namespace]
+    problem = None
+    if len(indices) != len(self._index_to_token[namespace]):
+        problem = _first_duplicate(filename)
+    elif "" in indices and is_padded and namespace == "tokens":
+        problem = (
+            f"{filename}, line {indices['']}: this line is empty. The number of a word is the "
+            "number of its "
+            "line. Remove empty lines."
+        )
+    if problem is None:
+        return
+    if archive_of(Path(filename).parent.parent) is not None:
+        # That model was trained with it.
+        logger.warning("%s", problem)
+    else:
+        raise ConfigurationError(problem)
+
+
+def _words(filename: str) -> List[str]:
+    with open(filename, encoding="utf-8", newline="") as file:
+        return re.split(r"\n|\r\n", file.read())
+
+
+def _no_oov_token(filename: str, oov_token: str) -> str:
+    message = (
+        f"{filename} has no line {oov_token}, the entry for words that are not in the list. A "
+        "vocabulary "
+        "file has one word a line, this one among them; every file in the folder is taken for one."
+    )
+    words = _words(filename)
+    for other in ("<UNK>", "<unk>", "[UNK]", "UNK"):
+        if other in words:
+            return message + f" Line {words.index(other) + 1} is {other}: write {oov_token} there."
+    return message + " Add it, for example as the first line."
+
+
+def _first_duplicate(filename: str) -> str:
+    lines: Dict[str, int] = {}
+    for number, word in enumerate(_words(filename), start=1):
+        if word in lines:
+            return (
+                f"{filename}, line {number}: the word {word!r} is also on line {lines[word]}. The "
+                "number of a "
+                "word is the number of its line, so that each may be there once. Remove the second."
+            )
+        lines[word] = number
+    return (
+        f"{filename} has the entry for padding, or that for unknown words, twice under two names. "
+        "Remove one."
+    )
