@@ -1,0 +1,212 @@
+import errno
+import json
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from allennlp.commands import main
+
+import transformer_elmo.commands.embed  # noqa: F401
+from tests.small_lm import DIM, random_sentences
+from transformer_elmo.commands import vectors_file
+from transformer_elmo.commands.embed import embed_file
+from transformer_elmo.embedding import TransformerElmo
+
+SENTENCES = random_sentences(25, seed=31)
+LINES = [*SENTENCES[:7], "", json.dumps({"tokens": SENTENCES[7].split()}), *SENTENCES[8:]]
+EMBEDDED = [*SENTENCES[:7], "", *SENTENCES[7:]]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(lm_archive):
+    return TransformerElmo.from_archive(lm_archive, device="cpu").embed(EMBEDDED, "all")
+
+
+@pytest.fixture
+def embed(monkeypatch, lm_archive, text, tmp_path):
+    """`allennlp embed`, but for its search for plugins."""
+    monkeypatch.setattr("allennlp.commands.import_plugins", lambda: None)
+
+    def run(output, *arguments, text=text, archive=lm_archive):
+        output = tmp_path / output
+        command = ["allennlp", "embed", str(archive), str(text), str(output), *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        main()
+        return output
+
+    return run
+
+
+def refused(run, *arguments, **options):
+    """The one line that is printed."""
+    with pytest.raises(SystemExit) as exit:
+        run(*arguments, **options)
+    message = exit.value.code
+    assert message.startswith("allennlp embed: ") and "\n" not in message
+    return message
+
+
+def test_hdf5(embed, expected):
+    for name, arguments, pick in (
+        ("all.hdf5", ["--all"], lambda layers: layers),
+        ("top.h5", ["--top"], lambda layers: layers[-1]),
+        ("average.hdf5", ["--average"], lambda layers: layers.mean(0)),
+        ("one.hdf5", ["--layer", "1"], lambda layers: layers[1]),
+        ("sum.hdf5", ["--weights=-1,0,2"], lambda layers: 2 * layers[2] - layers[0]),
+    ):
+        with h5py.File(embed(name, *arguments, "--max-tokens", "100"), "r") as file:
+            assert set(file) == {*map(str, range(len(LINES))), "sentence_to_index"}
+            for number, layers in enumerate(expected):
+                found = file[str(number)]
+                assert found.dtype == np.float32 and found.shape == pick(layers).shape
+                assert np.abs(found[()] - pick(layers)).max(initial=0) < 1e-5
+            assert file["sentence_to_index"].shape == (1,)
+            index = json.loads(file["sentence_to_index"][0])
+            assert all(EMBEDDED[int(number)] == sentence for sentence, number in index.items())
+            assert set(index) == set(EMBEDDED)
+
+
+def test_arrays(embed, expected, tmp_path):
+    layers = np.concatenate(expected, axis=1).swapaxes(0, 1)
+    lengths = [len(sentence.split()) for sentence in EMBEDDED]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+
+    with np.load(embed("vectors.npz", "--all", "--dtype", "float16")) as arrays:
+        assert set(arrays) == {"vectors", "offsets"}
+        assert arrays["vectors"].dtype == np.float16
+        assert arrays["vectors"].shape == (offsets[-1], 3, 2 * DIM)
+        assert np.abs(arrays["vectors"] - layers).max() < 1e-2
+        assert np.array_equal(arrays["offsets"], offsets)
+
+    vectors = np.load(embed("vectors.npy", "--top"), mmap_mode="r")
+    assert vectors.dtype == np.float32 and vectors.shape == (offsets[-1], 2 * DIM)
+    assert np.abs(vectors - layers[:, -1]).max() < 1e-5
+    assert np.array_equal(np.load(tmp_path / "vectors.offsets.npy"), offsets)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+class Stopped(BaseException):
+    """A crash: nothing catches it."""
+
+
+def stop_after(monkeypatch, count, error):
+    append = vectors_file.VectorsFile.append
+    left = [count]
+
+    def stopping(self, vectors):
+        if not left[0]:
+            raise error
+        left[0] -= 1
+        append(self, vectors)
+
+    monkeypatch.setattr(vectors_file.VectorsFile, "append", stopping)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch, killed):
+    options = {"archive_options": {"device": -1, "max_tokens": 40}}
+    whole, again = tmp_path / "whole.npy", tmp_path / "again.npy"
+    embed_file(str(lm_archive), str(text), str(whole), "top", **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10, Stopped())
+        if killed:
+            # Nothing is noted at the end, then.
+            patch.setattr(vectors_file, "WORDS_PER_CHECKPOINT", 30)
+            patch.setattr(vectors_file.VectorsFile, "close", lambda self: self._vectors.flush())
+        with pytest.raises(Stopped):
+            embed_file(str(lm_archive), str(text), str(again), "top", **options)
+    assert not again.exists() and (tmp_path / "again.npy.partial").is_dir()
+
+    # As if the machine had stopped in the middle of the next sentence.
+    with open(tmp_path / "again.npy.partial" / "vectors.npy", "ab") as file:
+        file.write(b"half a vector")
+
+    embedded = []
+    stream = TransformerElmo.embed_stream
+
+    def watched(self, sentences, *arguments, **options):
+        sentences = list(sentences)
+        embedded.extend(sentences)
+        return stream(self, sentences, *arguments, **options)
+
+    monkeypatch.setattr(TransformerElmo, "embed_stream", watched)
+    embed_file(str(lm_archive), str(text), str(again), "top", **options)
+    done = len(LINES) - len(embedded)
+    assert 0 < done < 10 if killed else done == 10
+    assert np.abs(np.load(again) - np.load(whole)).max() < 1e-5
+    assert np.array_equal(
+        np.load(tmp_path / "again.offsets.npy"), np.load(tmp_path / "whole.offsets.npy")
+    )
+    assert not (tmp_path / "again.npy.partial").exists()
+
+
+def test_work_begun_with_other_settings(embed, text, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, Stopped())
+        with pytest.raises(Stopped):
+            embed("out.hdf5", "--top")
+    message = refused(embed, "out.hdf5", "--all")
+    assert "other settings (layers)" in message and "--force" in message
+    text.write_text("the cat\nsat on\n")
+    assert "other settings (input)" in refused(embed, "out.hdf5", "--top")
+    with h5py.File(embed("out.hdf5", "--all", "--force"), "r") as file:
+        assert set(file) == {"0", "1", "sentence_to_index"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.hdf5", "text.txt"]
+
+
+def test_no_space_left(embed, tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors_file.os, "fsync", lambda _: (_ for _ in ()).throw(full))
+        for name in ("full.hdf5", "full.npz", "full.npy"):
+            message = refused(embed, name, "--top")
+            assert "No space is left" in message and f"{name}.partial" in message
+    assert not list(tmp_path.glob("full.*[a-z5]")) or all(
+        path.name.endswith(".partial") for path in tmp_path.glob("full.*")
+    )
+    with h5py.File(embed("full.hdf5", "--top"), "r") as file:
+        assert len(file) == len(LINES) + 1
+
+    # While the work is put under its name, what is there under that name stays.
+    before = (tmp_path / "full.hdf5").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors_file.h5py, "File", lambda *_: (_ for _ in ()).throw(full))
+        assert "No space is left" in refused(embed, "full.hdf5", "--all", "--force")
+    assert (tmp_path / "full.hdf5").read_bytes() == before
+
+
+def test_what_cannot_be_embedded(embed, tmp_path, text):
+    text_before = text.read_bytes()
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    taken = tmp_path / "taken.hdf5"
+    taken.write_text("mine")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("caf\u00e9\n".encode("latin-1"))
+    broken = tmp_path / "broken.txt"
+    broken.write_text('the cat\n{"tokens": [\n')
+    for arguments, options, expected in (
+        (["taken.hdf5", "--top"], {}, "taken.hdf5 exists. Give --force"),
+        (["out.txt", "--top"], {}, "must end with one of .hdf5"),
+        (["none/out.npy", "--top"], {}, "no folder"),
+        (["out.npy", "--layer", "7"], {}, "got 7"),
+        (["out.npy", "--weights", "1,2"], {}, "weights must be 3 numbers"),
+        (["out.npy", "--top"], {"text": empty}, "is empty"),
+        (["out.npy", "--top"], {"text": tmp_path / "gone.txt"}, "No file matches"),
+        (["out.npy", "--top"], {"text": latin}, "line 1: byte 4"),
+        (["out.npy", "--top", "--force"], {"text": broken}, "Line 2 begins like JSON"),
+        (["out.npy", "--top"], {"archive": tmp_path / "gone.tar.gz"}, "no archive"),
+        (["out.npy", "--top", "--segment-length", "3", "--force"], {}, "windows of at least 4"),
+        (["out.npy", "--top", "--max-tokens", "0", "--force"], {}, "max_tokens must be at least 1"),
+    ):
+        assert expected in refused(embed, *arguments, **options)
+    assert taken.read_text() == "mine" and text.read_bytes() == text_before
+    assert not list(tmp_path.glob("out.np?"))

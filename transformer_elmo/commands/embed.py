@@ -1,0 +1,238 @@
+"""`allennlp embed`: vectors for every word of a text, in a file."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+from allennlp.commands.subcommand import Subcommand
+from allennlp.common import logging as common_logging
+from allennlp.common.checks import ConfigurationError
+from allennlp.common.tqdm import Tqdm
+from overrides import overrides
+
+from transformer_elmo.commands.vectors_file import VectorsFile, checked_format
+from transformer_elmo.data.corpus import find_shards
+from transformer_elmo.embedding import SEGMENT_LENGTH, Layers, TransformerElmo
+from transformer_elmo.sentences import INPUT_FORMATS, Sentence, count_lines, parse_line, read_lines
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """
+Embed every word of a text with a Transformer ELMo and write the vectors to one file: HDF5, laid
+out as by AllenNLP 0.9's elmo command and bilm-tf (a dataset for each line, its number as the name,
+and sentence_to_index); or .npz or .npy with all vectors in one array, and offsets. If the command
+is cut short, the same command goes on where it stood.
+"""
+
+
+@Subcommand.register("embed", exist_ok=True)
+class Embed(Subcommand):
+    """`allennlp embed ARCHIVE INPUT OUTPUT`; `--help` has the options."""
+
+    @overrides
+    def add_subparser(self, parser: argparse._SubParsersAction) -> argparse.ArgumentParser:
+        subparser = parser.add_parser(
+            self.name, description=DESCRIPTION, help="Write the vectors of every word of a text."
+        )
+        subparser.add_argument(
+            "archive_file", help="a model.tar.gz, the folder of a training run, or a URL"
+        )
+        subparser.add_argument(
+            "input_file",
+            help="text, one sentence a line, or JSON lines with a list of words as tokens; "
+            "may be compressed; blank lines keep their numbers",
+        )
+        subparser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
+        what = subparser.add_mutually_exclusive_group(required=True)
+        what.add_argument("--all", action="store_true", help="all layers, that of words first")
+        what.add_argument("--top", action="store_true", help="the top layer")
+        what.add_argument("--average", action="store_true", help="the mean of all layers")
+        what.add_argument(
+            "--weights", type=_numbers, metavar="W,W,...", help="a sum of layers with these weights"
+        )
+        what.add_argument("--layer", type=int, help="one layer; 0 is that of words")
+        subparser.add_argument(
+            "--dtype",
+            choices=["float32", "float16"],
+            default="float32",
+            help="how numbers are written",
+        )
+        subparser.add_argument(
+            "--max-tokens", type=int, default=2000, help="tokens of a batch, padding included"
+        )
+        subparser.add_argument(
+            "--segment-length",
+            type=int,
+            default=SEGMENT_LENGTH,
+            help="longer lines are embedded in overlapping windows of so many tokens",
+        )
+        subparser.add_argument(
+            "--input-format",
+            choices=INPUT_FORMATS,
+            default="auto",
+            help='by default, a line that begins with {" is JSON',
+        )
+        subparser.add_argument(
+            "--tokenizer", help="by name, for lines of text; by default the one of the archive"
+        )
+        subparser.add_argument(
+            "--precision",
+            choices=["float32", "bfloat16"],
+            help="how numbers are multiplied; by default as the archive says",
+        )
+        subparser.add_argument(
+            "--forget-sentences",
+            action="store_true",
+            help="HDF5 without sentence_to_index, which takes as much memory as the text",
+        )
+        subparser.add_argument(
+            "--force", action="store_true", help="replace a file of that name, or work begun on it"
+        )
+        subparser.add_argument("--cuda-device", type=int, default=-1, help="a GPU's number")
+        subparser.add_argument("--weights-file", help="other weights than the archive's")
+        subparser.add_argument(
+            "-o", "--overrides", default="", help="JSON that changes the archive's config"
+        )
+        subparser.add_argument(
+            "--file-friendly-logging", action="store_true", help="progress on lines of its own"
+        )
+        subparser.set_defaults(func=embed_from_args)
+        return subparser
+
+
+def _numbers(text: str) -> List[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected numbers with commas between them, got {text!r}"
+        ) from None
+
+
+def embed_from_args(args: argparse.Namespace) -> None:
+    common_logging.FILE_FRIENDLY_LOGGING = args.file_friendly_logging
+    layers: Layers = "mix"
+    if args.all:
+        layers = "all"
+    elif args.top:
+        layers = "top"
+    elif args.layer is not None:
+        layers = args.layer
+    try:
+        embed_file(
+            args.archive_file,
+            args.input_file,
+            args.output_file,
+            layers,
+            weights=args.weights,
+            dtype=args.dtype,
+            input_format=args.input_format,
+            forget_sentences=args.forget_sentences,
+            force=args.force,
+            archive_options={
+                "device": args.cuda_device,
+                "precision": args.precision,
+                "overrides": args.overrides,
+                "weights_file": args.weights_file,
+                "tokenizer": args.tokenizer,
+                "max_tokens": args.max_tokens,
+                "segment_length": args.segment_length,
+            },
+        )
+    except (ConfigurationError, ValueError) as error:
+        sys.exit(f"allennlp embed: {getattr(error, 'message', error)}")
+
+
+def embed_file(
+    archive_file: str,
+    input_file: str,
+    output_file: str,
+    layers: Layers = "mix",
+    *,
+    weights: Optional[List[float]] = None,
+    dtype: str = "float32",
+    input_format: str = "auto",
+    forget_sentences: bool = False,
+    force: bool = False,
+    archive_options: Optional[Dict[str, Any]] = None,
+) -> None:
+    """
+    What `allennlp embed` does.
+
+    # Parameters
+
+    archive_file, input_file, output_file : `str`, required.
+    layers, weights : optional
+        See `TransformerElmo.embed`.
+    dtype : `str`, optional (default = `"float32"`)
+    input_format : `str`, optional (default = `"auto"`)
+        See `transformer_elmo.sentences.parse_line`.
+    forget_sentences : `bool`, optional (default = `False`)
+        Leave out `sentence_to_index`.
+    force : `bool`, optional (default = `False`)
+    archive_options : `Dict[str, Any]`, optional (default = `None`)
+        See `TransformerElmo.from_archive`.
+
+    # Raises
+
+    `ConfigurationError` or `ValueError`
+        See `VectorsFile` and `TransformerElmo`.
+    """
+    output = Path(output_file)
+    # Whatever can be found wrong is, before minutes go into opening a model.
+    output_format = checked_format(output, force)
+    num_lines = count_lines(input_file)
+    if not num_lines:
+        raise ConfigurationError(f"{input_file} is empty. Expected text, one sentence a line.")
+    options = archive_options or {}
+    elmo = TransformerElmo.from_archive(archive_file, **options)
+    layers = elmo.checked_layers(layers, weights)
+    settings = {
+        "archive": _identity(archive_file),
+        "input": [_identity(str(shard)) for shard in find_shards(input_file)],
+        "layers": layers,
+        "weights": weights,
+        "dtype": dtype,
+        "input_format": input_format,
+        # How sentences are batched doesn't matter.
+        "options": {k: v for k, v in options.items() if k not in ("max_tokens", "device")},
+    }
+    word_shape = [elmo.num_layers, elmo.dim] if layers == "all" else [elmo.dim]
+    file = VectorsFile(output, word_shape, dtype, settings, force)
+    if file.num_sentences:
+        logger.info("Going on after %d lines.", file.num_sentences)
+    try:
+        sentences = _sentences(input_file, input_format, file.num_sentences)
+        with Tqdm.tqdm(total=num_lines, initial=file.num_sentences, desc="embedding") as progress:
+            for vectors in elmo.embed_stream(sentences, layers, weights=weights):
+                file.append(vectors.swapaxes(0, 1) if layers == "all" else vectors)
+                progress.update()
+    except BaseException:
+        file.close()
+        raise
+    texts = None
+    if output_format == "hdf5" and not forget_sentences:
+        texts = (
+            sentence if isinstance(sentence, str) else " ".join(sentence)
+            for sentence in _sentences(input_file, input_format, 0)
+        )
+    file.finish(texts)
+    logger.info("Wrote the vectors of %d lines to %s.", file.num_sentences, output)
+
+
+def _sentences(input_file: str, input_format: str, first: int) -> Iterator[Sentence]:
+    for number, line in enumerate(read_lines(input_file)):
+        if number >= first:
+            # A blank line is a sentence without words.
+            yield parse_line(line, input_format, number + 1) if line.strip() else []
+
+
+def _identity(path: str) -> Any:
+    """What tells that a file is still the same."""
+    if os.path.exists(path):
+        status = os.stat(path)
+        return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+    return path

@@ -1,0 +1,312 @@
+"""
+Vectors of sentences on disk, written such that there is never half a file under the final name and
+that work cut short goes on where it stood.
+"""
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Dict, Iterable, Iterator, List, Optional
+
+import h5py
+import numpy as np
+from allennlp.common.checks import ConfigurationError
+
+# Room for the header of a .npy file, whose shape is known last. NumPy aligns it to 64 bytes.
+HEADER_SIZE = 256
+
+FORMATS = {".hdf5": "hdf5", ".h5": "hdf5", ".npy": "npy", ".npz": "npz"}
+
+# Words between two notes of how far the work is.
+WORDS_PER_CHECKPOINT = 20_000
+
+_STATE, _VECTORS, _LENGTHS = "state.json", "vectors.npy", "lengths.raw"
+
+
+class VectorsFile:
+    """
+    A file of vectors in the making.
+
+    Until it is finished, there is a folder beside it, its name with `.partial` behind, with all
+    that has been made, and nothing (or what was there before) under its own name. If the work is
+    cut short and begun again with the same settings, it goes on from there.
+
+    # Formats, by the name's ending
+
+    - `.hdf5`, `.h5`: what AllenNLP 0.9's `elmo` command and bilm-tf wrote: a dataset for each
+      sentence, its number as the name, shape `(num_words, dim)`, or `(num_layers, num_words, dim)`
+      for all layers; and `sentence_to_index`, a JSON object in a dataset of shape `(1,)`.
+    - `.npz`: `vectors`, those of all sentences one after the other, shape `(num_words, dim)` or
+      `(num_words, num_layers, dim)`; and `offsets`, shape `(num_sentences + 1,)`: sentence `i` is
+      `vectors[offsets[i]:offsets[i + 1]]`.
+    - `.npy`: `vectors` alone, for `numpy.load(..., mmap_mode="r")`. `offsets` go to a file of
+      their own, with `.offsets.npy` in place of `.npy`.
+
+    # Parameters
+
+    path : `Path`, required.
+    word_shape : `List[int]`, required.
+        The shape of what one word gets: `[dim]` or `[num_layers, dim]`.
+    dtype : `str`, required.
+        "float32" or "float16".
+    settings : `Dict[str, Any]`, required.
+        All that the vectors depend on.
+    force : `bool`, optional (default = `False`)
+        Replace a file that is there, and begin anew what was begun otherwise.
+
+    # Raises
+
+    `ConfigurationError`
+        If the name has another ending; if there is such a file, or one begun with other settings,
+        and `force` isn't given; if there is no such folder.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        word_shape: List[int],
+        dtype: str,
+        settings: Dict[str, Any],
+        force: bool = False,
+    ) -> None:
+        self.path = path
+        self.format = checked_format(path, force)
+        self._word_shape = word_shape
+        self._dtype = np.dtype(dtype)
+        self._folder = partial_folder(path)
+        # As it will be when it is read again.
+        self._settings = json.loads(json.dumps(settings))
+        self.num_sentences = 0
+        self._num_words = 0
+        self._words_noted = 0
+        if force and self._folder.exists() and not self._matches():
+            shutil.rmtree(self._folder)
+        with _room_on_disk(self._folder):
+            self._open()
+
+    def _matches(self) -> bool:
+        return self._noted().get("settings") == self._settings
+
+    def _noted(self) -> Dict[str, Any]:
+        try:
+            return json.loads((self._folder / _STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _open(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        state = self._noted()
+        if state:
+            if state["settings"] != self._settings:
+                changed = sorted(
+                    name
+                    for name in {*state["settings"], *self._settings}
+                    if state["settings"].get(name) != self._settings.get(name)
+                )
+                raise ConfigurationError(
+                    f"{self._folder} holds work begun with other settings ({', '.join(changed)}). "
+                    "Repeat those to go on, or give --force to begin anew."
+                )
+            self.num_sentences, self._num_words = state["num_sentences"], state["num_words"]
+        # What came after the last note may be half written: it is made again.
+        self._vectors = self._reopen(
+            _VECTORS, HEADER_SIZE + self._num_words * self._bytes_per_word()
+        )
+        self._lengths = self._reopen(_LENGTHS, 8 * self.num_sentences)
+        self._words_noted = self._num_words
+
+    def _bytes_per_word(self) -> int:
+        return int(np.prod(self._word_shape)) * self._dtype.itemsize
+
+    def _reopen(self, name: str, size: int) -> IO[bytes]:
+        path = self._folder / name
+        if self.num_sentences and (not path.exists() or path.stat().st_size < size):
+            raise ConfigurationError(f"{path} is shorter than it was. Give --force to begin anew.")
+        file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
+        # Grows a new file by zeros, for the header.
+        file.truncate(size)
+        file.seek(size)
+        return file
+
+    def append(self, vectors: np.ndarray) -> None:
+        """
+        The next sentence's vectors.
+
+        # Parameters
+
+        vectors : `np.ndarray`
+            Shape `(num_words, *word_shape)`.
+        """
+        with _room_on_disk(self._folder):
+            assert list(vectors.shape[1:]) == self._word_shape
+            self._vectors.write(np.ascontiguousarray(vectors, dtype=self._dtype).tobytes())
+            self._lengths.write(np.int64(len(vectors)).tobytes())
+            self.num_sentences += 1
+            self._num_words += len(vectors)
+            if self._num_words - self._words_noted >= WORDS_PER_CHECKPOINT:
+                self.note()
+
+    def note(self) -> None:
+        """Notes how far the work is, once that much is safely on the disk."""
+        for file in (self._vectors, self._lengths):
+            file.flush()
+            os.fsync(file.fileno())
+        state = {
+            "settings": self._settings,
+            "num_sentences": self.num_sentences,
+            "num_words": self._num_words,
+        }
+        with _replacing(self._folder / _STATE) as file:
+            file.write(json.dumps(state).encode())
+        self._words_noted = self._num_words
+
+    def close(self) -> None:
+        """Leaves the work for another time."""
+        with _room_on_disk(self._folder), self._lengths, self._vectors:
+            self.note()
+
+    def finish(self, sentences: Optional[Iterable[str]] = None) -> None:
+        """
+        Puts the whole file under its name.
+
+        # Parameters
+
+        sentences : `Iterable[str]`, optional (default = `None`)
+            For HDF5: the texts that `sentence_to_index` leads from.
+        """
+        with _room_on_disk(self._folder):
+            self.note()
+        shape = (self._num_words, *self._word_shape)
+        self._vectors.seek(0)
+        self._vectors.write(npy_header(shape, self._dtype))
+        self._vectors.flush()
+        os.fsync(self._vectors.fileno())
+        lengths = np.fromfile(self._folder / _LENGTHS, dtype=np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._vectors.close()
+        self._lengths.close()
+        with _room_on_disk(self._folder):
+            if self.format == "npy":
+                with _replacing(offsets_path(self.path)) as file:
+                    np.save(file, offsets)
+                os.replace(self._folder / _VECTORS, self.path)
+            elif self.format == "npz":
+                with _replacing(self.path) as file:
+                    self._write_npz(file, offsets)
+            else:
+                with _replacing(self.path) as file:
+                    self._write_hdf5(file, offsets, sentences)
+        shutil.rmtree(self._folder)
+
+    def _write_npz(self, file: IO[bytes], offsets: np.ndarray) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            with (
+                archive.open("vectors.npy", "w", force_zip64=True) as member,
+                open(self._folder / _VECTORS, "rb") as vectors,
+            ):
+                shutil.copyfileobj(vectors, member, 2**24)
+            with archive.open("offsets.npy", "w", force_zip64=True) as member:
+                np.save(member, offsets)
+
+    def _write_hdf5(
+        self, file: IO[bytes], offsets: np.ndarray, sentences: Optional[Iterable[str]]
+    ) -> None:
+        if self._num_words:
+            vectors = np.load(self._folder / _VECTORS, mmap_mode="r")
+        else:
+            vectors = np.zeros((0, *self._word_shape), dtype=self._dtype)
+        with h5py.File(file.name, "w") as output:
+            for number, (begin, end) in enumerate(itertools.pairwise(offsets)):
+                sentence = np.asarray(vectors[begin:end])
+                if sentence.ndim == 3:
+                    sentence = sentence.swapaxes(0, 1)
+                output.create_dataset(str(number), data=sentence)
+            if sentences is not None:
+                index = {sentence: str(number) for number, sentence in enumerate(sentences)}
+                dataset = output.create_dataset(
+                    "sentence_to_index", (1,), dtype=h5py.string_dtype("utf-8")
+                )
+                dataset[0] = json.dumps(index)
+
+
+def checked_format(path: Path, force: bool) -> str:
+    """
+    The format of a file to be written, by its name, if it may be written.
+
+    # Raises
+
+    `ConfigurationError`
+        See `VectorsFile`.
+    """
+    if path.suffix not in FORMATS:
+        raise ConfigurationError(
+            f"The output's name must end with one of {', '.join(FORMATS)}: got {path}."
+        )
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"There is no folder {path.parent} to write {path.name} to.")
+    taken = [path]
+    if FORMATS[path.suffix] == "npy":
+        taken.append(offsets_path(path))
+    for file in taken:
+        if file.exists() and not force:
+            raise ConfigurationError(f"{file} exists. Give --force to replace it.")
+        if file.is_dir():
+            raise ConfigurationError(f"{file} is a folder.")
+    return FORMATS[path.suffix]
+
+
+def offsets_path(path: Path) -> Path:
+    """Where the offsets of a `.npy` file go."""
+    return path.with_suffix(".offsets.npy")
+
+
+def partial_folder(path: Path) -> Path:
+    """Where the work on a file is kept until it is finished."""
+    return path.with_name(path.name + ".partial")
+
+
+def npy_header(shape: Iterable[int], dtype: np.dtype) -> bytes:
+    """
+    The beginning of a `.npy` file of version 1.0, always `HEADER_SIZE` bytes. Source: the format's
+    description in `numpy.lib.format`.
+    """
+    description = {"descr": dtype.str, "fortran_order": False, "shape": tuple(map(int, shape))}
+    magic = b"\x93NUMPY\x01\x00"
+    size = HEADER_SIZE - len(magic) - 2
+    return magic + size.to_bytes(2, "little") + f"{description!s:<{size - 1}}\n".encode("ascii")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that gets its name when it is whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _room_on_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # HDF5 has its own words for it, and the number of the error only sometimes.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full:
+            raise
+        raise ConfigurationError(
+            f"No space is left on the disk of {folder.parent}. Make room and repeat the command: "
+            f"it goes on from what {folder.name} holds. (float16 takes half the space; HDF5 and "
+            ".npz need it twice at the end, .npy does not.)"
+        ) from error
