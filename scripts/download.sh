@@ -1,0 +1,138 @@
+# Sourced by fetch_data.sh and fetch_vocab.sh, which set `program`: saying, failing, space and downloads.
+# shellcheck shell=bash
+
+say() { printf '%s: %s\n' "$program" "$*" >&2; }
+fail() { printf '%s: %s\n' "$program" "$*" >&2; exit 1; }
+
+# need TOOL...: fails where one isn't there.
+need() {
+    local tool
+    for tool in "$@"; do
+        command -v "$tool" >/dev/null 2>&1 || fail "needs '$tool', which isn't on this machine's PATH; install it"
+    done
+}
+
+# Quotes for the shell, so that a path with spaces, quotes or a * can be pasted.
+quoted() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; }
+
+# folder_of DIR: makes DIR and prints its absolute path.
+folder_of() {
+    mkdir -p -- "$1" 2>/dev/null || fail "can't make the folder '$1': name one that may be written to"
+    [ -w "$1" ] || fail "may not write to the folder '$1': name another"
+    (cd -- "$1" && pwd)
+}
+
+# check_space DIR KILOBYTES WHAT
+check_space() {
+    local free
+    free=$(df -Pk "$1" | awk 'NR == 2 { print $4 }')
+    if [ "$free" -lt "$2" ]; then
+        fail "$3 needs $((($2 + 1023) / 1024)) MB, but only $((free / 1024)) MB are free in $1: make room, or name" \
+            "a folder on another disk"
+    fi
+}
+
+kilobytes_of() { if [ -f "$1" ]; then echo $(($(wc -c <"$1") / 1024)); else echo 0; fi; }
+
+# One try at URL into PART, from where PART ends. Sets `outcome` (done, retry, again, never, full) and `reason`.
+try_with_curl() {
+    local url=$1 part=$2 status=0 said
+    # A proxy or a server that falls silent is given up after a minute.
+    local command=(curl --fail --location --connect-timeout 30 --speed-limit 1 --speed-time 60
+        --continue-at - --output "$part" --write-out '\n%{http_code}' "$url")
+    if [ -t 2 ]; then
+        said=$("${command[@]}" --progress-bar </dev/null) || status=$?
+        reason="curl ended with code $status, see above"
+    else
+        said=$("${command[@]}" --silent --show-error 2>&1 </dev/null) || status=$?
+        reason=$(printf '%s\n' "$said" | grep '^curl: ' | tail -n 1) || true
+    fi
+    case $status in
+        0) outcome=done ;;
+        22) outcome_of_code "$(printf '%s\n' "$said" | grep '^[0-9][0-9][0-9]$' | tail -n 1)" ;;
+        23) outcome=full ;;
+        33) outcome=again reason="the server can't resume" ;;
+        1|3) outcome=never ;;
+        *) outcome=retry ;;
+    esac
+}
+
+try_with_wget() {
+    local url=$1 part=$2 status=0 code said
+    said=$(wget --no-verbose --server-response --tries=1 --timeout=60 --continue --output-document="$part" "$url" \
+        2>&1 </dev/null) || status=$?
+    code=$(printf '%s\n' "$said" | sed -n 's/^ *HTTP\/[0-9.]* \([0-9][0-9]*\).*/\1/p' | tail -n 1)
+    reason=$(printf '%s\n' "$said" | grep -v '^ ' | tail -n 1) || true
+    reason=${reason:-the connection ended before the file did}
+    if [ "$status" -eq 0 ]; then
+        outcome=done
+    elif [ "$status" -eq 3 ] || [ "${reason#Cannot write}" != "$reason" ]; then
+        outcome=full
+    elif [ "$status" -eq 8 ] && [ "${code:-0}" -eq 200 ]; then
+        outcome=again reason="the server can't resume"
+    elif [ "$status" -eq 8 ]; then
+        outcome_of_code "${code:-0}"
+    elif [ "$status" -le 2 ]; then
+        outcome=never
+    else
+        outcome=retry
+    fi
+}
+
+outcome_of_code() {
+    reason="the server answered $1"
+    case $1 in
+        416) outcome=done ;; # Nothing after what is here: the checks that follow say whether it is right.
+        408|425|429|5??) outcome=retry ;;
+        *) outcome=never ;;
+    esac
+}
+
+# download URL FILE VARIABLE: FILE appears when it is complete; until then it grows as FILE.part, which a later run
+# goes on with. VARIABLE names what chooses another mirror.
+download() {
+    local url=$1 file=$2 part=$2.part try attempt=1 wait=${FETCH_WAIT:-2} attempts=${FETCH_ATTEMPTS:-5}
+    local outcome="" reason=""
+    if command -v curl >/dev/null 2>&1; then
+        try=try_with_curl
+    elif command -v wget >/dev/null 2>&1; then
+        try=try_with_wget
+    else
+        fail "needs 'curl' or 'wget', and neither is on this machine's PATH; install one"
+    fi
+    if [ -f "$part" ] && [ "$(cat "$part.url" 2>/dev/null)" != "$url" ]; then
+        rm -f "$part" # It was begun from another address.
+    fi
+    printf '%s\n' "$url" >"$part.url" || fail "can't write to $(dirname "$part"): is the disk full?"
+    if [ -s "$part" ]; then
+        say "going on with $url after $(kilobytes_of "$part") kB"
+    else
+        say "downloading $url"
+    fi
+    while :; do
+        "$try" "$url" "$part"
+        case $outcome in
+            done) break ;;
+            full)
+                fail "$part can't be written to: is the disk full? What has come is kept, make room and run this again"
+                ;;
+            never)
+                [ -s "$part" ] || rm -f "$part" "$part.url"
+                fail "$url can't be had: $reason. Another mirror is chosen by $3"
+                ;;
+            again) rm -f "$part" ;;
+        esac
+        if [ "$attempt" -ge "$attempts" ]; then
+            [ -s "$part" ] || rm -f "$part" "$part.url"
+            fail "$url couldn't be had in $attempts tries: $reason. Is this machine online? Run this again to go on" \
+                "with what has come; another mirror is chosen by $3"
+        fi
+        say "try $attempt of $attempts: $reason; again in $wait s"
+        sleep "$wait"
+        attempt=$((attempt + 1))
+        wait=$((wait * 2))
+    done
+    rm -f "$part.url"
+    [ -f "$part" ] || : >"$part" # An empty file makes curl write none.
+    mv "$part" "$file"
+}

@@ -1,0 +1,56 @@
+"""Fixtures that tests of several rooms share."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, Callable, List
+
+# Before anything starts threads: tests run side by side on few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from allennlp.common import Params
+from allennlp.data import Vocabulary
+from allennlp.models import Model
+
+import transformer_elmo  # noqa: F401
+from tests.small_lm import (
+    WORDS,
+    experiment_config,
+    model_config,
+    random_sentences,
+    write_archive,
+)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sentences() -> List[str]:
+    return random_sentences(60)
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    vocabulary = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
+    for token in ["</S>", "<S>", *WORDS[:-3]]:
+        vocabulary.add_token_to_namespace(token)
+    return vocabulary
+
+
+@pytest.fixture
+def make_model(vocabulary: Vocabulary) -> Callable[..., Model]:
+    def make(**changes: Any) -> Model:
+        torch.manual_seed(1)
+        config = copy.deepcopy(model_config(**changes))
+        return Model.from_params(vocab=vocabulary, params=Params(config))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lm_archive(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> Path:
+    torch.manual_seed(2)
+    model = Model.from_params(vocab=vocabulary, params=Params(model_config()))
+    return write_archive(tmp_path_factory.mktemp("lm"), experiment_config(), model)

@@ -1,0 +1,146 @@
+"""`scripts/fetch_vocab.sh` against a tiny vocabulary from localhost, and on a tiny corpus."""
+
+import sys
+from pathlib import Path
+from typing import List
+
+import pytest
+
+FILE = "vocab-2016-09-10.txt"
+WORDS = ["</S>", "<S>", "<UNK>", "the", ",", "of", "na\u00efve", "caf\u00e9"]
+
+
+def served(words: List[str]) -> bytes:
+    return "".join(f"{word}\n" for word in words).encode()
+
+
+@pytest.fixture
+def fetch(run_script, mirror):
+    mirror.files[FILE] = served(WORDS)
+
+    def run(*arguments, **variables):
+        settings = {"ELMO_VOCAB_MIRROR": mirror.url, "ELMO_VOCAB_LINES": str(len(WORDS))}
+        return run_script("fetch_vocab.sh", *arguments, **{**settings, **variables})
+
+    return run
+
+
+def assert_failed(done, tmp_path: Path, *expected: str) -> None:
+    """It failed with one message, with nothing to paste and nothing left."""
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    for text in expected:
+        assert text in done.stderr.splitlines()[-1], done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_and_again(fetch, mirror, tmp_path, exported):
+    done = fetch("a vocabulary")
+    assert done.returncode == 0, done.stderr
+    final = tmp_path / "a vocabulary"
+    assert list(tmp_path.iterdir()) == [final]
+    words = ["@@UNKNOWN@@" if word == "<UNK>" else word for word in WORDS]
+    assert (final / "tokens.txt").read_bytes() == served(words)
+    assert (final / "non_padded_namespaces.txt").read_text() == "*labels\n*tags\n"
+    assert exported(done.stdout) == {"BIDIRECTIONAL_LM_VOCAB_PATH": str(final)}
+    again = fetch("a vocabulary")
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert len(mirror.requested_ranges) == 1
+
+
+def test_empty_folder_is_used(fetch, tmp_path):
+    (tmp_path / "vocabulary").mkdir()
+    assert fetch("vocabulary").returncode == 0
+    assert (tmp_path / "vocabulary" / "tokens.txt").exists()
+
+
+def test_folder_with_other_files_is_left_alone(fetch, tmp_path):
+    (tmp_path / "vocabulary").mkdir()
+    (tmp_path / "vocabulary" / "notes").write_text("mine")
+    done = fetch("vocabulary")
+    assert done.returncode == 1
+    assert "isn't a complete vocabulary" in done.stderr
+    assert [path.name for path in (tmp_path / "vocabulary").iterdir()] == ["notes"]
+
+
+def test_download_that_is_cut_off_is_resumed(fetch, mirror, tmp_path):
+    mirror.cut_after, mirror.cut_times = 7, 1
+    assert fetch("vocabulary").returncode == 0
+    assert mirror.requested_ranges == [None, "bytes=7-"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (WORDS[:-1], "7 lines, expected 8"),
+        (["<html>", *WORDS[1:]], 'line 1 is "<html>", expected "</S>"'),
+        ([*WORDS[:2], "the", *WORDS[4:], "a"], "line 3"),
+        ([*WORDS[:-1], "the"], "line 8 repeats line 4"),
+        ([*WORDS[:-1], ""], "line 8 is blank"),
+        ([], "0 lines"),
+    ],
+)
+def test_wrong_file(fetch, mirror, tmp_path, words, message):
+    mirror.files[FILE] = served(words)
+    assert_failed(fetch("vocabulary"), tmp_path, message, "--from-data")
+
+
+def test_offline(fetch, mirror, tmp_path):
+    mirror.stop()
+    assert_failed(fetch("vocabulary"), tmp_path, "couldn't be had in 3 tries")
+
+
+def test_gone(fetch, mirror, tmp_path):
+    mirror.files.clear()
+    assert_failed(fetch("vocabulary"), tmp_path, "404", "ELMO_VOCAB_MIRROR")
+
+
+def test_no_room(fetch, path_with, tmp_path):
+    commands = "bash cat dirname basename awk sed mktemp mkdir rm tr wc ls curl".split()
+    path = path_with(*commands, df="echo Filesystem; echo disk 9000000 1 500 1% /")
+    done = fetch("vocabulary", PATH=path)
+    assert done.returncode == 1
+    assert "30 MB, but only 0 MB are free" in done.stderr
+    assert not (tmp_path / "vocabulary").exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("a", "b"), ("--unknown",)])
+def test_wrong_arguments(fetch, tmp_path, arguments):
+    assert_failed(fetch(*arguments), tmp_path, "expected")
+
+
+def test_from_data_needs_data(fetch, tmp_path):
+    assert_failed(fetch("v", "--from-data"), tmp_path, "BIDIRECTIONAL_LM_TRAIN_PATH")
+
+
+def test_from_data_needs_the_package(fetch, tmp_path):
+    message = "run ./scripts/setup.sh first"
+    assert_failed(fetch("v", "--from-data", "x", PYTHON="no-such-python"), tmp_path, message)
+
+
+def test_from_data_that_cannot_be_counted(fetch, tmp_path, path_with):
+    # A Python that has the package, and whose counting begins to write and then fails.
+    counting = '[ "$1" = -c ] || { mkdir "$6"; echo half >"$6/tokens.txt"; echo Full >&2; exit 1; }'
+    python = Path(path_with(python=counting)) / "python"
+    done = fetch("v", "--from-data", "a b/*", PYTHON=str(python))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2:] == [
+        "Full",
+        "fetch_vocab: counting the words of a b/* failed, see above; nothing was written",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["commands"]
+
+
+def test_from_data(fetch, tmp_path, exported):
+    shards = tmp_path / "data" / "training-monolingual.tokenized.shuffled"
+    shards.mkdir(parents=True)
+    (shards / "news.en-00001-of-00100").write_text("b a a\na c b c once\n", encoding="utf-8")
+    (shards / "news.en-00002-of-00100").write_text("\u00e9 \u00e9 twice\nc b \u00e9 a twice\n")
+    done = fetch("vocabulary", "--from-data", "data", PYTHON=sys.executable)
+    assert done.returncode == 0, done.stderr
+    final = tmp_path / "vocabulary"
+    lines = (final / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[:4] == ["</S>", "<S>", "@@UNKNOWN@@", "a"]
+    assert sorted(lines[4:]) == ["b", "c", "\u00e9"]
+    assert (final / "non_padded_namespaces.txt").read_text() == "*labels\n*tags\n"
+    assert exported(done.stdout) == {"BIDIRECTIONAL_LM_VOCAB_PATH": str(final)}
