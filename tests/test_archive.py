@@ -115,7 +115,7 @@ class TestDamage:
         with pytest.raises(ConfigurationError, match=r"model\.tar\.gz"):
             unpack(path, folder)
 
-    # Named: gzip writes the time into its output, and the two test processes must agree on the names.
+    # Named: gzip writes the time into its output, and the test processes must agree on names.
     @pytest.mark.parametrize(
         "content",
         [
