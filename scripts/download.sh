@@ -1,5 +1,6 @@
 # Sourced by fetch_data.sh and fetch_vocab.sh, which set `program`: saying, failing, space and downloads.
 # shellcheck shell=bash
+: "${program:?}"
 
 say() { printf '%s: %s\n' "$program" "$*" >&2; }
 fail() { printf '%s: %s\n' "$program" "$*" >&2; exit 1; }
@@ -34,7 +35,7 @@ check_space() {
 
 kilobytes_of() { if [ -f "$1" ]; then echo $(($(wc -c <"$1") / 1024)); else echo 0; fi; }
 
-# One try at URL into PART, from where PART ends. Sets `outcome` (done, retry, again, never, full) and `reason`.
+# One try at URL into PART, from where PART ends. Sets `outcome` (complete, retry, again, never, full) and `reason`.
 try_with_curl() {
     local url=$1 part=$2 status=0 said
     # A proxy or a server that falls silent is given up after a minute.
@@ -48,7 +49,7 @@ try_with_curl() {
         reason=$(printf '%s\n' "$said" | grep '^curl: ' | tail -n 1) || true
     fi
     case $status in
-        0) outcome=done ;;
+        0) outcome=complete ;;
         22) outcome_of_code "$(printf '%s\n' "$said" | grep '^[0-9][0-9][0-9]$' | tail -n 1)" ;;
         23) outcome=full ;;
         33) outcome=again reason="the server can't resume" ;;
@@ -65,7 +66,7 @@ try_with_wget() {
     reason=$(printf '%s\n' "$said" | grep -v '^ ' | tail -n 1) || true
     reason=${reason:-the connection ended before the file did}
     if [ "$status" -eq 0 ]; then
-        outcome=done
+        outcome=complete
     elif [ "$status" -eq 3 ] || [ "${reason#Cannot write}" != "$reason" ]; then
         outcome=full
     elif [ "$status" -eq 8 ] && [ "${code:-0}" -eq 200 ]; then
@@ -82,7 +83,7 @@ try_with_wget() {
 outcome_of_code() {
     reason="the server answered $1"
     case $1 in
-        416) outcome=done ;; # Nothing after what is here: the checks that follow say whether it is right.
+        416) outcome=complete ;; # Nothing after what is here: the checks that follow say whether it is right.
         408|425|429|5??) outcome=retry ;;
         *) outcome=never ;;
     esac
@@ -100,10 +101,14 @@ download() {
     else
         fail "needs 'curl' or 'wget', and neither is on this machine's PATH; install one"
     fi
-    if [ -f "$part" ] && [ "$(cat "$part.url" 2>/dev/null)" != "$url" ]; then
+    if [ "$(cat "$part.url" 2>/dev/null)" != "$url" ]; then
         rm -f "$part" # It was begun from another address.
+        # In braces, so that the shell's own complaint isn't shown beside ours.
+        if ! { printf '%s\n' "$url" >"$part.url"; } 2>/dev/null; then
+            rm -f "$part.url" 2>/dev/null || true
+            fail "can't write to $(dirname "$part"): is the disk full?"
+        fi
     fi
-    printf '%s\n' "$url" >"$part.url" || fail "can't write to $(dirname "$part"): is the disk full?"
     if [ -s "$part" ]; then
         say "going on with $url after $(kilobytes_of "$part") kB"
     else
@@ -112,7 +117,7 @@ download() {
     while :; do
         "$try" "$url" "$part"
         case $outcome in
-            done) break ;;
+            complete) break ;;
             full)
                 fail "$part can't be written to: is the disk full? What has come is kept, make room and run this again"
                 ;;

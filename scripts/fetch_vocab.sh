@@ -70,7 +70,13 @@ if [ -e "$final" ] && ! { [ -d "$final" ] && [ -z "$(ls -A "$final")" ]; }; then
 fi
 check_space "$parent" "$NEEDED_KB" "the vocabulary"
 
-working=$(mktemp -d "$parent/.vocabulary.XXXXXX") || fail "can't write to $parent: is the disk full?"
+# A lock on the folder itself leaves nothing behind.
+if command -v flock >/dev/null 2>&1; then
+    exec 9<"$parent"
+    flock -n 9 || fail "another run of this is at work in $parent"
+fi
+
+working=$(mktemp -d "$parent/.vocabulary.XXXXXX" 2>/dev/null) || fail "can't write to $parent: is the disk full?"
 trap 'rm -rf "$working"' EXIT
 made=$working/vocabulary
 
@@ -85,7 +91,8 @@ if [ "$from_data" = 1 ]; then
         [ -x "$python" ] || python=python3
     fi
     # The package beside this script is found even if it isn't installed.
-    export PYTHONPATH="$(dirname "$here")${PYTHONPATH:+:$PYTHONPATH}"
+    root=$(dirname "$here")
+    export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
     "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("transformer_elmo") is None)' \
         >/dev/null 2>&1 </dev/null ||
         fail "counting needs transformer_elmo, which '$python' can't import: run ./scripts/setup.sh first, or name" \
@@ -93,8 +100,9 @@ if [ "$from_data" = 1 ]; then
     say "counting the words of $data"
     "$python" -W ignore -m transformer_elmo.data.vocabulary "$data" "$made" --min-count 3 >&2 </dev/null ||
         fail "counting the words of $data failed, see above; nothing was written"
-    [ -s "$made/tokens.txt" ] && [ -f "$made/non_padded_namespaces.txt" ] ||
+    if [ ! -s "$made/tokens.txt" ] || [ ! -f "$made/non_padded_namespaces.txt" ]; then
         fail "counting the words of $data made no vocabulary"
+    fi
 else
     listed=$parent/.$FILE
     download "$mirror/$FILE" "$listed" ELMO_VOCAB_MIRROR
@@ -114,9 +122,10 @@ else
             "mirror by ELMO_VOCAB_MIRROR, or count the training data with --from-data"
     fi
     mkdir "$made"
-    sed 's/^<UNK>$/@@UNKNOWN@@/' "$listed" >"$made/tokens.txt" &&
-        printf '*labels\n*tags\n' >"$made/non_padded_namespaces.txt" ||
-        fail "writing the vocabulary failed: is the disk full?"
+    if ! { sed 's/^<UNK>$/@@UNKNOWN@@/' "$listed" >"$made/tokens.txt" &&
+        printf '*labels\n*tags\n' >"$made/non_padded_namespaces.txt"; } 2>/dev/null; then
+        fail "writing the vocabulary to $parent failed: is the disk full?"
+    fi
     rm -f "$listed"
 fi
 

@@ -1,5 +1,8 @@
 """`scripts/fetch_vocab.sh` against a tiny vocabulary from localhost, and on a tiny corpus."""
 
+import fcntl
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import List
@@ -93,6 +96,26 @@ def test_offline(fetch, mirror, tmp_path):
 def test_gone(fetch, mirror, tmp_path):
     mirror.files.clear()
     assert_failed(fetch("vocabulary"), tmp_path, "404", "ELMO_VOCAB_MIRROR")
+
+
+def test_folder_that_cannot_be_written_to_is_told_in_one_line(fetch, tmp_path):
+    # In the place of the first file that a download writes.
+    (tmp_path / f".{FILE}.part.url").mkdir()
+    done = fetch("vocabulary")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        f"fetch_vocab: can't write to {tmp_path}: is the disk full?"
+    ]
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="there is no flock")
+def test_two_runs_at_once(fetch, mirror, tmp_path):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    assert_failed(fetch("vocabulary"), tmp_path, "another run of this is at work")
+    os.close(folder)
+    assert mirror.requested_ranges == []
+    assert fetch("vocabulary").returncode == 0
 
 
 def test_no_room(fetch, path_with, tmp_path):
