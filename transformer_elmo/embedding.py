@@ -483,8 +483,8 @@ class TransformerElmo:
 
     def fill(self, sentence: Sentence, top_k: int = 5, gap: str = "___") -> List[Candidate]:
         """
-        The likeliest words for a gap, given what is to its left and to its right: the product of
-        both directions' distributions.
+        The likeliest words for a gap, given what is to its left and to its right: `combined` in
+        `SentenceScores`.
 
         # Parameters
 

@@ -30,7 +30,9 @@ def test_streaming_is_the_same_function(monkeypatch, block, places):
     found = score_places(weight, bias, [(r, there) for r in rows], targets, 4, num_words=22)
     assert len(found) == 3
     plain = [plain_scores(weight, bias, r, targets, 22) for r in rows]
-    product = plain[0][0] + plain[1][0]
+    # Bayes' rule, if the sides say independent things: the prior, Zipf's law, is in both.
+    prior = torch.tensor([math.log(math.log((rank + 1) / rank)) for rank in range(1, 24)])
+    product = plain[0][0] + plain[1][0] - prior
     product_log_probs = product.log_softmax(-1)
     own = product.gather(-1, targets.unsqueeze(-1))
     plain.append((product_log_probs, 1 + (product[:, :22] > own + 1e-6).sum(-1)))
@@ -120,3 +122,13 @@ def test_json(make_model, vocabulary):
     }
     top = score_batch(model, source, top_k=2)[0].to_json()["combined_top"]
     assert [len(words) for words in top] == [2, 2, 2, 2]
+
+
+def test_combining_counts_what_is_frequent_once():
+    """Two sides that know nothing but frequencies know no more together."""
+    bias = scoring.log_word_prior(torch.arange(50))
+    knows_nothing = (torch.zeros(3, 4), torch.ones(3, dtype=torch.bool))
+    targets = torch.tensor([0, 7, 49])
+    one, _, both = score_places(torch.randn(50, 4), bias, [knows_nothing] * 2, targets, 5)
+    assert torch.allclose(both.log_probs, one.log_probs, atol=1e-5)
+    assert torch.equal(both.top_ids, one.top_ids)

@@ -100,8 +100,11 @@ class SentenceScores:
     backward : `WordScores`, optional
         Given the words to the right; `None` for a model that only reads forward.
     combined : `WordScores`, optional
-        Given both: the product of the two distributions, made to sum to one. At the ends of a
-        sentence, where there is one only, it is that one.
+        Given both: `P(w | left) * P(w | right) / P(w)`, made to sum to one. That is the
+        probability given both sides where these say independent things of the word (Bayes'
+        rule); without the division, both would count what is frequent anyhow. See
+        :func:`log_word_prior` for `P(w)`. At the ends of a sentence, where there is one side
+        only, it is that one.
     """
 
     tokens: List[str]
@@ -215,8 +218,8 @@ def score_places(
     # Returns
 
     `List[PlaceScores]`
-        One for each view and, if there are several, one for their normalized product. Where a view
-        has no embedding, its numbers mean nothing.
+        One for each view and, if there are several, one for what they say together (see
+        `SentenceScores`). Where a view has no embedding, its numbers mean nothing.
     """
     num_words = weight.size(0) if num_words is None else num_words
     top_k = min(top_k, num_words)
@@ -258,12 +261,13 @@ def _score_some(
     # What a product multiplies: a view that is missing at a place contributes nothing there.
     factors = [there.float().unsqueeze(-1) for _, there in views]
     embeddings = [rows.to(weight.dtype) for rows, _ in views]
-    target_logits = _with_product(
+    target_logits = _with_combination(
         [
             ((rows * target_weight).sum(-1, dtype=torch.float32) + target_bias).unsqueeze(-1)
             for rows in embeddings
         ],
         factors,
+        log_word_prior(targets).unsqueeze(-1),
     )
     log_normalizers = [
         weight.new_full((num_places,), -math.inf, dtype=torch.float32) for _ in target_logits
@@ -280,11 +284,12 @@ def _score_some(
     block = max(1, LOGITS_IN_MEMORY // max(1, num_places))
     for start in range(0, num_rows, block):
         stop = min(start + block, num_rows)
-        logits = _with_product(
+        columns = torch.arange(start, stop, device=weight.device)
+        logits = _with_combination(
             [F.linear(rows, weight[start:stop]).float() + bias[start:stop] for rows in embeddings],
             factors,
+            log_word_prior(columns),
         )
-        columns = torch.arange(start, stop, device=weight.device)
         others = (columns != targets.unsqueeze(-1)) & (columns < num_words)
         words = max(0, min(stop, num_words) - start)
         for view, view_logits in enumerate(logits):
@@ -311,14 +316,37 @@ def _score_some(
     ]
 
 
-def _with_product(logits: List[torch.Tensor], factors: List[torch.Tensor]) -> List[torch.Tensor]:
-    """The views' logits, and if there are several, those of their product."""
+def log_word_prior(rows: torch.Tensor) -> torch.Tensor:
+    """
+    How frequent words are whatever is around them, by Zipf's law: a vocabulary is sorted by falling
+    frequency, and an archive keeps no counts. It is the distribution that the sampled softmax draws
+    from.
+
+    # Parameters
+
+    rows : `torch.Tensor`
+        Any shape: rows of the softmax, from 0.
+
+    # Returns
+
+    `torch.Tensor`
+        The same shape, float32: log-probabilities but for a constant.
+    """
+    return torch.log1p(1.0 / (rows.double() + 1.0)).log().float()
+
+
+def _with_combination(
+    logits: List[torch.Tensor], factors: List[torch.Tensor], log_prior: torch.Tensor
+) -> List[torch.Tensor]:
+    """The views' logits, and if there are several, those of what they say together."""
     if len(logits) == 1:
         return logits
     product = logits[0] * factors[0]
     for view_logits, factor in zip(logits[1:], factors[1:]):
         product = product.addcmul(view_logits, factor)
-    return [*logits, product]
+    # Each view has the prior in it; it is to be there once.
+    surplus = (torch.stack(factors).sum(0) - 1).clamp(min=0)
+    return [*logits, product - surplus * log_prior]
 
 
 @torch.no_grad()
