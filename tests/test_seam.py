@@ -10,12 +10,14 @@ import torch
 from allennlp.common import Params
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import Vocabulary
+from allennlp.data.token_indexers import ELMoTokenCharactersIndexer, SingleIdTokenIndexer
+from allennlp.data.tokenizers import spacy_tokenizer
 from allennlp.models import archival
 from allennlp.models.archival import load_archive
 from allennlp.nn import util as nn_util
 from allennlp.nn.initializers import PretrainedModelInitializer
 
-from transformer_elmo import seam
+from transformer_elmo import SimpleLanguageModelingDatasetReader, seam
 
 MODERN = {
     "dataset_reader": {"type": "sequence_tagging"},
@@ -326,3 +328,37 @@ class TestArchives:
     def test_the_pretrained_initializer_reads_an_archive(self, write):
         initializer = PretrainedModelInitializer(str(write(leave_out=["config.json"])))
         assert "tag_projection_layer._module.bias" in initializer.weights
+
+
+class TestSpacy:
+    @pytest.fixture(autouse=True)
+    def no_models(self, monkeypatch):
+        def missing(*options):
+            raise SystemExit("no network\nat all")
+
+        monkeypatch.setattr(seam, "LOADED_SPACY_MODELS", {})
+        self.get = lambda *options: seam._get_spacy_model(missing, *options)
+
+    def test_words_take_no_model(self, caplog):
+        words = [str(token) for token in self.get("en_core_web_sm", False)("Don't! It's 3 p.m.")]
+        assert words == ["Do", "n't", "!", "It", "'s", "3", "p.m."]
+        assert "en_core_web_sm is not installed" in caplog.text
+        assert "no network)" in caplog.text
+
+    @pytest.mark.parametrize(
+        "options",
+        [("en_core_web_sm",), ("en_core_web_sm", False, True), ("xyz_core_news_sm", False)],
+    )
+    def test_tags_do(self, options):
+        with pytest.raises(ConfigurationError, match=f"python -m spacy download {options[0]}"):
+            self.get(*options)
+
+    def test_a_reader_of_words_asks_for_none(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(
+            spacy_tokenizer, "get_spacy_model", lambda *options: asked.append(options)
+        )
+        tags = SingleIdTokenIndexer(feature_name="tag_")
+        for indexers in (None, {"a": ELMoTokenCharactersIndexer()}, {"a": tags}):
+            SimpleLanguageModelingDatasetReader(token_indexers=indexers)
+        assert [options[1] for options in asked] == [False, False, True]

@@ -10,10 +10,12 @@ variables not set.
 - `nn.util.read_state_dict`, and for torch below 2.6 `Checkpointer.load_checkpoint` and
   `PretrainedModelInitializer`: no pickle is run.
 - `Vocabulary.from_files`, `Vocabulary.set_from_file`: word lists that can't be used.
+- `spacy_tokenizer.get_spacy_model`: models of spaCy that can't be had.
 """
 
 import functools
 import importlib
+import json
 import logging
 import os
 import pickle
@@ -23,11 +25,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 
+import spacy
 import torch
 from allennlp.common import FromParams
 from allennlp.common.checks import ConfigurationError
 from allennlp.common.file_utils import cached_path
 from allennlp.common.params import Params, with_overrides
+from allennlp.common.util import LOADED_SPACY_MODELS
+from allennlp.data.tokenizers import spacy_tokenizer
 from allennlp.data.vocabulary import DEFAULT_OOV_TOKEN, NAMESPACE_PADDING_FILE, Vocabulary
 from allennlp.models import archival
 from allennlp.nn import initializers
@@ -47,6 +52,7 @@ from transformer_elmo.legacy import (
 from transformer_elmo.legacy.archived_files import archived_files, place_of
 from transformer_elmo.legacy.config import ITERATORS, TOP_LEVEL_KEYS
 from transformer_elmo.legacy.config_files import evaluated_file, evaluated_overrides
+from transformer_elmo.legacy.weights import modern_weights
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +67,7 @@ def install() -> None:
     _wrap(archival, "extracted_archive", _extracted_archive)
     _wrap(archival, "get_weights_path", _get_weights_path)
     _wrap(nn_util, "read_state_dict", _read_state_dict)
+    _wrap(spacy_tokenizer, "get_spacy_model", _get_spacy_model)
     if torch.__version__ < torch.torch_version.TorchVersion("2.6"):
         # From then on this is torch's own default.
         _wrap(Checkpointer, "load_checkpoint", _with_weights_only)
@@ -233,10 +240,17 @@ def _read_state_dict(
             "expected."
         )
     if strip_prefix is None and ignore is None:
-        return OrderedDict(state)
+        return OrderedDict(modern_weights(state, _config_beside(path)))
     # What is there has just been seen to be tensors.
     with _weights_only():
         return stock(path, strip_prefix, ignore, strict, cuda_device)
+
+
+def _config_beside(path: Union[str, os.PathLike]) -> Any:
+    """The config of the model that a file of weights belongs to, if it lies where training or an
+    archive has it."""
+    config = Path(path).parent / archival.CONFIG_NAME
+    return json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
 
 
 def _first_line(error: BaseException) -> str:
@@ -372,3 +386,39 @@ def _first_duplicate(filename: str) -> str:
         f"{filename} has the entry for padding, or that for unknown words, twice under two names. "
         "Remove one."
     )
+
+
+# Tokenizers
+
+
+def _get_spacy_model(
+    stock: Callable[..., Any],
+    spacy_model_name: str,
+    pos_tags: bool = True,
+    parse: bool = False,
+    ner: bool = False,
+) -> Any:
+    """
+    Without a trained model there are no tags, but words are split by rules, which come with spaCy.
+    """
+    options = (spacy_model_name, pos_tags, parse, ner)
+    try:
+        return stock(*options)
+    # Its download ends the program where there is no such model.
+    except (Exception, SystemExit) as error:
+        problem = (
+            f"spaCy's model {spacy_model_name} is not installed and could not be downloaded "
+            f"({type(error).__name__}: {_first_line(error)[:80]})"
+        )
+    try:
+        if pos_tags or parse or ner:
+            raise ImportError
+        language = spacy_model_name.partition("_")[0]
+        LOADED_SPACY_MODELS[options] = spacy.blank(language)
+    except ImportError:
+        raise ConfigurationError(
+            f"{problem}. Install it: python -m spacy download {spacy_model_name}. A tokenizer that "
+            'is to find words only needs no model: give it "pos_tags": false.'
+        ) from None
+    logger.warning("%s. Words are found by spaCy's rules for %r alone.", problem, language)
+    return LOADED_SPACY_MODELS[options]

@@ -278,6 +278,39 @@ class TestReaders:
         dropped = [change.path for change in changes if change.dropped]
         assert dropped == ["dataset_reader.tokenizer.word_stemmer"]
 
+    @pytest.mark.parametrize(
+        ("reader", "key"),
+        [
+            ("simple_language_modeling", "tokenizer"),
+            ("snli", "tokenizer"),
+            ("seq2seq", "source_tokenizer"),
+        ],
+    )
+    def test_the_old_default_tokenizer_looks_for_no_tags(self, reader, key):
+        expected = {"type": "spacy", "pos_tags": False}
+        for said in ({}, {key: None}, {key: {}}):
+            modern = converted(tagger(dataset_reader={"type": reader, **said}))
+            assert modern["dataset_reader"][key] == expected
+        other = {"type": reader, key: {"type": "character"}}
+        assert converted(tagger(dataset_reader=other))["dataset_reader"] == other
+        split_already = {"type": "sequence_tagging"}
+        assert converted(tagger(dataset_reader=split_already))["dataset_reader"] == split_already
+
+    def test_a_tokenizer_without_a_type_is_one_of_words(self):
+        reader = {
+            "type": "snli",
+            "tokenizer": {"end_tokens": ["@@NULL@@"]},
+            "token_indexers": {
+                "c": {"type": "characters", "character_tokenizer": {"end_tokens": [259]}}
+            },
+            "my_tokenizer": {"size": 3},
+        }
+        modern = converted(tagger(dataset_reader=reader))["dataset_reader"]
+        assert modern == {
+            **reader,
+            "tokenizer": {"type": "spacy", "pos_tags": False, "end_tokens": ["@@NULL@@"]},
+        }
+
     def test_tag_indexers(self):
         indexers = {"pos": {"type": "pos_tag", "coarse_tags": True, "namespace": "pos"}}
         reader = {"type": "sequence_tagging", "token_indexers": indexers}
@@ -363,6 +396,43 @@ class TestModels:
             assert old_signs(config) == []
         finally:
             del Registrable._registry[TokenEmbedder]["character-encoding"]
+
+    @pytest.mark.parametrize(
+        ("similarity", "attention"),
+        [
+            (
+                {"type": "linear", "combination": "x,y", "tensor_1_dim": 2, "tensor_2_dim": 3},
+                {"type": "linear", "combination": "x,y", "tensor_1_dim": 2, "tensor_2_dim": 3},
+            ),
+            (
+                {"type": "bilinear", "tensor_1_dim": 2, "tensor_2_dim": 3},
+                {"type": "bilinear", "matrix_1_dim": 2, "matrix_2_dim": 3},
+            ),
+            ({"type": "dot_product", "scale_output": False}, {"type": "dot_product"}),
+            ({}, {"type": "dot_product"}),
+            ("cosine", {"type": "cosine"}),
+        ],
+    )
+    def test_similarity_functions(self, similarity, attention):
+        config = {**MODERN, "model": {"type": "esim", "similarity_function": similarity}}
+        assert old_signs(config) == ["model.similarity_function"]
+        modern = converted(tagger(model=config["model"]))
+        assert modern["model"] == {"type": "esim", "matrix_attention": attention}
+        mine = {**MODERN, "model": {"type": "my_model", "similarity_function": similarity}}
+        assert old_signs(mine) == []
+
+    @pytest.mark.parametrize(
+        ("similarity", "key"),
+        [
+            ({"type": "multiheaded"}, "type"),
+            # It multiplied by what scaling divides by.
+            ({"type": "dot_product", "scale_output": True}, "scale_output"),
+        ],
+    )
+    def test_similarity_functions_that_are_gone(self, similarity, key):
+        model = {"type": "bidaf", "similarity_function": similarity}
+        with pytest.raises(ConfigurationError, match=rf"model\.similarity_function\.{key}"):
+            modernize(tagger(model=model))
 
     def test_constraint_type(self):
         modern = converted(tagger(model={"type": "crf_tagger", "constraint_type": "BIOUL"}))

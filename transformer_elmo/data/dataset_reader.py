@@ -8,7 +8,12 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 from allennlp.data.dataset_readers.dataset_reader import DatasetReader
 from allennlp.data.fields import TextField
 from allennlp.data.instance import Instance
-from allennlp.data.token_indexers import SingleIdTokenIndexer, TokenIndexer
+from allennlp.data.token_indexers import (
+    ELMoTokenCharactersIndexer,
+    SingleIdTokenIndexer,
+    TokenCharactersIndexer,
+    TokenIndexer,
+)
 from allennlp.data.tokenizers import SpacyTokenizer, Token, Tokenizer
 from overrides import overrides
 
@@ -31,7 +36,8 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
     # Parameters
 
     tokenizer : `Tokenizer`, optional (default = `SpacyTokenizer()`)
-        Splits a sentence into words. `just_spaces` is for text that is tokenized already.
+        Splits a sentence into words. `just_spaces` is for text that is tokenized already. The
+        default tags words only if one of the `token_indexers` may look at tags.
     token_indexers : `Dict[str, TokenIndexer]`, optional (default = `{"tokens":
     SingleIdTokenIndexer()}`)
         The representations of a word.
@@ -58,8 +64,11 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
         kwargs.setdefault("manual_distributed_sharding", True)
         kwargs.setdefault("manual_multiprocess_sharding", True)
         super().__init__(**kwargs)
-        self.tokenizer: Tokenizer = tokenizer if tokenizer is not None else SpacyTokenizer()
         self.token_indexers = token_indexers or {"tokens": SingleIdTokenIndexer()}
+        # Tags take a trained model of spaCy's, and most of its time; words don't.
+        self.tokenizer: Tokenizer = tokenizer or SpacyTokenizer(
+            pos_tags=not all(map(_looks_at_words, self.token_indexers.values()))
+        )
         self.max_sequence_length = max_sequence_length
         self.start_tokens = [Token(token) for token in start_tokens or []]
         self.end_tokens = [Token(token) for token in end_tokens or []]
@@ -132,3 +141,10 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
             self.max_sequence_length is not None
             and num_words + self.num_boundary_tokens > self.max_sequence_length
         )
+
+
+def _looks_at_words(indexer: TokenIndexer) -> bool:
+    """Whether an indexer is known to look at nothing else of a token."""
+    if isinstance(indexer, SingleIdTokenIndexer):
+        return indexer._feature_name in ("text", "text_id")
+    return isinstance(indexer, (ELMoTokenCharactersIndexer, TokenCharactersIndexer))

@@ -16,6 +16,7 @@ from transformer_elmo.legacy.data import (
 from transformer_elmo.legacy.loaders import data_loader, evaluation_loader, flattened_iterator
 from transformer_elmo.legacy.model import (
     LANGUAGE_MODELS,
+    has_similarity_function,
     is_old_applicator,
     is_old_embedder,
     is_old_name,
@@ -75,6 +76,8 @@ def _signs(config: Dict[str, Any]) -> Iterator[str]:
         yield from (f"vocabulary.{k}" for k in ("directory_path", "extend") if k in vocabulary)
     for key in READERS:
         yield from _reader_signs(config.get(key), key)
+    if has_similarity_function(config.get("model")):
+        yield "model.similarity_function"
     yield from _model_signs(config.get("model"), "model")
     if is_old_trainer(config.get("trainer")):
         yield "trainer"

@@ -3,21 +3,23 @@
 import copy
 import json
 import os
+import pickle
 import shutil
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
+import torch
 from allennlp.common.checks import ConfigurationError
+from allennlp.models.archival import _WEIGHTS_NAME, CONFIG_NAME
 
 from transformer_elmo.archive import unpack
 from transformer_elmo.legacy.archived_files import FOLDER, NAMES_FILE, archived_files, place_of
 from transformer_elmo.legacy.changes import Change
 from transformer_elmo.legacy.config import modernize
 from transformer_elmo.legacy.config_files import evaluated_file
-
-CONFIG_NAME = "config.json"
+from transformer_elmo.legacy.weights import modern_weights, renamed_weights
 
 
 def convert(old: Path, new: Path, force: bool = False) -> List[Change]:
@@ -97,10 +99,24 @@ def _convert_archive(old: Path, new: Path) -> List[Change]:
         if files:
             modern = _rename_archived_files(config, files, directory)
         _write(modern, config_file)
+        _convert_weights(directory / _WEIGHTS_NAME, config)
         with tarfile.open(new, "w:gz") as tar:
             for path in sorted(directory.iterdir()):
                 tar.add(path, arcname=path.name, filter=_anonymous)
     return changes
+
+
+def _convert_weights(file: Path, config: Dict[str, Any]) -> None:
+    if not renamed_weights(config) or not file.is_file():
+        return
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ConfigurationError(
+            f"The archive's {file.name} holds something other than tensors, or is damaged: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from None
+    torch.save(modern_weights(weights, config), file)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

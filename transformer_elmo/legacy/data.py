@@ -36,6 +36,23 @@ KNOWN_READERS = {
     "universal_dependencies",
 }
 
+# Readers that split with spaCy unless told otherwise, and the key that tells them.
+SPACY_READERS = {
+    LANGUAGE_MODELING_READER: "tokenizer",
+    "copynet_seq2seq": "source_tokenizer",
+    "drop": "tokenizer",
+    "qangaroo": "tokenizer",
+    "quac": "tokenizer",
+    "seq2seq": "source_tokenizer",
+    "snli": "tokenizer",
+    "squad": "tokenizer",
+    "text_classification_json": "tokenizer",
+    "triviaqa": "tokenizer",
+}
+# Without tags, which the old default didn't look for and which need a trained model.
+SPACY_TOKENIZER = {"type": "spacy", "pos_tags": False}
+WORD_TOKENIZER_KEYS = {"word_splitter", "word_filter", "word_stemmer", "start_tokens", "end_tokens"}
+
 MULTIPROCESS_READER_KEYS = ("num_workers", "epochs_per_read", "output_queue_size")
 
 # Old token indexers for a word's tags: the attribute of the token, and the default namespace.
@@ -122,6 +139,10 @@ def modern_reader(reader: Any, path: str, changes: Changes) -> Tuple[Any, bool]:
             modern[key] = _modern_part(key, value, f"{path}.{key}", changes)
     if modern.get("type") == LANGUAGE_MODELING_READER:
         _boundaries_to_reader(modern, path, changes)
+    tokenizer_key = SPACY_READERS.get(str(modern.get("type")))
+    if tokenizer_key is not None and modern.get(tokenizer_key) is None:
+        modern[tokenizer_key] = dict(SPACY_TOKENIZER)
+        changes.added(f"{path}.{tokenizer_key}", modern[tokenizer_key], "the old default")
     return modern, lazy
 
 
@@ -131,7 +152,7 @@ def _true(value: Any) -> bool:
 
 def _modern_part(key: str, value: Any, path: str, changes: Changes) -> Any:
     """Converts tokenizers and token indexers, however deep they lie."""
-    if is_old_tokenizer(key, value):
+    if is_old_tokenizer(key, value) or _has_no_type(key, value):
         return modern_tokenizer(value, path, changes)
     if key.endswith("token_indexers") and isinstance(value, dict):
         return {
@@ -143,6 +164,12 @@ def _modern_part(key: str, value: Any, path: str, changes: Changes) -> Any:
     if isinstance(value, dict):
         return {k: _modern_part(k, v, f"{path}.{k}", changes) for k, v in value.items()}
     return value
+
+
+def _has_no_type(key: str, value: Any) -> bool:
+    """Whether `value`, the value of `key`, is a tokenizer of the kind that was the default."""
+    is_tokenizer = key.endswith("tokenizer") and key != "character_tokenizer"
+    return is_tokenizer and isinstance(value, dict) and set(value) <= WORD_TOKENIZER_KEYS
 
 
 def _modern_indexer(indexer: Any, path: str, changes: Changes) -> Any:

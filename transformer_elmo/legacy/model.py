@@ -34,6 +34,25 @@ OLD_LANGUAGE_MODEL_KEYS = {
     "loss_scale": "the loss is the mean over words",
 }
 
+# Models that compare each word of one text with each of another. How they do it was called a
+# similarity function; it is a matrix attention now, with names of its own for the same keys.
+MATRIX_ATTENTION_MODELS = ("bidaf", "decomposable_attention", "esim")
+SIMILARITY_FUNCTIONS: Dict[str, Dict[str, str]] = {
+    "linear": {
+        "tensor_1_dim": "tensor_1_dim",
+        "tensor_2_dim": "tensor_2_dim",
+        "combination": "combination",
+        "activation": "activation",
+    },
+    "bilinear": {
+        "tensor_1_dim": "matrix_1_dim",
+        "tensor_2_dim": "matrix_2_dim",
+        "activation": "activation",
+    },
+    "dot_product": {},
+    "cosine": {},
+}
+
 EMBEDDER_OPTIONS = ("allow_unmatched_keys", "embedder_to_indexer_map")
 
 
@@ -79,6 +98,15 @@ def is_old_applicator(key: str, value: Any) -> bool:
     return key in ("initializer", "regularizer") and isinstance(value, list)
 
 
+def has_similarity_function(model: Any) -> bool:
+    """Whether a model is told how to compare words as AllenNLP 0.x was told."""
+    return (
+        isinstance(model, dict)
+        and model.get("type") in MATRIX_ATTENTION_MODELS
+        and "similarity_function" in model
+    )
+
+
 def modern_model(model: Any, readers: List[Dict[str, Any]], changes: Changes) -> Any:
     """
     # Parameters
@@ -122,6 +150,32 @@ def modern_model(model: Any, readers: List[Dict[str, Any]], changes: Changes) ->
             modern.setdefault("label_encoding", value)
             modern.setdefault("constrain_crf_decoding", True)
         changes.moved("model.constraint_type", value, "model.label_encoding", value)
+    if has_similarity_function(modern):
+        value = modern.pop("similarity_function")
+        modern["matrix_attention"] = _matrix_attention(value, "model.similarity_function")
+        changes.moved(
+            "model.similarity_function", value, "model.matrix_attention", modern["matrix_attention"]
+        )
+    return modern
+
+
+def _matrix_attention(similarity: Any, path: str) -> Dict[str, Any]:
+    if not isinstance(similarity, dict):
+        similarity = {"type": similarity}
+    # The old default.
+    kind = similarity.get("type", "dot_product")
+    if kind not in SIMILARITY_FUNCTIONS:
+        not_understood(
+            f"{path}.type", kind, f"AllenNLP 2 has only {', '.join(SIMILARITY_FUNCTIONS)}."
+        )
+    modern: Dict[str, Any] = {"type": kind}
+    for key, value in similarity.items():
+        if key == "scale_output" and kind == "dot_product" and not value:
+            continue
+        if key in SIMILARITY_FUNCTIONS[kind]:
+            modern[SIMILARITY_FUNCTIONS[kind][key]] = value
+        elif key != "type":
+            not_understood(f"{path}.{key}", value, f"AllenNLP 2's {kind} has no such key.")
     return modern
 
 
