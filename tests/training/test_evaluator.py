@@ -236,3 +236,23 @@ def test_a_vocabulary_that_the_softmax_cannot_follow(lm_archive, tmp_path):
     (tmp_path / "text").write_text("the zebra ran\n")
     with pytest.raises(ConfigurationError, match="can't be extended"):
         evaluate_from_archive(str(lm_archive), str(tmp_path / "text"), extend_vocab=True)
+
+
+def test_small_losses_are_not_lost_beside_large_ones(model, text, vocabulary, monkeypatch):
+    """In float32 there is no whole number after 2 ** 24."""
+    large = 2.0**24
+
+    def losses(softmax, directions):
+        found = [torch.ones(ids.numel()) for _, ids in directions]
+        for direction in found:
+            direction[0] = large
+        return found
+
+    monkeypatch.setattr("transformer_elmo.models.language_model.concatenated_token_losses", losses)
+    model.get_metrics(reset=True)
+    (batch,) = loader(text, vocabulary, max_tokens=20000)
+    with torch.no_grad():
+        count = int(model.eval()(**batch)["batch_weight"])
+    expected = (large + count - 1) / count
+    assert model._perplexity.loss(reset=True) == pytest.approx(expected, rel=1e-12)
+    model.get_metrics(reset=True)

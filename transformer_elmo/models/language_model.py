@@ -239,8 +239,10 @@ class LanguageModel(Model):
 
         totals = [losses.sum() for losses in token_losses]
         total = torch.stack(totals).mean()
-        self._perplexity(total, num_targets)
-        for perplexity, direction_total in zip(self._direction_perplexities.values(), totals):
+        # A sum of thousands in float32 would show in the sixth digit of the perplexity.
+        exact = [losses.detach().sum(dtype=torch.float64) for losses in token_losses]
+        self._perplexity(torch.stack(exact).mean(), num_targets)
+        for perplexity, direction_total in zip(self._direction_perplexities.values(), exact):
             perplexity(direction_total, num_targets)
 
         count = num_targets.to(total.dtype)
