@@ -109,10 +109,44 @@ def test_boundaries_that_the_lm_was_not_trained_with(lm_archive, caplog):
         assert expected in warning.getMessage()
     caplog.clear()
     for fitting in (("<S>", "</S>"), None):
-        LanguageModelTokenEmbedder(archive_file=str(lm_archive), bos_eos_tokens=fitting)
+        LanguageModelTokenEmbedder(
+            archive_file=str(lm_archive),
+            bos_eos_tokens=fitting,
+            remove_bos_eos=fitting is not None,
+        )
     assert not [r for r in warnings() if r.levelname == "WARNING"]
     with pytest.raises(ConfigurationError, match="must be two tokens"):
         LanguageModelTokenEmbedder(archive_file=str(lm_archive), bos_eos_tokens=("<S>",))
+
+
+@pytest.mark.parametrize(
+    ("added", "removed", "expected"),
+    [
+        (("<S>", "</S>"), True, None),
+        (None, False, None),
+        (None, True, "two vectors too few"),
+        (("<S>", "</S>"), False, "two vectors more than words"),
+    ],
+)
+def test_vectors_that_are_not_one_a_word_are_told(lm_archive, caplog, added, removed, expected):
+    caplog.clear()
+    LanguageModelTokenEmbedder(
+        archive_file=str(lm_archive), bos_eos_tokens=added, remove_bos_eos=removed
+    )
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == (expected is not None)
+    assert not told or expected in told[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("", "archive is empty"), ("no/model.tar.gz", r"There is no archive no/model\.tar\.gz")],
+)
+def test_no_archive(monkeypatch, path, message):
+    monkeypatch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", path)
+    with pytest.raises(ConfigurationError, match=message) as error:
+        LanguageModelTokenEmbedder(archive_file=path)
+    assert "BIDIRECTIONAL_LM_ARCHIVE_PATH" in str(error.value)
 
 
 def test_empty_rows_and_lists_of_texts(embedder):

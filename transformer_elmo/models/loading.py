@@ -7,9 +7,11 @@ from allennlp.common.checks import ConfigurationError
 from allennlp.common.params import parse_overrides
 from allennlp.models.archival import Archive, load_archive
 
+from transformer_elmo.data.corpus import variables_with
 from transformer_elmo.models.language_model import LanguageModel
 
 ALL_LAYERS = {"model.contextualizer.return_all_layers": True}
+EXPECTED = "Expected a model.tar.gz, the folder of a training run, or a URL."
 
 
 def load_language_model(
@@ -40,9 +42,14 @@ def load_language_model(
     # Raises
 
     `ConfigurationError`
-        If the archive holds another kind of model.
+        If there is no archive, or it holds another kind of model.
     """
     archive_file = os.fspath(archive_file)
+    if not archive_file:
+        raise ConfigurationError(
+            f"The path of the language model's archive is empty.{variables_with(archive_file)} "
+            f"{EXPECTED}"
+        )
     if isinstance(overrides, str):
         overrides = parse_overrides(overrides)
     overrides = dict(overrides or {})
@@ -53,8 +60,8 @@ def load_language_model(
         archive = load_archive(archive_file, overrides={**overrides, **ALL_LAYERS}, **options)
     except FileNotFoundError:
         raise ConfigurationError(
-            f"There is no archive {archive_file}. Expected a model.tar.gz, the folder of a "
-            "training run, or a URL."
+            f"There is no archive {archive_file}.{variables_with(archive_file)} {EXPECTED} The "
+            f"current directory is {os.getcwd()}."
         ) from None
     except (ConfigurationError, ValueError, TypeError) as error:
         # Either it opens as it is, and then whoever needs the layers says what is wrong with

@@ -105,6 +105,7 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         indexed = _indexed_boundaries(
             self._lm, archive.dataset_reader, indexer, bos_eos_tokens or ("", "")
         )
+        _warn_of_other_lengths(bool(bos_eos_tokens), remove_bos_eos)
         self._indexer = indexer
         self._vocab_namespace = vocab_namespace
         self._lm_ids: Optional[torch.Tensor]
@@ -405,6 +406,21 @@ def _warn_of_unknown_boundaries(reader: DatasetReader, bos_eos_tokens: Sequence[
             "if it had none.",
             list(bos_eos_tokens),
             *trained,
+        )
+
+
+def _warn_of_other_lengths(added: bool, removed: bool) -> None:
+    """Most models on top expect one vector a word, and fail with their insides showing."""
+    if removed and not added:
+        logger.warning(
+            "bos_eos_tokens is null and remove_bos_eos is true: the first and the last vector of "
+            "each sentence are taken away. Unless the token indexer adds boundary tokens, these "
+            "are words, and the model on top gets two vectors too few: set remove_bos_eos to false."
+        )
+    elif added and not removed:
+        logger.warning(
+            "bos_eos_tokens are added and remove_bos_eos is false: each sentence has two vectors "
+            "more than words. A model that wants one a word needs remove_bos_eos true."
         )
 
 
