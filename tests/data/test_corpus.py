@@ -2,14 +2,23 @@ import bz2
 import gzip
 import logging
 import lzma
+import os
 import random
 import sys
+import tarfile
+import zipfile
+from functools import partial
 
 import pytest
 from allennlp.common.checks import ConfigurationError
 
 from transformer_elmo.data import corpus
 from transformer_elmo.data.corpus import find_shards, read_blocks, read_sentences
+
+
+def fail(error, *args):
+    raise error
+
 
 TEXT = "One sentence .\nAnother ,\u2028 still the same\u0085 one .\nЕщё одна .\n"
 SENTENCES = ["One sentence .", "Another ,\u2028 still the same\u0085 one .", "Ещё одна ."]
@@ -51,6 +60,23 @@ class TestFindShards:
         (shard,) = find_shards("http://there/text.gz")
         # What is cached has lost its suffix.
         assert list(read_sentences(shard)) == SENTENCES
+
+    def test_url_that_cant_be_fetched(self, monkeypatch):
+        url = "http://there/text"
+        monkeypatch.setenv("MY_TRAIN_PATH", url)
+        for error, reason in (
+            (FileNotFoundError(url), "there is nothing"),
+            (RuntimeError("no route"), "no route"),
+        ):
+            monkeypatch.setattr(corpus, "cached_path", partial(fail, error))
+            with pytest.raises(ConfigurationError, match=f"{url}: {reason}.*MY_TRAIN_PATH"):
+                find_shards(url)
+
+    def test_a_pipe_is_no_corpus(self, tmp_path):
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        with pytest.raises(ConfigurationError, match="pipe is neither a file nor a directory"):
+            find_shards(pipe)
 
     def test_nothing_there_names_path_and_variable(self, tmp_path, monkeypatch):
         missing = str(tmp_path / "missing-*")
@@ -113,7 +139,13 @@ class TestReadSentences:
             list(read_sentences(path))
         message = str(error.value)
         assert f"{path}, line 5: byte 6 of the line (0xe9)" in message
-        assert "iconv" in message
+        assert "iconv -f latin1" in message
+
+    def test_utf16_is_named(self, tmp_path):
+        path = tmp_path / "text"
+        path.write_bytes("one\ntwo\n".encode("utf-16"))
+        with pytest.raises(ConfigurationError, match=r"line 1: byte 1.*iconv -f utf-16"):
+            list(read_sentences(path))
 
 
 class TestCompression:
@@ -140,6 +172,21 @@ class TestCompression:
         assert list(read_sentences(path)) == SENTENCES * 3
         assert b"".join(read_blocks(path, len(TEXT.encode()), 10)) == TEXT.encode() * 2
 
+    @pytest.mark.parametrize("frames", [1, 2])
+    def test_zstd_damaged(self, tmp_path, frames):
+        zstandard = pytest.importorskip("zstandard")
+        content = zstandard.ZstdCompressor(write_checksum=True).compress(TEXT.encode() * 100)
+        path = tmp_path / "text.zst"
+        ending = content[:-3], content[:10], content[:-3] + b"abc"
+        for end in ending:
+            path.write_bytes(content * (frames - 1) + end)
+            with pytest.raises(ConfigurationError, match=r"Can't read .*text\.zst to its end"):
+                list(read_sentences(path))
+        # Empty frames, and frames that readers are to skip.
+        skipped = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+        path.write_bytes(zstandard.compress(b"") + skipped + content * frames + skipped)
+        assert list(read_sentences(path)) == SENTENCES * 100 * frames
+
     def test_zstd_not_installed(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "zstandard", None)
         path = tmp_path / "text.zst"
@@ -156,6 +203,18 @@ class TestCompression:
     def test_text_that_begins_like_bzip2(self, tmp_path):
         path = write(tmp_path / "text", "BZh9 is how bzip2 begins .\n")
         assert list(read_sentences(path)) == ["BZh9 is how bzip2 begins ."]
+
+    def test_archives_of_files(self, tmp_path):
+        text = write(tmp_path / "text")
+        for mode in ("w", "w:gz"):
+            with tarfile.open(tmp_path / "texts", mode) as archive:
+                archive.add(text, "text")
+            with pytest.raises(ConfigurationError, match="texts is a tar archive"):
+                list(read_sentences(tmp_path / "texts"))
+        with zipfile.ZipFile(tmp_path / "texts", "w") as archive:
+            archive.write(text, "text")
+        with pytest.raises(ConfigurationError, match="texts is a zip archive"):
+            list(read_sentences(tmp_path / "texts"))
 
     def test_vanished(self, tmp_path):
         with pytest.raises(ConfigurationError, match="gone"):

@@ -5,6 +5,7 @@ one.
 """
 
 import bz2
+import codecs
 import glob
 import gzip
 import io
@@ -17,6 +18,7 @@ from typing import IO, Any, Iterator, List, Sequence, Union, cast
 
 from allennlp.common.checks import ConfigurationError
 from allennlp.common.file_utils import cached_path
+from overrides import overrides
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,9 @@ def find_shards(data_path: DataPath) -> List[Path]:
     # Raises
 
     `ConfigurationError`
-        If nothing is found. The message names the path, and the environment variables that hold it.
+        If nothing is found, a URL can't be fetched, or a path is no file (a pipe, for example,
+        can't be read once for each epoch). The message names the path, and the environment
+        variables that hold it.
     """
     if isinstance(data_path, (list, tuple)):
         if not data_path:
@@ -70,15 +74,20 @@ def find_shards(data_path: DataPath) -> List[Path]:
     if not name:
         raise ConfigurationError(f"The path of the corpus is empty.{variables_with(name)}")
     if "://" in name:
-        return [Path(cached_path(name))]
+        return [_fetch(name)]
     path = Path(name).expanduser()
     if path.is_dir():
         found = [file for file in path.iterdir() if not file.name.startswith(".")]
         nothing = (
             f"The directory {name} has no file in it (hidden files and sub-folders are skipped)."
         )
-    elif path.exists():
+    elif path.is_file():
         return [path]
+    elif path.exists():
+        raise ConfigurationError(
+            f"{name} is neither a file nor a directory.{variables_with(name)} A corpus is read "
+            "more than once, so a pipe won't do: write its text to a file."
+        )
     else:
         found = [Path(match) for match in glob.glob(str(path), recursive=True)]
         nothing = f"No file matches {name}."
@@ -89,6 +98,18 @@ def find_shards(data_path: DataPath) -> List[Path]:
             f"text, one sentence a line. The current directory is {os.getcwd()}."
         )
     return shards
+
+
+def _fetch(url: str) -> Path:
+    try:
+        return Path(cached_path(url))
+    except Exception as error:
+        # Each kind of address has a client, and errors, of its own.
+        reason = "there is nothing" if isinstance(error, FileNotFoundError) else error
+        raise ConfigurationError(
+            f"Can't fetch {url}: {reason}.{variables_with(url)} Check the address, or download the "
+            "text by other means and give the file's path."
+        ) from error
 
 
 def variables_with(path: str) -> str:
@@ -155,7 +176,7 @@ def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE)
     # Raises
 
     `ConfigurationError`
-        If the file can't be read to its end.
+        If the file can't be read to its end, or is an archive of files.
     """
     try:
         with open_shard(shard) as file:
@@ -167,7 +188,11 @@ def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE)
             # The pieces of a line that is longer than a block are kept apart until its end is seen:
             # joined one by one they would be copied again and again.
             pending: List[bytes] = []
+            is_first = offset == 0
             while block := file.read(block_size):
+                if is_first:
+                    _check_is_text(block, shard)
+                    is_first = False
                 end = block.rfind(b"\n") + 1
                 if end:
                     yield b"".join([*pending, block[:end]])
@@ -180,6 +205,16 @@ def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE)
         raise ConfigurationError(
             f"Can't read {shard} to its end: {error}. If it was downloaded, download it again."
         ) from error
+
+
+def _check_is_text(head: bytes, shard: PathOrStr) -> None:
+    # A tar file of texts is valid UTF-8: its names and sizes would be read as words.
+    for kind, magic, offset in (("tar", b"ustar", 257), ("zip", b"PK\x03\x04", 0)):
+        if head.startswith(magic, offset):
+            raise ConfigurationError(
+                f"{shard} is a {kind} archive, not text. Unpack it, and give the path of the "
+                "files in it."
+            )
 
 
 def decode(block: bytes, shard: PathOrStr, line_number: int) -> str:
@@ -205,11 +240,14 @@ def decode(block: bytes, shard: PathOrStr, line_number: int) -> str:
     except UnicodeDecodeError as error:
         line = line_number + block.count(b"\n", 0, error.start)
         begin = block.rfind(b"\n", 0, error.start) + 1
+        encoding = "latin1"
+        if line == 1 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding = "utf-16"
         raise ConfigurationError(
             f"{shard}, line {line}: byte {error.start - begin + 1} of the line "
             f"(0x{block[error.start]:02x}) is not UTF-8. Convert the file, for example with "
-            "`iconv -f latin1 -t utf-8 FILE > NEW` (put its real encoding for latin1), or drop "
-            "such bytes with `iconv -f utf-8 -t utf-8 -c FILE > NEW`."
+            f"`iconv -f {encoding} -t utf-8 FILE > NEW` (put its real encoding for {encoding}), "
+            "or drop such bytes with `iconv -f utf-8 -t utf-8 -c FILE > NEW`."
         ) from None
 
 
@@ -270,8 +308,51 @@ def _open_zstd(file: IO[bytes], path: Path) -> IO[bytes]:
             f"{path} is compressed by zstd. Install its reader with `pip install zstandard`, or "
             f"decompress the file with `unzstd {path.name}`."
         ) from None
-    reader: Any = zstandard.ZstdDecompressor().stream_reader(
-        file, read_across_frames=True, closefd=True
-    )
     # A buffer in front makes short reads whole ones.
-    return cast(IO[bytes], io.BufferedReader(reader, BLOCK_SIZE))
+    return io.BufferedReader(_ZstdFile(file, zstandard), BLOCK_SIZE)
+
+
+class _ZstdFile(io.RawIOBase):
+    """
+    The package's own reader takes a file that was cut off for a complete one.
+    """
+
+    def __init__(self, file: IO[bytes], zstandard: Any) -> None:
+        super().__init__()
+        self._file = file
+        self._zstandard = zstandard
+        # Files may have been compressed with windows of up to 2 GB (`zstd --long=31`).
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame: Any = None
+        self._compressed = b""
+        self._text = memoryview(b"")
+
+    @overrides
+    def readable(self) -> bool:
+        return True
+
+    @overrides(check_signature=False)
+    def readinto(self, buffer: Any) -> int:
+        while not self._text:
+            self._compressed = self._compressed or self._file.read(2**17)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end of a frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            try:
+                self._text = memoryview(self._frame.decompress(self._compressed))
+            except self._zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+            self._compressed = b""
+            if self._frame.eof:
+                self._compressed, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._text))
+        buffer[:size] = self._text[:size]
+        self._text = self._text[size:]
+        return size
+
+    @overrides
+    def close(self) -> None:
+        self._file.close()
+        super().close()
