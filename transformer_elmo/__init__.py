@@ -20,6 +20,7 @@ from transformer_elmo import seam as _seam
 
 with _coexistence.our_names_win():
     from transformer_elmo.commands import embed as _embed  # noqa: F401
+    from transformer_elmo.commands import errors as _errors
     from transformer_elmo.commands import lm_report as _lm_report  # noqa: F401
     from transformer_elmo.data.data_loader import LanguageModelingDataLoader
     from transformer_elmo.data.dataset_reader import SimpleLanguageModelingDatasetReader
@@ -39,6 +40,7 @@ with _coexistence.our_names_win():
     from transformer_elmo.training.resumption import CrashSafeCheckpointer, ResumeDataCallback
 
 _seam.install()
+_errors.install()
 
 __all__ = [
     "BidirectionalLanguageModel",

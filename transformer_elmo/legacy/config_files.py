@@ -29,6 +29,14 @@ VARIABLES = {
         "a trained language model's archive",
         "/path/to/model.tar.gz",
     ),
+    "BIDIRECTIONAL_LM_HELDOUT_PATH": (
+        "the text to validate on: a file, a folder, or a pattern in quotes",
+        "/path/to/heldout.txt",
+    ),
+    "TAGGER_TRAIN_PATH": ("tagged sentences, one a line: WORD###TAG WORD###TAG", "/path/to/train"),
+    "TAGGER_VALIDATION_PATH": ("the same, to validate on", "/path/to/dev"),
+    "PTB_TRAIN_PATH": ("bracketed trees in the Penn Treebank's format", "/path/to/train.trees"),
+    "PTB_VALIDATION_PATH": ("the same, to validate on", "/path/to/dev.trees"),
 }
 _UNDEFINED = re.compile(r"undefined external variable: *(\S+)", re.IGNORECASE)
 _EXT_VAR = re.compile(r"""std\.extVar\(\s*(["'])(.+?)\1\s*\)""")

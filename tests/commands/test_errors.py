@@ -1,0 +1,78 @@
+"""Bad input on the command line: one message, without the calls that led to it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from allennlp.common.checks import ConfigurationError
+
+from transformer_elmo.commands import errors
+
+ROOT = Path(__file__).resolve().parents[2]
+MESSAGE = "allennlp.common.checks.ConfigurationError: "
+
+
+@pytest.fixture
+def as_main(monkeypatch):
+    """Has the module in front be that of a command, and returns the hook that is installed."""
+    monkeypatch.delenv("ALLENNLP_DEBUG", raising=False)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+
+    def install(file=None, spec=None):
+        main = ModuleType("__main__")
+        main.__file__ = file
+        main.__spec__ = spec and SimpleNamespace(name=spec)
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        errors.install()
+        return sys.excepthook
+
+    return install
+
+
+def shown(hook, error, capsys):
+    try:
+        raise error
+    except type(error):
+        hook(*sys.exc_info())
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [{"file": "/usr/bin/allennlp"}, {"file": "x.py", "spec": "allennlp.__main__"}]
+)
+def test_bad_input_is_told_alone(as_main, command, capsys, monkeypatch):
+    hook = as_main(**command)
+    assert shown(hook, ConfigurationError("no such key"), capsys) == MESSAGE + "no such key\n"
+    assert "Traceback" not in shown(hook, FileNotFoundError("no such file"), capsys)
+    # What may be a fault of the program is shown with all its calls.
+    assert "Traceback" in shown(hook, KeyError("type"), capsys)
+    monkeypatch.setenv("ALLENNLP_DEBUG", "1")
+    assert "Traceback" in shown(hook, ConfigurationError("no such key"), capsys)
+
+
+@pytest.mark.parametrize(
+    "command", [{"file": "/home/me/train.py"}, {}, {"file": "x", "spec": "pytest.__main__"}]
+)
+def test_other_programs_are_left_alone(as_main, command):
+    assert as_main(**command) is sys.__excepthook__
+
+
+def test_on_the_command_line(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "allennlp", "train", "training_config/pos_tagger.jsonnet"),
+            *("-s", str(tmp_path / "out")),
+        ],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k[:6] != "TAGGER" and k != "ALLENNLP_DEBUG"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith(MESSAGE)]
+    assert "environment variables that are not set" in message
+    assert "export TAGGER_TRAIN_PATH=" in done.stderr
