@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 import torch
+from allennlp.commands import evaluate
 from allennlp.common import Params
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import Vocabulary
@@ -143,6 +144,38 @@ class TestParams:
     def test_other_errors_of_jsonnet_are_its_own(self, config_file):
         with pytest.raises(RuntimeError, match="STATIC ERROR"):
             Params.from_file(config_file("{ a: b }"))
+
+
+class TestEvaluation:
+    @pytest.mark.parametrize(
+        "override",
+        [
+            {"trainer.num_epochs": 3},
+            {"trainer": {"cuda_device": -1, "num_epochs": 3}},
+            {"train_data_path": "x"},
+            {"distributed": {"cuda_devices": [-1, -1]}},
+        ],
+    )
+    @pytest.mark.parametrize("written", [dict, json.dumps])
+    def test_an_override_that_it_does_not_look_at(self, lm_archive, tmp_path, override, written):
+        (tmp_path / "text").write_text("the dog ran\n")
+        with pytest.raises(ConfigurationError, match=f"^{next(iter(override))} = "):
+            evaluate.evaluate_from_archive(
+                lm_archive, str(tmp_path / "text"), cmd_overrides=written(override)
+            )
+
+    def test_the_device_may_be_named_twice(self, lm_archive, tmp_path):
+        (tmp_path / "text").write_text("the dog ran\n")
+        metrics = evaluate.evaluate_from_archive(
+            lm_archive, str(tmp_path / "text"), cmd_overrides='{"trainer": {"cuda_device": -1}}'
+        )
+        assert metrics["num_tokens"] == 4
+
+    def test_a_part_of_the_model_section(self, lm_archive, tmp_path):
+        for part in ({"dropout": 0.3}, {"contextualizer": {"dropout": 0.0}}):
+            load_archive(lm_archive, overrides={"model": part})
+        with pytest.raises((ConfigurationError, TypeError), match="dropuot"):
+            load_archive(lm_archive, overrides={"model": {"dropuot": 0.3}})
 
 
 class TestVocabulary:

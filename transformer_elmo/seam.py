@@ -6,6 +6,7 @@ fail with its insides showing, ignore what it was told, or run what a file bring
 
 - `Params.from_file`: configs and overrides of AllenNLP 0.x; overrides that nothing looks at;
 variables not set.
+- `evaluate_from_archive`: overrides that evaluation doesn't look at.
 - `archival.extracted_archive`, `archival.get_weights_path`: damaged and hostile archives.
 - `nn.util.read_state_dict`, and for torch below 2.6 `Checkpointer.load_checkpoint` and
   `PretrainedModelInitializer`: no pickle is run.
@@ -15,6 +16,7 @@ variables not set.
 
 import functools
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -27,6 +29,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 
 import spacy
 import torch
+from allennlp.commands import evaluate
 from allennlp.common import FromParams
 from allennlp.common.checks import ConfigurationError
 from allennlp.common.file_utils import cached_path
@@ -43,8 +46,9 @@ from transformer_elmo.archive import archive_of, extracted_archive
 from transformer_elmo.data.corpus import variables_with
 from transformer_elmo.legacy import (
     apply_overrides,
+    check_evaluation_overrides,
+    goes_over,
     is_experiment,
-    is_loader_override,
     log_changes,
     old_signs,
     shared_with_validation,
@@ -62,6 +66,7 @@ _WRAPPED = "_transformer_elmo_wraps"
 def install() -> None:
     """Wraps the functions listed above. A second call changes nothing."""
     _wrap_class_method(Params, "from_file", _from_file)
+    _wrap(evaluate, "evaluate_from_archive", _evaluate_from_archive)
     _wrap_class_method(Vocabulary, "from_files", _vocabulary_from_files)
     _wrap(Vocabulary, "set_from_file", _set_from_file)
     _wrap(archival, "extracted_archive", _extracted_archive)
@@ -141,7 +146,7 @@ def _needs_us(config: Dict[str, Any], overrides: Dict[str, Any]) -> bool:
         top = key.split(".")[0]
         if top in ITERATORS or not (top in TOP_LEVEL_KEYS or top in config):
             return True
-        if is_loader_override(config.get(key), overrides[key]):
+        if goes_over(key, config.get(key), overrides[key]):
             return True
     if old_signs(config):
         return True
@@ -150,6 +155,14 @@ def _needs_us(config: Dict[str, Any], overrides: Dict[str, Any]) -> bool:
     except ValueError:
         # AllenNLP refuses them too, and says why.
         return False
+
+
+def _evaluate_from_archive(
+    stock: Callable[..., Dict[str, Any]], *args: Any, **kwargs: Any
+) -> Dict[str, Any]:
+    given = inspect.signature(stock).bind(*args, **kwargs).arguments
+    check_evaluation_overrides(evaluated_overrides(given.get("cmd_overrides") or ""))
+    return stock(*args, **kwargs)
 
 
 def _check_class_names(config: Any, source: str) -> None:

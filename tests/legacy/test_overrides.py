@@ -133,6 +133,18 @@ class TestSpellings:
         config, _ = modernize(old_configs["0.8"])
         assert over(config, {"trainer": {"num_epochs": 3}})["trainer"] == {"num_epochs": 3}
 
+    def test_a_section_without_a_type_could_only_fail_and_goes_over_the_model(self, old_configs):
+        config, _ = modernize(old_configs["0.8"])
+        model = over(config, {"model": {"dropout": 0.3, "contextualizer": {"dropout": 0.2}}})[
+            "model"
+        ]
+        contextualizer = {**config["model"]["contextualizer"], "dropout": 0.2}
+        assert model == {**config["model"], "dropout": 0.3, "contextualizer": contextualizer}
+        reader = over(config, {"dataset_reader": {"max_sequence_length": 9}})["dataset_reader"]
+        assert reader == {**config["dataset_reader"], "max_sequence_length": 9}
+        for whole in ({"type": "simple_tagger"}, {"_pretrained": {"archive_file": "x"}}):
+            assert over(config, {"model": whole})["model"] == whole
+
     def test_of_the_reader_within_the_wrapper(self, old_configs):
         reader = over(old_configs["0.8"], {"dataset_reader": {"max_sequence_length": 9}})[
             "dataset_reader"

@@ -10,15 +10,17 @@ from transformer_elmo.legacy.changes import Change, log_changes
 from transformer_elmo.legacy.config import is_experiment, modernize, old_signs
 from transformer_elmo.legacy.overrides import (
     apply_overrides,
-    is_loader_override,
+    check_evaluation_overrides,
+    goes_over,
     shared_with_validation,
 )
 
 __all__ = [
     "Change",
     "apply_overrides",
+    "check_evaluation_overrides",
+    "goes_over",
     "is_experiment",
-    "is_loader_override",
     "log_changes",
     "modernize",
     "old_signs",

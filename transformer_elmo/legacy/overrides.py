@@ -31,6 +31,20 @@ MODERN_KEYS = {
     "include_in_archive",
 }
 
+# Sections that have no type unless they say one, so that nothing without a type can replace them.
+TYPED_KEYS = ("model", *READERS)
+
+# What `allennlp evaluate` never looks at, and what it goes by.
+NOT_EVALUATED = {
+    "train_data_path": "evaluate reads what is named behind the archive",
+    "validation_data_path": "evaluate reads what is named behind the archive",
+    "test_data_path": "evaluate reads what is named behind the archive",
+    "datasets_for_vocab_creation": "the vocabulary is the archive's",
+    "evaluate_on_test": "evaluate trains nothing",
+    "trainer": "evaluate trains nothing",
+    "distributed": "evaluate runs on the one device that --cuda-device names",
+}
+
 
 def unflattened(overrides: Dict[str, Any]) -> Dict[str, Any]:
     """
@@ -199,8 +213,8 @@ def _over_modern(
 ) -> Tuple[Dict[str, Any], List[Change]]:
     of_iterators = {k: v for k, v in overrides.items() if _top(k) in ITERATORS}
     rest = {k: v for k, v in overrides.items() if k not in of_iterators}
-    for key in ITERATORS.values():
-        if key in rest and is_loader_override(config.get(key), rest[key]):
+    for key in rest:
+        if goes_over(key, config.get(key), rest[key]):
             rest[key] = merged(config[key], rest[key])
     new: Dict[str, Any] = with_overrides(config, rest) if rest else copy.deepcopy(config)
     new, made = modernize(new, list(rest))
@@ -225,16 +239,33 @@ def _over_modern(
     return new, made + changes.made
 
 
-def is_loader_override(loader: Any, override: Any) -> bool:
+def goes_over(key: str, original: Any, override: Any) -> bool:
     """
-    Whether `override`, put in the place of a `language_modeling` data loader, could only fail: it
-    has keys that only this loader has, and doesn't say which loader it is. Then it is meant to go
-    over it.
+    Whether `override`, put in the place of the section `original` at the top-level `key`, as
+    AllenNLP 2 does it, could only fail. Then it is meant to go over it.
     """
+    if not (isinstance(original, dict) and isinstance(override, dict) and "type" not in override):
+        return False
+    if key in TYPED_KEYS:
+        # `_pretrained` stands for a whole model.
+        return "type" in original and "_pretrained" not in override
+    # With keys that only our loader has, and without a word on which loader it is.
     return (
-        isinstance(loader, dict)
-        and isinstance(override, dict)
-        and loader.get("type") == LANGUAGE_MODELING_LOADER
-        and "type" not in override
+        key in ITERATORS.values()
+        and original.get("type") == LANGUAGE_MODELING_LOADER
         and not override.keys().isdisjoint(LANGUAGE_MODELING_ONLY_KEYS)
     )
+
+
+def check_evaluation_overrides(overrides: Dict[str, Any]) -> None:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If `allennlp evaluate` would not look at one of the overrides; it names the key.
+    """
+    for key, value in overrides.items():
+        if _top(key) in NOT_EVALUATED and set(_leaves(value, key)) != {"trainer.cuda_device"}:
+            not_understood(
+                key, value, f"this override has no meaning here ({NOT_EVALUATED[_top(key)]})."
+            )
