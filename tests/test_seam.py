@@ -322,6 +322,11 @@ class TestArchives:
         model = load_archive(write()).model
         assert model.vocab.get_token_index("Y", "labels") == 1
 
+    def test_on_a_gpu_that_is_not_there(self, write):
+        number = torch.cuda.device_count()
+        with pytest.raises(ConfigurationError, match=f"GPU {number}.*--cuda-device -1"):
+            load_archive(write(), cuda_device=number)
+
     @pytest.mark.parametrize(
         ("missing", "message"),
         [

@@ -8,6 +8,7 @@ fail with its insides showing, ignore what it was told, or run what a file bring
 variables not set.
 - `evaluate_from_archive`: overrides that evaluation doesn't look at.
 - `archival.extracted_archive`, `archival.get_weights_path`: damaged and hostile archives.
+- `archival._load_model`: a GPU that isn't there.
 - `nn.util.read_state_dict`, and for torch below 2.6 `Checkpointer.load_checkpoint` and
   `PretrainedModelInitializer`: no pickle is run.
 - `Vocabulary.from_files`, `Vocabulary.set_from_file`: word lists that can't be used.
@@ -37,7 +38,7 @@ from allennlp.common.params import Params, with_overrides
 from allennlp.common.util import LOADED_SPACY_MODELS
 from allennlp.data.tokenizers import spacy_tokenizer
 from allennlp.data.vocabulary import DEFAULT_OOV_TOKEN, NAMESPACE_PADDING_FILE, Vocabulary
-from allennlp.models import archival
+from allennlp.models import Model, archival
 from allennlp.nn import initializers
 from allennlp.nn import util as nn_util
 from allennlp.training.checkpointer import Checkpointer
@@ -71,6 +72,7 @@ def install() -> None:
     _wrap(Vocabulary, "set_from_file", _set_from_file)
     _wrap(archival, "extracted_archive", _extracted_archive)
     _wrap(archival, "get_weights_path", _get_weights_path)
+    _wrap(archival, "_load_model", _load_model)
     _wrap(nn_util, "read_state_dict", _read_state_dict)
     _wrap(spacy_tokenizer, "get_spacy_model", _get_spacy_model)
     if torch.__version__ < torch.torch_version.TorchVersion("2.6"):
@@ -219,6 +221,22 @@ def _get_weights_path(stock: Callable[..., str], serialization_dir: Union[str, o
             "--weights-file."
         )
     return path
+
+
+def _load_model(
+    stock: Callable[..., Model],
+    config: Params,
+    weights_path: str,
+    serialization_dir: Union[str, os.PathLike],
+    cuda_device: int,
+) -> Model:
+    found = torch.cuda.device_count()
+    if isinstance(cuda_device, int) and cuda_device >= found:
+        raise ConfigurationError(
+            f"The model was to be opened on GPU {cuda_device}, but torch finds "
+            f"{found or 'no GPU'} here. For the CPU, say --cuda-device -1."
+        )
+    return stock(config, weights_path, serialization_dir, cuda_device)
 
 
 def _read_state_dict(
