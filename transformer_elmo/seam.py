@@ -133,7 +133,7 @@ def _from_file(
     if not (is_experiment(config) and ours):
         return stock(cls, params_file, params_overrides, ext_vars)
     modern, changes = apply_overrides(config, shared)
-    log_changes(changes)
+    log_changes(changes, source or str(params_file))
     return cls(modern)
 
 

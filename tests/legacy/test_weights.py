@@ -13,24 +13,41 @@ OLD = {
     "_mention_pruner._scorer.0._module._linear_layers.0.weight": torch.ones(3),
     "_mention_pruner._scorer.1._module.weight": torch.ones(4),
     "_text_field_embedder.token_embedder_tokens.weight": torch.ones(5),
+    "encoder._module.layer_0.input_linearity.weight": torch.ones(6),
+    "encoder._module.layer_0.state_linearity.bias": torch.ones(7),
+    "e._elmo_lstm.forward_layer_0.input_linearity.weight": torch.ones(8),
+    "e._elmo_lstm.forward_layer_0.state_projection.weight": torch.ones(9),
 }
+LSTM = [
+    "encoder._module.layer_0.cell.input_linearity.weight",
+    "encoder._module.layer_0.cell.state_linearity.bias",
+]
 
 
 def names(model):
-    return list(modern_weights(OLD, {"model": model}))
+    return list(modern_weights(OLD, {"model": model, "iterator": "basic"}))
 
 
 def test_names():
-    assert names({"type": "bidaf"}) == ["_matrix_attention._weight_vector", *list(OLD)[1:]]
+    first, *others = OLD
+    others[3:5] = LSTM
+    assert names({"type": "bidaf"}) == ["_matrix_attention._weight_vector", *others]
     assert names({"type": "coref"}) == [
-        "_matrix_attention._similarity_function._weight_vector",
+        first,
         "_mention_feedforward._module._linear_layers.0.weight",
         "_mention_scorer._module.weight",
-        list(OLD)[3],
+        *others[2:],
     ]
     for model in ({"type": "my_model"}, {}, "coref", None):
-        assert names(model) == list(OLD)
-    assert modern_weights(OLD, None) == OLD
+        assert names(model) == [first, *others]
+    assert [value.numel() for value in modern_weights(OLD, {"iterator": {}}).values()] == [
+        value.numel() for value in OLD.values()
+    ]
+
+
+def test_those_of_modern_models_stay():
+    for config in (None, {"model": {"type": "bidaf"}, "data_loader": {"batch_size": 2}}):
+        assert modern_weights(OLD, config) is OLD
 
 
 def test_in_a_folder_and_in_a_converted_archive(tmp_path, vocabulary, write_archive):

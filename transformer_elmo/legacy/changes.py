@@ -114,8 +114,17 @@ class Changes:
         self.made.append(Change(path, value, reason=reason, dropped=True))
 
 
-def log_changes(changes: Iterable[Change]) -> None:
-    """Writes one line for each change: losses as warnings, the others as information."""
+def log_changes(changes: Iterable[Change], source: str = "") -> None:
+    """
+    Writes one line for each change: losses as warnings, the others as information.
+
+    # Parameters
+
+    changes : `Iterable[Change]`
+    source : `str`, optional (default = `""`)
+        The file that the config is from: a model may bring another one's along.
+    """
+    of_source = f" of {source}" if source else ""
     for change in changes:
         level = logging.WARNING if change.dropped else logging.INFO
-        logger.log(level, "AllenNLP 0.x config: %s", change)
+        logger.log(level, "AllenNLP 0.x config%s: %s", of_source, change)

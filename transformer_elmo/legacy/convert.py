@@ -19,7 +19,7 @@ from transformer_elmo.legacy.archived_files import FOLDER, NAMES_FILE, archived_
 from transformer_elmo.legacy.changes import Change
 from transformer_elmo.legacy.config import modernize
 from transformer_elmo.legacy.config_files import evaluated_file
-from transformer_elmo.legacy.weights import modern_weights, renamed_weights
+from transformer_elmo.legacy.weights import modern_weights
 
 
 def convert(old: Path, new: Path, force: bool = False) -> List[Change]:
@@ -99,7 +99,8 @@ def _convert_archive(old: Path, new: Path) -> List[Change]:
         if files:
             modern = _rename_archived_files(config, files, directory)
         _write(modern, config_file)
-        _convert_weights(directory / _WEIGHTS_NAME, config)
+        if (directory / _WEIGHTS_NAME).is_file():
+            _convert_weights(directory / _WEIGHTS_NAME, config)
         with tarfile.open(new, "w:gz") as tar:
             for path in sorted(directory.iterdir()):
                 tar.add(path, arcname=path.name, filter=_anonymous)
@@ -107,8 +108,6 @@ def _convert_archive(old: Path, new: Path) -> List[Change]:
 
 
 def _convert_weights(file: Path, config: Dict[str, Any]) -> None:
-    if not renamed_weights(config) or not file.is_file():
-        return
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
@@ -116,7 +115,9 @@ def _convert_weights(file: Path, config: Dict[str, Any]) -> None:
             f"The archive's {file.name} holds something other than tensors, or is damaged: "
             f"{str(error).strip().splitlines()[0]}"
         ) from None
-    torch.save(modern_weights(weights, config), file)
+    modern = modern_weights(weights, config)
+    if modern.keys() != weights.keys():
+        torch.save(modern, file)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -1,7 +1,9 @@
 """Weights of AllenNLP 0.x under the names that AllenNLP 2 has for them."""
 
+import re
 from typing import Any, Dict, Tuple
 
+from transformer_elmo.legacy.config import old_signs
 from transformer_elmo.legacy.model import MATRIX_ATTENTION_MODELS
 
 _MATRIX_ATTENTION = (("_matrix_attention._similarity_function.", "_matrix_attention."),)
@@ -16,20 +18,8 @@ RENAMED: Dict[str, Tuple[Tuple[str, str], ...]] = {
 }
 
 
-def renamed_weights(config: Any) -> Tuple[Tuple[str, str], ...]:
-    """
-    # Parameters
-
-    config : `Any`
-        The config of an experiment.
-
-    # Returns
-
-    `Tuple[Tuple[str, str], ...]`
-        What the names of its weights may begin with, and what they begin with in AllenNLP 2.
-    """
-    model = config.get("model") if isinstance(config, dict) else None
-    return RENAMED.get(str(model.get("type")), ()) if isinstance(model, dict) else ()
+# A step of AllenNLP's own LSTM, which has become a module within it.
+_LSTM_STEP = re.compile(r"(.+)\.((?:input|state)_linearity\.(?:weight|bias))")
 
 
 def modern_weights(weights: Dict[str, Any], config: Any) -> Dict[str, Any]:
@@ -44,12 +34,23 @@ def modern_weights(weights: Dict[str, Any], config: Any) -> Dict[str, Any]:
     # Returns
 
     `Dict[str, Any]`
-        The same tensors in the same order, under their modern names.
+        The same tensors in the same order, under the names that they have in AllenNLP 2. If the
+        config isn't old, the same object.
     """
+    if not (isinstance(config, dict) and old_signs(config)):
+        return weights
+    model = config.get("model")
+    prefixes = RENAMED.get(str(model.get("type")), ()) if isinstance(model, dict) else ()
     modern = {}
     for name, tensor in weights.items():
-        for old, new in renamed_weights(config):
+        for old, new in prefixes:
             if name.startswith(old):
                 name = new + name[len(old) :]
+        step = _LSTM_STEP.fullmatch(name)
+        # The original ELMo's LSTM, which still has no such module, is told by its projection.
+        if step and not (
+            step[1].endswith(".cell") or f"{step[1]}.state_projection.weight" in weights
+        ):
+            name = f"{step[1]}.cell.{step[2]}"
         modern[name] = tensor
     return modern
