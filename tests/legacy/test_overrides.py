@@ -152,6 +152,30 @@ class TestSpellings:
         assert reader["max_sequence_length"] == 9
         assert reader["start_tokens"] == ["<S>"]
 
+    @pytest.mark.parametrize("base", [{"max_sequence_length": 9}, {}])
+    def test_of_the_wrapper_of_the_reader(self, old_configs, base):
+        override = {"type": "multiprocess", "base_reader": base}
+        reader = over(old_configs["0.8"], {"dataset_reader": override})["dataset_reader"]
+        assert reader == {**READER, **reader, "max_sequence_length": 9 if base else 60}
+
+    @pytest.mark.parametrize("path", ["", "token_embedders."])
+    def test_of_token_embedders_with_and_without_the_key_around_them(self, old_configs, path):
+        # The tagger's has none, the language model's has one.
+        modern = over(
+            old_configs["tagger"], {f"model.text_field_embedder.{path}elmo.archive_file": "moved"}
+        )
+        embedders = modern["model"]["text_field_embedder"]["token_embedders"]
+        assert set(embedders) == {"tokens", "characters", "elmo"}
+        assert embedders["elmo"]["archive_file"] == "moved"
+        assert embedders["elmo"]["remove_bos_eos"] is True
+        modern = over(
+            old_configs["0.8"], {f"model.text_field_embedder.{path}token_characters.dropout": 0.5}
+        )
+        embedder = modern["model"]["text_field_embedder"]
+        assert set(embedder) == {"token_embedders"}
+        assert embedder["token_embedders"]["token_characters"]["dropout"] == 0.5
+        assert embedder["token_embedders"]["token_characters"]["type"] == "character_encoding"
+
     def test_a_tokenizer_in_place_of_one_that_is_gone(self, old_configs):
         config = old_configs["0.9"]
         config["dataset_reader"]["tokenizer"]["word_splitter"] = {"type": "nltk"}

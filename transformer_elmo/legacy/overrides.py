@@ -21,6 +21,7 @@ from transformer_elmo.legacy.loaders import (
     OUTER_KEYS,
     overridden_loader,
 )
+from transformer_elmo.legacy.model import is_embedder_key, is_flat_embedder
 
 # Top-level keys that AllenNLP 0.x didn't have: overrides of these are AllenNLP 2's.
 MODERN_KEYS = {
@@ -132,6 +133,8 @@ def apply_overrides(
             value = _folded(value, original, "base_iterator", (*OUTER_KEYS, "type"))
         elif key in READERS:
             value = _folded(value, original, "base_reader", MULTIPROCESS_READER_KEYS)
+        elif key == "model":
+            value = _with_embedders_as_in(original, value)
         new[key] = merged(original, value)
         overridden.extend(_leaves(value, key))
     new, changes = modernize(new, overridden)
@@ -178,7 +181,7 @@ def _top(key: str) -> str:
 
 
 def _leaves(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         for key, below in value.items():
             yield from _leaves(below, f"{path}.{key}")
     else:
@@ -194,6 +197,8 @@ def _folded(override: Any, original: Any, base: str, outer: Tuple[str, ...]) -> 
         return override
     if base in original:
         inner = {k: v for k, v in override.items() if k != base and k not in outer}
+        if inner.get("type") == "multiprocess":
+            del inner["type"]
         if "type" in outer and override.get("type") not in (None, "multiprocess"):
             inner["type"] = override["type"]
         kept = {k: v for k, v in override.items() if k in outer and k not in inner}
@@ -206,6 +211,29 @@ def _folded(override: Any, original: Any, base: str, outer: Tuple[str, ...]) -> 
             del rest["type"]
         return {**inner, **rest}
     return override
+
+
+def _with_embedders_as_in(original: Any, override: Any) -> Any:
+    """
+    An override in the shape of what it goes over: with or without the key `token_embedders` around
+    the token embedders.
+    """
+    if not isinstance(original, dict) or not isinstance(override, dict):
+        return override
+    fitted: Dict[str, Any] = {}
+    for key, value in override.items():
+        old = original.get(key)
+        if is_embedder_key(key) and isinstance(old, dict) and isinstance(value, dict):
+            if is_flat_embedder(old):
+                rest = {k: v for k, v in value.items() if k != "token_embedders"}
+                value = {**rest, **(value.get("token_embedders") or {})}
+            elif isinstance(old.get("token_embedders"), dict):
+                embedders = {k: v for k, v in value.items() if k in old["token_embedders"]}
+                if embedders and "token_embedders" not in value:
+                    rest = {k: v for k, v in value.items() if k not in embedders}
+                    value = {**rest, "token_embedders": embedders}
+        fitted[key] = _with_embedders_as_in(old, value)
+    return fitted
 
 
 def _over_modern(
