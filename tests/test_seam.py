@@ -9,7 +9,7 @@ import pytest
 import torch
 from allennlp.commands import evaluate
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
+from allennlp.common.checks import ConfigurationError, check_for_gpu
 from allennlp.data import Vocabulary
 from allennlp.data.token_indexers import ELMoTokenCharactersIndexer, SingleIdTokenIndexer
 from allennlp.data.tokenizers import spacy_tokenizer
@@ -324,8 +324,15 @@ class TestArchives:
 
     def test_on_a_gpu_that_is_not_there(self, write):
         number = torch.cuda.device_count()
-        with pytest.raises(ConfigurationError, match=f"GPU {number}.*--cuda-device -1"):
+        with pytest.raises(ConfigurationError, match=f"GPU {number} .*--cuda-device"):
             load_archive(write(), cuda_device=number)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    @pytest.mark.parametrize("devices", [0, [0, 1], [torch.device("cpu"), 1]])
+    def test_training_on_a_gpu_that_is_not_there(self, devices):
+        with pytest.raises(ConfigurationError, match=r"GPU [01].*trainer\.cuda_device"):
+            check_for_gpu(devices)
+        check_for_gpu([-1, torch.device("cpu")])
 
     @pytest.mark.parametrize(
         ("missing", "message"),

@@ -8,7 +8,7 @@ fail with its insides showing, ignore what it was told, or run what a file bring
 variables not set.
 - `evaluate_from_archive`: overrides that evaluation doesn't look at.
 - `archival.extracted_archive`, `archival.get_weights_path`: damaged and hostile archives.
-- `archival._load_model`: a GPU that isn't there.
+- `archival._load_model`, `int_to_device`: a GPU that isn't there.
 - `nn.util.read_state_dict`, and for torch below 2.6 `Checkpointer.load_checkpoint` and
   `PretrainedModelInitializer`: no pickle is run.
 - `Vocabulary.from_files`, `Vocabulary.set_from_file`: word lists that can't be used.
@@ -32,6 +32,7 @@ import spacy
 import torch
 from allennlp.commands import evaluate
 from allennlp.common import FromParams
+from allennlp.common import util as common_util
 from allennlp.common.checks import ConfigurationError
 from allennlp.common.file_utils import cached_path
 from allennlp.common.params import Params, with_overrides
@@ -73,6 +74,7 @@ def install() -> None:
     _wrap(archival, "extracted_archive", _extracted_archive)
     _wrap(archival, "get_weights_path", _get_weights_path)
     _wrap(archival, "_load_model", _load_model)
+    _wrap(common_util, "int_to_device", _int_to_device)
     _wrap(nn_util, "read_state_dict", _read_state_dict)
     _wrap(spacy_tokenizer, "get_spacy_model", _get_spacy_model)
     if torch.__version__ < torch.torch_version.TorchVersion("2.6"):
@@ -230,13 +232,28 @@ def _load_model(
     serialization_dir: Union[str, os.PathLike],
     cuda_device: int,
 ) -> Model:
-    found = torch.cuda.device_count()
-    if isinstance(cuda_device, int) and cuda_device >= found:
-        raise ConfigurationError(
-            f"The model was to be opened on GPU {cuda_device}, but torch finds "
-            f"{found or 'no GPU'} here. For the CPU, say --cuda-device -1."
-        )
+    if isinstance(cuda_device, int) and cuda_device >= torch.cuda.device_count():
+        raise ConfigurationError(_no_gpu(cuda_device))
     return stock(config, weights_path, serialization_dir, cuda_device)
+
+
+def _int_to_device(
+    stock: Callable[..., torch.device], device: Union[int, torch.device]
+) -> torch.device:
+    try:
+        return stock(device)
+    except RuntimeError:
+        if not isinstance(device, int):
+            raise
+        raise ConfigurationError(_no_gpu(device)) from None
+
+
+def _no_gpu(number: int) -> str:
+    return (
+        f"GPU {number} was asked for, but torch finds {torch.cuda.device_count() or 'none'} here. "
+        "For the CPU, say -1: with --cuda-device or, in a config, trainer.cuda_device or "
+        "distributed.cuda_devices."
+    )
 
 
 def _read_state_dict(

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from allennlp.common.checks import ConfigurationError
+from torch.multiprocessing import ProcessRaisedException
 
 from transformer_elmo.commands import errors
 
@@ -51,6 +52,18 @@ def test_bad_input_is_told_alone(as_main, command, capsys, monkeypatch):
     assert "Traceback" in shown(hook, KeyError("type"), capsys)
     monkeypatch.setenv("ALLENNLP_DEBUG", "1")
     assert "Traceback" in shown(hook, ConfigurationError("no such key"), capsys)
+
+
+def test_bad_input_of_one_of_several_processes_is_told_alone(as_main, capsys):
+    hook = as_main(spec="allennlp.__main__")
+
+    def of_a_process(last):
+        calls = "\n\n-- Process 1 terminated with the following error:\nTraceback (...)\n  call()\n"
+        return ProcessRaisedException(calls + last, 1, 17)
+
+    told = of_a_process(MESSAGE + "line 51\nis not UTF-8\n")
+    assert shown(hook, told, capsys) == MESSAGE + "line 51\nis not UTF-8\n"
+    assert "Traceback" in shown(hook, of_a_process("KeyError: 'type'\n"), capsys)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ With `ALLENNLP_DEBUG` set, AllenNLP's own variable for more output, the calls ar
 """
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -12,9 +13,12 @@ from types import TracebackType
 from typing import Optional, Type
 
 from allennlp.common.checks import ConfigurationError
+from torch.multiprocessing import ProcessRaisedException
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
 SHOWN_ALONE = (ConfigurationError, FileNotFoundError)
+
+_IN_A_PROCESS = re.compile(r"^(\S+\.ConfigurationError|FileNotFoundError): .*\Z", re.M | re.S)
 
 
 def install() -> None:
@@ -32,7 +36,19 @@ def _is_allennlp_command() -> bool:
 
 
 def _show(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
-    if issubclass(kind, SHOWN_ALONE) and not os.environ.get("ALLENNLP_DEBUG"):
-        print("".join(traceback.format_exception_only(kind, error)), end="", file=sys.stderr)
-    else:
+    message = None if os.environ.get("ALLENNLP_DEBUG") else _message(error)
+    if message is None:
         sys.__excepthook__(kind, error, trace)
+    else:
+        print(message, file=sys.stderr)
+
+
+def _message(error: BaseException) -> Optional[str]:
+    """What to show alone, or `None`."""
+    if isinstance(error, SHOWN_ALONE):
+        return "".join(traceback.format_exception_only(type(error), error)).rstrip()
+    if isinstance(error, ProcessRaisedException):
+        # Holds the text of what one of several processes raised, its own calls first.
+        found = _IN_A_PROCESS.search(str(error))
+        return None if found is None else found[0].rstrip()
+    return None
