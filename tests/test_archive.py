@@ -84,6 +84,20 @@ def test_a_bomb_is_refused_before_it_is_written(write, folder, monkeypatch):
     assert (folder / "weights.th").stat().st_size == 2_000_000
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "folder/" * 600 + "a", "東" * 100])
+def test_names_that_no_file_can_have(write, folder, name):
+    with pytest.raises(ConfigurationError, match=f"name of {len(name):,} characters"):
+        unpack(write(member(name)), folder)
+
+
+def test_a_header_is_no_place_for_a_bomb(write, folder):
+    # It is read before its member is known, and its size with it.
+    path = write(member("config.json", pax_headers={"comment": "a" * 2_000_000}))
+    with pytest.raises(ConfigurationError, match=r"header of 2,0\d\d,\d\d\d bytes"):
+        unpack(path, folder)
+    assert os.listdir(folder) == []
+
+
 @pytest.mark.parametrize("limit", ["none", "-1", "0", "nan", "inf"])
 def test_a_limit_that_is_no_number_is_an_error(write, folder, monkeypatch, limit):
     monkeypatch.setenv(LIMIT_VARIABLE, limit)

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Dict, Iterator, Optional, Union
 
 from allennlp.common.checks import ConfigurationError
+from overrides import overrides
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,14 @@ DEFAULT_LIMIT_GB = 32.0
 
 # A model archive has some ten files; one with this many fills a disk with empty ones.
 MAX_MEMBERS = 100_000
+
+# What a file system takes of a name, and of a path in the folder for temporary files.
+MAX_NAME = 255
+MAX_PATH = 1_000
+
+# Long names and the like are read whole before a member is known. None of a real archive's has this
+# many bytes, and contents are read in pieces of this many.
+CHUNK = 1 << 20
 
 # Folders that hold an unpacked archive, and the archive, for messages that a user can read.
 _unpacked_from: Dict[str, str] = {}
@@ -67,13 +76,13 @@ def unpack(archive: Union[str, os.PathLike], directory: Union[str, os.PathLike])
 
     `ConfigurationError`
         If the file isn't a gzip-compressed tar file, or ends too soon; if a member is a link or a
-        device, or would lie outside the directory; if the members' declared sizes exceed
-        `size_limit`.
+        device, would lie outside the directory, or has a name that no file can have; if the
+        members' declared sizes exceed `size_limit`.
     """
     limit = size_limit()
     total = members = 0
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with _Stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 target = _target(member, Path(directory), archive)
                 members += 1
@@ -94,7 +103,7 @@ def unpack(archive: Union[str, os.PathLike], directory: Union[str, os.PathLike])
                 content = tar.extractfile(member)
                 assert content is not None
                 with content, open(target, "wb") as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
+                    shutil.copyfileobj(content, file, CHUNK)
                 if target.stat().st_size != member.size:
                     raise EOFError
             _check_sum(tar, limit)
@@ -114,11 +123,27 @@ def unpack(archive: Union[str, os.PathLike], directory: Union[str, os.PathLike])
         raise ConfigurationError(f"{archive} is an empty .tar.gz file, not a model archive.")
 
 
+class _Stream(gzip.GzipFile):
+    """An archive's bytes, in pieces that memory has room for."""
+
+    def __init__(self, archive: Union[str, os.PathLike]) -> None:
+        super().__init__(archive, "rb")
+
+    @overrides(check_signature=False)
+    def read(self, size: Optional[int] = -1) -> bytes:
+        if size is None or not 0 <= size <= CHUNK:
+            raise ConfigurationError(
+                f"{self.name} has a header of {size:,} bytes, which is no model archive's. "
+                "Don't trust this file."
+            )
+        return super().read(size)
+
+
 def _check_sum(tar: tarfile.TarFile, limit: int) -> None:
     """Reads on to the end of the compressed stream, where its checksum is, and is checked."""
     assert tar.fileobj is not None
     try:
-        while limit > 0 and (rest := tar.fileobj.read(1 << 20)):
+        while limit > 0 and (rest := tar.fileobj.read(CHUNK)):
             limit -= len(rest)
     except gzip.BadGzipFile as error:
         # What somebody appended to a complete file does no harm.
@@ -137,6 +162,11 @@ def _target(member: tarfile.TarInfo, directory: Path, archive: Union[str, os.Pat
                 "unpacked to. "
                 "Don't trust this file."
             )
+    if len(os.fsencode(name)) > MAX_PATH or any(len(os.fsencode(p)) > MAX_NAME for p in parts):
+        raise ConfigurationError(
+            f"{archive} has a member with a name of {len(name):,} characters, {name[:40]!r}..., "
+            "which is no model archive's. Don't trust this file."
+        )
     if not (member.isreg() or member.isdir()):
         raise ConfigurationError(
             f"{archive} has a member {name!r} that is a link or a device. A model archive has only "
