@@ -7,6 +7,7 @@ fail with its insides showing, ignore what it was told, or run what a file bring
 - `Params.from_file`: configs and overrides of AllenNLP 0.x; overrides that nothing looks at;
 variables not set.
 - `evaluate_from_archive`: overrides that evaluation doesn't look at.
+- `prepare_global_logging`: bad input in training, which it would log with all calls.
 - `archival.extracted_archive`, `archival.get_weights_path`: damaged and hostile archives.
 - `archival._load_model`, `int_to_device`: a GPU that isn't there.
 - `nn.util.read_state_dict`, and for torch below 2.6 `Checkpointer.load_checkpoint` and
@@ -32,6 +33,7 @@ import spacy
 import torch
 from allennlp.commands import evaluate
 from allennlp.common import FromParams
+from allennlp.common import logging as common_logging
 from allennlp.common import util as common_util
 from allennlp.common.checks import ConfigurationError
 from allennlp.common.file_utils import cached_path
@@ -45,6 +47,7 @@ from allennlp.nn import util as nn_util
 from allennlp.training.checkpointer import Checkpointer
 
 from transformer_elmo.archive import archive_of, extracted_archive
+from transformer_elmo.commands import errors
 from transformer_elmo.data.corpus import variables_with
 from transformer_elmo.legacy import (
     apply_overrides,
@@ -69,6 +72,7 @@ def install() -> None:
     """Wraps the functions listed above. A second call changes nothing."""
     _wrap_class_method(Params, "from_file", _from_file)
     _wrap(evaluate, "evaluate_from_archive", _evaluate_from_archive)
+    _wrap(common_logging, "prepare_global_logging", _prepare_global_logging)
     _wrap_class_method(Vocabulary, "from_files", _vocabulary_from_files)
     _wrap(Vocabulary, "set_from_file", _set_from_file)
     _wrap(archival, "extracted_archive", _extracted_archive)
@@ -167,6 +171,11 @@ def _evaluate_from_archive(
     given = inspect.signature(stock).bind(*args, **kwargs).arguments
     check_evaluation_overrides(evaluated_overrides(given.get("cmd_overrides") or ""))
     return stock(*args, **kwargs)
+
+
+def _prepare_global_logging(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    stock(*args, **kwargs)
+    errors.install()
 
 
 def _check_class_names(config: Any, source: str) -> None:

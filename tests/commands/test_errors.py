@@ -54,6 +54,19 @@ def test_bad_input_is_told_alone(as_main, command, capsys, monkeypatch):
     assert "Traceback" in shown(hook, ConfigurationError("no such key"), capsys)
 
 
+def test_where_allennlp_logs_errors(as_main, caplog, monkeypatch):
+    """As it does in training: into its log, and so to the console."""
+    logged = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: logged.append(error))
+    hook = as_main(spec="allennlp.__main__")
+    assert as_main(spec="allennlp.__main__") is hook
+    hook(ConfigurationError, ConfigurationError("no such key"), None)
+    assert [record.getMessage() for record in caplog.records] == [MESSAGE + "no such key"]
+    assert caplog.records[0].exc_info is None and not logged
+    hook(KeyError, KeyError("type"), None)
+    assert len(logged) == len(caplog.records) == 1
+
+
 def test_bad_input_of_one_of_several_processes_is_told_alone(as_main, capsys):
     hook = as_main(spec="allennlp.__main__")
 
@@ -73,19 +86,33 @@ def test_other_programs_are_left_alone(as_main, command):
     assert as_main(**command) is sys.__excepthook__
 
 
-def test_on_the_command_line(tmp_path):
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        # Before training has set up its log, and after.
+        ({}, "environment variables that are not set"),
+        ({"TAGGER_TRAIN_PATH": "x", "TAGGER_VALIDATION_PATH": "x"}, "There is no archive nowhere"),
+    ],
+)
+def test_on_the_command_line(tmp_path, variables, expected):
+    (tmp_path / "x").write_text("the###D dog###N\n")
+    environment = {k: v for k, v in os.environ.items() if k != "ALLENNLP_DEBUG"}
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "allennlp", "train", "training_config/pos_tagger.jsonnet"),
-            *("-s", str(tmp_path / "out")),
+            *(sys.executable, "-m", "allennlp", "train", "--include-package", "transformer_elmo"),
+            *(str(ROOT / "training_config" / "pos_tagger.jsonnet"), "-s", "out"),
         ],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k[:6] != "TAGGER" and k != "ALLENNLP_DEBUG"},
+        cwd=tmp_path,
+        env={
+            **environment,
+            "PYTHONPATH": str(ROOT),
+            "BIDIRECTIONAL_LM_ARCHIVE_PATH": "nowhere",
+            **variables,
+        },
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    (message,) = [line for line in done.stderr.splitlines() if line.startswith(MESSAGE)]
-    assert "environment variables that are not set" in message
-    assert "export TAGGER_TRAIN_PATH=" in done.stderr
+    (message,) = [line for line in done.stderr.splitlines() if MESSAGE in line]
+    assert expected in message

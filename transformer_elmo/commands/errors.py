@@ -4,13 +4,15 @@ What the `allennlp` command shows of bad input: the message, and not the calls t
 With `ALLENNLP_DEBUG` set, AllenNLP's own variable for more output, the calls are shown as well.
 """
 
+import logging
 import os
 import re
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Optional, Type
+from typing import Any, Callable, Optional, Type
 
 from allennlp.common.checks import ConfigurationError
 from torch.multiprocessing import ProcessRaisedException
@@ -22,9 +24,14 @@ _IN_A_PROCESS = re.compile(r"^(\S+\.ConfigurationError|FileNotFoundError): .*\Z"
 
 
 def install() -> None:
-    """Changes nothing but what the `allennlp` command prints when it ends with such an error."""
-    if _is_allennlp_command() and sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _show
+    """
+    Changes nothing but what the `allennlp` command prints when it ends with such an error. Called
+    again after AllenNLP has put a hook of its own in place, which logs all errors, it has the
+    message logged.
+    """
+    stock = sys.excepthook
+    if _is_allennlp_command() and getattr(stock, "func", None) is not _show:
+        sys.excepthook = partial(_show, stock)
 
 
 def _is_allennlp_command() -> bool:
@@ -35,12 +42,19 @@ def _is_allennlp_command() -> bool:
     return Path(getattr(main, "__file__", None) or "").name == "allennlp"
 
 
-def _show(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+def _show(
+    stock: Callable[..., Any],
+    kind: Type[BaseException],
+    error: BaseException,
+    trace: Optional[TracebackType],
+) -> None:
     message = None if os.environ.get("ALLENNLP_DEBUG") else _message(error)
     if message is None:
-        sys.__excepthook__(kind, error, trace)
-    else:
+        stock(kind, error, trace)
+    elif stock is sys.__excepthook__:
         print(message, file=sys.stderr)
+    else:
+        logging.getLogger().critical("%s", message)
 
 
 def _message(error: BaseException) -> Optional[str]:
