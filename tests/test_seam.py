@@ -17,8 +17,10 @@ from allennlp.models import archival
 from allennlp.models.archival import load_archive
 from allennlp.nn import util as nn_util
 from allennlp.nn.initializers import PretrainedModelInitializer
+from allennlp.predictors import Predictor
 
 from transformer_elmo import SimpleLanguageModelingDatasetReader, seam
+from transformer_elmo.legacy.predictors import modern_predictor
 
 MODERN = {
     "dataset_reader": {"type": "sequence_tagging"},
@@ -407,3 +409,14 @@ class TestSpacy:
         for indexers in (None, {"a": ELMoTokenCharactersIndexer()}, {"a": tags}):
             SimpleLanguageModelingDatasetReader(token_indexers=indexers)
         assert [options[1] for options in asked] == [False, False, True]
+
+
+def test_predictors_by_their_old_names(lm_archive, monkeypatch):
+    monkeypatch.setattr(spacy_tokenizer, "get_spacy_model", lambda *options: None)
+    predictor = Predictor.from_path(lm_archive, "sentence-tagger")
+    assert type(predictor).__name__ == "SentenceTaggerPredictor"
+    assert modern_predictor("machine-comprehension", ["reading_comprehension"]) == (
+        "reading_comprehension"
+    )
+    for name, known in (("my-own", ["my-own", "my_own"]), ("gone-now", ["other"])):
+        assert modern_predictor(name, known) == name

@@ -14,6 +14,7 @@ variables not set.
   `PretrainedModelInitializer`: no pickle is run.
 - `Vocabulary.from_files`, `Vocabulary.set_from_file`: word lists that can't be used.
 - `spacy_tokenizer.get_spacy_model`: models of spaCy that can't be had.
+- `Predictor.from_archive`: the names that predictors had in AllenNLP 0.x.
 """
 
 import functools
@@ -44,6 +45,7 @@ from allennlp.data.vocabulary import DEFAULT_OOV_TOKEN, NAMESPACE_PADDING_FILE, 
 from allennlp.models import Model, archival
 from allennlp.nn import initializers
 from allennlp.nn import util as nn_util
+from allennlp.predictors import Predictor
 from allennlp.training.checkpointer import Checkpointer
 
 from transformer_elmo.archive import archive_of, extracted_archive
@@ -61,6 +63,7 @@ from transformer_elmo.legacy import (
 from transformer_elmo.legacy.archived_files import archived_files, place_of
 from transformer_elmo.legacy.config import ITERATORS, TOP_LEVEL_KEYS
 from transformer_elmo.legacy.config_files import evaluated_file, evaluated_overrides
+from transformer_elmo.legacy.predictors import modern_predictor
 from transformer_elmo.legacy.weights import modern_weights
 
 logger = logging.getLogger(__name__)
@@ -81,6 +84,7 @@ def install() -> None:
     _wrap(common_util, "int_to_device", _int_to_device)
     _wrap(nn_util, "read_state_dict", _read_state_dict)
     _wrap(spacy_tokenizer, "get_spacy_model", _get_spacy_model)
+    _wrap_class_method(Predictor, "from_archive", _from_archive)
     if torch.__version__ < torch.torch_version.TorchVersion("2.6"):
         # From then on this is torch's own default.
         _wrap(Checkpointer, "load_checkpoint", _with_weights_only)
@@ -479,3 +483,22 @@ def _get_spacy_model(
         ) from None
     logger.warning("%s. Words are found by spaCy's rules for %r alone.", problem, language)
     return LOADED_SPACY_MODELS[options]
+
+
+# Predictors
+
+
+def _from_archive(
+    stock: Callable[..., Predictor],
+    cls: type,
+    archive: Any,
+    predictor_name: Optional[str] = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Predictor:
+    if predictor_name is not None:
+        modern = modern_predictor(predictor_name, Predictor.list_available())
+        if modern != predictor_name:
+            logger.info("The predictor %s of AllenNLP 0.x is %s now.", predictor_name, modern)
+        predictor_name = modern
+    return stock(cls, archive, predictor_name, *args, **kwargs)

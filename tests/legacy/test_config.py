@@ -33,6 +33,9 @@ MODERN = {
 }
 
 
+UNMATCHED = {"allow_unmatched_keys": True}
+
+
 def converted(config):
     return modernize(config)[0]
 
@@ -375,6 +378,24 @@ class TestModels:
         model = {"type": "simple_tagger", "text_field_embedder": embedder}
         with pytest.raises(ConfigurationError, match=r"embedder_to_indexer_map\.bert"):
             modernize(tagger(model=model))
+
+    @pytest.mark.parametrize("said", [{"source_token_indexers": {"chars": "characters"}}, {}])
+    def test_an_embedder_of_a_source(self, said):
+        model = {"type": "m", "source_embedder": {"token_embedders": {}, **UNMATCHED}}
+        reader = {"type": "seq2seq", **said}
+        modern = converted(tagger(model=model, dataset_reader=reader))
+        assert "token_indexers" not in modern["dataset_reader"]
+        names = set(modern["dataset_reader"]["source_token_indexers"])
+        assert set(modern["model"]["source_embedder"]["token_embedders"]) == names
+
+    def test_an_embedder_by_any_name(self):
+        model = {"type": "mine", "words": {"token_embedders": {}, **UNMATCHED}}
+        assert converted(tagger(model=model))["model"] == {
+            "type": "mine",
+            "words": {"token_embedders": {"tokens": {"type": "empty"}}},
+        }
+        other = {"type": "mine", "words": {**UNMATCHED}}
+        assert converted(tagger(model=other))["model"] == other
 
     def test_the_old_default_namespace_of_characters_is_kept(self):
         embedder = {

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Set
 from allennlp.common import Registrable
 
 from transformer_elmo.legacy.changes import Changes, not_understood
+from transformer_elmo.legacy.data import SPACY_READERS
 
 LANGUAGE_MODELS = {
     "language_model",
@@ -88,9 +89,13 @@ def is_flat_embedder(value: Any) -> bool:
 def is_old_embedder(key: str, value: Any) -> bool:
     """Whether `value`, the value of `key`, is a text field embedder as AllenNLP 0.x described
     it."""
-    if not is_embedder_key(key) or not isinstance(value, dict):
+    if not isinstance(value, dict):
         return False
-    return any(option in value for option in EMBEDDER_OPTIONS) or is_flat_embedder(value)
+    has_options = any(option in value for option in EMBEDDER_OPTIONS)
+    if not is_embedder_key(key):
+        # Whatever a user's model calls it.
+        return has_options and isinstance(value.get("token_embedders"), dict)
+    return has_options or is_flat_embedder(value)
 
 
 def is_old_applicator(key: str, value: Any) -> bool:
@@ -268,8 +273,11 @@ def _modern_embedder(
 def _token_indexers(reader: Dict[str, Any]) -> Dict[str, Any]:
     while isinstance(reader.get("base_reader"), dict):
         reader = reader["base_reader"]
+    key = "token_indexers"
+    if key not in reader and SPACY_READERS.get(str(reader.get("type"))) == "source_tokenizer":
+        key = "source_token_indexers"
     # Every reader's default.
-    return reader.setdefault("token_indexers", {"tokens": {"type": "single_id"}})
+    return reader.setdefault(key, {"tokens": {"type": "single_id"}})
 
 
 def _indexer_names(readers: List[Dict[str, Any]]) -> List[str]:
