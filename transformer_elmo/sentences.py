@@ -1,6 +1,7 @@
 """Sentences on their way through a model: words to tensors, batches by token budget, order kept."""
 
 import json
+import re
 from itertools import chain
 from typing import (
     Any,
@@ -252,6 +253,9 @@ def count_lines(data_path: DataPath) -> int:
 
 INPUT_FORMATS = ("auto", "text", "json")
 
+# Spaces are allowed in JSON, but text may have such a beginning, too.
+_PERHAPS_JSON = re.compile(r'\s*\{\s*"')
+
 
 def parse_line(line: str, input_format: str = "auto", number: Optional[int] = None) -> Sentence:
     """
@@ -262,7 +266,8 @@ def parse_line(line: str, input_format: str = "auto", number: Optional[int] = No
 
     line : `str`
     input_format : `str`, optional (default = `"auto"`)
-        "text" or "json" says what it is; by default it is JSON if it begins with `{"`.
+        "text" or "json" says what it is; by default it is JSON if it begins with `{"`. Where there
+        are spaces before or in that, it must be readable as JSON besides.
     number : `int`, optional (default = `None`)
         The line's number, for messages.
 
@@ -275,13 +280,14 @@ def parse_line(line: str, input_format: str = "auto", number: Optional[int] = No
         raise ConfigurationError(
             f"input_format must be one of {', '.join(INPUT_FORMATS)}: got {input_format!r}."
         )
-    is_json = input_format == "json" or (input_format == "auto" and line.startswith('{"'))
-    if not is_json:
+    if input_format == "text" or (input_format == "auto" and not _PERHAPS_JSON.match(line)):
         return line
     where = "This line" if number is None else f"Line {number}"
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
+        if input_format == "auto" and not line.startswith('{"'):
+            return line
         raise ConfigurationError(
             f"{where} begins like JSON but can't be read as such ({error}): {line:.80}. If it is "
             'plain text, say so: input format "text".'

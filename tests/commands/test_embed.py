@@ -1,5 +1,7 @@
 import errno
 import json
+import os
+import resource
 import sys
 
 import h5py
@@ -120,7 +122,13 @@ def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch, killed)
         if killed:
             # Nothing is noted at the end, then.
             patch.setattr(vectors_file, "WORDS_PER_CHECKPOINT", 30)
-            patch.setattr(vectors_file.VectorsFile, "close", lambda self: self._vectors.flush())
+
+            def die(self):
+                self._vectors.flush()
+                # As the system does for a process that is no more.
+                self._lock.release()
+
+            patch.setattr(vectors_file.VectorsFile, "close", die)
         with pytest.raises(Stopped):
             embed_file(str(lm_archive), str(text), str(again), "top", **options)
     assert not again.exists() and (tmp_path / "again.npy.partial").is_dir()
@@ -183,6 +191,123 @@ def test_no_space_left(embed, tmp_path, monkeypatch):
     assert (tmp_path / "full.hdf5").read_bytes() == before
 
 
+def test_a_real_limit_while_hdf5_is_written(embed, tmp_path, monkeypatch):
+    """HDF5's own library ends the whole process when it closes a file that can't be written."""
+    whole = embed("whole.hdf5", "--top")
+    finish = vectors_file.VectorsFile.finish
+
+    def limited(self, sentences):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size - 2000, hard))
+        try:
+            finish(self, sentences)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors_file.VectorsFile, "finish", limited)
+        message = refused(embed, "again.hdf5", "--top")
+    assert "again.hdf5 can't be written: File too large" in message
+    assert "goes on from what again.hdf5.partial holds" in message
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["again.hdf5.partial", "text.txt", "whole.hdf5"]
+    with h5py.File(embed("again.hdf5", "--top")) as again, h5py.File(whole) as expected:
+        assert set(again) == set(expected)
+        assert all(np.array_equal(again[key], expected[key]) for key in map(str, range(9)))
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_cut_short_while_it_gets_its_name(embed, tmp_path, monkeypatch, force, call):
+    """Of the vectors and their offsets, a `.npy` file never has one set new and the other old."""
+    names = ("out.npy", "out.offsets.npy")
+    before = {}
+    if force:
+        embed(names[0], "--layer", "0")
+        before = {name: (tmp_path / name).read_bytes() for name in names}
+    replace, left = os.replace, [call]
+
+    def dying(source, target):
+        # The first one is that of the notes.
+        left[0] -= 1
+        if left[0] < 1:
+            raise Stopped()
+        replace(source, target)
+
+    arguments = ["--top", "--force"] if force else ["--top"]
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors_file.os, "replace", dying)
+        if call < 4:
+            with pytest.raises(Stopped):
+                embed(names[0], *arguments)
+        else:
+            # After the last name was given, the folder was still there.
+            patch.setattr(vectors_file.shutil, "rmtree", lambda *_, **options: None)
+            embed(names[0], *arguments)
+    if (tmp_path / names[0]).exists() and call < 4:
+        assert {name: (tmp_path / name).read_bytes() for name in names} == before
+    vectors = np.load(embed(names[0], *arguments[: 1 + (force or call == 4)], "--force"))
+    offsets = np.load(tmp_path / names[1])
+    assert offsets[-1] == len(vectors) == sum(len(sentence.split()) for sentence in EMBEDDED)
+    assert not (tmp_path / "out.npy.partial").exists()
+
+
+def test_offsets_that_a_crash_has_left_are_no_hindrance(embed, tmp_path, monkeypatch):
+    def stopping(source, target, replace=os.replace):
+        if target == tmp_path / "out.npy":
+            raise Stopped()
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors_file.os, "replace", stopping)
+        with pytest.raises(Stopped):
+            embed("out.npy", "--top")
+    assert (tmp_path / "out.offsets.npy").exists()
+    embed("out.npy", "--top")
+    (tmp_path / "out.npy").unlink()
+    assert "out.offsets.npy exists" in refused(embed, "out.npy", "--top")
+
+
+def test_two_processes_do_not_write_one_file(embed, tmp_path, monkeypatch):
+    messages = []
+    append = vectors_file.VectorsFile.append
+
+    def appending(self, vectors):
+        if not messages:
+            messages.append(None)
+            for arguments in (["--top"], ["--top", "--force"], ["--all", "--force"]):
+                messages.append(refused(embed, "out.npz", *arguments))
+        append(self, vectors)
+
+    monkeypatch.setattr(vectors_file.VectorsFile, "append", appending)
+    with np.load(embed("out.npz", "--top")) as arrays:
+        assert len(arrays["offsets"]) == len(LINES) + 1
+    assert all("Another process is writing" in message for message in messages[1:])
+
+
+def test_work_that_never_began_is_not_kept(embed, tmp_path, text):
+    text.write_text('{"tokens": [\nthe cat\n')
+    assert "Line 1" in refused(embed, "out.npy", "--top")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_keys_are_those_of_the_elmo_command(embed, text):
+    """AllenNLP 0.9 took lines without the spaces around them."""
+    text.write_text('  the cat \t\r\n\n { "tokens": ["sat", "on"] }\nthe cat\n')
+    with h5py.File(embed("out.hdf5", "--top"), "r") as file:
+        assert json.loads(file["sentence_to_index"][0]) == {"the cat": "3", "": "1", "sat on": "2"}
+        assert [len(file[str(number)]) for number in range(4)] == [2, 0, 2, 2]
+
+
+def test_control_c(embed, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt())
+        with pytest.raises(SystemExit) as exit:
+            embed("out.npy", "--top")
+    assert exit.value.code == 130 and "goes on from here" in capsys.readouterr().err
+    assert len(np.load(embed("out.npy", "--top")))
+
+
 def test_what_cannot_be_embedded(embed, tmp_path, text):
     text_before = text.read_bytes()
     empty = tmp_path / "empty.txt"
@@ -206,6 +331,9 @@ def test_what_cannot_be_embedded(embed, tmp_path, text):
         (["out.npy", "--top"], {"archive": tmp_path / "gone.tar.gz"}, "no archive"),
         (["out.npy", "--top", "--segment-length", "3", "--force"], {}, "windows of at least 4"),
         (["out.npy", "--top", "--max-tokens", "0", "--force"], {}, "max_tokens must be at least 1"),
+        (["out.npy", "--top", "-o", '{"model'], {}, "overrides are not JSON"),
+        (["out.npy", "--top", "--cuda-device", "99"], {}, "no device 'cuda:99'"),
+        (["out.npy", "--top", "--weights-file", "gone.th"], {}, "no weights file gone.th"),
     ):
         assert expected in refused(embed, *arguments, **options)
     assert taken.read_text() == "mine" and text.read_bytes() == text_before

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
@@ -11,6 +12,7 @@ from allennlp.commands.subcommand import Subcommand
 from allennlp.common import logging as common_logging
 from allennlp.common.checks import ConfigurationError
 from allennlp.common.tqdm import Tqdm
+from allennlp.models.archival import CONFIG_NAME
 from overrides import overrides
 
 from transformer_elmo.commands.vectors_file import VectorsFile, checked_format
@@ -142,8 +144,12 @@ def embed_from_args(args: argparse.Namespace) -> None:
                 "segment_length": args.segment_length,
             },
         )
-    except (ConfigurationError, ValueError) as error:
+    except (ConfigurationError, ValueError, OSError) as error:
         sys.exit(f"allennlp embed: {getattr(error, 'message', error)}")
+    except KeyboardInterrupt:
+        print("allennlp embed: interrupted; the same command goes on from here.", file=sys.stderr)
+        # What a shell reports for a command that Control-C has ended.
+        sys.exit(128 + signal.SIGINT)
 
 
 def embed_file(
@@ -216,7 +222,7 @@ def embed_file(
     texts = None
     if output_format == "hdf5" and not forget_sentences:
         texts = (
-            sentence if isinstance(sentence, str) else " ".join(sentence)
+            sentence.strip() if isinstance(sentence, str) else " ".join(sentence)
             for sentence in _sentences(input_file, input_format, 0)
         )
     file.finish(texts)
@@ -231,7 +237,10 @@ def _sentences(input_file: str, input_format: str, first: int) -> Iterator[Sente
 
 
 def _identity(path: str) -> Any:
-    """What tells that a file is still the same."""
+    """What tells that a file is still the same, or what a model's folder needs of its own."""
+    if os.path.isdir(path):
+        files = (os.path.join(path, name) for name in (CONFIG_NAME, "weights.th", "best.th"))
+        return [_identity(file) for file in files if os.path.exists(file)]
     if os.path.exists(path):
         status = os.stat(path)
         return [os.path.abspath(path), status.st_size, status.st_mtime_ns]

@@ -4,6 +4,7 @@ that work cut short goes on where it stood.
 """
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -11,11 +12,13 @@ import shutil
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Dict, Iterable, Iterator, List, Optional
+from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 import h5py
 import numpy as np
 from allennlp.common.checks import ConfigurationError
+from filelock import FileLock, Timeout
+from overrides import overrides
 
 # Room for the header of a .npy file, whose shape is known last. NumPy aligns it to 64 bytes.
 HEADER_SIZE = 256
@@ -25,7 +28,7 @@ FORMATS = {".hdf5": "hdf5", ".h5": "hdf5", ".npy": "npy", ".npz": "npz"}
 # Words between two notes of how far the work is.
 WORDS_PER_CHECKPOINT = 20_000
 
-_STATE, _VECTORS, _LENGTHS = "state.json", "vectors.npy", "lengths.raw"
+_STATE, _VECTORS, _LENGTHS, _LOCK = "state.json", "vectors.npy", "lengths.raw", "lock"
 
 
 class VectorsFile:
@@ -63,7 +66,8 @@ class VectorsFile:
 
     `ConfigurationError`
         If the name has another ending; if there is such a file, or one begun with other settings,
-        and `force` isn't given; if there is no such folder.
+        and `force` isn't given; if there is no such folder, or it can't be written to; if another
+        process is at work on the same file.
     """
 
     def __init__(
@@ -84,13 +88,31 @@ class VectorsFile:
         self.num_sentences = 0
         self._num_words = 0
         self._words_noted = 0
-        if force and self._folder.exists() and not self._matches():
-            shutil.rmtree(self._folder)
         with _room_on_disk(self._folder):
-            self._open()
+            self._folder.mkdir(exist_ok=True)
+            # The system lets go of it when the process ends, however it ends.
+            self._lock = FileLock(self._folder / _LOCK)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise ConfigurationError(
+                    f"Another process is writing {path} (it works in {self._folder}). Wait for it, "
+                    "or choose another name."
+                ) from None
+            try:
+                if force and not self._can_go_on():
+                    for name in (_STATE, _VECTORS, _LENGTHS):
+                        (self._folder / name).unlink(missing_ok=True)
+                self._open()
+            except BaseException:
+                self._lock.release()
+                raise
 
-    def _matches(self) -> bool:
-        return self._noted().get("settings") == self._settings
+    def _can_go_on(self) -> bool:
+        state = self._noted()
+        return state.get("settings") == self._settings and all(
+            _size(self._folder / name) >= size for name, size in self._sizes(state).items()
+        )
 
     def _noted(self) -> Dict[str, Any]:
         try:
@@ -98,8 +120,14 @@ class VectorsFile:
         except (OSError, ValueError):
             return {}
 
+    def _sizes(self, state: Dict[str, Any]) -> Dict[str, int]:
+        """How long the files are at least, if so much has been made."""
+        return {
+            _VECTORS: HEADER_SIZE + state["num_words"] * self._bytes_per_word(),
+            _LENGTHS: 8 * state["num_sentences"],
+        }
+
     def _open(self) -> None:
-        self._folder.mkdir(exist_ok=True)
         state = self._noted()
         if state:
             if state["settings"] != self._settings:
@@ -114,10 +142,9 @@ class VectorsFile:
                 )
             self.num_sentences, self._num_words = state["num_sentences"], state["num_words"]
         # What came after the last note may be half written: it is made again.
-        self._vectors = self._reopen(
-            _VECTORS, HEADER_SIZE + self._num_words * self._bytes_per_word()
-        )
-        self._lengths = self._reopen(_LENGTHS, 8 * self.num_sentences)
+        sizes = self._sizes({"num_words": self._num_words, "num_sentences": self.num_sentences})
+        self._vectors = self._reopen(_VECTORS, sizes[_VECTORS])
+        self._lengths = self._reopen(_LENGTHS, sizes[_LENGTHS])
         self._words_noted = self._num_words
 
     def _bytes_per_word(self) -> int:
@@ -125,7 +152,7 @@ class VectorsFile:
 
     def _reopen(self, name: str, size: int) -> IO[bytes]:
         path = self._folder / name
-        if self.num_sentences and (not path.exists() or path.stat().st_size < size):
+        if self.num_sentences and _size(path) < size:
             raise ConfigurationError(f"{path} is shorter than it was. Give --force to begin anew.")
         file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         # Grows a new file by zeros, for the header.
@@ -166,9 +193,15 @@ class VectorsFile:
         self._words_noted = self._num_words
 
     def close(self) -> None:
-        """Leaves the work for another time."""
-        with _room_on_disk(self._folder), self._lengths, self._vectors:
-            self.note()
+        """Leaves the work, if there is any, for another time."""
+        try:
+            with _room_on_disk(self._folder), self._lengths, self._vectors:
+                if self.num_sentences:
+                    self.note()
+            if not self.num_sentences:
+                shutil.rmtree(self._folder)
+        finally:
+            self._lock.release()
 
     def finish(self, sentences: Optional[Iterable[str]] = None) -> None:
         """
@@ -179,8 +212,15 @@ class VectorsFile:
         sentences : `Iterable[str]`, optional (default = `None`)
             For HDF5: the texts that `sentence_to_index` leads from.
         """
-        with _room_on_disk(self._folder):
-            self.note()
+        try:
+            with _room_on_disk(self._folder):
+                self._finish(sentences)
+                shutil.rmtree(self._folder)
+        finally:
+            self._lock.release()
+
+    def _finish(self, sentences: Optional[Iterable[str]]) -> None:
+        self.note()
         shape = (self._num_words, *self._word_shape)
         self._vectors.seek(0)
         self._vectors.write(npy_header(shape, self._dtype))
@@ -190,18 +230,19 @@ class VectorsFile:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self._vectors.close()
         self._lengths.close()
-        with _room_on_disk(self._folder):
-            if self.format == "npy":
-                with _replacing(offsets_path(self.path)) as file:
-                    np.save(file, offsets)
-                os.replace(self._folder / _VECTORS, self.path)
-            elif self.format == "npz":
-                with _replacing(self.path) as file:
-                    self._write_npz(file, offsets)
-            else:
-                with _replacing(self.path) as file:
-                    self._write_hdf5(file, offsets, sentences)
-        shutil.rmtree(self._folder)
+        if self.format == "npy":
+            # Two files can't change at once. There are never vectors with other offsets.
+            with _replacing(
+                offsets_path(self.path), lambda: self.path.unlink(missing_ok=True)
+            ) as file:
+                np.save(file, offsets)
+            os.replace(self._folder / _VECTORS, self.path)
+        elif self.format == "npz":
+            with _replacing(self.path) as file:
+                self._write_npz(file, offsets)
+        else:
+            with _replacing(self.path) as file:
+                self._write_hdf5(file, offsets, sentences)
 
     def _write_npz(self, file: IO[bytes], offsets: np.ndarray) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -220,18 +261,81 @@ class VectorsFile:
             vectors = np.load(self._folder / _VECTORS, mmap_mode="r")
         else:
             vectors = np.zeros((0, *self._word_shape), dtype=self._dtype)
-        with h5py.File(file.name, "w") as output:
+        disk = _Disk(file)
+        with h5py.File(disk, "w") as output:
             for number, (begin, end) in enumerate(itertools.pairwise(offsets)):
                 sentence = np.asarray(vectors[begin:end])
                 if sentence.ndim == 3:
                     sentence = sentence.swapaxes(0, 1)
                 output.create_dataset(str(number), data=sentence)
-            if sentences is not None:
+                if disk.error:
+                    break
+            if sentences is not None and not disk.error:
                 index = {sentence: str(number) for number, sentence in enumerate(sentences)}
                 dataset = output.create_dataset(
                     "sentence_to_index", (1,), dtype=h5py.string_dtype("utf-8")
                 )
                 dataset[0] = json.dumps(index)
+        if disk.error:
+            raise disk.error
+
+
+class _Disk(io.RawIOBase):
+    """
+    A file for HDF5 to write to, which tells us of errors and not HDF5: its library crashes when it
+    closes a file on a disk that is full.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: Optional[OSError] = None
+
+    @overrides
+    def readable(self) -> bool:
+        return True
+
+    @overrides(check_signature=False)
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    @overrides
+    def seekable(self) -> bool:
+        return True
+
+    @overrides(check_signature=False)
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(position, whence)
+
+    @overrides
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @overrides
+    def writable(self) -> bool:
+        return True
+
+    @overrides(check_signature=False)
+    def write(self, data: Any) -> int:
+        self._try(lambda: self._file.write(data))
+        return len(data)
+
+    @overrides
+    def truncate(self, size: Optional[int] = None) -> int:
+        self._try(lambda: self._file.truncate(size))
+        return self._file.tell() if size is None else size
+
+    @overrides
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            if self.error is None:
+                action()
+        except OSError as error:
+            self.error = error
 
 
 def checked_format(path: Path, force: bool) -> str:
@@ -250,7 +354,8 @@ def checked_format(path: Path, force: bool) -> str:
     if not path.parent.is_dir():
         raise ConfigurationError(f"There is no folder {path.parent} to write {path.name} to.")
     taken = [path]
-    if FORMATS[path.suffix] == "npy":
+    if FORMATS[path.suffix] == "npy" and not (partial_folder(path) / _STATE).exists():
+        # Work cut short at its very end has left this one; it was checked when the work began.
         taken.append(offsets_path(path))
     for file in taken:
         if file.exists() and not force:
@@ -281,15 +386,20 @@ def npy_header(shape: Iterable[int], dtype: np.dtype) -> bytes:
     return magic + size.to_bytes(2, "little") + f"{description!s:<{size - 1}}\n".encode("ascii")
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name when it is whole."""
+def _replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[IO[bytes]]:
+    """A file that gets its name when it is whole, after a call of `before`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        before()
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -304,7 +414,12 @@ def _room_on_disk(folder: Path) -> Iterator[None]:
         # HDF5 has its own words for it, and the number of the error only sometimes.
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         if not full:
-            raise
+            # A limit on the size of files, no permission to write, ...
+            reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+            raise ConfigurationError(
+                f"{folder.with_suffix('')} can't be written: {reason}. Once it can, repeat the "
+                f"command: it goes on from what {folder.name} holds."
+            ) from error
         raise ConfigurationError(
             f"No space is left on the disk of {folder.parent}. Make room and repeat the command: "
             f"it goes on from what {folder.name} holds. (float16 takes half the space; HDF5 and "

@@ -50,6 +50,8 @@ def load_language_model(
             f"The path of the language model's archive is empty.{variables_with(archive_file)} "
             f"{EXPECTED}"
         )
+    if weights_file is not None and "://" not in weights_file and not os.path.exists(weights_file):
+        raise ConfigurationError(f"There is no weights file {weights_file}.")
     if isinstance(overrides, str):
         overrides = parse_overrides(overrides)
     overrides = dict(overrides or {})
