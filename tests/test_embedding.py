@@ -46,10 +46,11 @@ def test_layers(elmo):
             for one, layers in zip(elmo.embed(SENTENCES, layers=name), everything):
                 assert layers.shape == (3, *one.shape)
                 assert np.abs(one - layers[number]).max(initial=0) < 1e-6
-    for weights in ([0.5, -1.0, 3.0], None):
+    assert np.array_equal(elmo.embed(["the"], np.int64(1))[0], elmo.embed(["the"], 1)[0])
+    for weights in ([0.5, -1.0, 3.0], np.float32([0.5, -1.0, 3.0]), None):
         mixed = elmo.embed(SENTENCES, weights=weights)
         for one, layers in zip(mixed, everything):
-            expected = np.tensordot(weights or [1 / 3] * 3, layers, 1)
+            expected = np.tensordot([1 / 3] * 3 if weights is None else weights, layers, 1)
             assert np.abs(one - expected).max(initial=0) < 1e-5
 
 
@@ -136,7 +137,8 @@ def test_perplexity(elmo, tmp_path):
     assert metrics["num_tokens"] == count and metrics["num_sentences"] == len(scores)
     assert metrics["perplexity"] == pytest.approx(math.exp(-total / 2 / count), rel=1e-6)
     assert elmo.perplexity(str(path)) == metrics["perplexity"]
-    assert elmo.perplexity([s for s in SENTENCES if s]) == metrics["perplexity"]
+    # A blank line is no sentence, wherever it comes from.
+    assert elmo.evaluate(SENTENCES) == metrics == elmo.evaluate(s.split() for s in SENTENCES)
 
 
 def test_fill(elmo):
@@ -151,6 +153,14 @@ def test_fill(elmo):
         (scores,) = elmo.score([f"the {word} sat on"])
         assert math.exp(scores.combined.log_probs[2]) == pytest.approx(probability, rel=1e-4)
     assert elmo.fill(["the", "[]", "sat", "on"], top_k=4, gap="[]") == found
+
+
+def test_fill_where_the_tokenizer_knows_no_gaps(elmo, lm_archive):
+    expected = elmo.fill(["the", "cat", "___", "."], top_k=3)
+    assert elmo.fill("the cat ___.", top_k=3) == expected
+    letters = TransformerElmo.from_archive(lm_archive, tokenizer="letters_digits")
+    assert letters.words("___ .") == ["_", "_", "_", "."]
+    assert letters.fill("the cat ___ .", top_k=3) == expected
 
 
 def test_threads(elmo):
@@ -274,6 +284,9 @@ def test_lines():
     assert parse_line('{"sentence": "the cat"}') == "the cat"
     assert parse_line('{"tokens": 3', "text") == '{"tokens": 3'
     assert parse_line("{ a }") == "{ a }"
+    # Spaces are JSON, too, and quotation marks are text, too.
+    assert parse_line(' { "tokens" : ["the", "cat"] }') == ["the", "cat"]
+    assert parse_line('{ " said he }') == '{ " said he }'
     for line in ('{"tokens": 3}', '{"tokens": [3]}', '{"words": []}', '{"tokens": ['):
         with pytest.raises(ConfigurationError, match=r"^Line 4 "):
             parse_line(line, number=4)

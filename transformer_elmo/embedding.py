@@ -6,6 +6,7 @@ sentences.
 import os
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import (
     Any,
     Dict,
@@ -139,11 +140,12 @@ class TransformerElmo:
         # Raises
 
         `ConfigurationError`
-            If there is no archive, or it holds another kind of model.
+            If there is no archive, or it holds another kind of model; if there is no such
+            device.
         """
         changes: Dict[str, Any] = {} if precision is None else {"model.precision": precision}
         if isinstance(overrides, str):
-            overrides = parse_overrides(overrides)
+            overrides = _parsed(overrides)
         changes = {**(overrides or {}), **changes}
         archive, _ = load_language_model(archive_file, "TransformerElmo", changes, weights_file)
         model = archive.model
@@ -282,7 +284,7 @@ class TransformerElmo:
             )
         if layers in ("mix", "all"):
             return layers
-        is_number = isinstance(layers, int) and not isinstance(layers, bool)
+        is_number = isinstance(layers, Integral) and not isinstance(layers, bool)
         if not (is_number and -self.num_layers <= int(layers) < self.num_layers):
             raise ValueError(
                 'layers must be "mix", "all", "top" or the number of a layer from 0 (word vectors) '
@@ -342,10 +344,10 @@ class TransformerElmo:
         if layers == "all":
             return torch.stack(found, dim=1)
         if layers == "mix":
-            weights = weights or [1 / len(found)] * len(found)
-            mixed = found[0] * weights[0]
+            weights = [1 / len(found)] * len(found) if weights is None else weights
+            mixed = found[0] * float(weights[0])
             for weight, layer in zip(weights[1:], found[1:]):
-                mixed = mixed.add(layer, alpha=weight)
+                mixed = mixed.add(layer, alpha=float(weight))
             return mixed
         return found[int(layers)]
 
@@ -422,7 +424,8 @@ class TransformerElmo:
         # Parameters
 
         corpus : `str`, `PathLike` or `Iterable[Sentence]`
-            A file, directory, glob or URL of text, one sentence a line; or sentences.
+            A file, directory, glob or URL of text, one sentence a line; or sentences. Those without
+            a word are skipped, as blank lines are.
 
         # Returns
 
@@ -441,6 +444,7 @@ class TransformerElmo:
             sentences = (line for shard in find_shards(corpus) for line in read_sentences(shard))
         else:
             name, sentences = "these sentences", corpus
+        filled = filter(None, map(self._indexer.words, sentences))
         softmax_of(self.model)
         unknown = oov_index(self.model.vocab)
         losses: Dict[str, float] = {"loss": 0.0}
@@ -462,7 +466,8 @@ class TransformerElmo:
                 num_unknown += int((source["tokens"]["tokens"] == unknown).sum())
             return [1] * len(batch)
 
-        for one in in_batches(self._tokens(sentences), len, run, self.max_tokens):
+        tokens = map(self._indexer.with_boundaries, filled)
+        for one in in_batches(tokens, len, run, self.max_tokens):
             num_sentences += one
         if not num_tokens:
             raise ConfigurationError(
@@ -489,7 +494,7 @@ class TransformerElmo:
         # Parameters
 
         sentence : `Sentence`
-            One of its words is `gap`.
+            One of its words is `gap`; in a text, `gap` may stand anywhere.
         top_k : `int`, optional (default = `5`)
         gap : `str`, optional (default = `"___"`)
 
@@ -507,6 +512,10 @@ class TransformerElmo:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}.")
         words = self._indexer.words(sentence)
+        if isinstance(sentence, str) and gap not in words and sentence.count(gap) == 1:
+            # Something is written right beside the gap, or the tokenizer takes it apart.
+            before, _, after = sentence.partition(gap)
+            words = [*self._indexer.words(before), gap, *self._indexer.words(after)]
         if words.count(gap) != 1:
             raise ValueError(
                 f"Expected a sentence with one gap, a word {gap!r}: got {words.count(gap)} of them "
@@ -536,11 +545,24 @@ def _device(device: Union[str, int, torch.device, None]) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(device, int):
-        return torch.device("cpu" if device < 0 else f"cuda:{device}")
+        device = "cpu" if device < 0 else f"cuda:{device}"
     try:
         result = torch.device(device)
     except RuntimeError as error:
         raise ConfigurationError(f"There is no device {device!r}: {error}") from None
-    if result.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device is {device!r}, but torch sees no GPU. Use 'cpu'.")
+    if result.type == "cuda" and (result.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"There is no device {str(result)!r}: torch sees {torch.cuda.device_count()} GPUs. The "
+            "CPU is 'cpu', or -1."
+        )
     return result
+
+
+def _parsed(overrides: str) -> Dict[str, Any]:
+    try:
+        return parse_overrides(overrides)
+    except (RuntimeError, ValueError) as error:
+        # Jsonnet's errors go on with an empty line.
+        raise ConfigurationError(
+            f"The overrides are not JSON ({str(error).strip()}): {overrides:.80}"
+        ) from None

@@ -75,6 +75,7 @@ def test_what_cannot_be_predicted(archive, vocabulary):
         ({"input_format": "csv"}, "input_format must be one of"),
         ({"tokenizer": "none"}, "no tokenizer 'none'"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"topk": 3}, "no argument topk. It has top_k"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             Predictor.from_archive(archive, extra_args=arguments)

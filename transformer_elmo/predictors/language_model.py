@@ -58,7 +58,13 @@ class LanguageModelPredictor(Predictor):
         tokenizer: Optional[str] = None,
         input_format: str = "auto",
         frozen: bool = True,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise ConfigurationError(
+                f"The predictor has no argument {', '.join(sorted(unknown))}. It has top_k, "
+                "max_tokens, tokenizer and input_format."
+            )
         if not isinstance(model, LanguageModel):
             raise ConfigurationError(
                 'The predictor "language_model" needs an archive of a language model, and this is '
