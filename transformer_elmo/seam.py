@@ -14,6 +14,8 @@ variables not set.
   `PretrainedModelInitializer`: no pickle is run.
 - `Vocabulary.from_files`, `Vocabulary.set_from_file`: word lists that can't be used.
 - `spacy_tokenizer.get_spacy_model`: models of spaCy that can't be had.
+- `ReduceOnPlateauLearningRateScheduler`: a torch that is newer than it.
+- `gradient_descent_trainer.clip_grad_norm_`: sparse gradients.
 - `Predictor.from_archive`: the names that predictors had in AllenNLP 0.x.
 """
 
@@ -46,7 +48,10 @@ from allennlp.models import Model, archival
 from allennlp.nn import initializers
 from allennlp.nn import util as nn_util
 from allennlp.predictors import Predictor
+from allennlp.training import gradient_descent_trainer
 from allennlp.training.checkpointer import Checkpointer
+from allennlp.training.learning_rate_schedulers import ReduceOnPlateauLearningRateScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from transformer_elmo.archive import archive_of, extracted_archive
 from transformer_elmo.commands import errors
@@ -85,6 +90,9 @@ def install() -> None:
     _wrap(nn_util, "read_state_dict", _read_state_dict)
     _wrap(spacy_tokenizer, "get_spacy_model", _get_spacy_model)
     _wrap_class_method(Predictor, "from_archive", _from_archive)
+    _wrap(gradient_descent_trainer, "clip_grad_norm_", _clip_grad_norm)
+    if "verbose" not in inspect.signature(ReduceLROnPlateau).parameters:
+        _wrap(ReduceOnPlateauLearningRateScheduler, "__init__", _reduce_on_plateau)
     if torch.__version__ < torch.torch_version.TorchVersion("2.6"):
         # From then on this is torch's own default.
         _wrap(Checkpointer, "load_checkpoint", _with_weights_only)
@@ -502,3 +510,37 @@ def _from_archive(
             logger.info("The predictor %s of AllenNLP 0.x is %s now.", predictor_name, modern)
         predictor_name = modern
     return stock(cls, archive, predictor_name, *args, **kwargs)
+
+
+# Training
+
+
+def _clip_grad_norm(
+    stock: Callable[..., torch.Tensor], parameters: List[torch.Tensor], max_norm: float
+) -> torch.Tensor:
+    """torch's function of this name, which knows no sparse gradients. Shape `()`, the norm."""
+    if not any(p.grad is not None and p.grad.is_sparse for p in parameters):
+        return stock(parameters, max_norm)
+    values = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            # Entries of the same place add up before they count.
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            values.append(parameter.grad)
+    norm = torch.stack([torch.linalg.vector_norm(v.detach()) for v in values]).norm()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for value in values:
+        value.detach().mul_(factor)
+    return norm
+
+
+def _reduce_on_plateau(stock: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+    """
+    AllenNLP passes a `verbose` that torch has no more. Its schedulers need nothing of torch's class
+    but an object of it.
+    """
+    said = inspect.signature(stock).bind(self, *args, **kwargs).arguments
+    options = {k: v for k, v in said.items() if k not in ("self", "verbose")}
+    super(ReduceOnPlateauLearningRateScheduler, self).__init__(ReduceLROnPlateau(**options))

@@ -33,6 +33,7 @@ MODERN = {
 }
 
 
+MODERN_TOP = {key: value for key, value in MODERN.items() if key != "a_key_of_my_own"}
 UNMATCHED = {"allow_unmatched_keys": True}
 
 
@@ -479,6 +480,14 @@ class TestIterators:
                 {"batch_sampler": {"type": "bucket", "batch_size": 4, "drop_last": True}},
             ),
             (
+                {"type": "basic", "batch_size": "4", "skip_smaller_batches": "false"},
+                {"batch_size": 4, "shuffle": True},
+            ),
+            (
+                {"type": "epoch_tracking_bucket", "batch_size": 4},
+                {"batch_sampler": {"type": "bucket", "batch_size": 4}},
+            ),
+            (
                 {"type": "basic", "maximum_samples_per_batch": ["num_tokens", 100]},
                 {"batch_sampler": {"type": "max_tokens_sampler", "max_tokens": 100}},
             ),
@@ -520,7 +529,7 @@ class TestIterators:
     @pytest.mark.parametrize(
         ("iterator", "key"),
         [
-            ({"type": "homogeneous_batch"}, r"iterator\.type"),
+            ({"partition_key": "dataset", "type": "homogeneous_batch"}, r"iterator\.type"),
             ({"type": "basic", "batchsize": 3}, r"iterator\.batchsize"),
             ({"type": "basic", "batch_size": "many"}, r"iterator\.batch_size"),
             (
@@ -566,6 +575,17 @@ class TestTrainers:
         for number in (None, -1):
             modern = converted(tagger(trainer={"num_serialized_models_to_keep": number}))
             assert modern["trainer"] == {"checkpointer": {"keep_most_recent_by_count": None}}
+
+    def test_numbers_in_strings(self):
+        trainer = {"cuda_device": "0,1", "patience": "3", "grad_norm": "0.5", "num_epochs": 2}
+        modern = converted(tagger(trainer=trainer))
+        assert modern["distributed"] == {"cuda_devices": [0, 1]}
+        assert modern["trainer"] == {"patience": 3, "grad_norm": 0.5, "num_epochs": 2}
+        assert converted({**MODERN_TOP, "trainer": {"cuda_device": "-1"}})["trainer"] == {
+            "cuda_device": -1
+        }
+        with pytest.raises(ConfigurationError, match=r'trainer\.patience = "three"'):
+            modernize(tagger(trainer={"patience": "three"}))
 
     def test_several_devices_do_not_save_by_time(self):
         trainer = {"cuda_device": [0, 1], "model_save_interval": 60}

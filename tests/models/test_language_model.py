@@ -149,6 +149,13 @@ def test_what_does_not_fit(make_model, changes, message):
         make_model(**changes)
 
 
+def test_indexers_that_disagree_on_the_number_of_words(make_model, vocabulary):
+    config = reader_config()
+    config["token_indexers"]["tokens"] = {"type": "single_id", "start_tokens": ["<S>"]}
+    with pytest.raises(ConfigurationError, match=r"has 5 words by .* and 6 by another"):
+        make_model()(**tensors(["the cat sat"], vocabulary, config))
+
+
 UNIDIRECTIONAL = {
     "type": "language_model",
     "contextualizer": {"type": "lstm", "input_size": DIM, "hidden_size": 24},

@@ -18,6 +18,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 4] + " ..."
 
 
+def is_true(value: Any) -> bool:
+    """Whether `value` says yes; AllenNLP 0.x read it out of strings, too."""
+    return value is True or str(value).lower() == "true"
+
+
 def not_understood(path: str, value: Any, advice: str) -> NoReturn:
     """
     # Raises

@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from transformer_elmo.legacy.changes import Changes, not_understood
+from transformer_elmo.legacy.changes import Changes, is_true, not_understood
 
 LANGUAGE_MODELING_READER = "simple_language_modeling"
 
@@ -129,7 +129,7 @@ def modern_reader(reader: Any, path: str, changes: Changes) -> Tuple[Any, bool]:
     modern = {}
     for key, value in reader.items():
         if key == "lazy":
-            lazy = _true(value)
+            lazy = is_true(value)
             changes.needless(f"{path}.lazy", value, "readers always stream")
         elif key == "coding_scheme" and reader.get("type") in ("conll2000", "conll2003"):
             new = "BIOUL" if value == "BIOUL" else None
@@ -144,10 +144,6 @@ def modern_reader(reader: Any, path: str, changes: Changes) -> Tuple[Any, bool]:
         modern[tokenizer_key] = dict(SPACY_TOKENIZER)
         changes.added(f"{path}.{tokenizer_key}", modern[tokenizer_key], "the old default")
     return modern, lazy
-
-
-def _true(value: Any) -> bool:
-    return value is True or str(value).lower() == "true"
 
 
 def _modern_part(key: str, value: Any, path: str, changes: Changes) -> Any:
@@ -180,7 +176,7 @@ def _modern_indexer(indexer: Any, path: str, changes: Changes) -> Any:
     if kind not in TAG_INDEXERS:
         return indexer
     feature, namespace = TAG_INDEXERS[kind]
-    if _true(indexer.get("coarse_tags", False)):
+    if is_true(indexer.get("coarse_tags", False)):
         feature = "pos_"
     modern: Dict[str, Any] = {
         "type": "single_id",
@@ -327,7 +323,7 @@ def modern_vocabulary(vocabulary: Dict[str, Any], changes: Changes) -> Optional[
         }:
             not_understood(f"vocabulary.{key}", value, "a vocabulary has no such key.")
     directory = vocabulary.get("directory_path")
-    extend = _true(vocabulary.get("extend", False))
+    extend = is_true(vocabulary.get("extend", False))
     modern: Dict[str, Any] = {}
     if "type" in vocabulary:
         changes.needless("vocabulary.type", kind, "it is the default")

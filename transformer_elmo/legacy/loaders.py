@@ -5,13 +5,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
-from transformer_elmo.legacy.changes import Changes, not_understood
+from transformer_elmo.legacy.changes import Changes, is_true, not_understood
 
 # The limit of a batch counts a text's tokens; these are the padding keys that say so.
 TOKEN_KEYS = ("num_tokens", "tokens_length")
 
 OUTER_KEYS = ("num_workers", "output_queue_size")
 PLAIN_TYPES = ("basic", "bucket")
+# A bucket iterator that always had the key `track_epoch`.
+TRACKING_TYPE = "epoch_tracking_bucket"
 DROPPED_KEYS = {
     "biggest_batch_first": "batches come in random order",
     "cache_instances": "instances stay in memory unless max_instances_in_memory is set",
@@ -66,13 +68,21 @@ def flattened_iterator(iterator: Any, path: str) -> Dict[str, Tuple[Any, str]]:
     if not isinstance(iterator, dict):
         not_understood(path, iterator, "expected an object.")
     flat: Dict[str, Tuple[Any, str]] = {}
-    for key, value in iterator.items():
+    if iterator.get("type") == TRACKING_TYPE:
+        iterator = {"track_epoch": True, **iterator, "type": "bucket"}
+    # First of all its type: what keys it has depends on that.
+    for key, value in sorted(iterator.items(), key=lambda item: item[0] != "type"):
         if key == "base_iterator":
             flat.update(flattened_iterator(value, f"{path}.{key}"))
         elif key == "type" and value == "multiprocess":
             continue
         elif key == "type" and value not in PLAIN_TYPES:
-            not_understood(f"{path}.type", value, "known are basic, bucket and multiprocess.")
+            not_understood(
+                f"{path}.type",
+                value,
+                "AllenNLP 2 has nothing that batches like it. Known are basic, bucket and "
+                "multiprocess. In place of the iterator, describe a data_loader.",
+            )
         elif key not in ITERATOR_KEYS:
             not_understood(f"{path}.{key}", value, "an iterator has no such key.")
         else:
@@ -147,7 +157,7 @@ class Batching:
             elif key == "padding_noise":
                 self.padding_noise = float(value)
             elif key == "skip_smaller_batches":
-                self.drop_last = bool(value)
+                self.drop_last = is_true(value)
             elif value and key != "output_queue_size":
                 changes.dropped(path, value, DROPPED_KEYS[key])
 

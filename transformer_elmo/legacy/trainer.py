@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
-from transformer_elmo.legacy.changes import Changes, not_understood
+from transformer_elmo.legacy.changes import Changes, is_true, not_understood
 
 TENSORBOARD_KEYS = {
     "summary_interval": "summary_interval",
@@ -61,6 +61,19 @@ TRAINER_KEYS = {
     "grad_scaling",
     "ddp_accelerator",
 }
+# AllenNLP 0.x read numbers out of strings, which is what the environment has.
+NUMBERS = {
+    "patience": int,
+    "num_epochs": int,
+    "num_gradient_accumulation_steps": int,
+    "cuda_device": int,
+    "grad_norm": float,
+    "grad_clipping": float,
+    "model_save_interval": float,
+    "summary_interval": int,
+    "histogram_interval": int,
+    "log_batch_size_period": int,
+}
 OLD_CHECKPOINTER_KEYS = ("num_serialized_models_to_keep", FOREVER)
 # The old trainer made of callbacks: what each one was given is a key of the trainer now.
 CALLBACK_KEYS = {
@@ -101,7 +114,7 @@ def is_old_trainer(trainer: Any) -> bool:
     return (
         trainer.get("type") in ("default", "callback")
         or bool(OLD_TRAINER_KEYS & set(trainer))
-        or isinstance(trainer.get("cuda_device"), list)
+        or isinstance(trainer.get("cuda_device"), (list, str))
     )
 
 
@@ -130,6 +143,8 @@ def modern_trainer(trainer: Any, batch_size: Optional[int], changes: Changes) ->
     checkpointer = _modern_checkpointer(trainer.get("checkpointer"), changes)
     for key, value in trainer.items():
         path = f"trainer.{key}"
+        if key in NUMBERS and isinstance(value, str):
+            value = _number(key, value, changes)
         if key == "type" and value == "default":
             changes.needless(path, value, "it is the default")
         elif key == "cuda_device" and isinstance(value, list):
@@ -143,7 +158,7 @@ def modern_trainer(trainer: Any, batch_size: Optional[int], changes: Changes) ->
             else:
                 not_understood(path, value, "expected at least one device.")
         elif key == "shuffle":
-            result.shuffle = value is True or str(value).lower() == "true"
+            result.shuffle = is_true(value)
             changes.moved(path, value, "data_loader.shuffle", result.shuffle)
         elif key in TENSORBOARD_KEYS:
             tensorboard[TENSORBOARD_KEYS[key]] = value
@@ -193,8 +208,22 @@ def modern_trainer(trainer: Any, batch_size: Optional[int], changes: Changes) ->
     return result
 
 
+def _number(key: str, text: str, changes: Changes) -> Any:
+    """What a string says; several devices are a list."""
+    path = f"trainer.{key}"
+    parts = text.split(",") if key == "cuda_device" else [text]
+    try:
+        numbers = [NUMBERS[key](part) for part in parts]
+    except ValueError:
+        not_understood(path, text, "expected a number.")
+    value = numbers if len(numbers) > 1 else numbers[0]
+    changes.moved(path, text, path, value)
+    return value
+
+
 def _several(cuda_device: Any) -> bool:
-    return isinstance(cuda_device, list) and len(cuda_device) > 1
+    several = cuda_device.split(",") if isinstance(cuda_device, str) else cuda_device
+    return isinstance(several, list) and len(several) > 1
 
 
 def _accumulation(

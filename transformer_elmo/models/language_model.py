@@ -214,6 +214,12 @@ class LanguageModel(Model):
         mask = text_field_mask(source)
         with self._autocast(mask.device):
             embeddings = embed_text_field(self._text_field_embedder, source)
+            if embeddings.shape[:2] != mask.shape:
+                raise ConfigurationError(
+                    f"A batch has {embeddings.size(1)} words by the token indexer that is embedded "
+                    f"and {mask.size(1)} by another. Give start_tokens and end_tokens to all token "
+                    "indexers alike, or to the dataset reader instead."
+                )
             contextual = self._contextualizer(embeddings, mask)
             output: Dict[str, Any] = {}
             if self._softmax_loss is not None and "tokens" in source:
