@@ -3,7 +3,8 @@
 # a tagger on top. Under five minutes on two cores once set up.
 #
 #   ./scripts/quickstart.sh                    prose that ships with Python
-#   ./scripts/quickstart.sh --corpus PATH      your own: a file, folder or glob with one sentence a line
+#   ./scripts/quickstart.sh --corpus PATH      your own: a file, folder or glob with one sentence a line, of which
+#                                              the first 65,000 words are used
 #
 # Everything is written to quickstart/ (or $QUICKSTART_DIR), which git ignores. A second run replaces it.
 set -euo pipefail
@@ -28,6 +29,11 @@ cd "$(dirname "$0")/.."
 . .venv/bin/activate
 
 run=${QUICKSTART_DIR:-quickstart}
+# What is there already is replaced only if it is a quickstart's.
+if [ -n "${QUICKSTART_DIR:-}" ] && [ -n "$(ls -A "$run" 2>/dev/null)" ] && [ ! -e "$run/data/truecase" ]; then
+  echo "quickstart: QUICKSTART_DIR names $run, which is in use for something else; name a new or empty folder" >&2
+  exit 1
+fi
 say() { printf '\n== %s\n' "$*"; }
 # AllenNLP's log goes to a file; on failure its end is shown.
 logged() {
@@ -42,10 +48,14 @@ say "Text"
 python scripts/quickstart_corpus.py "$run/data" ${corpus[@]+"${corpus[@]}"}
 
 say "Training a bidirectional language model (log: $run/train.log)"
-export BIDIRECTIONAL_LM_TRAIN_PATH="$run/data/train/*"
+export BIDIRECTIONAL_LM_TRAIN_PATH="$run/data/train"
 export BIDIRECTIONAL_LM_VOCAB_PATH="$run/data/vocabulary"
 export BIDIRECTIONAL_LM_HELDOUT_PATH="$run/data/heldout.txt"
-logged "$run/train.log" allennlp train training_config/quickstart.jsonnet -s "$run/lm" --file-friendly-logging
+# Of fewer words than the config samples, all are scored.
+override='{}'
+if [ "$(wc -l <"$BIDIRECTIONAL_LM_VOCAB_PATH/tokens.txt")" -le 512 ]; then override='{"model.num_samples": null}'; fi
+logged "$run/train.log" allennlp train training_config/quickstart.jsonnet -s "$run/lm" --file-friendly-logging \
+  -o "$override"
 
 say "Evaluating it (log: $run/evaluate.log)"
 logged "$run/evaluate.log" allennlp evaluate --cuda-device -1 --output-file "$run/evaluation.json" \

@@ -10,9 +10,14 @@ import argparse
 import random
 import re
 import shutil
+import sys
+import unicodedata
 from collections import Counter
+from itertools import chain, islice
 from pathlib import Path
-from typing import Iterable, List
+from typing import Callable, Iterable, List
+
+from allennlp.common.checks import ConfigurationError
 
 from transformer_elmo.data.corpus import find_shards, read_sentences
 
@@ -20,6 +25,16 @@ NUM_SHARDS = 4
 HELDOUT_SHARE = 0.1
 # Rarer words become the unknown word in what is predicted; their characters are read all the same.
 MIN_COUNT = 2
+# About what Python's documentation has. More would take longer than a quickstart should.
+MAX_WORDS = 65_000
+
+# Vowel signs and accents that follow a letter, and the invisible joiners, are parts of a word.
+_MARKS = "".join(
+    c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c)[0] == "M"
+)
+_LETTER = rf"[\w{_MARKS}\u200c\u200d]"
+_WORDS = re.compile(rf"{_LETTER}+(?:['-]{_LETTER}+)*|[^\w\s]")
+_CHARACTERS = re.compile(rf"[A-Za-zÀ-ɏ]+|\d+|\w[{_MARKS}\u200c\u200d]*|[^\w\s]")
 
 
 def python_documentation() -> Iterable[str]:
@@ -41,7 +56,35 @@ def own_text(corpus: str) -> Iterable[str]:
 
 
 def words(sentence: str) -> List[str]:
-    return re.findall(r"\w+(?:['-]\w+)*|[^\w\s]", sentence)
+    """Words and marks of a language that puts spaces between words."""
+    return _WORDS.findall(sentence)
+
+
+def characters(sentence: str) -> List[str]:
+    """Of one that doesn't, such as Chinese: each character, but whole numbers and Latin words."""
+    return _CHARACTERS.findall(sentence)
+
+
+def splitter(sentences: List[str]) -> Callable[[str], List[str]]:
+    """How to split these sentences: by whether most of them have a space within."""
+    spaced = sum(bool(re.search(r"\w\s+\w", sentence)) for sentence in sentences)
+    return words if 2 * spaced >= len(sentences) else characters
+
+
+def limited(sentences: Iterable[List[str]]) -> List[str]:
+    """Different sentences of four words or more, up to about `MAX_WORDS`; the rest isn't read."""
+    kept: dict = {}
+    num_words = 0
+    for sentence in sentences:
+        # A sentence twice could stand on both sides of the split.
+        line = " ".join(sentence)
+        if len(sentence) > 3 and line not in kept:
+            kept[line] = None
+            num_words += len(sentence)
+            if num_words >= MAX_WORDS:
+                print(f"The first {num_words} words of the text are used; the config takes any.")
+                break
+    return list(kept)
 
 
 def case_of(word: str) -> str:
@@ -63,14 +106,16 @@ def main() -> None:
     parser.add_argument("--corpus", help="file, folder or glob: one sentence a line")
     arguments = parser.parse_args()
 
-    raw = own_text(arguments.corpus) if arguments.corpus else python_documentation()
-    # A sentence twice could stand on both sides of the split.
-    sentences = list(dict.fromkeys(" ".join(words(sentence)) for sentence in raw))
-    sentences = [sentence for sentence in sentences if len(sentence.split()) > 3]
+    try:
+        raw = iter(own_text(arguments.corpus) if arguments.corpus else python_documentation())
+        first = list(islice(raw, 200))
+        sentences = limited(map(splitter(first), chain(first, raw)))
+    except ConfigurationError as error:
+        raise SystemExit(f"quickstart: {error}") from None
     if len(sentences) < 100:
         raise SystemExit(
-            f"quickstart needs at least 100 different sentences of four words or more, one a line; "
-            f"found {len(sentences)} in {arguments.corpus or 'pydoc_data.topics'}."
+            "quickstart: expected at least 100 different sentences of four words or more, one a "
+            f"line; found {len(sentences)} in {arguments.corpus or 'pydoc_data.topics'}."
         )
     random.Random(0).shuffle(sentences)
     split = int(len(sentences) * HELDOUT_SHARE)

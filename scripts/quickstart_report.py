@@ -45,32 +45,41 @@ def unigram_perplexity(data: Path) -> float:
     return math.exp(-sum(log_probabilities) / len(log_probabilities))
 
 
+def tagged(data: Path, name: str) -> List[Tuple[str, str]]:
+    return [
+        (word, tag)
+        for line in lines(data / "truecase" / name)
+        for word, tag in (pair.rsplit("###", 1) for pair in line.split())
+    ]
+
+
 def most_frequent_case(data: Path) -> float:
     """Tagging accuracy of giving each word the case it has most often; "lower" if it is new."""
-
-    def tagged(name: str) -> List[Tuple[str, str]]:
-        return [
-            (word, tag)
-            for line in lines(data / "truecase" / name)
-            for word, tag in (pair.rsplit("###", 1) for pair in line.split())
-        ]
-
     seen: Dict[str, Counter] = defaultdict(Counter)
-    for word, tag in tagged("train.txt"):
+    for word, tag in tagged(data, "train.txt"):
         seen[word][tag] += 1
     usual = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
-    heldout = tagged("heldout.txt")
+    heldout = tagged(data, "heldout.txt")
     return sum(usual.get(word, "lower") == tag for word, tag in heldout) / len(heldout)
 
 
-def nearest_words(archive: Path) -> None:
+def sentence_to_embed(data: Path) -> str:
+    """One of ours if the language model has seen all its words, else one that was held out."""
+    known = set(lines(data / "vocabulary" / "tokens.txt"))
+    if known.issuperset(SENTENCE.split()):
+        return SENTENCE
+    heldout = lines(data / "heldout.txt")
+    return next((line for line in heldout if 6 <= len(line.split()) <= 12), heldout[0])
+
+
+def nearest_words(archive: Path, sentence: str) -> None:
     """Embeds a sentence, and for each of its words names the other one that is nearest to it."""
     embedder = BidirectionalLanguageModelTokenEmbedder(archive_file=str(archive)).eval()
-    tokens = [Token(word) for word in SENTENCE.split()]
+    tokens = [Token(word) for word in sentence.split()]
     indexed = ELMoTokenCharactersIndexer().tokens_to_indices(tokens, embedder._lm.vocab)
     with torch.no_grad():
         vectors = embedder(torch.tensor([indexed["elmo_tokens"]]))[0]
-    print(f"\nEmbedded: {SENTENCE}\n  {len(tokens)} words, {vectors.size(-1)} numbers each.")
+    print(f"\nEmbedded: {sentence}\n  {len(tokens)} words, {vectors.size(-1)} numbers each.")
     vectors = torch.nn.functional.normalize(vectors, dim=-1)
     similarity = (vectors @ vectors.t()).fill_diagonal_(-1)
     nearest = similarity.argmax(-1).tolist()
@@ -84,7 +93,7 @@ def main() -> None:
 
     metrics = json.loads((run / "evaluation.json").read_text())
     tagger = json.loads((run / "tagger" / "metrics.json").read_text())
-    nearest_words(run / "lm" / "model.tar.gz")
+    nearest_words(run / "lm" / "model.tar.gz", sentence_to_embed(run / "data"))
 
     rows = [
         ("perplexity, held-out text", unigram_perplexity(run / "data"), metrics["perplexity"]),
@@ -101,6 +110,8 @@ def main() -> None:
         places = 4 if learned <= 1 else 1
         baseline = "" if baseline is None else f"{baseline:.{places}f}"
         print(f"{name:32}{baseline:>14}{learned:>20.{places}f}")
+    if len({tag for _, tag in tagged(run / "data", "train.txt")}) == 1:
+        print("\nThis text has no upper and lower case, so there was nothing to tag.")
 
 
 if __name__ == "__main__":
