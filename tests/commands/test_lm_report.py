@@ -1,5 +1,6 @@
 import base64
 import json
+import math
 import re
 import shutil
 import sys
@@ -13,8 +14,9 @@ from tensorboardX import SummaryWriter
 
 import transformer_elmo.commands.lm_report  # noqa: F401
 from tests.small_lm import random_sentences
+from transformer_elmo.commands import charts
 from transformer_elmo.commands.lm_report import learned_mixtures
-from transformer_elmo.commands.training_log import read_events, read_training_log
+from transformer_elmo.commands.training_log import Point, read_events, read_training_log
 
 PNG = b"\x89PNG\r\n"
 
@@ -105,6 +107,43 @@ def test_default_output_and_sentences_of_ones_own(run, report, tmp_path):
     assert "&lt;S&gt; unheard-of cat &lt;/S&gt;" in page and "Sentence 2" not in page
 
 
+def test_long_sentences_and_strange_words(run, report, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text(
+        "the cat " * 3000 + "\n<script> $x_1^2 $$ \\frac & שלום 東京\n", encoding="utf-8"
+    )
+    report(run, "-o", tmp_path / "report.html", "--sentences", text)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "(the first 200 of 6002 words)" in page and page.count("the cat") < 200
+    assert "&lt;script&gt; $x_1^2 $$ \\frac &amp; שלום 東京" in page and "<script" not in page
+
+
+def ticks(figure):
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    return [tick.get_text() for tick in axes.get_xticklabels() if low <= tick._x <= high]
+
+
+def test_curves_of_one_epoch_and_of_no_numbers():
+    one = charts.curves({"training": [Point(1, 5.0, 0.0)]}, "epoch", "loss", best=1)
+    assert ticks(one) == ["1"]
+    points = [Point(1, math.inf, 0.0), Point(2, 9.0, 0.0), Point(3, 0.0, 0.0), Point(4, 8.0, 0.0)]
+    figure = charts.curves({"training": points}, "epoch", "perplexity", log=True)
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [2, 4]
+    flat = charts.curves({"speed": points[1::2]}, "step", "tokens", from_zero=True)
+    assert flat.axes[0].get_ylim() == pytest.approx((0, 9.9))
+
+
+def test_few_steps_are_not_blamed_on_the_config(run, report, tmp_path):
+    shutil.rmtree(run / "log")
+    with SummaryWriter(str(run / "log" / "train")) as writer:
+        writer.add_scalar("train/batch_loss", 5.0, 1)
+    report(run, "-o", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "has logged too few of them" in page and "train with the callback" not in page
+
+
 def test_log(run):
     log = read_training_log(run)
     assert [epoch["epoch"] for epoch in log.epochs] == [0, 1, 2] and log.best_epoch == 3
@@ -139,6 +178,11 @@ def test_downstream_model(run, report, tmp_path):
     torch.save(state, run / "best.th")
     config = json.loads((run / "config.json").read_text())
     config["model"] = {"type": "simple_tagger"}
+    config["trainer"]["validation_metric"] = "+accuracy"
+    for number in range(3):
+        path = run / f"metrics_epoch_{number}.json"
+        metrics = {"training_accuracy": 0.5, "validation_accuracy": 0.1 * number}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **metrics}))
     (run / "config.json").write_text(json.dumps(config))
     (run / "model.tar.gz").unlink()
     expected = torch.softmax(torch.tensor([1.0, 0.0, -1.0]), 0).tolist()
@@ -147,6 +191,8 @@ def test_downstream_model(run, report, tmp_path):
     assert weights == pytest.approx(expected)
     report(run, "-o", tmp_path / "report.html", "--png")
     assert (tmp_path / "report.layers.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "report.metric.png").read_bytes().startswith(PNG)
+    assert "accuracy by epoch" in (tmp_path / "report.html").read_text(encoding="utf-8")
     with tarfile.open(run / "model.tar.gz", "w:gz") as archive:
         archive.add(run / "best.th", "weights.th")
     assert learned_mixtures(run / "model.tar.gz")[0][1] == weights

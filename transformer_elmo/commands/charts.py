@@ -13,7 +13,13 @@ from transformer_elmo.models.scoring import SentenceScores
 try:
     from matplotlib.figure import Figure
     from matplotlib.font_manager import get_font_names
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import (
+        FixedLocator,
+        FuncFormatter,
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+    )
 except ImportError as error:  # pragma: no cover
     raise ConfigurationError(
         "Charts are drawn by matplotlib, which isn't installed: pip install matplotlib"
@@ -24,6 +30,8 @@ Lines = Dict[str, List[Point]]
 
 WIDTH = 9.0
 WORDS_PER_ROW = 10
+# A picture of more would be too high for a page, and at some size for matplotlib.
+MOST_WORDS = 200
 LONGEST_WORD = 12
 
 # Fonts with Chinese, Japanese and Korean characters, of several systems.
@@ -58,7 +66,7 @@ def curves(
     # Parameters
 
     lines : `Dict[str, List[Point]]`
-        At most four.
+        At most four. What can't be drawn, as an infinite perplexity, is left out.
     x_label, y_label : `str`
     log : `bool`, optional (default = `False`)
         Whether the y axis is logarithmic.
@@ -69,8 +77,12 @@ def curves(
     """
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
+    steps = {point.step for points in lines.values() for point in points}
+    highest = 0.0
     for stroke, (label, points) in zip(_STROKES, lines.items()):
         stroke = dict(stroke)
+        points = [p for p in points if math.isfinite(p.value) and (p.value > 0 or not log)]
+        highest = max([highest, *(point.value for point in points)])
         if len(points) > 40:
             stroke.pop("marker", None)
         elif len(points) == 1:
@@ -87,10 +99,13 @@ def curves(
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # A single step would get one mark after the other with the same number.
+    axes.xaxis.set_major_locator(
+        FixedLocator(sorted(steps)) if len(steps) == 1 else MaxNLocator(integer=True)
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if from_zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * highest or 1)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(axis="y", color="#e5e5e5")
@@ -103,8 +118,9 @@ def curves(
 def surprisal_map(scores: SentenceScores) -> Figure:
     """
     Each word's surprisal from both sides, `-log2` of its probability: the darker, the less
-    expected.
+    expected. Of a long text, its first `MOST_WORDS` words.
     """
+    num_words = min(len(scores.tokens), MOST_WORDS)
     views = [("from the left", scores.forward)]
     if scores.backward is not None:
         views.append(("from the right", scores.backward))
@@ -114,8 +130,8 @@ def surprisal_map(scores: SentenceScores) -> Figure:
     # One scale for all sentences, so that they can be compared; few words go beyond.
     darkest = 16.0
     rows = [
-        range(begin, min(begin + WORDS_PER_ROW, len(scores.tokens)))
-        for begin in range(0, len(scores.tokens), WORDS_PER_ROW)
+        range(begin, min(begin + WORDS_PER_ROW, num_words))
+        for begin in range(0, num_words, WORDS_PER_ROW)
     ]
     height = 0.34 * len(views) + 0.5
     figure = Figure(figsize=(WIDTH, height * len(rows) + 0.1), layout="constrained")

@@ -219,6 +219,24 @@ def curve_sections(log: TrainingLog) -> Tuple[List[Section], List[str]]:
             charts.curves(losses, "epoch", "loss", best=log.best_epoch),
         )
 
+    trainer = log.config.get("trainer") or {}
+    metric = str(trainer.get("validation_metric", "")).lstrip("+-")
+    if metric not in ("", "loss", "perplexity"):
+        # A model on top of a language model is judged by something of its own.
+        by_metric = named(
+            {
+                "training": log.by_epoch(f"training_{metric}"),
+                "validation": log.by_epoch(f"validation_{metric}"),
+            }
+        )
+        if by_metric:
+            add(
+                "metric",
+                f"{metric} by epoch",
+                "What chooses the best epoch.",
+                charts.curves(by_metric, "epoch", metric, best=log.best_epoch),
+            )
+
     scalars = log.scalars
     clock = scalars.get("train/batch_loss", [])
     if len(clock) > 1:
@@ -251,6 +269,11 @@ def curve_sections(log: TrainingLog) -> Tuple[List[Section], List[str]]:
         title, text, speed = _speed(log, clock)
         if speed:
             add("speed", title, text, charts.curves({title: speed}, "step", title, from_zero=True))
+    elif scalars:
+        remarks.append(
+            "There are no curves by step: the run has logged too few of them. The callback "
+            "tensorboard logs every 100 batches; its summary_interval changes that."
+        )
     else:
         remarks.append(
             "There are no curves by step: train with the callback "
@@ -348,7 +371,9 @@ def _heat_maps(
     chosen = list(islice((w for w in words if sentences or _is_worth_showing(w)), count))
     sections = []
     for number, scores in enumerate(elmo.score(chosen), start=1):
-        text = " ".join(scores.tokens)
+        text = " ".join(scores.tokens[: charts.MOST_WORDS])
+        if len(scores.tokens) > charts.MOST_WORDS:
+            text += f" … (the first {charts.MOST_WORDS} of {len(scores.tokens)} words)"
         if number == 1:
             text += (
                 " — Each number is a word's surprisal in bits, -log2 of its probability given all "
