@@ -2,7 +2,9 @@ import copy
 import multiprocessing
 import os
 import resource
+import signal
 import threading
+import time
 from collections import Counter
 from functools import partial
 from itertools import count as count_from
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from transformer_elmo.data import (
     LanguageModelingDataLoader,
     data_loader,
+    prefetch,
     windows,
 )
 
@@ -479,6 +482,41 @@ class TestErrors:
         shard.unlink()
         with pytest.raises(ConfigurationError, match="shard-01"):
             list(loader)
+
+    def test_a_worker_that_dies(self, tmp_path):
+        path = random_corpus(tmp_path / "corpus")
+        loader = make_loader(path, batch_size=2, max_instances_in_memory=5, num_workers=1)
+        iterator = iter(loader)
+        next(iterator)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(ConfigurationError, match="num_workers"):
+            list(iterator)
+        # The next epoch has a new one.
+        assert sorted(flat(order_of(loader))) == list(range(120))
+
+    def test_a_pass_that_was_given_up_doesnt_disturb_the_next(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(prefetch, "SECONDS_TO_END", 0)
+        path = random_corpus(tmp_path / "corpus")
+        loader = make_loader(path, batch_size=2, max_instances_in_memory=10)
+        codec = loader._make_codec()
+        encode, busy, overlaps = codec.encode, [], []
+
+        def slow(*args):
+            busy.append(args)
+            time.sleep(0.02)
+            overlaps.append(len(busy) > 1)
+            result = encode(*args)
+            busy.pop()
+            return result
+
+        monkeypatch.setattr(codec, "encode", slow)
+        for _ in range(3):
+            iterator = iter(loader)
+            next(iterator)
+            iterator.close()
+        assert sorted(flat(order_of(loader))) == list(range(120))
+        assert overlaps and not any(overlaps)
 
     def test_abandoned_iterations_leave_no_thread(self, tmp_path):
         path = random_corpus(tmp_path / "corpus", sentences_a_shard=400)

@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from transformer_elmo.data import prefetch as prefetch_module
 from transformer_elmo.data.prefetch import prefetch
 
 
@@ -62,3 +63,16 @@ def test_forgotten_iterators_stop_their_threads():
     next(iterator)
     del iterator
     assert wait_for_threads("test-forgotten")
+
+
+def test_at_exit_threads_end_before_the_interpreter(monkeypatch):
+    monkeypatch.setattr(prefetch_module, "_running", {})
+    before = threading.active_count()
+    # Held on to, as by a traceback.
+    iterator = prefetch(lambda: iter(range(1000)), 2, "numbers")
+    assert next(iterator) == 0
+    assert threading.active_count() == before + 1
+    prefetch_module._stop_all()
+    assert threading.active_count() == before
+    iterator.close()
+    assert not prefetch_module._running

@@ -6,9 +6,10 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple
@@ -226,6 +227,10 @@ class LanguageModelingDataLoader(DataLoader):
         self._device: Optional[torch.device] = None
         self._vocab: Optional[Vocabulary] = None
         self._codec: Optional[Codec] = None
+        # The threads of a pass that was given up may still be busy when the next one begins, and a
+        # codec is for one at a time.
+        self._encoding = threading.Lock()
+        self._making_tensors = threading.Lock()
         self._num_batches: Optional[int] = None
 
         # The pass that begins next, and where the current one goes on (None when it is over).
@@ -428,7 +433,8 @@ class LanguageModelingDataLoader(DataLoader):
         # them.
         planned = prefetch(lambda: self._plan(position), PREFETCHED_WINDOWS, "windows")
         for batch, following in self._deal(planned):
-            tensors = codec.tensors(batch.window, batch.begin, batch.end)
+            with self._making_tensors:
+                tensors = codec.tensors(batch.window, batch.begin, batch.end)
             if pin_memory:
                 tensors = _map_tensors(torch.Tensor.pin_memory, tensors)
             yield tensors, None if following is None else following.position
@@ -529,7 +535,9 @@ class LanguageModelingDataLoader(DataLoader):
         max_words = None if max_length is None else max_length - self.reader.num_boundary_tokens
         if self.num_workers == 0:
             for text in windows:
-                yield text, codec.encode(text, max_words)
+                with self._encoding:
+                    window = codec.encode(text, max_words)
+                yield text, window
             return
         # A forked process has the vocabulary without being sent it. It never touches a device.
         start_method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
@@ -549,6 +557,13 @@ class LanguageModelingDataLoader(DataLoader):
             while pending:
                 first, future = pending.popleft()
                 yield first, future.result()
+        except BrokenExecutor as error:
+            raise ConfigurationError(
+                "A process that tokenizes for the data loader ended before its work was done. The "
+                "system may have stopped it for want of memory: try fewer than "
+                f'{self.num_workers} for "num_workers", or a smaller "max_instances_in_memory" '
+                f"than {self.max_instances_in_memory}."
+            ) from error
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
 
