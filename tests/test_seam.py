@@ -448,3 +448,33 @@ class TestTraining:
         for metric in (1.0, 0.5, 2.0, 1.0):
             scheduler.step(metric)
         assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+class TestArchivedConfigs:
+    @pytest.fixture
+    def archive(self, tmp_path):
+        def write(config):
+            path = tmp_path / "model.tar.gz"
+            with tarfile.open(path, "w:gz") as tar:
+                member = tarfile.TarInfo("config.json")
+                member.size = len(config)
+                tar.addfile(member, io.BytesIO(config.encode()))
+            return path
+
+        return write
+
+    def opened(self, path, **options):
+        with archival.extracted_archive(path) as folder:
+            return Params.from_file(os.path.join(folder, "config.json"), **options).params
+
+    @pytest.mark.parametrize(
+        "config", ["{a: std.extVar('HOME')}", "{a: importstr '/etc/hostname'}", "{a: ", "[" * 9_999]
+    )
+    def test_they_see_no_other_files_and_no_variables(self, archive, config, monkeypatch):
+        monkeypatch.setenv("HOME", "a secret")
+        with pytest.raises(ConfigurationError, match=r"config\.json of .*model\.tar\.gz can't be"):
+            self.opened(archive(config))
+
+    def test_they_may_have_comments_and_what_they_are_given(self, archive):
+        config = "{a: 1, b: std.extVar('GIVEN'),} // by hand"
+        assert self.opened(archive(config), ext_vars={"GIVEN": "c"}) == {"a": 1, "b": "c"}

@@ -67,7 +67,11 @@ from transformer_elmo.legacy import (
 )
 from transformer_elmo.legacy.archived_files import archived_files, place_of
 from transformer_elmo.legacy.config import ITERATORS, TOP_LEVEL_KEYS
-from transformer_elmo.legacy.config_files import evaluated_file, evaluated_overrides
+from transformer_elmo.legacy.config_files import (
+    archived_config,
+    evaluated_file,
+    evaluated_overrides,
+)
 from transformer_elmo.legacy.predictors import modern_predictor
 from transformer_elmo.legacy.weights import modern_weights
 
@@ -135,7 +139,11 @@ def _from_file(
             "has config.json, weights.th and a folder vocabulary."
         )
     file = cached_path(params_file)
-    config = evaluated_file(file, ext_vars)
+    config = (
+        evaluated_file(file, ext_vars)
+        if source is None
+        else archived_config(file, source, ext_vars)
+    )
     overrides = evaluated_overrides(params_overrides, ext_vars)
     if source is not None:
         _check_class_names(config, source)

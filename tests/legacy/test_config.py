@@ -315,6 +315,14 @@ class TestReaders:
             "tokenizer": {"type": "spacy", "pos_tags": False, "end_tokens": ["@@NULL@@"]},
         }
 
+    def test_of_several_readers_each(self):
+        each = {"type": "snli", "lazy": True, "tokenizer": {"type": "word", "word_splitter": {}}}
+        reader = {"type": "interleaving", "readers": {"a": each}}
+        assert converted(tagger(dataset_reader=reader))["dataset_reader"] == {
+            "type": "interleaving",
+            "readers": {"a": {"type": "snli", "tokenizer": {"type": "spacy", "pos_tags": False}}},
+        }
+
     def test_tag_indexers(self):
         indexers = {"pos": {"type": "pos_tag", "coarse_tags": True, "namespace": "pos"}}
         reader = {"type": "sequence_tagging", "token_indexers": indexers}
@@ -507,6 +515,9 @@ class TestIterators:
     )
     def test_of_other_models(self, iterator, loader):
         assert converted(tagger(iterator=iterator))["data_loader"] == loader
+
+    def test_a_validation_iterator_that_says_nothing(self):
+        assert converted(tagger(validation_iterator=None)) == converted(tagger())
 
     def test_shuffle_comes_from_the_trainer(self):
         modern = converted(tagger(trainer={"shuffle": False}))

@@ -188,8 +188,9 @@ def modernize(
     for key, new_key in ITERATORS.items():
         if key not in old:
             continue
-        if new_key in old:
-            changes.needless(key, old[key], f"there is a {new_key}")
+        if new_key in old or old[key] is None:
+            reason = f"there is a {new_key}" if new_key in old else "it says nothing"
+            changes.needless(key, old[key], reason)
             continue
         reader_key = (
             READERS[1] if key == "validation_iterator" and READERS[1] in readers else READERS[0]
@@ -219,7 +220,7 @@ def modernize(
         if key in ITERATORS:
             if ITERATORS[key] in loaders:
                 new[ITERATORS[key]] = loaders.pop(ITERATORS[key])
-            if "validation_data_loader" in loaders and "validation_iterator" not in old:
+            if "validation_data_loader" in loaders and old.get("validation_iterator") is None:
                 new["validation_data_loader"] = loaders.pop("validation_data_loader")
         elif key in parts:
             if parts[key] is not None:
@@ -237,7 +238,7 @@ def _batch_size(old: Dict[str, Any]) -> Optional[int]:
     if isinstance(loader, dict):
         sampler = loader.get("batch_sampler")
         size = (sampler if isinstance(sampler, dict) else loader).get("batch_size")
-    elif "iterator" in old:
+    elif old.get("iterator") is not None:
         flat = flattened_iterator(old["iterator"], "iterator")
         size = None if "maximum_samples_per_batch" in flat else flat.get("batch_size", (32, ""))[0]
     else:

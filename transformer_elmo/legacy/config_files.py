@@ -5,7 +5,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, NoReturn, Optional, Union
 
 from allennlp.common import params as allennlp_params
 from allennlp.common.checks import ConfigurationError
@@ -69,6 +69,59 @@ def evaluated_file(file: Union[str, os.PathLike], ext_vars: Optional[Dict[str, A
         source = Path(path).read_text(encoding="utf-8", errors="replace")
         raise _unset_variables(error, source, str(file), variables) or error from None
     return json.loads(text)
+
+
+def archived_config(
+    file: Union[str, os.PathLike], source: str, ext_vars: Optional[Dict[str, Any]] = None
+) -> Any:
+    """
+    The config in an archive, which somebody else may have written: it sees no other file and none
+    of the environment's variables, which it could put into an address.
+
+    # Parameters
+
+    file : `Union[str, os.PathLike]`
+        Where the config was unpacked to. It holds plain JSON afterwards.
+    source : `str`
+        The archive.
+    ext_vars : `Dict[str, Any]`, optional (default = `None`)
+        The only variables that it sees.
+
+    # Returns
+
+    `Any`
+        What the file says.
+
+    # Raises
+
+    `ConfigurationError`
+        If it asks for more, or can't be read.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        try:
+            return json.loads(text)
+        except ValueError:
+            # Archives have plain JSON. If this was written by hand, it may have comments.
+            plain = allennlp_params.evaluate_snippet(
+                source, text, ext_vars=ext_vars or {}, import_callback=_no_imports
+            )
+        config = json.loads(plain)
+    except (RuntimeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"The {Path(file).name} of {source} can't be read: {_first_line(error)}. In an archive "
+            "it is plain JSON, and sees neither other files nor variables of the environment."
+        ) from None
+    Path(file).write_text(plain, encoding="utf-8")
+    return config
+
+
+def _no_imports(folder: str, name: str) -> NoReturn:
+    raise RuntimeError("an archive's config imports nothing")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def evaluated_overrides(

@@ -18,7 +18,7 @@ from transformer_elmo.archive import unpack
 from transformer_elmo.legacy.archived_files import FOLDER, NAMES_FILE, archived_files, place_of
 from transformer_elmo.legacy.changes import Change
 from transformer_elmo.legacy.config import modernize
-from transformer_elmo.legacy.config_files import evaluated_file
+from transformer_elmo.legacy.config_files import archived_config, evaluated_file
 from transformer_elmo.legacy.weights import modern_weights
 
 
@@ -64,7 +64,7 @@ def convert(old: Path, new: Path, force: bool = False) -> List[Change]:
         if is_archive(old):
             changes = _convert_archive(old, part)
         else:
-            modern, changes = modernize(_config(old))
+            modern, changes = modernize(_object(evaluated_file(old), old))
             _write(modern, part)
         os.replace(part, new)
     return changes
@@ -75,8 +75,7 @@ def is_archive(file: Path) -> bool:
     return file.name.endswith((".tar.gz", ".tgz"))
 
 
-def _config(file: Path) -> Dict[str, Any]:
-    config = evaluated_file(file)
+def _object(config: Any, file: Path) -> Dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigurationError(f"{file} holds no object, so it is not a config.")
     return config
@@ -93,7 +92,7 @@ def _convert_archive(old: Path, new: Path) -> List[Change]:
         config_file = directory / CONFIG_NAME
         if not config_file.is_file():
             raise ConfigurationError(f"{old} has no {CONFIG_NAME}, so it is not a model archive.")
-        config = _config(config_file)
+        config = _object(archived_config(config_file, str(old)), old)
         modern, changes = modernize(config)
         files = archived_files(directory)
         if files:

@@ -157,6 +157,8 @@ def _modern_part(key: str, value: Any, path: str, changes: Changes) -> Any:
         }
     if key == "base_reader":
         return modern_reader(value, path, changes)[0]
+    if key == "readers" and isinstance(value, dict):
+        return {k: modern_reader(v, f"{path}.{k}", changes)[0] for k, v in value.items()}
     if isinstance(value, dict):
         return {k: _modern_part(k, v, f"{path}.{k}", changes) for k, v in value.items()}
     return value
