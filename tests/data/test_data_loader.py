@@ -439,6 +439,13 @@ class TestErrors:
         with pytest.raises(ConfigurationError, match="simple_language_modeling"):
             make_loader(path, reader, batch_size=1)
 
+    def test_no_path(self):
+        # AllenNLP asks this of a config's `"validation_data_path": null`.
+        loader = make_loader(None, batch_size=1)
+        assert list(loader.iter_instances()) == []
+        with pytest.raises(ConfigurationError, match="null"):
+            next(iter(loader))
+
     def test_no_vocabulary(self, tmp_path):
         loader = LanguageModelingDataLoader(
             make_reader(), random_corpus(tmp_path / "corpus"), batch_size=1
@@ -699,6 +706,13 @@ class TestResumption:
         state = loader.state_dict()
         with pytest.raises(ConfigurationError, match="max_tokens is now 61, and was 60"):
             make_loader(path, max_tokens=61).resume(state, 0, 1)
+        for change, reader in (
+            ("max_instances is now 5, and was None", make_reader(max_instances=5)),
+            ("start and end tokens is now 1, and was 2", make_reader(start_tokens=[])),
+            ("tokenizer is now Lett.*, and was White", make_reader(tokenizer="letters_digits")),
+        ):
+            with pytest.raises(ConfigurationError, match=change):
+                make_loader(path, reader, max_tokens=60).resume(state, 0, 1)
         (path / "shard-00").write_text("another one")
         with pytest.raises(ConfigurationError, match="the corpus is now"):
             make_loader(path, max_tokens=60).resume(state, 0, 1)

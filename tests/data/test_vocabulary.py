@@ -74,6 +74,18 @@ class TestFromCorpus:
         assert index_to_token(ours) == index_to_token(expected)
         assert ours._non_padded_namespaces == expected._non_padded_namespaces
 
+    @pytest.mark.parametrize("max_length", [4, 5, 6, 7, 100])
+    def test_long_sentences_are_left_out_as_the_reader_does(self, path, monkeypatch, max_length):
+        params = reader_params(max_sequence_length=max_length)
+        reader = DatasetReader.from_params(Params(params).duplicate())
+        expected = Vocabulary.from_instances(reader.read(path))
+        # At the speed of counting: no instance is made.
+        monkeypatch.setattr(type(reader), "_read", None)
+        ours = Vocabulary.from_params(
+            Params({"type": "from_corpus", "data_path": str(path), "reader": params})
+        )
+        assert index_to_token(ours) == index_to_token(expected)
+
     @settings(
         max_examples=40,
         deadline=None,

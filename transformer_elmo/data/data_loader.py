@@ -127,7 +127,8 @@ class LanguageModelingDataLoader(DataLoader):
     reader : `DatasetReader`
         A `SimpleLanguageModelingDatasetReader`, which says what words and tensors are.
     data_path : `str` or `List[str]`
-        What :func:`~transformer_elmo.data.corpus.find_shards` takes.
+        What :func:`~transformer_elmo.data.corpus.find_shards` takes. With `None` there are no
+        instances, and iterating is an error.
     max_tokens : `int`, optional (default = `None`)
         The most tokens that a batch may have: its sentences times the longest one, start and end
         tokens included. A longer sentence goes alone.
@@ -160,7 +161,7 @@ class LanguageModelingDataLoader(DataLoader):
     def __init__(
         self,
         reader: DatasetReader,
-        data_path: DataPath,
+        data_path: Optional[DataPath],
         *,
         max_tokens: Optional[int] = None,
         batch_size: Optional[int] = None,
@@ -223,7 +224,8 @@ class LanguageModelingDataLoader(DataLoader):
         How long whoever iterates has waited for batches, in all.
         """
         self._keep_long_sentences = keep_long_sentences
-        self._shards = _Shards(find_shards(data_path))
+        # AllenNLP makes a loader of `"validation_data_path": null` where it makes a vocabulary.
+        self._shards = _Shards([] if data_path is None else find_shards(data_path))
         self._device: Optional[torch.device] = None
         self._vocab: Optional[Vocabulary] = None
         self._codec: Optional[Codec] = None
@@ -260,6 +262,8 @@ class LanguageModelingDataLoader(DataLoader):
 
     @overrides
     def iter_instances(self) -> Iterator[Instance]:
+        if self.data_path is None:
+            return
         instances = self.reader.read(self.data_path)  # type: ignore[arg-type]
         if not self.quiet:
             instances = iter(Tqdm.tqdm(instances, desc="loading instances"))
@@ -301,6 +305,8 @@ class LanguageModelingDataLoader(DataLoader):
                 "The data loader has no vocabulary yet: call index_with(vocab) before iterating "
                 "over it."
             )
+        if self.data_path is None:
+            raise ConfigurationError("The path of the corpus is null: name a file.")
         num_replayed = 0
         if self._resumption is not None:
             if self._resumption.num_epochs > 0:
@@ -368,10 +374,12 @@ class LanguageModelingDataLoader(DataLoader):
         """
         settings = self._settings()
         for name, value in settings.items():
-            if state["settings"].get(name) != value:
+            # A checkpoint of an earlier version may say less.
+            before = state["settings"].get(name, value)
+            if before != value:
                 raise ConfigurationError(
                     f"Can't go on where the run was stopped: {name} is now {value}, and was "
-                    f"{state['settings'].get(name)}. Restore it, or begin a new run."
+                    f"{before}. Restore it, or begin a new run."
                 )
         self._next_pass = state["next_pass"]
         position = state["position"]
@@ -392,6 +400,10 @@ class LanguageModelingDataLoader(DataLoader):
             "batch_size": self.batch_size,
             "max_instances_in_memory": self.max_instances_in_memory,
             "max_sequence_length": self._max_length(),
+            "max_instances": self.reader.max_instances,
+            # They say how long sentences are.
+            "the tokenizer": type(self.reader.tokenizer).__name__,
+            "the number of start and end tokens": self.reader.num_boundary_tokens,
         }
 
     def _max_length(self) -> Optional[int]:

@@ -48,6 +48,7 @@ def count_words(
     start_tokens: Iterable[str] = (),
     end_tokens: Iterable[str] = (),
     quiet: bool = False,
+    max_words: Optional[int] = None,
 ) -> Dict[str, int]:
     """
     Counts the words of a corpus, which are what `str.split` makes of its lines.
@@ -62,6 +63,8 @@ def count_words(
         Counted once after the words of each line that isn't blank.
     quiet : `bool`, optional (default = `False`)
         If `True`, there is no progress bar.
+    max_words : `int`, optional (default = `None`)
+        Lines of more words are left out.
 
     # Returns
 
@@ -71,7 +74,11 @@ def count_words(
     boundary_tokens = [*start_tokens, *end_tokens]
     counter = _WordCounter()
     num_sentences = 0
+    num_dropped = 0
     for text in _texts(data_path, quiet):
+        if max_words is not None:
+            text, dropped = _without_long_lines(text, max_words)
+            num_dropped += dropped
         if boundary_tokens:
             lines = text.split("\n")
             found = sum(1 for line in lines if line and not line.isspace())
@@ -85,7 +92,26 @@ def count_words(
     counts = counter.total()
     for token in boundary_tokens:
         counts[token] += max(0, num_sentences - 1)
+    if num_dropped:
+        logger.warning(
+            "Left out %d sentences of %s of more than %d words.", num_dropped, data_path, max_words
+        )
     return counts
+
+
+def _without_long_lines(text: str, max_words: int) -> Tuple[str, int]:
+    """
+    A text without its lines of more than so many words, and how many there were.
+    """
+    lines = text.split("\n")
+    # So many words need so many characters, with the spaces between them, which few lines have.
+    least = 2 * max_words + 1
+    long = [
+        i for i, line in enumerate(lines) if len(line) >= least and len(line.split()) > max_words
+    ]
+    for i in long:
+        lines[i] = ""
+    return ("\n".join(lines) if long else text), len(long)
 
 
 # Fewer distinct words than these are counted as fast by a dictionary.
@@ -247,14 +273,15 @@ def _count_with_reader(data_path: DataPath, reader: DatasetReader) -> Dict[str, 
     if (
         isinstance(reader, SimpleLanguageModelingDatasetReader)
         and type(reader.tokenizer) is WhitespaceTokenizer
-        and reader.max_sequence_length is None
         and reader.max_instances is None
         and all(map(depends_on_word_alone, reader.token_indexers.values()))
     ):
+        max_length = reader.max_sequence_length
         words = count_words(
             data_path,
             [token.ensure_text() for token in reader.start_tokens],
             [token.ensure_text() for token in reader.end_tokens],
+            max_words=None if max_length is None else max_length - reader.num_boundary_tokens,
         )
         for indexer in reader.token_indexers.values():
             _count_distinct(words, indexer, counter)
