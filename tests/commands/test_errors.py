@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import requests
 from allennlp.common.checks import ConfigurationError
 from torch.multiprocessing import ProcessRaisedException
 
@@ -48,6 +49,8 @@ def test_bad_input_is_told_alone(as_main, command, capsys, monkeypatch):
     hook = as_main(**command)
     assert shown(hook, ConfigurationError("no such key"), capsys) == MESSAGE + "no such key\n"
     assert "Traceback" not in shown(hook, FileNotFoundError("no such file"), capsys)
+    # An address in a config, for a machine that is offline.
+    assert "Traceback" not in shown(hook, requests.ConnectionError("no such host"), capsys)
     # What may be a fault of the program is shown with all its calls.
     assert "Traceback" in shown(hook, KeyError("type"), capsys)
     monkeypatch.setenv("ALLENNLP_DEBUG", "1")

@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any, Callable, Optional, Type
 
 from allennlp.common.checks import ConfigurationError
+from requests.exceptions import RequestException
 from torch.multiprocessing import ProcessRaisedException
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
-SHOWN_ALONE = (ConfigurationError, FileNotFoundError)
+SHOWN_ALONE = (ConfigurationError, FileNotFoundError, RequestException)
 
 _IN_A_PROCESS = re.compile(r"^(\S+\.ConfigurationError|FileNotFoundError): .*\Z", re.M | re.S)
 
