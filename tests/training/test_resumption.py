@@ -54,7 +54,9 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_trainer(corpus, directory, kill_after=None, callback=ResumeDataCallback, accumulate=1):
+def make_trainer(
+    corpus, directory, kill_after=None, accumulate=1, metric="-loss", callback=ResumeDataCallback
+):
     prepare_environment(Params({}))
     reader = SimpleLanguageModelingDatasetReader(
         WhitespaceTokenizer(), {"tokens": SingleIdTokenIndexer()}, end_tokens=["</S>"]
@@ -75,6 +77,7 @@ def make_trainer(corpus, directory, kill_after=None, callback=ResumeDataCallback
         optimizer,
         loaders[0],
         validation_data_loader=loaders[1],
+        validation_metric=metric,
         num_epochs=3,
         serialization_dir=str(directory),
         checkpointer=CrashSafeCheckpointer(
@@ -88,8 +91,8 @@ def make_trainer(corpus, directory, kill_after=None, callback=ResumeDataCallback
     )
 
 
-def train(corpus, directory, kill_after, accumulate):
-    trainer = make_trainer(corpus, directory, kill_after, accumulate=accumulate)
+def train(corpus, directory, kill_after, accumulate, metric="-loss"):
+    trainer = make_trainer(corpus, directory, kill_after, accumulate, metric)
     # A run that goes on must not depend on the state that its process begins with.
     torch.manual_seed(kill_after or 0 if any(directory.glob("model_state*")) else 1)
     metrics = trainer.train()
@@ -141,6 +144,24 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(corpus, tmp_path, 
     assert killed["validation"] == whole["validation"]
     for name, weight in whole["weights"].items():
         assert torch.equal(weight, killed["weights"][name]), name
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_killed_after_its_best_epoch_it_ends_with_the_best_weights(corpus, tmp_path, written):
+    # The highest loss is that of the first epoch.
+    assert run(corpus, tmp_path / "whole", None, 1, "+loss") == 0
+    whole = torch.load(tmp_path / "whole" / "result")
+    steps = whole["steps"] // 3 + 1
+    assert run(corpus, tmp_path / "killed", steps, 1, "+loss") == -signal.SIGKILL
+    best = tmp_path / "killed" / "best.th"
+    if not written:
+        # Killed between the checkpoint and this.
+        best.unlink()
+    assert run(corpus, tmp_path / "killed", None, 1, "+loss") == 0
+    killed = torch.load(tmp_path / "killed" / "result")
+    for weights in (killed["weights"], torch.load(best)):
+        for name, weight in whole["weights"].items():
+            assert torch.equal(weight, weights[name]), name
 
 
 def test_a_checkpoint_that_was_being_written_is_removed(corpus, tmp_path):

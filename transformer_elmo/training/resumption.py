@@ -80,6 +80,7 @@ class ResumeDataCallback(TrainerCallback):
             num_batches=num_batches * trainer._num_gradient_accumulation_steps,
             on_resumed=lambda: _set_random_state(mine, trainer.cuda_device),
         )
+        _restore_best_weights(trainer)
         # The trainer counts the placeholders of this epoch, but finished epochs have none.
         trainer._total_batches_completed = self._state["total_batches"] - num_batches
 
@@ -140,6 +141,30 @@ class ResumeDataCallback(TrainerCallback):
     @overrides
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self._state = state_dict
+
+
+def _restore_best_weights(trainer: Any) -> None:
+    # At the end of an epoch AllenNLP writes the checkpoint first, then best.th, and only then notes
+    # where that is. A run that goes on from such a checkpoint would give back its last weights
+    # instead of its best ones.
+    tracker = trainer._metric_tracker
+    if (
+        trainer._start_after_batches_in_epoch_completed
+        or tracker.best_epoch is None
+        or trainer._serialization_dir is None
+        or (trainer._ddp_wrapped_model is not None and trainer._ddp_wrapped_model.is_sharded)
+    ):
+        return
+    path = Path(trainer._serialization_dir) / "best.th"
+    if tracker.is_best_so_far() and trainer._moving_average is None and trainer._primary:
+        # Of this checkpoint, whose weights the model has. The old file may be the checkpoint's own.
+        temporary = path.with_suffix(".tmp")
+        trainer._save_model_state(str(temporary))
+        temporary.replace(path)
+    if is_distributed():
+        dist.barrier()
+    if path.exists():
+        trainer._best_model_filename = str(path)
 
 
 def _get_random_state(device: torch.device) -> Dict[str, Any]:
