@@ -1,10 +1,15 @@
 """The Python in the README does what it says, copied from there."""
 
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from allennlp.commands import main
+
+from tests.small_lm import DIM
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -37,8 +42,24 @@ def test_the_python_api(in_a_folder_with_an_archive, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_the_commands_and_what_they_write(in_a_folder_with_an_archive, monkeypatch, capsys):
+    """`allennlp`, but for its search for plugins."""
+    readme = (ROOT / "README.md").read_text()
+    Path("text.txt").write_text("the tree\n\nit was unheard-of\n")
+    monkeypatch.setattr("allennlp.commands.import_plugins", lambda: None)
+    for name in ("predict", "embed"):
+        (command,) = re.findall(rf"^    (allennlp {name} output_path.*)$", readme, re.MULTILINE)
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        main()
+    capsys.readouterr()
+    (block,) = [block for block in BLOCKS if "scores.jsonl" in block]
+    exec(block, {})
+    (expected,) = re.findall(r"this prints\n\n```\n(.*?)```", readme, re.DOTALL)
+    assert capsys.readouterr().out == expected.replace("256)", f"{2 * DIM})")
+
+
 def test_every_block_is_run():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_every_named_file_exists():
