@@ -397,6 +397,15 @@ class TestModels:
         names = set(modern["dataset_reader"]["source_token_indexers"])
         assert set(modern["model"]["source_embedder"]["token_embedders"]) == names
 
+    def test_an_argument_that_is_not_given(self):
+        embedder = {
+            "token_embedders": {"tokens": {"type": "embedding"}},
+            "embedder_to_indexer_map": {"tokens": ["tokens", None]},
+        }
+        model = {"type": "m", "text_field_embedder": embedder}
+        modern = converted(tagger(model=model))["model"]["text_field_embedder"]
+        assert modern == {"token_embedders": {"tokens": {"type": "embedding"}}}
+
     def test_an_embedder_by_any_name(self):
         model = {"type": "mine", "words": {"token_embedders": {}, **UNMATCHED}}
         assert converted(tagger(model=model))["model"] == {
@@ -542,6 +551,7 @@ class TestIterators:
         [
             ({"partition_key": "dataset", "type": "homogeneous_batch"}, r"iterator\.type"),
             ({"type": "basic", "batchsize": 3}, r"iterator\.batchsize"),
+            ({"type": "bucket", "padding_noise": "some"}, r"iterator\.padding_noise"),
             ({"type": "basic", "batch_size": "many"}, r"iterator\.batch_size"),
             (
                 {"type": "basic", "maximum_samples_per_batch": 5},
@@ -597,6 +607,25 @@ class TestTrainers:
         }
         with pytest.raises(ConfigurationError, match=r'trainer\.patience = "three"'):
             modernize(tagger(trainer={"patience": "three"}))
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("num_serialized_models_to_keep", "all"),
+            ("cuda_device", ["gpu"]),
+            ("gradient_accumulation_batch_size", "some"),
+            ("checkpointer", {"num_serialized_models_to_keep": "all"}),
+        ],
+    )
+    def test_what_is_no_number_is_named(self, key, value):
+        with pytest.raises(ConfigurationError, match=rf"trainer\.{key}.* expected a number"):
+            modernize(tagger(trainer={key: value}))
+
+    def test_a_callback_that_is_gone(self):
+        trainer = {"type": "callback", "callbacks": [{"type": "post-to-url", "url": "a"}]}
+        modern, changes = modernize(tagger(trainer=trainer))
+        assert modern["trainer"] == {}
+        assert [change.path for change in changes if change.dropped] == ["trainer.callbacks.0"]
 
     def test_several_devices_do_not_save_by_time(self):
         trainer = {"cuda_device": [0, 1], "model_save_interval": 60}

@@ -97,6 +97,12 @@ def test_boundaries(lm_archive, embedder):
     )
     assert embed(tokens, bos_eos_tokens=None, remove_bos_eos=False).shape == expected.shape
 
+    # Padding has no vectors, boundaries or not.
+    padded = torch.nn.functional.pad(tokens, (0, 0, 0, 3))
+    for options in ({}, {"bos_eos_tokens": None}):
+        longer = embed(padded, remove_bos_eos=False, **options)
+        assert not longer[:, -3:].any() and longer[:, :-3].any(-1).sum() > 0
+
 
 def test_boundaries_that_the_lm_was_not_trained_with(lm_archive, caplog):
     def warnings():

@@ -3,9 +3,11 @@
 import json
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Collection, Iterable, List, NoReturn, Optional
+from typing import Any, Collection, Iterable, List, NoReturn, Optional, Type, TypeVar
 
 from allennlp.common.checks import ConfigurationError
+
+Number = TypeVar("Number", int, float)
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,24 @@ def shown(value: Any) -> str:
 def is_true(value: Any) -> bool:
     """Whether `value` says yes; AllenNLP 0.x read it out of strings, too."""
     return value is True or str(value).lower() == "true"
+
+
+def number(value: Any, kind: Type[Number], path: str) -> Number:
+    """
+    # Returns
+
+    `int` or `float`
+        `value`, which may be a string, as a number of that kind.
+
+    # Raises
+
+    `ConfigurationError`
+        If it isn't one.
+    """
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        not_understood(path, value, "expected a number.")
 
 
 def not_understood(path: str, value: Any, advice: str) -> NoReturn:

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
-from transformer_elmo.legacy.changes import Changes, is_true, not_understood
+from transformer_elmo.legacy.changes import Changes, is_true, not_understood, number
 
 # The limit of a batch counts a text's tokens; these are the padding keys that say so.
 TOKEN_KEYS = ("num_tokens", "tokens_length")
@@ -155,7 +155,7 @@ class Batching:
             elif key == "sorting_keys":
                 self.sorting_keys = _field_names(value, path)
             elif key == "padding_noise":
-                self.padding_noise = float(value)
+                self.padding_noise = number(value, float, path)
             elif key == "skip_smaller_batches":
                 self.drop_last = is_true(value)
             elif value and key != "output_queue_size":

@@ -301,7 +301,8 @@ def _rename_indexers(
     added: Set[str] = set()
     for embedder, indexers in mapping.items():
         names = list(indexers.values()) if isinstance(indexers, dict) else indexers
-        names = [names] if isinstance(names, str) else list(names)
+        # `null` is for an argument that isn't given.
+        names = [names] if isinstance(names, str) else [n for n in names if n is not None]
         config = embedders.get(embedder)
         kind = config.get("type") if isinstance(config, dict) else None
         if kind == "elmo_token_embedder" and "vocab_to_cache" not in (config or {}):

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
-from transformer_elmo.legacy.changes import Changes, is_true, not_understood
+from transformer_elmo.legacy.changes import Changes, is_true, not_understood, number
 
 TENSORBOARD_KEYS = {
     "summary_interval": "summary_interval",
@@ -148,7 +148,7 @@ def modern_trainer(trainer: Any, batch_size: Optional[int], changes: Changes) ->
         if key == "type" and value == "default":
             changes.needless(path, value, "it is the default")
         elif key == "cuda_device" and isinstance(value, list):
-            devices = [int(device) for device in value]
+            devices = [number(device, int, path) for device in value]
             if len(devices) == 1:
                 new[key] = devices[0]
                 changes.moved(path, value, path, devices[0])
@@ -166,7 +166,7 @@ def modern_trainer(trainer: Any, batch_size: Optional[int], changes: Changes) ->
                 path, value, f"trainer.callbacks.tensorboard.{TENSORBOARD_KEYS[key]}", value
             )
         elif key == "num_serialized_models_to_keep":
-            keep = None if value is None or int(value) < 0 else int(value)
+            keep = _count(value, path)
             checkpointer[CHECKPOINTER_KEYS[key]] = keep
             changes.moved(path, value, f"trainer.checkpointer.{CHECKPOINTER_KEYS[key]}", keep)
         elif key == "model_save_interval":
@@ -212,13 +212,16 @@ def _number(key: str, text: str, changes: Changes) -> Any:
     """What a string says; several devices are a list."""
     path = f"trainer.{key}"
     parts = text.split(",") if key == "cuda_device" else [text]
-    try:
-        numbers = [NUMBERS[key](part) for part in parts]
-    except ValueError:
-        not_understood(path, text, "expected a number.")
+    numbers = [number(part, NUMBERS[key], path) for part in parts]
     value = numbers if len(numbers) > 1 else numbers[0]
     changes.moved(path, text, path, value)
     return value
+
+
+def _count(value: Any, path: str) -> Optional[int]:
+    """How many models are kept; `None` for all of them."""
+    count = -1 if value is None else number(value, int, path)
+    return None if count < 0 else count
 
 
 def _several(cuda_device: Any) -> bool:
@@ -234,7 +237,7 @@ def _accumulation(
             path, value, "batches have no common size, so that the number of steps is unknown"
         )
         return
-    steps = max(1, math.ceil(int(value) / batch_size))
+    steps = max(1, math.ceil(number(value, int, path) / batch_size))
     new["num_gradient_accumulation_steps"] = steps
     changes.moved(
         path, value, "trainer.num_gradient_accumulation_steps", steps, f"batches of {batch_size}"
@@ -248,10 +251,8 @@ def _modern_checkpointer(checkpointer: Any, changes: Changes) -> Dict[str, Any]:
     for key, value in checkpointer.items():
         path = f"trainer.checkpointer.{key}"
         if key == "num_serialized_models_to_keep":
-            new["keep_most_recent_by_count"] = (
-                None if value is None or int(value) < 0 else int(value)
-            )
-            changes.moved(path, value, "trainer.checkpointer.keep_most_recent_by_count", value)
+            keep = new["keep_most_recent_by_count"] = _count(value, path)
+            changes.moved(path, value, "trainer.checkpointer.keep_most_recent_by_count", keep)
         elif key == FOREVER:
             changes.dropped(path, value, "checkpoints are kept by number or by age")
         else:
@@ -267,6 +268,9 @@ def _without_callbacks(trainer: Dict[str, Any], changes: Changes) -> Dict[str, A
         path = f"trainer.callbacks.{i}"
         callback = {"type": callback} if isinstance(callback, str) else dict(callback)
         kind = callback.pop("type", None)
+        if kind == "post-to-url":
+            changes.dropped(path, kind, "nothing tells an address of it")
+            continue
         if kind not in CALLBACK_KEYS:
             not_understood(f"{path}.type", kind, "AllenNLP 2 has no callback that does this.")
         for key, value in callback.items():

@@ -206,7 +206,8 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
 
         `torch.Tensor`
             Shape `(batch_size, ..., timesteps, get_output_dim())`; two timesteps fewer if
-            boundaries are removed but not added, two more if they are added but not removed.
+            boundaries are removed but not added, two more if they are added but not removed. Zero
+            at padding.
         """
         # A word is a row of characters, or a single id.
         word_dims = self._boundaries.dim() - 1
@@ -225,6 +226,8 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         vectors = self._dropout(vectors)
         if self._remove_bos_eos:
             vectors = _without_boundaries(vectors, _token_mask(tokens))
+        else:
+            vectors = vectors * _token_mask(tokens).unsqueeze(-1)
         return vectors.view(*wrapping, *vectors.shape[-2:])
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
