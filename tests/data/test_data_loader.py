@@ -337,6 +337,16 @@ class TestOrder:
             list(range(50, 100)),
         ]
 
+    def test_the_log_tells_how_far_it_is(self, tmp_path, caplog):
+        path = random_corpus(tmp_path / "corpus")
+        loader = make_loader(path, max_tokens=60, max_instances_in_memory=20, shuffle=False)
+        with caplog.at_level("INFO"):
+            list(loader)
+        said = [message for message in caplog.messages if "Pass 1" in message]
+        assert [message.split(": ")[1] for message in said] == [
+            f"at file {i + 1} of 3, {path}/shard-0{i}." for i in range(3)
+        ]
+
     def test_windows_end_by_bytes_too(self, tmp_path):
         path = tmp_path / "text"
         path.write_text("a b c\n" * 100)

@@ -292,7 +292,7 @@ class LanguageModelingDataLoader(DataLoader):
             and self._shards.num_bytes <= MAX_BYTES_TO_COUNT
             and self._make_codec().is_fast
         ):
-            for _ in self._deal(self._plan(Position(0))):
+            for _ in self._deal(self._plan(Position(0), quiet=True)):
                 pass  # Coming to the end is what sets the number.
         if self._num_batches is None:
             raise TypeError("The number of batches of this corpus is not known.")
@@ -475,9 +475,10 @@ class LanguageModelingDataLoader(DataLoader):
         if whole_pass and (num_windows == 1 or not self.shuffle):
             self._num_batches = num_batches
 
-    def _plan(self, position: Position) -> Iterator[List[PlannedBatch]]:
+    def _plan(self, position: Position, quiet: bool = False) -> Iterator[List[PlannedBatch]]:
         """
-        The batches from a position to the end of its pass, a list of them for each window.
+        The batches from a position to the end of its pass, a list of them for each window. If
+        `quiet`, nothing is logged.
         """
         pass_number = position.pass_number
         shards = self._shards.paths
@@ -492,7 +493,18 @@ class LanguageModelingDataLoader(DataLoader):
             indexer._token_min_padding_length for indexer in self.reader.token_indexers.values()
         )
         num_words = num_dropped = num_blank = 0
+        shard = -1
         for text, window in self._encode(windows):
+            if not quiet and len(shards) > 1 and text.start.shard != shard:
+                # Where the number of batches isn't known, this is how to see what is left.
+                shard = text.start.shard
+                logger.info(
+                    "Pass %d over the corpus: at file %d of %d, %s.",
+                    pass_number + 1,
+                    shard + 1,
+                    len(shards),
+                    shards[shard],
+                )
             num_dropped += window.num_dropped
             num_blank += window.num_blank
             position = replace(position, place=text.start)
@@ -530,6 +542,8 @@ class LanguageModelingDataLoader(DataLoader):
                 f"lines, {num_dropped} sentences of more than {self._max_length()} tokens "
                 "(max_sequence_length)."
             )
+        if quiet:
+            return
         logger.info(
             "Read %d words from %s; skipped %d blank lines.", num_words, self.data_path, num_blank
         )

@@ -107,7 +107,7 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         unknown = oov_index(model.vocab)
         total_loss = total_weight = 0.0
         num_sentences = num_tokens = num_unknown = 0
-        progress = Tqdm.tqdm(iter(data_loader), desc="evaluating")
+        progress = Tqdm.tqdm(data_loader, desc="evaluating")
         for batch in progress:
             batch = util.move_to_device(batch, self.cuda_device)
             output = model(**batch)
