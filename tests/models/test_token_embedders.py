@@ -43,6 +43,12 @@ def embedder(lm_archive):
     return BidirectionalLanguageModelTokenEmbedder(archive_file=str(lm_archive)).eval()
 
 
+def test_the_log_states_the_dimension(lm_archive, caplog):
+    with caplog.at_level("INFO", logger="transformer_elmo"):
+        LanguageModelTokenEmbedder(archive_file=str(lm_archive))
+    assert f"have {2 * DIM} dimensions: the input_size" in caplog.text
+
+
 def test_registered_names(lm_archive):
     for name, kind in (
         ("bidirectional_lm_token_embedder", BidirectionalLanguageModelTokenEmbedder),

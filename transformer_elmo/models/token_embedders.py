@@ -159,6 +159,13 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
             )
         # Each direction's half gets a copy of the word vector.
         self._word_copies = contextual_dim // word_dim
+        # Not every model on top compares it with its encoder's.
+        logger.info(
+            "Words embedded by the language model in %s have %d dimensions: the input_size of the "
+            "encoder on top, if it gets nothing else.",
+            archive_file,
+            contextual_dim,
+        )
 
     @overrides
     def get_output_dim(self) -> int:
