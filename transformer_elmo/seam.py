@@ -326,8 +326,11 @@ def _read_state_dict(
 def _config_beside(path: Union[str, os.PathLike]) -> Any:
     """The config of the model that a file of weights belongs to, if it lies where training or an
     archive has it."""
-    config = Path(path).parent / archival.CONFIG_NAME
-    return json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
+    try:
+        return json.loads((Path(path).parent / archival.CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Another program's file of this name.
+        return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -74,3 +74,10 @@ def test_what_hides_a_program_is_not_converted(tmp_path, vocabulary, write_archi
     assert main([str(old), str(tmp_path / "new.tar.gz")]) == 1
     assert "other than tensors" in capsys.readouterr().err
     assert not (tmp_path / "new.tar.gz").exists()
+
+
+def test_a_file_beside_them_that_is_no_config(tmp_path):
+    seam.install()
+    (tmp_path / "config.json").write_text("{ // of another program")
+    torch.save(OLD, tmp_path / "weights.th")
+    assert list(nn_util.read_state_dict(tmp_path / "weights.th")) == list(OLD)
