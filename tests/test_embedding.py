@@ -192,7 +192,7 @@ def test_precision_and_tokenizer(lm_archive, elmo):
     assert 0 < np.abs(vectors - expected).max() < 0.2
 
 
-def test_a_model_that_reads_forward_only(tmp_path, vocabulary, make_model):
+def test_a_model_that_reads_forward_only(tmp_path, vocabulary, make_model, monkeypatch):
     """With an LSTM over word ids, which returns one layer and needs another kind of indexing."""
     config = model_config(
         type="language_model",
@@ -207,10 +207,16 @@ def test_a_model_that_reads_forward_only(tmp_path, vocabulary, make_model):
         tmp_path / "lm", experiment_config(model=config, dataset_reader=reader), model
     )
     elmo = TransformerElmo.from_archive(archive)
+    model_class = type(elmo.model)
     (scores,) = elmo.score(["the cat sat"])
     assert scores.backward is None and "combined_log_probs" not in scores.to_json()
     assert set(elmo.evaluate(["the cat sat"])) >= {"forward_perplexity", "perplexity"}
     assert elmo.fill("the ___")[0].word
+    # No pass over the vocabulary for vectors, and none that isn't needed for scores.
+    with monkeypatch.context() as patch:
+        patch.setattr(model_class, "_losses", None)
+        elmo.score(["the cat sat"])
+        elmo.embed(["the cat"], "top")
     assert elmo.embed(["the cat"], "top")[0].shape == (2, DIM)
     with pytest.raises(ConfigurationError, match='use layers = "top"'):
         elmo.embed(["the cat"], 0)

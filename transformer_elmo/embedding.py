@@ -37,7 +37,6 @@ from transformer_elmo.models.scoring import (
     perplexity,
     score_batch,
     softmax_of,
-    without_targets,
 )
 from transformer_elmo.modules.segments import segments
 from transformer_elmo.sentences import Sentence, SentenceIndexer, in_batches
@@ -334,8 +333,7 @@ class TransformerElmo:
         self, tokens: List[List[str]], layers: Layers, weights: Optional[Sequence[float]]
     ) -> torch.Tensor:
         """Shape `(batch_size, timesteps, dim)`, or `(batch_size, num_layers, timesteps, dim)`."""
-        source = without_targets(self.model, self._source(tokens))
-        output = self.model(source)
+        output = self.model.read(self._source(tokens))
         contextual = output["lm_embeddings"]
         if layers == "top":
             return (contextual[-1] if isinstance(contextual, list) else contextual).float()

@@ -211,6 +211,20 @@ class LanguageModel(Model):
 
         `loss` and its fellows are missing where there is no `tokens` entry or no softmax any more.
         """
+        read = self.read(source)
+        output: Dict[str, Any] = {}
+        if self._softmax_loss is not None and "tokens" in source:
+            contextual = read["lm_embeddings"]
+            top = contextual[-1] if isinstance(contextual, list) else contextual
+            with self._autocast(read["mask"].device):
+                output.update(self._losses(top, source["tokens"]["tokens"]))
+        return {**output, **read}
+
+    def read(self, source: TextFieldTensors) -> Dict[str, Any]:
+        """
+        `lm_embeddings`, `noncontextual_token_embeddings` and `mask` of `forward`, without the
+        softmax. It changes nothing in the model, so that threads may share it.
+        """
         mask = text_field_mask(source)
         with self._autocast(mask.device):
             embeddings = embed_text_field(self._text_field_embedder, source)
@@ -221,14 +235,11 @@ class LanguageModel(Model):
                     "indexers alike, or to the dataset reader instead."
                 )
             contextual = self._contextualizer(embeddings, mask)
-            output: Dict[str, Any] = {}
-            if self._softmax_loss is not None and "tokens" in source:
-                top = contextual[-1] if isinstance(contextual, list) else contextual
-                output.update(self._losses(top, source["tokens"]["tokens"]))
-        output["lm_embeddings"] = contextual
-        output["noncontextual_token_embeddings"] = embeddings
-        output["mask"] = mask
-        return output
+        return {
+            "lm_embeddings": contextual,
+            "noncontextual_token_embeddings": embeddings,
+            "mask": mask,
+        }
 
     def _losses(self, contextual: torch.Tensor, token_ids: torch.Tensor) -> Dict[str, torch.Tensor]:
         targets = _shifted(token_ids, bidirectional=self._bidirectional)

@@ -10,8 +10,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import TextFieldTensors, Vocabulary
-from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
-from allennlp.modules.token_embedders import EmptyEmbedder
 from torch.nn import functional as F
 
 from transformer_elmo.models.language_model import LanguageModel
@@ -384,7 +382,8 @@ def score_batch(
         raise ConfigurationError(NO_WORD_IDS.format(sorted(source)))
     token_ids = source["tokens"]["tokens"]
     there = token_ids > 0
-    top_layer = contextual_embeddings(model, source)
+    layers = model.read(source)["lm_embeddings"]
+    top_layer = layers[-1] if isinstance(layers, list) else layers
     views = []
     if top_layer.size(1):
         dim = top_layer.size(-1) // (2 if model.is_bidirectional else 1)
@@ -463,32 +462,6 @@ def softmax_of(model: LanguageModel) -> Any:
             "trained, with allennlp.models.load_archive or TransformerElmo.from_archive."
         )
     return model._softmax_loss
-
-
-def contextual_embeddings(model: LanguageModel, source: TextFieldTensors) -> torch.Tensor:
-    """
-    The top layer, without computing the loss where that can be avoided.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(batch_size, timesteps, contextualizer.get_output_dim())`.
-    """
-    output = model(without_targets(model, source))["lm_embeddings"]
-    return output[-1] if isinstance(output, list) else output
-
-
-def without_targets(model: LanguageModel, source: TextFieldTensors) -> TextFieldTensors:
-    """
-    `source` without the word ids if they are there to be predicted and not to be read. The model
-    then computes no loss.
-    """
-    embedder = model._text_field_embedder
-    if len(source) > 1 and isinstance(embedder, BasicTextFieldEmbedder):
-        module = embedder._token_embedders.get("tokens")
-        if isinstance(module, EmptyEmbedder):
-            return {name: tensors for name, tensors in source.items() if name != "tokens"}
-    return source
 
 
 def oov_index(vocab: Vocabulary) -> Optional[int]:
