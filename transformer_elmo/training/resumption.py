@@ -31,7 +31,8 @@ class ResumeDataCallback(TrainerCallback):
     `allennlp train --recover` goes on with exactly the batches that the run has not seen, at once:
     AllenNLP's trainer asks for all the batches since the first epoch again, and with this callback
     it gets placeholders. On one process the weights at the end are, on a CPU to the bit, those of a
-    run that was never stopped; on several they are if their number is the same.
+    run that was never stopped. On as many processes as before, batches and random numbers are the
+    same, and weights are up to the rounding of the first averages of gradients after the start.
 
     Needs the data loader "language_modeling". Without this callback `--recover` goes on with the
     same batches, but reads those before them once more, and dropout takes other random numbers.
