@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from transformer_elmo import BidirectionalLanguageModelTransformer
 from transformer_elmo.modules import bidirectional_transformer as module
-from transformer_elmo.modules.bidirectional_transformer import LayerNorm, TokenLayout
+from transformer_elmo.modules.bidirectional_transformer import LayerNorm
+from transformer_elmo.modules.token_layout import TokenLayout
 
 DIM = 16
 
@@ -133,16 +134,30 @@ def test_attention_with_dropout_is_attention_but_for_the_dropout(monkeypatch):
     attention = transformer(dropout=0.4)._forward_transformer.layers[0].self_attn.train()
     query, key, value = torch.randn(3, 2, 8, 6, 2)
     monkeypatch.setattr(attention, "dropout", torch.nn.Identity())
-    attended = attention._attention_with_dropout(query, key, value)
+    attended = attention._written_out(query, key, value)
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert torch.allclose(attended, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scores_in_memory", [0, 2**20])
+def test_attention_in_bfloat16(monkeypatch, scores_in_memory):
+    """Written out or fused."""
+    monkeypatch.setattr(module, "SCORES_IN_MEMORY", scores_in_memory)
+    mask = masks()["nothing but padding"], masks()["ragged, with an empty row"], masks()["full"]
+    attention = transformer()._forward_transformer.layers[0].self_attn
+    for tokens in mask:
+        layout = TokenLayout(tokens)
+        rows = layout.forward.rows(torch.randn(layout.tokens.numel(), DIM))
+        expected = attention(rows, layout.forward)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.allclose(attention(rows, layout.forward).float(), expected, atol=0.1)
 
 
 def test_dropout_keeps_the_expectation_of_attention():
     attention = transformer(dropout=0.4)._forward_transformer.layers[0].self_attn.train()
     query, key, value = torch.randn(3, 1, 8, 5, 2)
     draws = 4000
-    mean = attention._attention_with_dropout(
+    mean = attention._written_out(
         *(tensor.expand(draws, -1, -1, -1) for tensor in (query, key, value))
     ).mean(0)
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)[0]
@@ -182,7 +197,7 @@ def test_longer_than_the_table_of_positions():
     table = module.positional_encoding(timesteps, DIM)
     assert torch.allclose(table[:, :5000], encoder._position.positional_encoding)
     order = TokenLayout(mask[:, :2]).backward
-    tail = encoder._backward_transformer(table[0, -2:], order)[-1]
+    tail = order.batch_of_rows(encoder._backward_transformer(table[0, -2:], order)[-1])
     assert torch.allclose(output[0, -2:, DIM:], tail, atol=1e-5)
 
 

@@ -24,12 +24,12 @@ def sentences():
     return [" ".join(re.findall(r"\w+|[^\w\s]", sentence)[:12]) for sentence in found]
 
 
-def trained(precision, batches, vocab):
+def trained(precision, batches, vocab, steps=STEPS):
     torch.manual_seed(0)
     config = model_config(precision=precision)
     model = Model.from_params(Params(config), vocab=vocab).train()
     optimizer = DenseSparseAdam(list(model.named_parameters()), lr=2e-3)
-    for step in range(STEPS):
+    for step in range(steps):
         optimizer.zero_grad()
         model(batches[step % len(batches)])["loss"].backward()
         optimizer.step()
@@ -44,12 +44,14 @@ def trained(precision, batches, vocab):
 
 
 def test_losses_after_500_steps():
-    text = [sentence for sentence in sentences() if sentence][:60]
+    # Enough of it that the model can't learn it by heart: then runs that differ in nothing but
+    # rounding end several per cent apart, in either direction.
+    text = [sentence for sentence in sentences() if sentence][:200]
     vocab = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
     for word in ["</S>", "<S>", *dict.fromkeys(" ".join(text).split())]:
         vocab.add_token_to_namespace(word)
-    batches = [batch_of(text[start : start + 6], vocab) for start in range(0, len(text), 6)]
+    batches = [batch_of(text[start : start + 20], vocab) for start in range(0, len(text), 20)]
     exact = trained("float32", batches, vocab)
     rounded = trained("bfloat16", batches, vocab)
-    assert exact < 3.5
+    assert exact < 0.85 * trained("float32", batches, vocab, steps=0)
     assert rounded == pytest.approx(exact, rel=5e-3)

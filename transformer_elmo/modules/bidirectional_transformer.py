@@ -17,99 +17,13 @@ from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.modules.dropout import Dropout
+from transformer_elmo.modules.token_layout import ReadingOrder, TokenLayout
 
 # The number of heads isn't configurable in the original either; weights depend on it.
 NUM_HEADS = 8
 
-
-class TokenLayout:
-    """
-    Where the tokens of a padded batch stand once padding is taken out.
-
-    # Parameters
-
-    mask : `torch.BoolTensor`
-        Shape `(batch_size, timesteps)`; `True` for tokens.
-
-    # Attributes
-
-    tokens : `torch.Tensor`
-        Shape `(num_tokens,)`: each token's place in the flattened batch, in reading order.
-    forward, backward : `ReadingOrder`
-        A batch whose sentences are pushed to the left, and for the backward direction reversed
-        within their own length. In that order, "causal" means the same for both directions.
-    """
-
-    def __init__(self, mask: torch.Tensor) -> None:
-        self.batch_size, self.timesteps = mask.shape
-        self.tokens = mask.reshape(-1).nonzero().squeeze(-1)
-        rank = mask.long().cumsum(-1)
-        length = rank[:, -1:] if self.timesteps else rank
-        row = torch.arange(self.batch_size, device=mask.device).unsqueeze(-1) * self.timesteps
-        self.forward = ReadingOrder(mask.shape, (row + rank - 1).reshape(-1)[self.tokens])
-        self.backward = ReadingOrder(mask.shape, (row + length - rank).reshape(-1)[self.tokens])
-
-    def pack(self, padded: torch.Tensor) -> torch.Tensor:
-        """From shape `(batch_size, timesteps, dim)` to `(num_tokens, dim)`."""
-        return padded.reshape(-1, padded.size(-1))[self.tokens]
-
-    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
-        """From shape `(num_tokens, dim)` to `(batch_size, timesteps, dim)`, zero at padding."""
-        padded = packed.new_zeros(self.batch_size * self.timesteps, packed.size(-1))
-        padded = padded.index_copy(0, self.tokens, packed)
-        return padded.view(self.batch_size, self.timesteps, -1)
-
-
-class ReadingOrder:
-    """
-    How one direction's layers hold the tokens: as rows of a matrix, from which attention makes
-    sentences.
-
-    With much padding, the rows are the tokens alone, and each layer's attention puts them
-    in their places and takes them out again. With little, they are all places of the
-    batch in the direction's order: a few idle rows cost less than moving all others in every layer.
-
-    # Parameters
-
-    shape : `torch.Size`
-        `(batch_size, timesteps)`.
-    places : `torch.Tensor`
-        Shape `(num_tokens,)`: where each token stands in the flattened batch, in this order.
-    """
-
-    # Moving the tokens costs about as much as this share of a layer.
-    PADDING_WORTH_REMOVING = 0.05
-
-    def __init__(self, shape: torch.Size, places: torch.Tensor) -> None:
-        self.shape = shape
-        self.places = places
-        num_tokens, num_places = places.numel(), shape.numel()
-        self.padded = num_tokens >= (1.0 - self.PADDING_WORTH_REMOVING) * num_places > 0
-        if self.padded:
-            # Idle places get the first token's vector: nothing reads what becomes of it.
-            token_of_place = places.new_zeros(num_places)
-            numbers = torch.arange(num_tokens, device=places.device)
-            self.token_of_place = token_of_place.index_copy_(0, places, numbers)
-
-    def rows(self, tokens: torch.Tensor) -> torch.Tensor:
-        """From shape `(num_tokens, dim)` to `(num_rows, dim)`."""
-        return tokens[self.token_of_place] if self.padded else tokens
-
-    def tokens(self, rows: torch.Tensor) -> torch.Tensor:
-        """From shape `(num_rows, dim)` to `(num_tokens, dim)`."""
-        return rows[self.places] if self.padded else rows
-
-    def sentences(self, rows: torch.Tensor) -> torch.Tensor:
-        """From shape `(num_rows, dim)` to `(batch_size, timesteps, dim)`, finite at padding."""
-        if not self.padded:
-            padded = rows.new_zeros(self.shape.numel(), rows.size(-1))
-            rows = padded.index_copy(0, self.places, rows)
-        return rows.view(*self.shape, -1)
-
-    def rows_of_sentences(self, sentences: torch.Tensor) -> torch.Tensor:
-        """From shape `(batch_size, timesteps, dim)` to `(num_rows, dim)`."""
-        rows = sentences.reshape(self.shape.numel(), -1)
-        return rows if self.padded else rows[self.places]
+# Without dropout, attention in bfloat16 is written out on a CPU up to so many scores (64 MiB).
+SCORES_IN_MEMORY = 2**25
 
 
 class LayerNorm(torch.nn.Module):
@@ -132,7 +46,17 @@ class LayerNorm(torch.nn.Module):
 
     @overrides(check_signature=False)
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(tensor, self.gamma.shape, self.gamma, self.beta, self.EPSILON)
+        gamma: torch.Tensor = self.gamma
+        beta: torch.Tensor = self.beta
+        if tensor.dtype == gamma.dtype:
+            return F.layer_norm(tensor, gamma.shape, gamma, beta, self.EPSILON)
+        # Statistics are float32 inside the kernel. Autocast would make the result so, too, only to
+        # have the next product round it again.
+        with torch.autocast(tensor.device.type, enabled=False):
+            if tensor.device.type != "cpu":
+                # Only the CPU's kernel takes two types.
+                gamma, beta = gamma.to(tensor.dtype), beta.to(tensor.dtype)
+            return F.layer_norm(tensor, gamma.shape, gamma, beta, self.EPSILON)
 
 
 class MultiHeadedAttention(torch.nn.Module):
@@ -180,21 +104,31 @@ class MultiHeadedAttention(torch.nn.Module):
         sentences = order.sentences(F.linear(rows, weight, bias))
         heads = sentences.view(*order.shape, 3, self.num_heads, -1)
         q, k, v = heads.permute(2, 0, 3, 1, 4)
-        if self.training and self.dropout.p and rows.device.type == "cpu":
-            attended = self._attention_with_dropout(q, k, v)
+        if self._better_written_out(q):
+            attended = self._written_out(q, k, v)
         else:
             attended = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, dropout_p=self.dropout.p if self.training else 0.0
             )
         return output(order.rows_of_sentences(attended.transpose(1, 2)))
 
-    def _attention_with_dropout(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def _better_written_out(self, query: torch.Tensor) -> bool:
         """
         PyTorch has no fused CPU kernel with dropout, and what it does instead passes over the
-        matrix of scores more often than this. Shapes `(batch_size, num_heads, timesteps, dim)`.
+        matrix of scores more often. Without dropout, its fused one takes twice as long as separate
+        products in bfloat16, as long as their scores don't ask for much memory.
         """
+        if query.device.type != "cpu":
+            return False
+        if self.training and self.dropout.p:
+            return True
+        num_scores = query.size(0) * query.size(1) * query.size(2) ** 2
+        return query.dtype == torch.bfloat16 and num_scores <= SCORES_IN_MEMORY
+
+    def _written_out(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention in separate steps. Shapes `(batch_size, num_heads, timesteps, dim)`."""
         timesteps, dim = query.shape[-2:]
         # Shape `(timesteps, timesteps)`
         future = query.new_full((timesteps, timesteps), -math.inf).triu_(1)
@@ -219,7 +153,7 @@ class PositionwiseFeedForward(torch.nn.Module):
 
     @overrides(check_signature=False)
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.w_2(self.dropout(F.relu_(self.w_1(tokens))))
+        return self.w_2(self.dropout.of_relu(self.w_1(tokens)))
 
 
 class ResidualNorm(torch.nn.Module):
@@ -263,8 +197,17 @@ class CausalTransformer(torch.nn.Module):
     @overrides(check_signature=False)
     def forward(self, tokens: torch.Tensor, order: ReadingOrder) -> List[torch.Tensor]:
         """
-        Every layer's output, each of shape `(num_tokens, input_dim)`, as is the input; the last one
-        is normalized.
+        # Parameters
+
+        tokens : `torch.Tensor`
+            Shape `(num_tokens, input_dim)`.
+        order : `ReadingOrder`
+
+        # Returns
+
+        `List[torch.Tensor]`
+            Every layer's output as rows of that order, each of shape `(num_rows, input_dim)`; the
+            last one is normalized.
         """
         rows = order.rows(tokens)
         outputs = []
@@ -272,7 +215,7 @@ class CausalTransformer(torch.nn.Module):
             rows = layer(rows, order)
             outputs.append(rows)
         outputs[-1] = self.norm(outputs[-1])
-        return [order.tokens(rows) for rows in outputs]
+        return outputs
 
 
 def positional_encoding(timesteps: int, dimension: int) -> torch.Tensor:
@@ -302,7 +245,7 @@ class PositionalEncoding(torch.nn.Module):
         if layout.timesteps > table.size(0):
             longer = positional_encoding(layout.timesteps, table.size(1))[0].to(table)
             table = torch.cat([table, longer[table.size(0) :]])
-        return tokens + table[layout.tokens % max(layout.timesteps, 1)]
+        return tokens + table.index_select(0, layout.tokens % max(layout.timesteps, 1))
 
 
 @Seq2SeqEncoder.register("bidirectional_language_model_transformer", exist_ok=True)
@@ -393,11 +336,17 @@ class BidirectionalLanguageModelTransformer(Seq2SeqEncoder):
         """
         layout = TokenLayout(mask)
         tokens = self._dropout(self._position(layout.pack(token_embeddings), layout))
+        dtype, device_type = tokens.dtype, tokens.device.type
+        if torch.is_autocast_enabled(device_type):
+            if torch.get_autocast_dtype(device_type) == torch.bfloat16:
+                # It has float32's range, so that all between the layers can be in it as well: half
+                # the memory to move, and no casts.
+                tokens = tokens.to(torch.bfloat16)
         forward = self._forward_transformer(tokens, layout.forward)
         backward = self._backward_transformer(tokens, layout.backward)
         if not self._return_all_layers:
             forward, backward = forward[-1:], backward[-1:]
-        layers = [layout.unpack(torch.cat(pair, -1)) for pair in zip(forward, backward)]
+        layers = [layout.unpack(*rows, dtype) for rows in zip(forward, backward)]
         return layers if self._return_all_layers else layers[0]
 
     @overrides

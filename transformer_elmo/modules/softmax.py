@@ -28,9 +28,12 @@ LOGITS_IN_MEMORY = 2**26
 TOKENS_PER_BLOCK = 2048
 
 
+def _logits_in_memory(device: torch.device) -> int:
+    return CPU_LOGITS_IN_MEMORY if device.type == "cpu" else LOGITS_IN_MEMORY
+
+
 def _words_per_block(num_tokens: int, device: torch.device) -> int:
-    numbers = CPU_LOGITS_IN_MEMORY if device.type == "cpu" else LOGITS_IN_MEMORY
-    return max(1, numbers // max(1, num_tokens))
+    return max(1, _logits_in_memory(device) // max(1, num_tokens))
 
 
 def _product_dtype(embeddings: torch.Tensor) -> torch.dtype:
@@ -174,23 +177,21 @@ class _SampledTokenLoss(torch.autograd.Function):
             penalty = target_logits.new_zeros(num_tokens).masked_fill_(hit, -math.inf).unsqueeze(-1)
 
             # exp(logit - the token's largest): probabilities but for one factor a token.
-            unscaled = cast.new_empty(num_tokens, num_samples)
+            unscaled = torch.mm(cast, sampled_weight.t())
             log_normalizers = torch.empty_like(target_logits)
             scale = torch.empty_like(target_logits)
-            block = max(1, LOGITS_IN_MEMORY // num_samples)
+            block = max(1, _logits_in_memory(embeddings.device) // num_samples)
             for start in range(0, num_tokens, block):
                 here = slice(start, start + block)
-                kept = unscaled[here]
-                place = kept if dtype == torch.float32 else None
-                logits = _logits(cast[here], sampled_weight, sampled_bias, out=place)
+                logits = unscaled[here].float().add_(sampled_bias)
                 logits.scatter_add_(1, column[here], penalty[here])
                 largest = torch.maximum(logits.amax(-1), target_logits[here])
                 sums = logits.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
                 normalizers = (target_logits[here] - largest).exp_().add_(sums).log_().add_(largest)
                 log_normalizers[here] = normalizers
                 scale[here] = torch.exp(largest - normalizers)
-                if place is None:
-                    kept.copy_(logits)
+                if dtype != torch.float32:
+                    unscaled[here] = logits
         # The targets' probabilities less one, without cancellation.
         target_errors = torch.expm1(target_logits - log_normalizers)
         ctx.save_for_backward(

@@ -15,6 +15,7 @@ from allennlp.modules.seq2vec_encoders import CnnHighwayEncoder
 from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder, TextFieldEmbedder
 from allennlp.modules.token_embedders import EmptyEmbedder, TokenCharactersEncoder
 from allennlp.nn.util import get_text_field_mask
+from torch.nn import functional as F
 
 from transformer_elmo.modules.word_vector_cache import WordVectorCache, word_hashes
 
@@ -201,12 +202,18 @@ def encode_words(module: TokenCharactersEncoder, words: torch.Tensor) -> torch.T
 
 def _max_pooled(encoder: CnnHighwayEncoder, characters: torch.Tensor) -> torch.Tensor:
     """From shape `(num_words, width, embedding_dim)` to `(num_words, num_filters)`."""
-    channels_first = characters.transpose(1, 2).contiguous()
-    # The activation is monotonous: after the maximum it has a fraction of the work.
-    features = [
-        encoder._activation(convolution(channels_first).amax(-1))
-        for convolution in encoder._convolutions
-    ]
+    num_words, width, embedding_dim = characters.shape
+    rows = characters.reshape(num_words, width * embedding_dim)
+    features = []
+    for convolution in cast(List[torch.nn.Conv1d], encoder._convolutions):
+        # A window is a stretch of its row. One product over all windows, filter by filter in
+        # memory, is faster than PyTorch's convolution, and so is the maximum over its result.
+        num_filters, _, window = convolution.weight.shape
+        windows = rows.unfold(1, window * embedding_dim, embedding_dim)
+        weight = convolution.weight.transpose(1, 2).reshape(num_filters, -1)
+        # The activation is monotonous: after the maximum it has a fraction of the work.
+        pooled = F.linear(windows, weight, convolution.bias).amax(1)
+        features.append(encoder._activation(pooled))
     return torch.cat(features, dim=-1)
 
 
