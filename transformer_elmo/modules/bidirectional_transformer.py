@@ -17,6 +17,7 @@ from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.modules.dropout import Dropout
+from transformer_elmo.modules.linear import linear
 from transformer_elmo.modules.token_layout import ReadingOrder, TokenLayout
 
 # The number of heads isn't configurable in the original either; weights depend on it.
@@ -101,7 +102,7 @@ class MultiHeadedAttention(torch.nn.Module):
         query, key, value, output = cast(List[torch.nn.Linear], list(self.linears))
         weight = torch.cat([query.weight, key.weight, value.weight])
         bias = torch.cat([query.bias, key.bias, value.bias])
-        sentences = order.sentences(F.linear(rows, weight, bias))
+        sentences = order.sentences(linear(rows, weight, bias))
         heads = sentences.view(*order.shape, 3, self.num_heads, -1)
         q, k, v = heads.permute(2, 0, 3, 1, 4)
         if self._better_written_out(q):
@@ -110,7 +111,8 @@ class MultiHeadedAttention(torch.nn.Module):
             attended = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, dropout_p=self.dropout.p if self.training else 0.0
             )
-        return output(order.rows_of_sentences(attended.transpose(1, 2)))
+        rows = order.rows_of_sentences(attended.transpose(1, 2))
+        return linear(rows, output.weight, output.bias)
 
     def _better_written_out(self, query: torch.Tensor) -> bool:
         """
@@ -153,7 +155,8 @@ class PositionwiseFeedForward(torch.nn.Module):
 
     @overrides(check_signature=False)
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.w_2(self.dropout.of_relu(self.w_1(tokens)))
+        hidden = self.dropout.of_relu(linear(tokens, self.w_1.weight, self.w_1.bias))
+        return linear(hidden, self.w_2.weight, self.w_2.bias)
 
 
 class ResidualNorm(torch.nn.Module):

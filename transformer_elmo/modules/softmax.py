@@ -19,11 +19,12 @@ from allennlp.common.util import is_distributed
 from overrides import overrides
 from torch.autograd.function import once_differentiable
 
+from transformer_elmo.modules.linear import product
 from transformer_elmo.modules.sparse_gradients import rows_averaged_over_processes
 
-# The exact loss holds one block of logits at a time, of at most this many float32 numbers. On a CPU
-# it should fit in the cache (4 MiB), on a GPU it should keep the card busy (256 MiB).
-CPU_LOGITS_IN_MEMORY = 2**20
+# Logits are worked on in blocks of at most this many float32 numbers. On a CPU a block should fit
+# in the cache (8 MiB), on a GPU it should keep the card busy (256 MiB).
+CPU_LOGITS_IN_MEMORY = 2**21
 LOGITS_IN_MEMORY = 2**26
 TOKENS_PER_BLOCK = 2048
 
@@ -44,21 +45,13 @@ def _product_dtype(embeddings: torch.Tensor) -> torch.dtype:
     return embeddings.dtype
 
 
-def _logits(
-    embeddings: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    out: Optional[torch.Tensor] = None,
-) -> torch.Tensor:
+def _logits(embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """
-    Float32, shape `(num_tokens, num_words)`, with the product itself in the embeddings' precision;
-    in
-    `out`'s memory if that is possible.
+    Float32, shape `(num_tokens, num_words)`, with the product itself in the embeddings' precision.
     """
-    weight = weight.to(embeddings.dtype)
     if embeddings.dtype == torch.float32:
-        return torch.addmm(bias, embeddings, weight.t(), out=out)
-    return torch.mm(embeddings, weight.t()).float().add_(bias)
+        return product(embeddings, weight.float(), bias)
+    return torch.mm(embeddings, weight.to(embeddings.dtype).t()).float().add_(bias)
 
 
 class _ExactTokenLoss(torch.autograd.Function):
@@ -125,15 +118,15 @@ def _streamed_logsumexp(
 ) -> torch.Tensor:
     """Shape `(num_tokens,)`, float32: the log of each token's partition function."""
     num_tokens, num_words = embeddings.size(0), weight.size(0)
-    block = min(_words_per_block(num_tokens, embeddings.device), num_words)
+    block = _words_per_block(num_tokens, embeddings.device)
     total = embeddings.new_full((num_tokens,), -math.inf, dtype=torch.float32)
-    buffer = embeddings.new_empty(num_tokens * block, dtype=torch.float32)
     for start in range(0, num_words, block):
-        stop = min(start + block, num_words)
-        place = buffer[: num_tokens * (stop - start)].view(num_tokens, stop - start)
-        logits = _logits(embeddings, weight[start:stop], bias[start:stop], out=place)
+        words = slice(start, start + block)
+        logits = _logits(embeddings, weight[words], bias[words])
         largest = logits.amax(-1)
         sums = logits.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
+        # Before the next block's take their place in memory.
+        del logits
         total = torch.logaddexp(total, sums.log_().add_(largest))
     return total
 
@@ -177,20 +170,27 @@ class _SampledTokenLoss(torch.autograd.Function):
             penalty = target_logits.new_zeros(num_tokens).masked_fill_(hit, -math.inf).unsqueeze(-1)
 
             # exp(logit - the token's largest): probabilities but for one factor a token.
-            unscaled = torch.mm(cast, sampled_weight.t())
+            unscaled = product(cast, sampled_weight)
             log_normalizers = torch.empty_like(target_logits)
             scale = torch.empty_like(target_logits)
             block = max(1, _logits_in_memory(embeddings.device) // num_samples)
+            # Where half-precision logits become float32 for a while; one place for all blocks.
+            buffer = None
+            if dtype != torch.float32:
+                buffer = target_logits.new_empty(min(block, num_tokens), num_samples)
             for start in range(0, num_tokens, block):
                 here = slice(start, start + block)
-                logits = unscaled[here].float().add_(sampled_bias)
+                logits = unscaled[here]
+                if buffer is not None:
+                    logits = buffer[: logits.size(0)].copy_(logits)
+                logits.add_(sampled_bias)
                 logits.scatter_add_(1, column[here], penalty[here])
                 largest = torch.maximum(logits.amax(-1), target_logits[here])
                 sums = logits.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
                 normalizers = (target_logits[here] - largest).exp_().add_(sums).log_().add_(largest)
                 log_normalizers[here] = normalizers
                 scale[here] = torch.exp(largest - normalizers)
-                if dtype != torch.float32:
+                if buffer is not None:
                     unscaled[here] = logits
         # The targets' probabilities less one, without cancellation.
         target_errors = torch.expm1(target_logits - log_normalizers)
@@ -228,7 +228,7 @@ class _SampledTokenLoss(torch.autograd.Function):
         grad_embeddings = grad_weight = grad_bias = None
         with torch.autocast(embeddings.device.type, enabled=False):
             if needs_embeddings:
-                grad_embeddings = torch.mm(unscaled, sampled_weight) * of_samples
+                grad_embeddings = product(unscaled, sampled_weight.t()) * of_samples
                 grad_embeddings.addcmul_(target_weight, of_targets)
                 grad_embeddings = grad_embeddings.to(embeddings.dtype)
             if needs_weight or needs_bias:

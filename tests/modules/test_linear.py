@@ -1,0 +1,50 @@
+"""oneDNN's products against PyTorch's own."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from transformer_elmo.modules import linear as module
+from transformer_elmo.modules.linear import linear, product
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 130])
+@pytest.mark.parametrize("dims", [(1, 1), (24, 8), (33, 65)])
+def test_equals_pytorchs(num_rows, dims):
+    torch.manual_seed(0)
+    rows = torch.randn(num_rows, dims[0], requires_grad=True)
+    weight = torch.randn(dims[1], dims[0], requires_grad=True)
+    bias = torch.randn(dims[1], requires_grad=True)
+    grad = torch.randn(num_rows, dims[1])
+    got, wanted = linear(rows, weight, bias), F.linear(rows, weight, bias)
+    assert torch.allclose(got, wanted, atol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, [rows, weight, bias], grad),
+        torch.autograd.grad(wanted, [rows, weight, bias], grad),
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-5 * max(1, num_rows))
+
+
+def test_weights_the_other_way_round():
+    rows, weight = torch.randn(9, 5), torch.randn(5, 12)
+    assert torch.allclose(product(rows, weight.t()), rows @ weight, atol=1e-5)
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    rows = torch.randn(4, 3)
+    weight = torch.randn(2, 3, requires_grad=True)
+    linear(rows, weight, torch.zeros(2)).sum().backward()
+    assert torch.allclose(weight.grad, rows.sum(0).expand(2, -1))
+
+
+def test_autocast_is_respected():
+    rows, weight, bias = torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(rows, weight, bias).dtype == torch.bfloat16
+
+
+def test_without_onednn(monkeypatch):
+    rows, weight, bias = torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)
+    expected = F.linear(rows, weight, bias)
+    monkeypatch.setattr(module.torch.backends.mkldnn, "is_available", lambda: False)
+    assert torch.equal(linear(rows, weight, bias), expected)
