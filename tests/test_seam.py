@@ -168,6 +168,25 @@ class TestEvaluation:
                 lm_archive, str(tmp_path / "text"), cmd_overrides=written(override)
             )
 
+    @pytest.mark.parametrize(
+        "override",
+        [
+            {"dataset_reader.max_sequence_length": 3},
+            {"dataset_reader": {"base_reader": {"max_sequence_length": 3}}},
+        ],
+    )
+    def test_no_sentence_is_left_out(self, lm_archive, tmp_path, override):
+        (tmp_path / "text").write_text("the dog ran\n")
+        with pytest.raises(ConfigurationError, match=r"^dataset_reader\.max_sequence_length = 3"):
+            evaluate.evaluate_from_archive(
+                lm_archive, str(tmp_path / "text"), cmd_overrides=override
+            )
+        without = {"dataset_reader": {"max_sequence_length": None}}
+        metrics = evaluate.evaluate_from_archive(
+            lm_archive, str(tmp_path / "text"), cmd_overrides=without
+        )
+        assert metrics["num_sentences"] == 1
+
     def test_the_device_may_be_named_twice(self, lm_archive, tmp_path):
         (tmp_path / "text").write_text("the dog ran\n")
         metrics = evaluate.evaluate_from_archive(

@@ -291,7 +291,7 @@ def current_memory(device: torch.device) -> float:
 OPERATORS = [
     (
         "matrix products",
-        r"aten::(addmm|mm|bmm|baddbmm|linear|matmul|addmm_|_sparse_mm)$|mkldnn_linear|gemm",
+        r"aten::(addmm|mm|bmm|baddbmm|linear|matmul|addmm_|_sparse_mm)$|mkldnn.*linear|gemm",
     ),
     ("convolutions", r"conv"),
     ("attention", r"attention|flash|_softmax|softmax_backward"),

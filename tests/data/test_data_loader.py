@@ -469,6 +469,13 @@ class TestErrors:
         with pytest.raises(ConfigurationError, match="2 blank lines, 1 sentences"):
             list(make_loader(path, make_reader(max_sequence_length=3), batch_size=1))
 
+    @pytest.mark.parametrize("content", [b"", b"\n \n\r\n", b"the\ncaf\xe9\n"])
+    def test_text_that_is_no_use_is_known_at_once(self, tmp_path, content):
+        # Text for validation is read only after an epoch.
+        (tmp_path / "text").write_bytes(content)
+        with pytest.raises(ConfigurationError, match=r"no sentence in .*text|line 2.*0xe9"):
+            LanguageModelingDataLoader(make_reader(), tmp_path / "text", batch_size=1)
+
     def test_empty_shards_are_fine(self, tmp_path):
         path = random_corpus(tmp_path / "corpus")
         for name in ("a", "shard-00a", "z"):
@@ -477,7 +484,8 @@ class TestErrors:
         assert sorted(flat(order_of(loader))) == list(range(120))
 
     @pytest.mark.parametrize("num_workers", [0, 1])
-    def test_not_utf8_surfaces_from_the_background(self, tmp_path, num_workers):
+    def test_not_utf8_surfaces_from_the_background(self, tmp_path, num_workers, monkeypatch):
+        monkeypatch.setattr(data_loader, "MAX_BYTES_TO_COUNT", 0)
         path = random_corpus(tmp_path / "corpus")
         with open(path / "shard-01", "ab") as file:
             file.write(b"caf\xe9\n")

@@ -155,6 +155,27 @@ def read_sentences(shard: PathOrStr) -> Iterator[str]:
         logger.info("Skipped %d blank lines of %s.", blank_lines, shard)
 
 
+def has_sentences(shard: PathOrStr) -> bool:
+    """
+    Looks through a file, to its end.
+
+    # Returns
+
+    `bool`
+        Whether any of its lines isn't blank.
+
+    # Raises
+
+    `ConfigurationError`
+        If the file can't be read to its end or isn't UTF-8.
+    """
+    line_number, found = 1, False
+    for block in read_blocks(shard):
+        found = bool(decode(block, shard, line_number).strip()) or found
+        line_number += block.count(b"\n")
+    return found
+
+
 def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
     """
     Reads a file as blocks of whole lines.

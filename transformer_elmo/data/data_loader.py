@@ -28,7 +28,7 @@ from allennlp.data.vocabulary import Vocabulary
 from overrides import overrides
 
 from transformer_elmo.data.batching import cut_into_batches, deal, random_order
-from transformer_elmo.data.corpus import DataPath, find_shards
+from transformer_elmo.data.corpus import DataPath, find_shards, has_sentences
 from transformer_elmo.data.dataset_reader import SimpleLanguageModelingDatasetReader
 from transformer_elmo.data.prefetch import prefetch
 from transformer_elmo.data.windows import (
@@ -52,7 +52,8 @@ PREFETCHED_BATCHES = 8
 # Windows encoded ahead of the one in use.
 PREFETCHED_WINDOWS = 1
 
-# Corpora of up to this many bytes are counted when somebody asks for the number of batches.
+# Corpora of up to this many bytes are looked through when a loader is made, and counted when
+# somebody asks for the number of batches.
 MAX_BYTES_TO_COUNT = 2**24
 
 
@@ -226,6 +227,13 @@ class LanguageModelingDataLoader(DataLoader):
         self._keep_long_sentences = keep_long_sentences
         # AllenNLP makes a loader of `"validation_data_path": null` where it makes a vocabulary.
         self._shards = _Shards([] if data_path is None else find_shards(data_path))
+        if self._shards.paths and self._shards.num_bytes <= MAX_BYTES_TO_COUNT:
+            # What is wrong with the text for validation is better known now than after an epoch.
+            if not sum(has_sentences(path) for path in self._shards.paths):
+                raise ConfigurationError(
+                    f"There is no sentence in {self.data_path}: {len(self._shards.paths)} files, "
+                    f"{self._shards.num_bytes} bytes. Expected text, one sentence a line."
+                )
         self._device: Optional[torch.device] = None
         self._vocab: Optional[Vocabulary] = None
         self._codec: Optional[Codec] = None
@@ -537,10 +545,15 @@ class LanguageModelingDataLoader(DataLoader):
             if limit is not None and position.num_sentences >= limit:
                 break
         if position.num_sentences == 0:
+            dropped = ""
+            if num_dropped:
+                dropped = (
+                    f", {num_dropped} sentences of more than {self._max_length()} tokens "
+                    "(max_sequence_length)"
+                )
             raise ConfigurationError(
                 f"There is no sentence in {self.data_path}: {len(shards)} files, {num_blank} blank "
-                f"lines, {num_dropped} sentences of more than {self._max_length()} tokens "
-                "(max_sequence_length)."
+                f"lines{dropped}. Expected text, one sentence a line."
             )
         if quiet:
             return

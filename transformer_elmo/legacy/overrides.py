@@ -297,3 +297,12 @@ def check_evaluation_overrides(overrides: Dict[str, Any]) -> None:
             not_understood(
                 key, value, f"this override has no meaning here ({NOT_EVALUATED[_top(key)]})."
             )
+    nested = unflattened(overrides)
+    for key in READERS:
+        section = nested.get(key)
+        while isinstance(section, dict):
+            longest = section.get("max_sequence_length")
+            if longest is not None:
+                advice = "this override has no meaning here (evaluate leaves no sentence out)."
+                not_understood(f"{key}.max_sequence_length", longest, advice)
+            section = section.get("base_reader")
