@@ -333,3 +333,26 @@ def test_archives_and_copies_know_nothing_of_the_cache():
     number = len(word_encoder._caches)
     del module
     assert len(word_encoder._caches) == number - 1
+
+
+def test_gradients_are_the_same_to_the_bit_every_time():
+    """Whatever the threads do: a run that is taken up again must end as one never stopped."""
+    torch.manual_seed(0)
+    module = character_cnn()
+    characters = characters_of(random_words(20, random.Random(0), longest=8))
+    characters = characters[torch.randint(20, (4, 4000))]
+    embedder = BasicTextFieldEmbedder({"elmo": module})
+    weights = torch.randn(4, 4000, 10)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = []
+        for _ in range(8):
+            module.zero_grad()
+            vectors = embed_text_field(embedder, {"elmo": {"tokens": characters}})
+            (vectors * weights).sum().backward()
+            found.append(gradients(module))
+    finally:
+        torch.set_num_threads(threads)
+    for again in found[1:]:
+        assert all(torch.equal(again[name], gradient) for name, gradient in found[0].items())

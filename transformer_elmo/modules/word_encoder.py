@@ -109,8 +109,11 @@ def _embed_characters(
         (characters,) = tensors.values()
         words, index = distinct_words(characters.flatten(0, -2))
         index = index.view(characters.shape[:-1])
+    # Not by indexing, whose gradient adds repeats up in an order that depends on the threads: a run
+    # that is taken up again is to end as one that never stopped.
+    vectors = F.embedding(index, _word_vectors(module, words))
     # AllenNLP's dropout, if any, falls on each occurrence of a word separately.
-    return module._dropout(_word_vectors(module, words)[index])
+    return module._dropout(vectors)
 
 
 def _word_vectors(module: TokenCharactersEncoder, words: torch.Tensor) -> torch.Tensor:
