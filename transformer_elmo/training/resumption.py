@@ -27,12 +27,10 @@ logger = logging.getLogger(__name__)
 class ResumeDataCallback(TrainerCallback):
     """
     Keeps the place in the data and the state of the random number generators in every checkpoint,
-    so that
-    `allennlp train --recover` goes on with exactly the batches that the run has not seen, at once:
-    AllenNLP's trainer asks for all the batches since the first epoch again, and with this callback
-    it gets placeholders. On one process the weights at the end are, on a CPU to the bit, those of a
-    run that was never stopped. On as many processes as before, batches and random numbers are the
-    same, and weights are up to the rounding of the first averages of gradients after the start.
+    so that `allennlp train --recover` goes on with exactly the batches that the run has not seen,
+    at once: AllenNLP's trainer asks for all the batches since the first epoch again, and with this
+    callback it gets placeholders. On as many processes as before, the weights at the end are those
+    of a run that was never stopped, on a CPU to the bit.
 
     Needs the data loader "language_modeling". Without this callback `--recover` goes on with the
     same batches, but reads those before them once more, and dropout takes other random numbers.
