@@ -480,8 +480,7 @@ class SampledSoftmaxLoss(_WordClassifier):
     ) -> None:
         """Accepts the sparse and the dense layout, and that of `SoftmaxLoss`."""
         w, b = prefix + "softmax_w", prefix + "softmax_b"
-        weight = state_dict.pop(w + ".weight", state_dict.pop(w, None))
-        bias = state_dict.pop(b + ".weight", state_dict.pop(b, None))
+        weight, bias = _taken_out(state_dict, w), _taken_out(state_dict, b)
         suffix = ".weight" if self.sparse else ""
         own_weight, own_bias = self.word_weights()
         if weight is not None:
@@ -521,13 +520,17 @@ class SoftmaxLoss(_WordClassifier):
     ) -> None:
         """Accepts the layouts of `SampledSoftmaxLoss` as well."""
         w, b = prefix + "softmax_w", prefix + "softmax_b"
-        weight = state_dict.pop(w + ".weight", state_dict.pop(w, None))
-        bias = state_dict.pop(b + ".weight", state_dict.pop(b, None))
+        weight, bias = _taken_out(state_dict, w), _taken_out(state_dict, b)
         if weight is not None:
             state_dict[w] = _transposed_to_fit(weight, self.softmax_w.shape)
         if bias is not None:
             state_dict[b] = bias.reshape(-1)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _taken_out(state_dict: Dict[str, torch.Tensor], name: str) -> Optional[torch.Tensor]:
+    """A parameter under its name in the sparse layout or in the dense one."""
+    return state_dict.pop(name + ".weight", state_dict.pop(name, None))
 
 
 def _transposed_to_fit(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
