@@ -270,11 +270,16 @@ def _int_to_device(
     stock: Callable[..., torch.device], device: Union[int, torch.device]
 ) -> torch.device:
     try:
-        return stock(device)
+        found = stock(device)
     except RuntimeError:
+        # A torch that was built without CUDA.
         if not isinstance(device, int):
             raise
         raise ConfigurationError(_no_gpu(device)) from None
+    number = found.index or 0
+    if found.type == "cuda" and number >= torch.cuda.device_count():
+        raise ConfigurationError(_no_gpu(number))
+    return found
 
 
 def _no_gpu(number: int) -> str:
