@@ -19,7 +19,7 @@ from typing import Callable, Iterable, List
 
 from allennlp.common.checks import ConfigurationError
 
-from transformer_elmo.data.corpus import find_shards, read_sentences
+from transformer_elmo.text.corpus import find_shards, read_sentences
 
 NUM_SHARDS = 4
 HELDOUT_SHARE = 0.1

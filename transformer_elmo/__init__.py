@@ -1,51 +1,90 @@
 """
-Transformer ELMo for AllenNLP 2: a bidirectional transformer language model over character-CNN word
-vectors.
+Transformer ELMo: a bidirectional transformer language model over character-CNN word vectors,
+trained, evaluated, adapted and served.
 
-Importing this package registers everything that a config can name.
+With AllenNLP installed, importing this package registers everything that its configs can name.
+Without it there is `TransformerElmo`, which opens models and works with them.
 """
 
+import warnings as _warnings
 from importlib import util as _importlib_util
+from typing import TYPE_CHECKING
 
-if _importlib_util.find_spec("allennlp") is None:
-    raise ImportError(
-        "transformer_elmo is a plugin for AllenNLP 2.10.1, which isn't installed. Its own pins "
-        "don't resolve on a current Python, so install it without them:\n"
-        "    pip install --no-deps allennlp==2.10.1 fairscale\n"
-        "or run ./scripts/setup.sh, which does it and checks the result."
-    )
+from transformer_elmo import archived_models as _archived_models
+from transformer_elmo import elmo as _elmo
+from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.errors import first_line as _first_line
 
-from transformer_elmo import coexistence as _coexistence
-from transformer_elmo import seam as _seam
+__version__ = "0.2.0"
 
-with _coexistence.our_names_win():
-    from transformer_elmo.commands import embed as _embed  # noqa: F401
-    from transformer_elmo.commands import errors as _errors
-    from transformer_elmo.commands import lm_report as _lm_report  # noqa: F401
-    from transformer_elmo.data.data_loader import LanguageModelingDataLoader
-    from transformer_elmo.data.dataset_reader import SimpleLanguageModelingDatasetReader
-    from transformer_elmo.data.vocabulary import CorpusVocabulary
-    from transformer_elmo.embedding import TransformerElmo
-    from transformer_elmo.models.language_model import BidirectionalLanguageModel, LanguageModel
-    from transformer_elmo.models.token_embedders import (
+_elmo.openers.insert(0, _archived_models.opener)
+
+_PLUGIN = {
+    "BidirectionalLanguageModel": "language_model",
+    "BidirectionalLanguageModelTokenEmbedder": "token_embedders",
+    "BidirectionalLanguageModelTransformer": "contextualizer",
+    "CorpusVocabulary": "vocabulary",
+    "CrashSafeCheckpointer": "resumption",
+    "DenseSparseAdam": "optimizer",
+    "LanguageModel": "language_model",
+    "LanguageModelPredictor": "predictor",
+    "LanguageModelTokenEmbedder": "token_embedders",
+    "LanguageModelingDataLoader": "data_loader",
+    "LanguageModelingEvaluator": "evaluator",
+    "ResumeDataCallback": "resumption",
+    "SimpleLanguageModelingDatasetReader": "dataset_reader",
+}
+
+_why_not = "which isn't installed"
+if _importlib_util.find_spec("allennlp") is not None:
+    try:
+        from transformer_elmo import plugin as _plugin
+    except ImportError as _error:
+        # A transformers of today, say, which AllenNLP can't be imported with.
+        _why_not = f"which can't be imported: {_first_line(_error)}"
+        _warnings.warn(
+            f"AllenNLP is installed, but can't be imported ({_first_line(_error)}): its "
+            "configs won't know transformer_elmo. TransformerElmo works.",
+            stacklevel=2,
+        )
+    else:
+        for _name, _module in _PLUGIN.items():
+            globals()[_name] = getattr(getattr(_plugin, _module), _name)
+        _why_not = ""
+
+if TYPE_CHECKING:
+    from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
+    from transformer_elmo.plugin.data_loader import LanguageModelingDataLoader
+    from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
+    from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator
+    from transformer_elmo.plugin.language_model import BidirectionalLanguageModel, LanguageModel
+    from transformer_elmo.plugin.optimizer import DenseSparseAdam
+    from transformer_elmo.plugin.predictor import LanguageModelPredictor
+    from transformer_elmo.plugin.resumption import CrashSafeCheckpointer, ResumeDataCallback
+    from transformer_elmo.plugin.token_embedders import (
         BidirectionalLanguageModelTokenEmbedder,
         LanguageModelTokenEmbedder,
     )
-    from transformer_elmo.modules.bidirectional_transformer import (
-        BidirectionalLanguageModelTransformer,
-    )
-    from transformer_elmo.predictors.language_model import LanguageModelPredictor
-    from transformer_elmo.training.evaluator import LanguageModelingEvaluator
-    from transformer_elmo.training.optimizer import DenseSparseAdam
-    from transformer_elmo.training.resumption import CrashSafeCheckpointer, ResumeDataCallback
+    from transformer_elmo.plugin.vocabulary import CorpusVocabulary
 
-_seam.install()
-_errors.install()
+
+def __getattr__(name: str) -> object:
+    if name in _PLUGIN:
+        raise ImportError(
+            f"{name} is a part of AllenNLP's plugin and needs AllenNLP, {_why_not}. Install it:\n"
+            "    pip install 'transformer-elmo[allennlp]'\n"
+            "    pip install --no-deps allennlp==2.10.1\n"
+            "    python -m transformer_elmo.torchvision_stand_in"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "BidirectionalLanguageModel",
     "BidirectionalLanguageModelTokenEmbedder",
     "BidirectionalLanguageModelTransformer",
+    "ConfigurationError",
     "CorpusVocabulary",
     "CrashSafeCheckpointer",
     "DenseSparseAdam",

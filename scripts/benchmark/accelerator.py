@@ -1,11 +1,14 @@
 """
-Everything that a GPU can tell, step by step: `accelerator.sh` runs it. Each step leaves a JSON file in the
-output folder, so that a second run goes on with the steps that are missing, and `report.md` has them all in tables.
+Everything that a GPU can tell, step by step: `accelerator.sh` runs it. Each step leaves a JSON file
+in the output folder, so that a second run goes on with the steps that are missing, and `report.md`
+has them all in tables.
 
-    python scripts/benchmark/accelerator.py OUT [--minutes 20] [--steps training,profile] [--device cpu --small]
+    python scripts/benchmark/accelerator.py OUT [--minutes 20] [--steps training,profile] [--device
+    cpu --small]
 
-Text is synthetic, with the billion-word benchmark's vocabulary of 793,471 words and Zipf's frequencies (see
-data.py). Ours and allennlp-models' take turns on the same batches and begin with the same weights.
+Text is synthetic, with the billion-word benchmark's vocabulary of 793,471 words and Zipf's
+frequencies (see data.py). Ours and allennlp-models' take turns on the same batches and begin with
+the same weights.
 """
 
 import argparse
@@ -134,7 +137,8 @@ def peer_context(precision: str, device: torch.device) -> Any:
 
 
 def make_model(
-    session: Session, section: Dict[str, Any], precision: str, like: Optional[torch.nn.Module] = None
+    session: Session, section: Dict[str, Any], precision: str, like: Optional[torch.nn.Module] =
+    None
 ) -> torch.nn.Module:
     """Made on the device: 400 million random numbers take seconds elsewhere."""
     with session.device:
@@ -148,8 +152,8 @@ class Side:
     """One implementation that trains."""
 
     def __init__(self, name: str, model: torch.nn.Module, optimizer: Any, context: Any) -> None:
-        self.name, self.model, self.optimizer, self.context = name, model.train(), optimizer, context
-        self.losses: List[torch.Tensor] = []
+        self.name, self.model, self.optimizer, self.context = name, model.train(), optimizer,
+        context self.losses: List[torch.Tensor] = []
 
     def step(self, batch: workload.Batch) -> None:
         self.optimizer.zero_grad()
@@ -227,11 +231,10 @@ def training(session: Session) -> Dict[str, Any]:
                     for name in list(sides) if block % 2 else list(sides)[::-1]:
                         if name in failed:
                             continue
-                        side = sides[name]
-                        chosen = [batches[(block * a_block + i) % len(batches)] for i in range(a_block)]
-                        try:
-                            workload.reset_peak_memory(session.device)
-                            took = seconds_of(lambda: [side.step(b) for b in chosen], session.device)  # noqa: B023
+                        side = sides[name] chosen = [batches[(block * a_block + i) % len(batches)]
+                        for i in range(a_block)] try:
+                            workload.reset_peak_memory(session.device) took = seconds_of(lambda:
+                            [side.step(b) for b in chosen], session.device)  # noqa: B023
                         except torch.OutOfMemoryError as error:
                             failed[name] = str(error).partition(".")[0]
                             session.free()
@@ -309,7 +312,8 @@ def profiled(session: Session) -> Dict[str, Any]:
                 "calls": calls,
                 "host ms": sum(e.self_cpu_time_total for e in events) / steps / 1000,
                 "longest": [
-                    [e.key[:150], e.count / steps, e.self_device_time_total / steps / 1000] for e in longest
+                    [e.key[:150], e.count / steps, e.self_device_time_total / steps / 1000] for e in
+                    longest
                 ],
                 "operators": [
                     [e.key[:80], e.count / steps, e.self_device_time_total / steps / 1000]
@@ -381,7 +385,8 @@ def evaluation(session: Session) -> Dict[str, Any]:
         batches = session.batches(tokens)[:6]
         words = sum(map(workload.num_tokens, batches))
         needed = sum(
-            workload.arithmetic(session.section, b, session.vocab.get_vocab_size()).total for b in batches
+            workload.arithmetic(session.section, b, session.vocab.get_vocab_size()).total for b in
+            batches
         )
         for name, model in models.items():
             outputs: List[Any] = []
@@ -422,7 +427,8 @@ def loop(session: Session) -> Dict[str, Any]:
     session.text  # noqa: B018
     for tokens in session.sizes:
         loader = LanguageModelingDataLoader(
-            reader, session.out / "text" / "shards", max_tokens=tokens, distinct_words=True, quiet=True
+            reader, session.out / "text" / "shards", max_tokens=tokens, distinct_words=True,
+            quiet=True
         )
         loader.index_with(session.vocab)
         loader.set_target_device(session.device)
@@ -474,11 +480,9 @@ def curves(session: Session) -> Dict[str, Any]:
     ):
         from transformer_elmo import DenseSparseAdam
 
-        torch.manual_seed(13)
-        model = workload.our_model(section, vocab, precision).to(device)
-        side = Side(name, model, DenseSparseAdam(list(model.named_parameters()), lr=1e-3), contextlib.nullcontext)
-        where = torch.device(device)
-        with session.tf32(False):
+        torch.manual_seed(13) model = workload.our_model(section, vocab, precision).to(device) side
+        = Side(name, model, DenseSparseAdam(list(model.named_parameters()), lr=1e-3),
+        contextlib.nullcontext) where = torch.device(device) with session.tf32(False):
             for step in range(steps):
                 side.step(workload.on_device(made[step % len(made)], where))
             model.eval()
@@ -488,9 +492,9 @@ def curves(session: Session) -> Dict[str, Any]:
         total = sum(float(o["loss"]) * w for o, w in zip(outputs, weights))
         losses = [float(loss) for loss in side.losses]
         results[name] = {
-            "held-out loss": total / sum(weights),
-            "training loss, last 20": statistics.mean(losses[-20:]),
-            "training loss": [round(statistics.mean(losses[i : i + 10]), 4) for i in range(0, steps, 10)],
+            "held-out loss": total / sum(weights), "training loss, last 20":
+            statistics.mean(losses[-20:]), "training loss": [round(statistics.mean(losses[i : i +
+            10]), 4) for i in range(0, steps, 10)],
         }
     return results
 
@@ -507,12 +511,11 @@ STEPS: Dict[str, Callable[[Session], Dict[str, Any]]] = {
 
 
 def table(results: Dict[str, Any]) -> List[str]:
-    rows = {key: value for key, value in results.items() if isinstance(value, dict)}
-    plain = {key: value for key, value in results.items() if key not in rows}
-    lines = [f"- {key}: {_shown(value)}" for key, value in plain.items()]
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    columns = [c for c in columns if not any(isinstance(r.get(c), (list, dict)) for r in rows.values())]
-    if rows:
+    rows = {key: value for key, value in results.items() if isinstance(value, dict)} plain = {key:
+    value for key, value in results.items() if key not in rows} lines = [f"- {key}: {_shown(value)}"
+    for key, value in plain.items()] columns = list(dict.fromkeys(name for row in rows.values() for
+    name in row)) columns = [c for c in columns if not any(isinstance(r.get(c), (list, dict)) for r
+    in rows.values())] if rows:
         lines += ["", "| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
         lines += [
             f"| {key} | " + " | ".join(_shown(row.get(column, "")) for column in columns) + " |"

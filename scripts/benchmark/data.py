@@ -191,7 +191,7 @@ def measure_vocabulary(options: argparse.Namespace) -> Dict[str, Any]:
     """
     Counting words.
     """
-    from transformer_elmo.data.vocabulary import count_words
+    from transformer_elmo.text.vocabulary import count_words
 
     begin, begin_cpu = time.perf_counter(), time.process_time()
     counts = count_words(options.corpus, quiet=True)
@@ -354,7 +354,7 @@ def copy_sentences(corpus: Any, target: Path, number: int) -> None:
     """
     from itertools import chain, islice
 
-    from transformer_elmo.data.corpus import find_shards, read_sentences
+    from transformer_elmo.text.corpus import find_shards, read_sentences
 
     sentences = chain.from_iterable(map(read_sentences, find_shards(corpus)))
     with open(target, "w", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ import transformer_elmo.commands.embed  # noqa: F401
 from tests.small_lm import DIM, random_sentences
 from transformer_elmo.commands import vectors_file
 from transformer_elmo.commands.embed import embed_file
-from transformer_elmo.embedding import TransformerElmo
+from transformer_elmo.elmo import TransformerElmo
 
 SENTENCES = random_sentences(25, seed=31)
 LINES = [*SENTENCES[:7], "", json.dumps({"tokens": SENTENCES[7].split()}), *SENTENCES[8:]]
@@ -329,7 +329,7 @@ def test_what_cannot_be_embedded(embed, tmp_path, text):
         (["out.npy", "--top"], {"text": latin}, "line 1: byte 4"),
         (["out.npy", "--top", "--force"], {"text": broken}, "Line 2 begins like JSON"),
         (["out.npy", "--top"], {"archive": tmp_path / "gone.tar.gz"}, "no archive"),
-        (["out.npy", "--top", "--segment-length", "3", "--force"], {}, "windows of at least 4"),
+        (["out.npy", "--top", "--segment-length", "3", "--force"], {}, "segments of at least 4"),
         (["out.npy", "--top", "--max-tokens", "0", "--force"], {}, "max_tokens must be at least 1"),
         (["out.npy", "--top", "-o", '{"model'], {}, "overrides are not JSON"),
         (["out.npy", "--top", "--cuda-device", "99"], {}, "no device 'cuda:99'"),

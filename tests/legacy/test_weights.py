@@ -4,7 +4,7 @@ import torch
 from allennlp.nn import util as nn_util
 
 from transformer_elmo import seam
-from transformer_elmo.archive import unpack
+from transformer_elmo.archives import unpack
 from transformer_elmo.legacy.__main__ import main
 from transformer_elmo.legacy.weights import modern_weights
 

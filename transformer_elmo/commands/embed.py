@@ -1,24 +1,19 @@
-"""`allennlp embed`: vectors for every word of a text, in a file."""
+"""Vectors for every word of a text, in a file: `transformer-elmo embed`, `allennlp embed`."""
 
 import argparse
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
-from allennlp.commands.subcommand import Subcommand
-from allennlp.common import logging as common_logging
-from allennlp.common.checks import ConfigurationError
-from allennlp.common.tqdm import Tqdm
-from allennlp.models.archival import CONFIG_NAME
-from overrides import overrides
-
+from transformer_elmo import progress
 from transformer_elmo.commands.vectors_file import VectorsFile, checked_format
-from transformer_elmo.data.corpus import find_shards
-from transformer_elmo.embedding import SEGMENT_LENGTH, Layers, TransformerElmo
-from transformer_elmo.sentences import INPUT_FORMATS, Sentence, count_lines, parse_line, read_lines
+from transformer_elmo.elmo import SEGMENT_LENGTH, TransformerElmo
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.layers import Layers
+from transformer_elmo.text.corpus import count_lines, find_shards, is_blank, read_lines
+from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line
 
 logger = logging.getLogger(__name__)
 
@@ -30,79 +25,67 @@ is cut short, the same command goes on where it stood.
 """
 
 
-@Subcommand.register("embed", exist_ok=True)
-class Embed(Subcommand):
-    """`allennlp embed ARCHIVE INPUT OUTPUT`; `--help` has the options."""
-
-    @overrides
-    def add_subparser(self, parser: argparse._SubParsersAction) -> argparse.ArgumentParser:
-        subparser = parser.add_parser(
-            self.name, description=DESCRIPTION, help="Write the vectors of every word of a text."
-        )
-        subparser.add_argument(
-            "archive_file", help="a model.tar.gz, the folder of a training run, or a URL"
-        )
-        subparser.add_argument(
-            "input_file",
-            help="text, one sentence a line, or JSON lines with a list of words as tokens; "
-            "may be compressed; blank lines keep their numbers",
-        )
-        subparser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
-        what = subparser.add_mutually_exclusive_group(required=True)
-        what.add_argument("--all", action="store_true", help="all layers, that of words first")
-        what.add_argument("--top", action="store_true", help="the top layer")
-        what.add_argument("--average", action="store_true", help="the mean of all layers")
-        what.add_argument(
-            "--weights", type=_numbers, metavar="W,W,...", help="a sum of layers with these weights"
-        )
-        what.add_argument("--layer", type=int, help="one layer; 0 is that of words")
-        subparser.add_argument(
-            "--dtype",
-            choices=["float32", "float16"],
-            default="float32",
-            help="how numbers are written",
-        )
-        subparser.add_argument(
-            "--max-tokens", type=int, default=2000, help="tokens of a batch, padding included"
-        )
-        subparser.add_argument(
-            "--segment-length",
-            type=int,
-            default=SEGMENT_LENGTH,
-            help="longer lines are embedded in overlapping windows of so many tokens",
-        )
-        subparser.add_argument(
-            "--input-format",
-            choices=INPUT_FORMATS,
-            default="auto",
-            help='by default, a line that begins with {" is JSON',
-        )
-        subparser.add_argument(
-            "--tokenizer", help="by name, for lines of text; by default the one of the archive"
-        )
-        subparser.add_argument(
-            "--precision",
-            choices=["float32", "bfloat16"],
-            help="how numbers are multiplied; by default as the archive says",
-        )
-        subparser.add_argument(
-            "--forget-sentences",
-            action="store_true",
-            help="HDF5 without sentence_to_index, which takes as much memory as the text",
-        )
-        subparser.add_argument(
-            "--force", action="store_true", help="replace a file of that name, or work begun on it"
-        )
-        subparser.add_argument("--cuda-device", type=int, default=-1, help="a GPU's number")
-        subparser.add_argument("--weights-file", help="other weights than the archive's")
-        subparser.add_argument(
-            "-o", "--overrides", default="", help="JSON that changes the archive's config"
-        )
-        subparser.add_argument(
-            "--file-friendly-logging", action="store_true", help="progress on lines of its own"
-        )
-        subparser.set_defaults(func=embed_from_args)
-        return subparser
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments, for whoever has a parser."""
+    parser.add_argument(
+        "archive_file", help="a model.tar.gz, the folder of a training run, or a URL"
+    )
+    parser.add_argument(
+        "input_file",
+        help="text, one sentence a line, or JSON lines with a list of words as tokens; "
+        "may be compressed; blank lines keep their numbers",
+    )
+    parser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--all", action="store_true", help="all layers, that of words first")
+    what.add_argument("--top", action="store_true", help="the top layer")
+    what.add_argument("--average", action="store_true", help="the mean of all layers")
+    what.add_argument(
+        "--weights", type=_numbers, metavar="W,W,...", help="a sum of layers with these weights"
+    )
+    what.add_argument("--layer", type=int, help="one layer; 0 is that of words")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="how numbers are written",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=2000, help="tokens of a batch, padding included"
+    )
+    parser.add_argument(
+        "--segment-length",
+        type=int,
+        default=SEGMENT_LENGTH,
+        help="longer lines are embedded in overlapping segments of so many tokens",
+    )
+    parser.add_argument(
+        "--input-format",
+        choices=INPUT_FORMATS,
+        default="auto",
+        help='by default, a line that begins with {" is JSON',
+    )
+    parser.add_argument(
+        "--tokenizer", help="by name, for lines of text; by default the one of the archive"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="how numbers are multiplied; by default as the archive says",
+    )
+    parser.add_argument(
+        "--forget-sentences",
+        action="store_true",
+        help="HDF5 without sentence_to_index, which takes as much memory as the text",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a file of that name, or work begun on it"
+    )
+    parser.add_argument("--cuda-device", type=int, default=-1, help="a GPU's number")
+    parser.add_argument("--weights-file", help="other weights than the archive's")
+    parser.add_argument(
+        "-o", "--overrides", default="", help="JSON that changes the archive's config"
+    )
 
 
 def _numbers(text: str) -> List[float]:
@@ -114,8 +97,8 @@ def _numbers(text: str) -> List[float]:
         ) from None
 
 
-def embed_from_args(args: argparse.Namespace) -> None:
-    common_logging.FILE_FRIENDLY_LOGGING = args.file_friendly_logging
+def run(args: argparse.Namespace) -> None:
+    """What the command does."""
     layers: Layers = "mix"
     if args.all:
         layers = "all"
@@ -137,19 +120,16 @@ def embed_from_args(args: argparse.Namespace) -> None:
             archive_options={
                 "device": args.cuda_device,
                 "precision": args.precision,
-                "overrides": args.overrides,
+                "overrides": args.overrides or None,
                 "weights_file": args.weights_file,
                 "tokenizer": args.tokenizer,
                 "max_tokens": args.max_tokens,
                 "segment_length": args.segment_length,
             },
         )
-    except (ConfigurationError, ValueError, OSError) as error:
-        sys.exit(f"allennlp embed: {getattr(error, 'message', error)}")
     except KeyboardInterrupt:
-        print("allennlp embed: interrupted; the same command goes on from here.", file=sys.stderr)
-        # What a shell reports for a command that Control-C has ended.
-        sys.exit(128 + signal.SIGINT)
+        print("The same command goes on from here.", file=sys.stderr)
+        raise
 
 
 def embed_file(
@@ -175,12 +155,12 @@ def embed_file(
         See `TransformerElmo.embed`.
     dtype : `str`, optional (default = `"float32"`)
     input_format : `str`, optional (default = `"auto"`)
-        See `transformer_elmo.sentences.parse_line`.
+        See `transformer_elmo.text.sentences.parse_line`.
     forget_sentences : `bool`, optional (default = `False`)
         Leave out `sentence_to_index`.
     force : `bool`, optional (default = `False`)
     archive_options : `Dict[str, Any]`, optional (default = `None`)
-        See `TransformerElmo.from_archive`.
+        See `TransformerElmo.open`.
 
     # Raises
 
@@ -194,7 +174,7 @@ def embed_file(
     if not num_lines:
         raise ConfigurationError(f"{input_file} is empty. Expected text, one sentence a line.")
     options = archive_options or {}
-    elmo = TransformerElmo.from_archive(archive_file, **options)
+    elmo = TransformerElmo.open(archive_file, **options)
     layers = elmo.checked_layers(layers, weights)
     settings = {
         "archive": _identity(archive_file),
@@ -212,10 +192,11 @@ def embed_file(
         logger.info("Going on after %d lines.", file.num_sentences)
     try:
         sentences = _sentences(input_file, input_format, file.num_sentences)
-        with Tqdm.tqdm(total=num_lines, initial=file.num_sentences, desc="embedding") as progress:
-            for vectors in elmo.embed_stream(sentences, layers, weights=weights):
-                file.append(vectors.swapaxes(0, 1) if layers == "all" else vectors)
-                progress.update()
+        bar = progress.make(total=num_lines, initial=file.num_sentences, desc="embedding")
+        for vectors in elmo.embed_stream(sentences, layers, weights=weights):
+            file.append(vectors.swapaxes(0, 1) if layers == "all" else vectors)
+            bar.update()
+        bar.close()
     except BaseException:
         file.close()
         raise
@@ -233,13 +214,16 @@ def _sentences(input_file: str, input_format: str, first: int) -> Iterator[Sente
     for number, line in enumerate(read_lines(input_file)):
         if number >= first:
             # A blank line is a sentence without words.
-            yield parse_line(line, input_format, number + 1) if line.strip() else []
+            yield parse_line(line, input_format, number + 1) if not is_blank(line) else []
 
 
 def _identity(path: str) -> Any:
     """What tells that a file is still the same, or what a model's folder needs of its own."""
     if os.path.isdir(path):
-        files = (os.path.join(path, name) for name in (CONFIG_NAME, "weights.th", "best.th"))
+        files = (
+            os.path.join(path, name)
+            for name in ("config.json", "weights.th", "best.th", "model.safetensors")
+        )
         return [_identity(file) for file in files if os.path.exists(file)]
     if os.path.exists(path):
         status = os.stat(path)

@@ -3,22 +3,21 @@ Vectors of sentences on disk, written such that there is never half a file under
 that work cut short goes on where it stood.
 """
 
-import errno
 import io
 import itertools
 import json
 import os
 import shutil
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
+from typing import IO, Any, Callable, Dict, Iterable, List, Optional
 
-import h5py
 import numpy as np
-from allennlp.common.checks import ConfigurationError
 from filelock import FileLock, Timeout
 from overrides import overrides
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import errors_of_disk, written_whole
 
 # Room for the header of a .npy file, whose shape is known last. NumPy aligns it to 64 bytes.
 HEADER_SIZE = 256
@@ -83,12 +82,16 @@ class VectorsFile:
         self._word_shape = word_shape
         self._dtype = np.dtype(dtype)
         self._folder = partial_folder(path)
+        self._advice = (
+            f"Once it can, repeat the command: it goes on from what {self._folder.name} holds. "
+            "(float16 takes half the space; HDF5 and .npz need it twice at the end, .npy does not.)"
+        )
         # As it will be when it is read again.
         self._settings = json.loads(json.dumps(settings))
         self.num_sentences = 0
         self._num_words = 0
         self._words_noted = 0
-        with _room_on_disk(self._folder):
+        with errors_of_disk(self.path, self._advice):
             self._folder.mkdir(exist_ok=True)
             # The system lets go of it when the process ends, however it ends.
             self._lock = FileLock(self._folder / _LOCK)
@@ -169,7 +172,7 @@ class VectorsFile:
         vectors : `np.ndarray`
             Shape `(num_words, *word_shape)`.
         """
-        with _room_on_disk(self._folder):
+        with errors_of_disk(self.path, self._advice):
             assert list(vectors.shape[1:]) == self._word_shape
             self._vectors.write(np.ascontiguousarray(vectors, dtype=self._dtype).tobytes())
             self._lengths.write(np.int64(len(vectors)).tobytes())
@@ -188,14 +191,14 @@ class VectorsFile:
             "num_sentences": self.num_sentences,
             "num_words": self._num_words,
         }
-        with _replacing(self._folder / _STATE) as file:
+        with written_whole(self._folder / _STATE, advice=self._advice) as file:
             file.write(json.dumps(state).encode())
         self._words_noted = self._num_words
 
     def close(self) -> None:
         """Leaves the work, if there is any, for another time."""
         try:
-            with _room_on_disk(self._folder), self._lengths, self._vectors:
+            with errors_of_disk(self.path, self._advice), self._lengths, self._vectors:
                 if self.num_sentences:
                     self.note()
             if not self.num_sentences:
@@ -213,7 +216,7 @@ class VectorsFile:
             For HDF5: the texts that `sentence_to_index` leads from.
         """
         try:
-            with _room_on_disk(self._folder):
+            with errors_of_disk(self.path, self._advice):
                 self._finish(sentences)
                 shutil.rmtree(self._folder)
         finally:
@@ -232,16 +235,16 @@ class VectorsFile:
         self._lengths.close()
         if self.format == "npy":
             # Two files can't change at once. There are never vectors with other offsets.
-            with _replacing(
-                offsets_path(self.path), lambda: self.path.unlink(missing_ok=True)
+            with written_whole(
+                offsets_path(self.path), lambda: self.path.unlink(missing_ok=True), self._advice
             ) as file:
                 np.save(file, offsets)
             os.replace(self._folder / _VECTORS, self.path)
         elif self.format == "npz":
-            with _replacing(self.path) as file:
+            with written_whole(self.path, advice=self._advice) as file:
                 self._write_npz(file, offsets)
         else:
-            with _replacing(self.path) as file:
+            with written_whole(self.path, advice=self._advice) as file:
                 self._write_hdf5(file, offsets, sentences)
 
     def _write_npz(self, file: IO[bytes], offsets: np.ndarray) -> None:
@@ -261,6 +264,7 @@ class VectorsFile:
             vectors = np.load(self._folder / _VECTORS, mmap_mode="r")
         else:
             vectors = np.zeros((0, *self._word_shape), dtype=self._dtype)
+        h5py = _h5py()
         disk = _Disk(file)
         with h5py.File(disk, "w") as output:
             for number, (begin, end) in enumerate(itertools.pairwise(offsets)):
@@ -278,6 +282,17 @@ class VectorsFile:
                 dataset[0] = json.dumps(index)
         if disk.error:
             raise disk.error
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise ConfigurationError(
+            "HDF5 files are written by h5py, which isn't installed: pip install h5py. Or choose "
+            ".npz or .npy."
+        ) from None
+    return h5py
 
 
 class _Disk(io.RawIOBase):
@@ -351,6 +366,8 @@ def checked_format(path: Path, force: bool) -> str:
         raise ConfigurationError(
             f"The output's name must end with one of {', '.join(FORMATS)}: got {path}."
         )
+    if FORMATS[path.suffix] == "hdf5":
+        _h5py()
     if not path.parent.is_dir():
         raise ConfigurationError(f"There is no folder {path.parent} to write {path.name} to.")
     taken = [path]
@@ -388,40 +405,3 @@ def npy_header(shape: Iterable[int], dtype: np.dtype) -> bytes:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-@contextmanager
-def _replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[IO[bytes]]:
-    """A file that gets its name when it is whole, after a call of `before`."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        before()
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _room_on_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        # HDF5 has its own words for it, and the number of the error only sometimes.
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full:
-            # A limit on the size of files, no permission to write, ...
-            reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
-            raise ConfigurationError(
-                f"{folder.with_suffix('')} can't be written: {reason}. Once it can, repeat the "
-                f"command: it goes on from what {folder.name} holds."
-            ) from error
-        raise ConfigurationError(
-            f"No space is left on the disk of {folder.parent}. Make room and repeat the command: "
-            f"it goes on from what {folder.name} holds. (float16 takes half the space; HDF5 and "
-            ".npz need it twice at the end, .npy does not.)"
-        ) from error

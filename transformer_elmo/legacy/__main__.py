@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from allennlp.common.checks import ConfigurationError
-
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy.convert import convert
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Union
 
-from allennlp.common.checks import ConfigurationError
+from transformer_elmo.errors import ConfigurationError
 
 NAMES_FILE = "files_to_archive.json"
 FOLDER = "fta"

@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any, Collection, Iterable, List, NoReturn, Optional, Type, TypeVar
 
-from allennlp.common.checks import ConfigurationError
+from transformer_elmo.errors import ConfigurationError
 
 Number = TypeVar("Number", int, float)
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
-from allennlp.common.checks import ConfigurationError
 from allennlp.models.archival import _WEIGHTS_NAME, CONFIG_NAME
 
-from transformer_elmo.archive import unpack
+from transformer_elmo.archived_models import read_json
+from transformer_elmo.archives import unpack
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy.archived_files import FOLDER, NAMES_FILE, archived_files, place_of
 from transformer_elmo.legacy.changes import Change
 from transformer_elmo.legacy.config import modernize
-from transformer_elmo.legacy.config_files import archived_config, evaluated_file
 from transformer_elmo.legacy.weights import modern_weights
+from transformer_elmo.plugin.compat.config_files import evaluated_file
 
 
 def convert(old: Path, new: Path, force: bool = False) -> List[Change]:
@@ -92,7 +93,7 @@ def _convert_archive(old: Path, new: Path) -> List[Change]:
         config_file = directory / CONFIG_NAME
         if not config_file.is_file():
             raise ConfigurationError(f"{old} has no {CONFIG_NAME}, so it is not a model archive.")
-        config = _object(archived_config(config_file, str(old)), old)
+        config = read_json(directory, str(old))
         modern, changes = modernize(config)
         files = archived_files(directory)
         if files:

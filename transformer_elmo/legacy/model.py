@@ -1,9 +1,7 @@
 """Models of AllenNLP 0.x configs: names, embedders, initializers, regularizers."""
 
 import copy
-from typing import Any, Dict, List, Set
-
-from allennlp.common import Registrable
+from typing import Any, Callable, Dict, List, Set
 
 from transformer_elmo.legacy.changes import Changes, not_understood
 from transformer_elmo.legacy.data import SPACY_READERS
@@ -57,6 +55,9 @@ SIMILARITY_FUNCTIONS: Dict[str, Dict[str, str]] = {
 EMBEDDER_OPTIONS = ("allow_unmatched_keys", "embedder_to_indexer_map")
 
 
+is_registered: Callable[[str], bool] = lambda name: False
+
+
 def is_old_name(key: str, value: Any) -> bool:
     """
     Whether `value`, the value of `key`, names a class that has another name now, and nobody has
@@ -66,7 +67,7 @@ def is_old_name(key: str, value: Any) -> bool:
         key == "type"
         and isinstance(value, str)
         and value in RENAMED_TYPES
-        and not any(value in names for names in Registrable._registry.values())
+        and not is_registered(value)
     )
 
 

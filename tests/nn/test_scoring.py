@@ -1,0 +1,143 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.plugin.test_language_model import tensors
+from tests.small_lm import WORDS, model_config, random_sentences
+from transformer_elmo.nn import scoring
+from transformer_elmo.nn.kernels import token_losses
+from transformer_elmo.nn.scoring import score_encoded, score_places
+from transformer_elmo.plugin.vocabulary import word_list
+
+
+def score_batch(model, source, top_k=0):
+    ids = model.token_ids(source)
+    with torch.no_grad():
+        encoded = model.encode(source)
+    return score_encoded(encoded, model.softmax, ids, word_list(model.vocab), True, top_k)
+
+
+def plain_scores(weight, bias, embeddings, targets, num_words):
+    logits = F.linear(embeddings, weight, bias)
+    log_probs = logits.log_softmax(-1)
+    own = logits.gather(-1, targets.unsqueeze(-1))
+    ranks = 1 + (logits[:, :num_words] > own + 1e-6).sum(-1)
+    return log_probs, ranks
+
+
+@pytest.mark.parametrize("block, places", [(2**22, 1024), (40, 7), (1, 3)])
+def test_streaming_is_the_same_function(monkeypatch, block, places):
+    monkeypatch.setattr(token_losses, "CPU_LOGITS_IN_MEMORY", block)
+    monkeypatch.setattr(scoring, "PLACES_AT_ONCE", places)
+    torch.manual_seed(0)
+    weight, bias = torch.randn(23, 5), torch.randn(23)
+    rows = [torch.randn(12, 5), torch.randn(12, 5)]
+    targets = torch.randint(0, 22, (12,))
+    there = torch.ones(12, dtype=torch.bool)
+    found = score_places(weight, bias, [(r, there) for r in rows], targets, 4, num_words=22)
+    assert len(found) == 3
+    plain = [plain_scores(weight, bias, r, targets, 22) for r in rows]
+    # Bayes' rule, if the sides say independent things: the prior, Zipf's law, is in both.
+    prior = torch.tensor([math.log(math.log((rank + 1) / rank)) for rank in range(1, 24)])
+    product = plain[0][0] + plain[1][0] - prior
+    product_log_probs = product.log_softmax(-1)
+    own = product.gather(-1, targets.unsqueeze(-1))
+    plain.append((product_log_probs, 1 + (product[:, :22] > own + 1e-6).sum(-1)))
+    for scores, (log_probs, ranks) in zip(found, plain):
+        expected = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        assert torch.allclose(scores.log_probs, expected, atol=1e-5)
+        assert torch.equal(scores.ranks, ranks)
+        top = log_probs[:, :22].topk(4)
+        assert torch.equal(scores.top_ids, top.indices + 1)
+        assert torch.allclose(scores.top_log_probs, top.values, atol=1e-5)
+
+
+def test_a_view_that_is_missing_somewhere_leaves_the_other_alone():
+    torch.manual_seed(1)
+    weight, bias = torch.randn(9, 4), torch.randn(9)
+    one, other = torch.randn(2, 3, 4).unbind()
+    there = torch.ones(3, dtype=torch.bool)
+    absent = torch.tensor([True, False, True])
+    targets = torch.tensor([1, 2, 3])
+    first, _, both = score_places(weight, bias, [(one, there), (other, absent)], targets, 2)
+    assert torch.allclose(first.log_probs[1], both.log_probs[1])
+    assert first.top_ids[1].tolist() == both.top_ids[1].tolist()
+    assert not torch.allclose(first.log_probs[0], both.log_probs[0])
+
+
+SENTENCES = [*random_sentences(5, seed=8), "the unheard-of cat", "it"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_samples": None, "sparse_embeddings": False},
+        {"type": "language_model", "bidirectional": True},
+    ],
+)
+def test_scores_of_sentences_add_up_to_the_losses(make_model, vocabulary, changes):
+    config = model_config(**changes)
+    if changes.get("num_samples", 0) is None:
+        del config["num_samples"], config["sparse_embeddings"]
+    model = make_model(**config).eval()
+    if "num_samples" not in config:
+        model = make_model(**{**config, "num_samples": None, "sparse_embeddings": False}).eval()
+    source = tensors(SENTENCES, vocabulary)["source"]
+    with torch.no_grad():
+        output = model(source)
+    found = score_batch(model, source, top_k=3)
+    count = output["batch_weight"].item()
+    assert sum(scores.num_tokens for scores in found) == count
+    for name in ("forward", "backward"):
+        total = -sum(getattr(scores, name).log_prob for scores in found)
+        assert total == pytest.approx(output[f"{name}_loss"].item() * count, rel=1e-5)
+    for sentence, scores in zip(SENTENCES, found):
+        words = sentence.split()
+        assert len(scores.tokens) == len(words) + 2
+        assert scores.forward.log_probs[0] is None and scores.backward.log_probs[-1] is None
+        assert None not in scores.combined.log_probs
+        assert scores.num_tokens == len(words) + 1
+        total = scores.forward_log_prob + scores.backward_log_prob
+        assert scores.perplexity == pytest.approx(math.exp(-total / 2 / (len(words) + 1)))
+        for view in (scores.forward, scores.backward, scores.combined):
+            for log_prob, rank, top, token in zip(
+                view.log_probs, view.ranks, view.top, scores.tokens
+            ):
+                if log_prob is None:
+                    assert rank is None and top is None
+                    continue
+                assert len(top) == 3 and top[0][1] >= top[1][1] >= top[2][1] > 0
+                assert (rank <= 3) == (token in [word for word, _ in top])
+                if rank == 1:
+                    assert math.log(top[0][1]) == pytest.approx(log_prob, abs=1e-5)
+    assert found[5].tokens == ["<S>", "the", "@@UNKNOWN@@", "cat", "</S>"]
+    assert found[5].out_of_vocabulary == [False, False, True, False, False]
+    # No word of the vocabulary is missing, and nothing else is there.
+    everything = score_batch(model, source, top_k=1000)[0].forward.top[1]
+    assert {word for word, _ in everything} == {"@@UNKNOWN@@", "</S>", "<S>", *WORDS[:-3]}
+
+
+def test_json(make_model, vocabulary):
+    model = make_model().eval()
+    source = tensors(["the cat"], vocabulary)["source"]
+    assert set(score_batch(model, source)[0].to_json()) == {
+        *("tokens", "out_of_vocabulary", "num_tokens", "num_out_of_vocabulary", "perplexity"),
+        *("forward_log_prob", "forward_perplexity", "forward_log_probs", "forward_ranks"),
+        *("backward_log_prob", "backward_perplexity", "backward_log_probs", "backward_ranks"),
+        *("combined_log_probs", "combined_ranks"),
+    }
+    top = score_batch(model, source, top_k=2)[0].to_json()["combined_top"]
+    assert [len(words) for words in top] == [2, 2, 2, 2]
+
+
+def test_combining_counts_what_is_frequent_once():
+    """Two sides that know nothing but frequencies know no more together."""
+    bias = scoring.log_word_prior(torch.arange(50))
+    knows_nothing = (torch.zeros(3, 4), torch.ones(3, dtype=torch.bool))
+    targets = torch.tensor([0, 7, 49])
+    one, _, both = score_places(torch.randn(50, 4), bias, [knows_nothing] * 2, targets, 5)
+    assert torch.allclose(both.log_probs, one.log_probs, atol=1e-5)
+    assert torch.equal(both.top_ids, one.top_ids)

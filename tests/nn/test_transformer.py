@@ -1,0 +1,260 @@
+import math
+
+import pytest
+import torch
+from allennlp.common.checks import ConfigurationError
+from allennlp.modules.layer_norm import LayerNorm as AllenNLPLayerNorm
+from torch.nn import functional as F
+
+from transformer_elmo import BidirectionalLanguageModelTransformer
+from transformer_elmo.nn import transformer as module
+from transformer_elmo.nn.kernels import attention
+from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.packing import Packing
+from transformer_elmo.nn.transformer import LayerNorm
+
+DIM = 16
+
+
+def transformer(return_all_layers=False, num_layers=2, dropout=0.1):
+    torch.manual_seed(0)
+    encoder = BidirectionalLanguageModelTransformer(
+        input_dim=DIM,
+        hidden_dim=24,
+        num_layers=num_layers,
+        dropout=dropout,
+        return_all_layers=return_all_layers,
+    )
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return encoder.eval()
+
+
+def plain(encoder, vectors, mask):
+    """
+    The same function, a sentence at a time, a direction at a time, with a mask tensor: every
+    layer's output.
+    """
+    table = module.positional_encoding(mask.size(1), DIM)[0]
+    layers = [torch.zeros(*mask.shape, 2 * DIM) for _ in range(encoder.num_layers)]
+    for row in range(mask.size(0)):
+        present = mask[row].nonzero().squeeze(-1)
+        sentence = (vectors[row] + table)[present]
+        length = present.numel()
+        allowed = torch.ones(length, length, dtype=torch.bool).tril()
+        for direction, stack in enumerate(
+            (encoder._forward_transformer, encoder._backward_transformer)
+        ):
+            x = sentence
+            for number, layer in enumerate(stack.layers):
+                x = x + plain_attention(layer, x, allowed if direction == 0 else allowed.t())
+                normed = plain_norm(layer.sublayer[1].norm, x)
+                hidden = layer.feed_forward.w_1(normed).clamp(min=0)
+                x = x + layer.feed_forward.w_2(hidden)
+                output = plain_norm(stack.norm, x) if number == encoder.num_layers - 1 else x
+                half = slice(direction * DIM, (direction + 1) * DIM)
+                layers[number][row, present, half] = output
+    return layers
+
+
+def plain_attention(layer, x, allowed):
+    length, heads = x.size(0), layer.self_attn.num_heads
+    normed = plain_norm(layer.sublayer[0].norm, x)
+    query, key, value = (
+        linear(normed).view(length, heads, DIM // heads).transpose(0, 1)
+        for linear in layer.self_attn.linears[:3]
+    )
+    scores = query @ key.transpose(1, 2) / math.sqrt(query.size(-1))
+    scores = scores.masked_fill(~allowed, -math.inf)
+    attended = (scores.softmax(-1) @ value).transpose(0, 1).reshape(length, DIM)
+    return layer.self_attn.linears[3](attended)
+
+
+def plain_norm(norm, x):
+    deviation = x.std(-1, unbiased=False, keepdim=True)
+    return norm.gamma * (x - x.mean(-1, keepdim=True)) / (deviation + 1e-13) + norm.beta
+
+
+def masks():
+    lengths = torch.tensor([7, 1, 4, 0, 6])
+    ragged = torch.arange(7) < lengths.unsqueeze(-1)
+    torch.manual_seed(3)
+    nearly_full = torch.ones(5, 9, dtype=torch.bool)
+    nearly_full[2, 7:] = False
+    return {
+        "full": torch.ones(3, 5, dtype=torch.bool),
+        "ragged, with an empty row": ragged,
+        "padding on the left": ragged.flip(1),
+        "holes": torch.rand(6, 8) < 0.6,
+        "little padding": nearly_full,
+        "little padding, a hole": nearly_full.flip(1) & (torch.arange(45).view(5, 9) != 40),
+        "one token": torch.ones(1, 1, dtype=torch.bool),
+        "nothing but padding": torch.zeros(2, 3, dtype=torch.bool),
+    }
+
+
+@pytest.mark.parametrize("name", masks())
+def test_equals_plain_masked_attention(name):
+    mask = masks()[name]
+    encoder = transformer(return_all_layers=True)
+    vectors = torch.randn(*mask.shape, DIM)
+    expected = plain(encoder, vectors, mask)
+    layers = encoder(vectors, mask)
+    assert len(layers) == 2
+    for layer, wanted in zip(layers, expected):
+        assert torch.allclose(layer, wanted, atol=1e-5)
+        assert not layer[~mask].any()
+
+    encoder._return_all_layers = False
+    assert torch.equal(encoder(vectors, mask), layers[-1])
+
+
+def test_both_ways_of_holding_padding_are_covered():
+    padded = {Packing(mask).forward.padded for mask in masks().values()}
+    assert padded == {True, False}
+
+
+@pytest.mark.parametrize("name", ["ragged, with an empty row", "little padding, a hole", "full"])
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_equal_plain_ones(name, training):
+    mask = masks()[name]
+    # In training mode without dropout, attention takes another way.
+    encoder = transformer(dropout=0.0).train(training)
+    vectors = torch.randn(*mask.shape, DIM, requires_grad=True)
+    weights = torch.randn(*mask.shape, 2 * DIM)
+    wanted = torch.autograd.grad(
+        (plain(encoder, vectors, mask)[-1] * weights).sum(), [vectors, *encoder.parameters()]
+    )
+    got = torch.autograd.grad(
+        (encoder(vectors, mask) * weights).sum(), [vectors, *encoder.parameters()]
+    )
+    for ours, theirs in zip(got, wanted):
+        assert torch.allclose(ours, theirs, atol=1e-4 * theirs.abs().max().clamp(min=1))
+
+
+def test_attention_written_out_is_attention():
+    query, key, value = torch.randn(3, 2, 8, 6, 2)
+    attended = attention.written_out_attention(query, key, value, Dropout(0.4).eval())
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert torch.allclose(attended, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scores_in_memory", [0, 2**20])
+def test_attention_in_bfloat16(monkeypatch, scores_in_memory):
+    """Written out or fused."""
+    monkeypatch.setattr(attention, "SCORES_IN_MEMORY", scores_in_memory)
+    dropout = Dropout(0.1).eval()
+    for shape in ((0, 8, 3, 2), (5, 8, 7, 2), (3, 8, 5, 2)):
+        heads = torch.randn(3, *shape)
+        expected = attention.causal_attention(*heads, dropout)
+        rounded = attention.causal_attention(*heads.bfloat16(), dropout)
+        assert rounded.dtype == torch.bfloat16
+        assert torch.allclose(rounded.float(), expected, atol=0.1)
+
+
+def test_dropout_keeps_the_expectation_of_attention():
+    query, key, value = torch.randn(3, 1, 8, 5, 2)
+    draws = 4000
+    mean = attention.causal_attention(
+        *(tensor.expand(draws, -1, -1, -1) for tensor in (query, key, value)), Dropout(0.4).train()
+    ).mean(0)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)[0]
+    assert torch.allclose(mean, expected, atol=0.1)
+    assert not torch.equal(mean, expected)
+
+
+def test_no_direction_sees_the_other_side():
+    encoder = transformer()
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    vectors = torch.randn(1, 6, DIM)
+    changed = vectors.clone()
+    changed[0, 3] = torch.randn(DIM)
+    difference = (encoder(vectors, mask) - encoder(changed, mask))[0].abs()
+    forward, backward = difference.split(DIM, -1)
+    assert forward[:3].max() < 1e-6 < forward[3:].max()
+    assert backward[4:].max() < 1e-6 < backward[:4].max()
+
+
+def test_padding_never_matters():
+    encoder = transformer()
+    vectors = torch.randn(2, 5, DIM)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    alone = encoder(vectors[1:, :3], mask[1:, :3])
+    vectors[1, 3:] = math.nan
+    assert torch.allclose(encoder(vectors, mask)[1:, :3], alone, atol=1e-5)
+
+
+def test_longer_than_the_table_of_positions():
+    encoder = transformer(num_layers=1)
+    timesteps = 5007
+    mask = torch.ones(1, timesteps, dtype=torch.bool)
+    vectors = torch.zeros(1, timesteps, DIM)
+    output = encoder(vectors, mask)
+    assert output.shape == (1, timesteps, 2 * DIM)
+    # The last words of the backward direction depend on the last positions alone.
+    table = module.positional_encoding(timesteps, DIM)
+    assert torch.allclose(table[:, :5000], encoder._position.positional_encoding)
+    order = Packing(mask[:, :2]).backward
+    weights = encoder._weights(torch.float32)[1:]
+    tail = order.batch_of_rows(encoder._backward_transformer(table[0, -2:], order, weights)[-1])
+    assert torch.allclose(output[0, -2:, DIM:], tail, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_layer_norm_is_allennlps(scale):
+    ours, theirs = LayerNorm(DIM), AllenNLPLayerNorm(DIM)
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter)
+    theirs.load_state_dict(ours.state_dict())
+    vectors = torch.randn(5, DIM) * scale
+    assert torch.allclose(ours(vectors), theirs(vectors), atol=1e-4, rtol=1e-4)
+
+
+def test_layer_norm_of_a_constant_is_finite():
+    norm = LayerNorm(DIM)
+    vectors = torch.full((2, DIM), 3.0, requires_grad=True)
+    output = norm(vectors)
+    assert torch.equal(output, torch.zeros(2, DIM))
+
+
+def test_bfloat16_autocast():
+    encoder = transformer(dropout=0.1)
+    mask = masks()["ragged, with an empty row"]
+    vectors = torch.randn(*mask.shape, DIM)
+    exact = encoder(vectors, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.allclose(encoder(vectors, mask).float(), exact, atol=0.15)
+        loss = encoder.train()(vectors, mask).float().pow(2).sum()
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in encoder.parameters())
+    assert all(p.grad.isfinite().all() for p in encoder.parameters())
+
+
+def test_errors():
+    with pytest.raises(ConfigurationError, match="multiple of the number of attention heads"):
+        BidirectionalLanguageModelTransformer(12, 8, 1)
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        BidirectionalLanguageModelTransformer(16, 8, 0)
+
+
+@pytest.mark.parametrize("return_all_layers", [False, True])
+def test_equals_the_peer(return_all_layers):
+    peer = pytest.importorskip(
+        "allennlp_models.lm.modules.seq2seq_encoders.bidirectional_lm_transformer"
+    )
+    ours = transformer(return_all_layers)
+    theirs = peer.BidirectionalLanguageModelTransformer(
+        DIM, 24, 2, return_all_layers=return_all_layers
+    ).eval()
+    theirs.load_state_dict(ours.state_dict())
+    mask = torch.arange(7) < torch.tensor([7, 1, 4, 6]).unsqueeze(-1)
+    vectors = torch.randn(*mask.shape, DIM)
+    got, wanted = ours(vectors, mask), theirs(vectors, mask)
+    if not return_all_layers:
+        got, wanted = [got], [wanted]
+    for layer, expected in zip(got, wanted):
+        assert torch.allclose(layer[mask], expected[mask], atol=1e-5)
+    for got_mask, wanted_mask in zip(
+        ours.get_attention_masks(mask), theirs.get_attention_masks(mask)
+    ):
+        assert torch.equal(got_mask, wanted_mask)

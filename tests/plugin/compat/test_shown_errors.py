@@ -1,0 +1,121 @@
+"""Bad input on the command line: one message, without the calls that led to it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import requests
+from allennlp.common.checks import ConfigurationError
+from torch.multiprocessing import ProcessRaisedException
+
+from transformer_elmo.plugin.compat import shown_errors as errors
+
+ROOT = Path(__file__).resolve().parents[2]
+MESSAGE = "allennlp.common.checks.ConfigurationError: "
+
+
+@pytest.fixture
+def as_main(monkeypatch):
+    """Has the module in front be that of a command, and returns the hook that is installed."""
+    monkeypatch.delenv("ALLENNLP_DEBUG", raising=False)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+
+    def install(file=None, spec=None):
+        main = ModuleType("__main__")
+        main.__file__ = file
+        main.__spec__ = spec and SimpleNamespace(name=spec)
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        errors.install()
+        return sys.excepthook
+
+    return install
+
+
+def shown(hook, error, capsys):
+    try:
+        raise error
+    except type(error):
+        hook(*sys.exc_info())
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [{"file": "/usr/bin/allennlp"}, {"file": "x.py", "spec": "allennlp.__main__"}]
+)
+def test_bad_input_is_told_alone(as_main, command, capsys, monkeypatch):
+    hook = as_main(**command)
+    assert shown(hook, ConfigurationError("no such key"), capsys) == MESSAGE + "no such key\n"
+    assert "Traceback" not in shown(hook, FileNotFoundError("no such file"), capsys)
+    # An address in a config, for a machine that is offline.
+    assert "Traceback" not in shown(hook, requests.ConnectionError("no such host"), capsys)
+    # What may be a fault of the program is shown with all its calls.
+    assert "Traceback" in shown(hook, KeyError("type"), capsys)
+    monkeypatch.setenv("ALLENNLP_DEBUG", "1")
+    assert "Traceback" in shown(hook, ConfigurationError("no such key"), capsys)
+
+
+def test_where_allennlp_logs_errors(as_main, caplog, monkeypatch):
+    """As it does in training: into its log, and so to the console."""
+    logged = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: logged.append(error))
+    hook = as_main(spec="allennlp.__main__")
+    assert as_main(spec="allennlp.__main__") is hook
+    hook(ConfigurationError, ConfigurationError("no such key"), None)
+    assert [record.getMessage() for record in caplog.records] == [MESSAGE + "no such key"]
+    assert caplog.records[0].exc_info is None and not logged
+    hook(KeyError, KeyError("type"), None)
+    assert len(logged) == len(caplog.records) == 1
+
+
+def test_bad_input_of_one_of_several_processes_is_told_alone(as_main, capsys):
+    hook = as_main(spec="allennlp.__main__")
+
+    def of_a_process(last):
+        calls = "\n\n-- Process 1 terminated with the following error:\nTraceback (...)\n  call()\n"
+        return ProcessRaisedException(calls + last, 1, 17)
+
+    told = of_a_process(MESSAGE + "line 51\nis not UTF-8\n")
+    assert shown(hook, told, capsys) == MESSAGE + "line 51\nis not UTF-8\n"
+    assert "Traceback" in shown(hook, of_a_process("KeyError: 'type'\n"), capsys)
+
+
+@pytest.mark.parametrize(
+    "command", [{"file": "/home/me/train.py"}, {}, {"file": "x", "spec": "pytest.__main__"}]
+)
+def test_other_programs_are_left_alone(as_main, command):
+    assert as_main(**command) is sys.__excepthook__
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        # Before training has set up its log, and after.
+        ({}, "environment variables that are not set"),
+        ({"TAGGER_TRAIN_PATH": "x", "TAGGER_VALIDATION_PATH": "x"}, "There is no archive nowhere"),
+    ],
+)
+def test_on_the_command_line(tmp_path, variables, expected):
+    (tmp_path / "x").write_text("the###D dog###N\n")
+    environment = {k: v for k, v in os.environ.items() if k != "ALLENNLP_DEBUG"}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "allennlp", "train", "--include-package", "transformer_elmo"),
+            *(str(ROOT / "training_config" / "pos_tagger.jsonnet"), "-s", "out"),
+        ],
+        cwd=tmp_path,
+        env={
+            **environment,
+            "PYTHONPATH": str(ROOT),
+            "BIDIRECTIONAL_LM_ARCHIVE_PATH": "nowhere",
+            **variables,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (message,) = [line for line in done.stderr.splitlines() if MESSAGE in line]
+    assert expected in message

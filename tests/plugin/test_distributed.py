@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import multiprocessing
+
+from tests.plugin import processes
+
+# Not forked from here, where other tests have left threads; and not each importing AllenNLP anew.
+multiprocessing.get_context("forkserver").set_forkserver_preload([processes.__name__])
+
+
+def run(function, world_size, folder, settings=None):
+    folder.mkdir()
+    multiprocessing.start_processes(
+        function,
+        args=(world_size, str(folder), settings or {}),
+        nprocs=world_size,
+        start_method="forkserver",
+    )
+    return [torch.load(processes.result(str(folder), rank)) for rank in range(world_size)]
+
+
+SETTINGS = {
+    "sampled, sparse": {},
+    "sampled, dense": {"sparse_embeddings": False},
+    "full": {"num_samples": None, "sparse_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_number_of_processes_doesnt_matter(name, tmp_path):
+    """
+    With the same sentences a step, and (for a sampled softmax) the same words drawn, without
+    dropout: the same losses, and in the end the same weights, on one, two and four processes.
+    """
+    numbers = (1, 2, 4) if name == "sampled, sparse" else (1, 2)
+    runs = {n: run(processes.train, n, tmp_path / str(n), SETTINGS[name]) for n in numbers}
+    alone = runs[1][0]
+    assert alone["losses"][-1] < alone["losses"][0]
+    for results in runs.values():
+        for result in results:
+            assert result["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+            for key, weight in result["weights"].items():
+                # All processes of a run agree to the last bit.
+                assert torch.equal(weight, results[0]["weights"][key]), key
+                assert torch.allclose(weight, alone["weights"][key], atol=1e-3), key
+            if name == "sampled, sparse":
+                # A row for each word drawn or predicted by any of them, and no more.
+                assert result["rows"] == alone["rows"]
+                assert all(rows is not None for rows in result["rows"])
+
+
+def test_rows_averaged_over_processes(tmp_path):
+    results = run(processes.average_rows, 3, tmp_path / "rows")
+    for ids, values in results:
+        assert ids.tolist() == [0, 3, 7]
+        assert torch.allclose(values[:, 0], torch.tensor([1 / 3, 3 / 3, 1 / 3]))
+        assert values.shape == (3, 2)

@@ -1,0 +1,22 @@
+from allennlp.common.plugins import import_plugins
+from allennlp.data.tokenizers import spacy_tokenizer
+from allennlp.predictors import Predictor
+
+from transformer_elmo.plugin.predictor_names import RENAMED
+
+
+def test_predictors_by_their_old_names(lm_archive, monkeypatch, caplog):
+    monkeypatch.setattr(spacy_tokenizer, "get_spacy_model", lambda *options: None)
+    with caplog.at_level("INFO", logger="transformer_elmo"):
+        predictor = Predictor.from_path(lm_archive, "sentence-tagger")
+    assert type(predictor).__name__ == "SentenceTaggerPredictor"
+    assert "sentence-tagger of AllenNLP 0.x is sentence_tagger now" in caplog.text
+
+
+def test_old_names_lead_somewhere():
+    import_plugins()
+    modern = Predictor.list_available()
+    assert set(RENAMED) <= set(modern)
+    # Two that are allennlp-models', which may not be installed.
+    assert RENAMED["machine-comprehension"] == "reading_comprehension"
+    assert RENAMED["sentence-tagger"] in modern

@@ -1,0 +1,173 @@
+import gzip
+import io
+import os
+import tarfile
+
+import pytest
+from allennlp.common.checks import ConfigurationError
+
+from transformer_elmo.archives import LIMIT_VARIABLE, archive_of, extracted_archive, unpack
+
+
+def member(name, content=b"text", **attributes):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info, content
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*members):
+        path = tmp_path / "model.tar.gz"
+        with tarfile.open(path, "w:gz") as tar:
+            for info, content in members:
+                tar.addfile(info, io.BytesIO(content) if info.isreg() else None)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "inside" / "folder"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_unpacks_files_and_folders(write, folder):
+    path = write(
+        member("vocabulary", b"", type=tarfile.DIRTYPE),
+        member("vocabulary/tokens.txt", b"the\n"),
+        member("./config.json", b"{}", mode=0o4777, uid=12345),
+        member("a/folder/never/named.txt"),
+    )
+    unpack(path, folder)
+    assert (folder / "vocabulary" / "tokens.txt").read_bytes() == b"the\n"
+    assert (folder / "config.json").read_bytes() == b"{}"
+    assert (folder / "a/folder/never/named.txt").exists()
+    stat = (folder / "config.json").stat()
+    assert stat.st_mode & 0o7111 == 0
+    assert stat.st_uid == os.getuid()
+
+
+@pytest.mark.parametrize(
+    "name", ["/absolute.txt", "../above.txt", "a/../../b.txt", "c:/x", "..\\x"]
+)
+def test_nothing_lands_outside(write, folder, name):
+    path = write(member("config.json"), member(name))
+    with pytest.raises(ConfigurationError, match="outside the folder"):
+        unpack(path, folder)
+    assert {p.name for p in folder.parent.rglob("*")} <= {"folder", "config.json"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
+)
+def test_links_and_devices_are_refused(write, folder, kind):
+    path = write(member("weights.th", b"", type=kind, linkname="/etc/passwd"))
+    with pytest.raises(ConfigurationError, match=r"weights\.th.*link or a device"):
+        unpack(path, folder)
+    assert not os.path.lexists(folder / "weights.th")
+
+
+def test_a_bomb_is_refused_before_it_is_written(write, folder, monkeypatch):
+    path = write(member("small"), member("weights.th", bytes(2_000_000)))
+    monkeypatch.setenv(LIMIT_VARIABLE, "0.001")
+    with pytest.raises(ConfigurationError, match=f"0.001 GB.*{LIMIT_VARIABLE}"):
+        unpack(path, folder)
+    assert not (folder / "weights.th").exists()
+    monkeypatch.setenv(LIMIT_VARIABLE, "0.003")
+    unpack(path, folder)
+    assert (folder / "weights.th").stat().st_size == 2_000_000
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "folder/" * 600 + "a", "東" * 100])
+def test_names_that_no_file_can_have(write, folder, name):
+    with pytest.raises(ConfigurationError, match=f"name of {len(name):,} characters"):
+        unpack(write(member(name)), folder)
+
+
+def test_a_header_is_no_place_for_a_bomb(write, folder):
+    # It is read before its member is known, and its size with it.
+    path = write(member("config.json", pax_headers={"comment": "a" * 2_000_000}))
+    with pytest.raises(ConfigurationError, match=r"header of 2,0\d\d,\d\d\d bytes"):
+        unpack(path, folder)
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("limit", ["none", "-1", "0", "nan", "inf"])
+def test_a_limit_that_is_no_number_is_an_error(write, folder, monkeypatch, limit):
+    monkeypatch.setenv(LIMIT_VARIABLE, limit)
+    with pytest.raises(ConfigurationError, match=LIMIT_VARIABLE):
+        unpack(write(member("a")), folder)
+
+
+def test_a_file_where_a_folder_is(write, folder):
+    path = write(member("a"), member("a/b"))
+    with pytest.raises(ConfigurationError, match="same name"):
+        unpack(path, folder)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])
+    def test_truncated(self, write, folder, share):
+        path = write(member("config.json"), member("weights.th", os.urandom(200_000)))
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ConfigurationError, match=r"model\.tar\.gz .*not a complete"):
+            unpack(path, folder)
+
+    def test_corrupted(self, write, folder):
+        path = write(member("config.json"), member("weights.th", b"abc" * 100_000))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        content[len(content) // 2 + 1] ^= 0xFF
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=r"model\.tar\.gz"):
+            unpack(path, folder)
+
+    # Named: gzip writes the time into its output, and the test processes must agree on names.
+    @pytest.mark.parametrize(
+        "content",
+        [
+            pytest.param(b"", id="nothing"),
+            pytest.param(b"not an archive", id="text"),
+            pytest.param(gzip.compress(b"no tar"), id="compressed-text"),
+            pytest.param(gzip.compress(b"x" * 5000), id="compressed-long-text"),
+        ],
+    )
+    def test_other_files(self, tmp_path, folder, content):
+        path = tmp_path / "model.tar.gz"
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=r"model\.tar\.gz"):
+            unpack(path, folder)
+
+    def test_empty(self, write, folder):
+        with pytest.raises(ConfigurationError, match="empty"):
+            unpack(write(), folder)
+
+
+class TestExtractedArchive:
+    def test_cleans_up_if_asked(self, write):
+        path = write(member("config.json"))
+        with extracted_archive(path) as folder:
+            assert os.listdir(folder) == ["config.json"]
+            assert archive_of(folder) == str(path)
+        assert not os.path.exists(folder)
+        assert archive_of(folder) is None
+
+    def test_leaves_the_folder_if_asked(self, write):
+        with extracted_archive(write(member("config.json")), cleanup=False) as folder:
+            pass
+        assert os.listdir(folder) == ["config.json"]
+
+    def test_leaves_nothing_after_a_failure(self, write, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+        (tmp_path / "temporary").mkdir()
+        path = write(member("config.json"), member("../up"))
+        with pytest.raises(ConfigurationError), extracted_archive(path, cleanup=False):
+            pass
+        assert os.listdir(tmp_path / "temporary") == []

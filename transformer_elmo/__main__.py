@@ -1,0 +1,7 @@
+"""`python -m transformer_elmo` is `transformer-elmo`."""
+
+import sys
+
+from transformer_elmo.cli import main
+
+sys.exit(main())

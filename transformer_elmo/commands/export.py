@@ -1,0 +1,39 @@
+"""`transformer-elmo export`: a model folder out of an archive."""
+
+import argparse
+
+from transformer_elmo.commands.model_arguments import MODEL_HELP
+from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.model_folder import DTYPES
+
+DESCRIPTION = """
+Write a language model as a folder that opens without AllenNLP: config.json, model.safetensors,
+vocabulary.txt and a model card.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("model", help=MODEL_HELP + "; or an archive of a model on top of one")
+    parser.add_argument("folder", help="the folder to write")
+    parser.add_argument(
+        "--without-softmax",
+        action="store_true",
+        help="for vectors alone: an eighth of the size for the billion-word model",
+    )
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="float32", help="how weights are written"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the folder if it isn't empty")
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command does."""
+    elmo = TransformerElmo.open(args.model, device="cpu")
+    elmo.save(
+        args.folder,
+        with_softmax=not args.without_softmax,
+        dtype=args.dtype,
+        replace=args.force,
+    )
+    print(f"wrote {args.folder}")

@@ -1,0 +1,38 @@
+"""`transformer-elmo vocab`: counts the words of a corpus."""
+
+import argparse
+
+from transformer_elmo.text.vocabulary import write_vocabulary
+
+DESCRIPTION = """
+Count the words of a corpus, split at spaces, and write AllenNLP's vocabulary folder: the words that
+occur often enough, most frequent first.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("data_path", nargs="+", help="files, directories, globs or URLs of text")
+    parser.add_argument("directory", help="the folder to write")
+    parser.add_argument(
+        "--min-count",
+        type=int,
+        default=3,
+        help="leave out words that occur less often (default: 3)",
+    )
+    parser.add_argument("--max-vocab-size", type=int, default=None, help="the most words to keep")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it isn't empty")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command does."""
+    size = write_vocabulary(
+        args.data_path,
+        args.directory,
+        min_count=args.min_count,
+        max_vocab_size=args.max_vocab_size,
+        force=args.force,
+        quiet=args.quiet,
+    )
+    print(f"{args.directory}: {size} words")

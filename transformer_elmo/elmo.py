@@ -1,0 +1,732 @@
+"""
+A trained language model as an object to work with: vectors, probabilities and perplexities of
+sentences.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)
+
+import numpy as np
+import torch
+
+from transformer_elmo import model_folder
+from transformer_elmo import progress as bars
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.experiments import NotStandardError
+from transformer_elmo.nn.layers import Layers, all_layers, layer_number, mixed
+from transformer_elmo.nn.long_texts import segments
+from transformer_elmo.nn.perplexity import Totals
+from transformer_elmo.nn.precision import checked_precision
+from transformer_elmo.nn.scoring import SentenceScores, score_encoded
+from transformer_elmo.nn.softmax import Softmax
+from transformer_elmo.text.corpus import find_shards, read_sentences, variables_with
+from transformer_elmo.text.sentences import Sentence, in_batches
+from transformer_elmo.text.vocabulary import WordList
+
+Corpus = Union[str, "os.PathLike[str]", Iterable[Sentence]]
+
+T = TypeVar("T")
+
+# The longest sentence that the embeddings' positions were made for. Vectors of longer ones are made
+# in segments of this many tokens: attention costs the square of the length.
+SEGMENT_LENGTH = 5000
+
+EXPECTED = "Expected a model folder, a model.tar.gz, the folder of a training run, or a URL."
+
+
+class Candidate(NamedTuple):
+    """A word for a gap."""
+
+    word: str
+    probability: float
+
+
+class SentenceReader(Protocol):
+    """What turns sentences into batches: `transformer_elmo.nn.batch.BatchReader`, or its like."""
+
+    vocabulary: WordList
+    start_tokens: List[str]
+    end_tokens: List[str]
+
+    def words(self, sentence: Sentence) -> List[str]:
+        """The words of a sentence, without boundary tokens."""
+
+    def with_boundaries(self, words: Sequence[str]) -> List[str]:
+        """The tokens that the model reads for a sentence of these words."""
+
+    def batch(
+        self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
+    ) -> Any:
+        """A batch on a device, with an attribute `token_ids`."""
+
+
+# From a path to a model and its reader, or `None` where a path is of another kind. A model is a
+# `transformer_elmo.nn.language_model.LanguageModel` or has all that this file uses of it.
+Opener = Callable[..., Optional[Tuple[Any, SentenceReader]]]
+
+openers: List[Opener] = []
+"""
+What opens more than model folders: archives of any age, and under AllenNLP models of its making.
+They are asked in turn.
+"""
+
+adapters: List[Callable[[Any, Any, Any], Optional[Tuple[Any, SentenceReader]]]] = []
+"""From a model and a reader that somebody else made, and a tokenizer, to ours."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Tokens to be embedded together, and which of their vectors are wanted."""
+
+    tokens: List[str]
+    keep: slice
+    ends_sentence: bool
+
+
+class TransformerElmo:
+    """
+    A language model with the rules by which it reads sentences.
+
+    A sentence is a list of tokens, or a string for the tokenizer. Sentences may come in any number
+    and order; they are run in batches of similar length, and results have their order. The same
+    sentence has the same vectors (to 1e-5, in float32) alone or in any company. The object may be
+    used by several threads at once, and can be pickled.
+
+    # Parameters
+
+    model : `LanguageModel`, required.
+        It is put in evaluation mode.
+    reader : `SentenceReader`, required.
+        It says what words, characters and boundary tokens are. Under AllenNLP, `model` and `reader`
+        may be AllenNLP's.
+    tokenizer : `str`, `Callable[[str], List[str]]` or AllenNLP's `Tokenizer`, optional (default =
+    the model's)
+        For sentences that are strings. "just_spaces" splits at spaces.
+    max_tokens : `int`, optional (default = `2000`)
+        Tokens in a batch, padding included. A longer sentence goes alone.
+    segment_length : `int`, optional (default = `5000`)
+        A sentence of more tokens is embedded in segments of so many, which overlap (see
+        `transformer_elmo.nn.long_texts`). `None` never cuts. Scores are never made in segments.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reader: Any,
+        *,
+        tokenizer: Any = None,
+        max_tokens: int = 2000,
+        segment_length: Optional[int] = SEGMENT_LENGTH,
+    ) -> None:
+        if max_tokens < 1:
+            raise ConfigurationError(f"max_tokens must be at least 1, got {max_tokens}.")
+        for adapt in adapters:
+            adapted = adapt(model, reader, tokenizer)
+            if adapted is not None:
+                (model, reader), tokenizer = adapted, None
+        self.model = model.eval()
+        self.max_tokens = max_tokens
+        self.segment_length = segment_length
+        self._reader: SentenceReader = reader
+        if tokenizer is not None:
+            reader.split = model_folder.tokenizer_of(tokenizer)
+
+    @classmethod
+    def open(
+        cls,
+        path: Union[str, "os.PathLike[str]"],
+        device: Union[str, int, torch.device, None] = None,
+        precision: Optional[str] = None,
+        *,
+        overrides: Union[str, Dict[str, Any], None] = None,
+        weights_file: Optional[str] = None,
+        **options: Any,
+    ) -> "TransformerElmo":
+        """
+        # Parameters
+
+        path : `str` or `PathLike`, required.
+            A model folder, a `model.tar.gz`, the folder of a training run, or a URL. Archives
+            written by AllenNLP 0.7 to 2.x work; so does the language model in an archive of a model
+            on top of one.
+        device : `str`, `int` or `torch.device`, optional (default = a GPU if there is one)
+            "cpu", "cuda:1", or AllenNLP's numbers: -1 is the CPU, 1 the second GPU.
+        precision : `str`, optional (default = the model's)
+            "float32" or "bfloat16" for the matrix products.
+        overrides, weights_file : optional
+            As for `allennlp.models.load_archive`, which must be installed for them.
+        options
+            The constructor's.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is no model, or another kind of model; if there is no such device.
+        """
+        where = _device(device)
+        if precision is not None:
+            checked_precision(precision)
+        name = os.fspath(path)
+        if not name:
+            raise ConfigurationError(
+                f"The path of the language model is empty.{variables_with(name)} {EXPECTED}"
+            )
+        model, reader = _opened(name, overrides, weights_file)
+        if precision is not None:
+            model.precision = precision
+        return cls(model.to(where), reader, **options)
+
+    from_archive = open
+
+    def save(
+        self,
+        folder: Union[str, "os.PathLike[str]"],
+        *,
+        with_softmax: bool = True,
+        dtype: str = "float32",
+        replace: bool = False,
+    ) -> None:
+        """
+        Writes a model folder, which :meth:`open` opens without AllenNLP.
+
+        # Parameters
+
+        folder : `str` or `PathLike`, required.
+        with_softmax : `bool`, optional (default = `True`)
+            Without it the folder is for vectors alone, and an eighth as large for the billion-word
+            model.
+        dtype : `str`, optional (default = `"float32"`)
+            "float32", "float16" or "bfloat16": how weights are written.
+        replace : `bool`, optional (default = `False`)
+            Whether a folder that isn't empty may give way.
+
+        # Raises
+
+        `ConfigurationError`
+            If the folder is taken or can't be written, or the model has parts that a folder has no
+            place for.
+        """
+        config = getattr(self.model, "config", None)
+        if config is None:
+            raise ConfigurationError(
+                "This model has parts that the model folder has no place for: "
+                f"{getattr(self.model, 'not_standard', 'it was put together by hand')}"
+            )
+        reader: Any = self._reader
+        opened = model_folder.Opened(self.model, reader, config, self.model.card)
+        model_folder.save_folder(
+            opened, folder, with_softmax=with_softmax, dtype=dtype, replace_existing=replace
+        )
+
+    def __repr__(self) -> str:
+        layers = f"{self.num_layers - 1} layers and words" if self.has_all_layers else "top layer"
+        return (
+            f"TransformerElmo({layers}, {self.dim} dimensions, {len(self.vocab):,} words, "
+            f"{self.device})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dim(self) -> int:
+        """The dimension of a word's vector."""
+        return self.model.output_dim
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers there are to choose from, that of the word vectors included."""
+        return self.model.num_layers
+
+    @property
+    def has_all_layers(self) -> bool:
+        """Whether the contextualizer gives all its layers, or its top one only."""
+        return self.model.has_all_layers
+
+    @property
+    def vocab(self) -> WordList:
+        """The words that the model predicts."""
+        return self._reader.vocabulary
+
+    def words(self, sentence: Sentence) -> List[str]:
+        """A sentence's words, without boundary tokens."""
+        return self._reader.words(sentence)
+
+    # Vectors
+
+    def embed(
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers = "mix",
+        *,
+        weights: Optional[Sequence[float]] = None,
+        progress: bool = False,
+    ) -> List[np.ndarray]:
+        """
+        # Parameters
+
+        sentences : `Iterable[Sentence]`
+        layers : `str` or `int`, optional (default = `"mix"`)
+            "mix" is the weighted sum of all layers, "top" the last one, "all" each of them, a
+            number that one: 0 is the word vectors (twice, once for each direction), -1 the top.
+        weights : `Sequence[float]`, optional (default = `None`)
+            One for each layer of a mix, taken as they are. By default all are the same and add
+            up to one, as in a token embedder that nothing has been learned with.
+        progress : `bool`, optional (default = `False`)
+            Whether to draw a bar.
+
+        # Returns
+
+        `List[np.ndarray]`
+            For each sentence, shape `(num_words, dim)`; with "all" `(num_layers, num_words, dim)`.
+            Boundary tokens have no vector here.
+
+        # Raises
+
+        `ValueError` or `ConfigurationError`
+            If there is no such layer, or `weights` don't fit.
+        `TypeError`
+            If a sentence isn't one.
+        """
+        return list(self.embed_stream(sentences, layers, weights=weights, progress=progress))
+
+    def embed_padded(
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers = "mix",
+        *,
+        weights: Optional[Sequence[float]] = None,
+        track_gradients: bool = False,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        As `embed`, in one tensor.
+
+        # Parameters
+
+        sentences, layers, weights
+            See `embed`.
+        track_gradients : `bool`, optional (default = `False`)
+            Whether gradients flow to the model's parameters.
+
+        # Returns
+
+        `Tuple[torch.Tensor, torch.Tensor]`
+            Shape `(num_sentences, max_words, dim)`, or with "all" `(num_sentences, num_layers,
+            max_words, dim)`, zero at padding; and the mask, shape `(num_sentences, max_words)`,
+            boolean.
+        """
+        vectors = self.embed_tensors(
+            sentences, layers, weights=weights, track_gradients=track_gradients
+        )
+        lengths = torch.tensor([v.size(-2) for v in vectors], dtype=torch.long, device=self.device)
+        longest = int(lengths.max()) if vectors else 0
+        mask = torch.arange(longest, device=self.device) < lengths.unsqueeze(-1)
+        if not vectors:
+            shape = (0, self.num_layers, 0, self.dim) if layers == "all" else (0, 0, self.dim)
+            return torch.zeros(shape, device=self.device), mask
+        padded = [torch.nn.functional.pad(v, (0, 0, 0, longest - v.size(-2))) for v in vectors]
+        return torch.stack(padded), mask
+
+    def embed_tensors(
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers = "mix",
+        *,
+        weights: Optional[Sequence[float]] = None,
+        track_gradients: bool = False,
+    ) -> List[torch.Tensor]:
+        """
+        As `embed`, with tensors on the model's device instead of arrays. With `track_gradients`,
+        gradients flow through them to the model's parameters.
+        """
+        with torch.set_grad_enabled(track_gradients):
+            return list(self._embedded(_sentences(sentences), layers, weights))
+
+    def embed_stream(
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers = "mix",
+        *,
+        weights: Optional[Sequence[float]] = None,
+        progress: bool = False,
+    ) -> Iterator[np.ndarray]:
+        """
+        As `embed`, for any number of sentences: arrays come one by one, in order, and only some
+        batches' worth of them are in memory.
+        """
+        iterator = self._embedded(
+            _tracked(_sentences(sentences), "embedding", progress), layers, weights
+        )
+        while True:
+            # Not around the `yield`: the caller's own computations are none of our business.
+            with torch.no_grad():
+                vectors = next(iterator, None)
+            if vectors is None:
+                return
+            yield vectors.cpu().numpy()
+
+    def _embedded(
+        self, sentences: Iterable[Sentence], layers: Layers, weights: Optional[Sequence[float]]
+    ) -> Iterator[torch.Tensor]:
+        layers = self.checked_layers(layers, weights)
+        run = partial(self._run, layers=layers, weights=weights)
+        parts: List[torch.Tensor] = []
+        jobs = self._jobs(sentences)
+        for vectors, ends_sentence in in_batches(
+            jobs, lambda job: len(job.tokens), run, self.max_tokens
+        ):
+            parts.append(vectors)
+            if ends_sentence:
+                yield parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+                parts = []
+
+    def checked_layers(self, layers: Layers, weights: Optional[Sequence[float]] = None) -> Layers:
+        """
+        `layers` as `embed` understands it, with one name for each layer.
+
+        # Raises
+
+        `ValueError` or `ConfigurationError`
+            If this model has no such layer, or `weights` don't fit.
+        """
+        if weights is not None and layers != "mix":
+            raise ValueError(f'weights are for layers = "mix", but layers is {layers!r}.')
+        if layers in ("top", -1):
+            # A contextualizer of another kind may not say how many it has.
+            return "top"
+        if not self.has_all_layers:
+            raise ConfigurationError(
+                "This language model's contextualizer returns its top layer only: use "
+                'layers = "top".'
+            )
+        try:
+            number = layer_number(layers, self.num_layers, ("mix", "all"))
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        if number == self.num_layers - 1:
+            return "top"
+        if weights is not None and len(weights) != self.num_layers:
+            raise ValueError(
+                f"weights must be {self.num_layers} numbers, one for each layer: got "
+                f"{len(weights)}."
+            )
+        return layers if number is None else number
+
+    def _jobs(self, sentences: Iterable[Sentence]) -> Iterator[_Job]:
+        num_start, num_end = len(self._reader.start_tokens), len(self._reader.end_tokens)
+        for sentence in sentences:
+            words = self._reader.words(sentence)
+            if not words:
+                yield _Job([], slice(0, 0), True)
+                continue
+            tokens = self._reader.with_boundaries(words)
+            first, last = num_start, len(tokens) - num_end
+            if self.segment_length is None or len(tokens) <= self.segment_length:
+                yield _Job(tokens, slice(first, last), True)
+                continue
+            for part in segments(len(tokens), self.segment_length):
+                begin, end = max(part.keep_begin, first), min(part.keep_end, last)
+                yield _Job(
+                    tokens[part.begin : part.end],
+                    slice(begin - part.begin, max(begin, end) - part.begin),
+                    part.end == len(tokens),
+                )
+
+    def _run(
+        self, jobs: List[_Job], layers: Layers, weights: Optional[Sequence[float]]
+    ) -> List[Tuple[torch.Tensor, bool]]:
+        filled = [job.tokens for job in jobs if job.tokens]
+        embedded = iter(self._layers(filled, layers, weights) if filled else ())
+        results = []
+        for job in jobs:
+            if job.tokens:
+                vectors = next(embedded)[..., job.keep, :]
+                if not torch.is_grad_enabled():
+                    # A copy, so that the padded batch can go.
+                    vectors = vectors.clone()
+            else:
+                shape = (self.num_layers, 0, self.dim) if layers == "all" else (0, self.dim)
+                vectors = torch.zeros(shape, device=self.device)
+            results.append((vectors, job.ends_sentence))
+        return results
+
+    def _layers(
+        self, tokens: List[List[str]], layers: Layers, weights: Optional[Sequence[float]]
+    ) -> torch.Tensor:
+        """Shape `(batch_size, timesteps, dim)`, or `(batch_size, num_layers, timesteps, dim)`."""
+        encoded = self.model.encode(
+            self._reader.batch(tokens, self.device, with_ids=self.model.embeds_ids)
+        )
+        if layers == "top":
+            return encoded.layers[-1].float()
+        found = [layer.float() for layer in all_layers(encoded.word_vectors, encoded.layers)]
+        if layers == "all":
+            return torch.stack(found, dim=1)
+        return mixed(found, weights) if layers == "mix" else found[int(layers)]
+
+    # Probabilities
+
+    def score(
+        self, sentences: Iterable[Sentence], top_k: int = 0, *, progress: bool = False
+    ) -> List[SentenceScores]:
+        """
+        The exact probability of every word, over the whole vocabulary: see `SentenceScores`.
+
+        # Parameters
+
+        sentences : `Iterable[Sentence]`
+        top_k : `int`, optional (default = `0`)
+            Name the likeliest words in each place, too.
+        progress : `bool`, optional (default = `False`)
+            Whether to draw a bar.
+
+        # Returns
+
+        `List[SentenceScores]`
+            In the sentences' order.
+
+        # Raises
+
+        `ConfigurationError`
+            If the model has no softmax.
+        """
+        return list(self.score_stream(sentences, top_k, progress=progress))
+
+    def score_stream(
+        self, sentences: Iterable[Sentence], top_k: int = 0, *, progress: bool = False
+    ) -> Iterator[SentenceScores]:
+        """As `score`, for any number of sentences: results come one by one, in order."""
+        tracked = _tracked(_sentences(sentences), "scoring", progress)
+        return self.score_tokens(
+            (self._reader.with_boundaries(self._reader.words(sentence)) for sentence in tracked),
+            top_k,
+        )
+
+    def score_tokens(
+        self, sentences: Iterable[List[str]], top_k: int = 0
+    ) -> Iterator[SentenceScores]:
+        """As `score_stream`, for lists of tokens that have their boundary tokens already."""
+        if top_k < 0:
+            raise ValueError(f"top_k must not be negative, got {top_k}.")
+        softmax = self._softmax()
+
+        def run(batch: List[List[str]]) -> List[SentenceScores]:
+            made = self._reader.batch(batch, self.device)
+            with torch.no_grad():
+                encoded = self.model.encode(made)
+            return score_encoded(
+                encoded,
+                softmax,
+                made.token_ids,
+                self.vocab,
+                self.model.is_bidirectional,
+                top_k,
+                batch,
+            )
+
+        return in_batches(sentences, len, run, self.max_tokens)
+
+    def _softmax(self) -> Softmax:
+        softmax = self.model.softmax
+        if softmax is None:
+            raise ConfigurationError(
+                "This language model has no softmax (it was saved or opened for vectors alone), so "
+                "it can't say how probable a word is. Open the archive that was trained, or a "
+                "model folder with its softmax."
+            )
+        return softmax
+
+    def evaluate(self, corpus: Corpus, *, progress: bool = False) -> Dict[str, Any]:
+        """
+        What `allennlp evaluate` reports, with the same numbers.
+
+        # Parameters
+
+        corpus : `str`, `PathLike` or `Iterable[Sentence]`
+            A file, directory, glob or URL of text, one sentence a line; or sentences. Those without
+            a word are skipped, as blank lines are.
+        progress : `bool`, optional (default = `False`)
+            Whether to draw a bar.
+
+        # Returns
+
+        `Dict[str, Any]`
+            `loss`, `perplexity`, `forward_perplexity`, `backward_perplexity` (if bidirectional),
+            `num_sentences`, `num_tokens`, `num_out_of_vocabulary`.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is nothing to predict.
+        """
+        sentences: Iterable[Sentence]
+        if isinstance(corpus, (str, os.PathLike)):
+            name = f"{os.fspath(corpus)!r}"
+            sentences = (line for shard in find_shards(corpus) for line in read_sentences(shard))
+        else:
+            name, sentences = "these sentences", corpus
+        self._softmax()
+        totals = Totals()
+
+        def run(batch: List[List[str]]) -> List[int]:
+            made = self._reader.batch(batch, self.device)
+            with torch.no_grad():
+                losses = self.model.losses(self.model.encode(made), made.token_ids)
+            unknown = self.vocab.unknown
+            outside = 0 if unknown is None else int((made.token_ids == unknown).sum())
+            totals.add(losses, len(batch), outside)
+            return [1] * len(batch)
+
+        filled = filter(None, map(self._reader.words, _tracked(sentences, "evaluating", progress)))
+        for _ in in_batches(map(self._reader.with_boundaries, filled), len, run, self.max_tokens):
+            pass
+        if not totals.num_tokens:
+            raise ConfigurationError(
+                f"There is no word to predict in {name}: {totals.num_sentences} sentences."
+            )
+        return totals.metrics()
+
+    def perplexity(self, corpus: Corpus) -> float:
+        """`evaluate(corpus)["perplexity"]`."""
+        return self.evaluate(corpus)["perplexity"]
+
+    def fill(self, sentence: Sentence, top_k: int = 5, gap: str = "___") -> List[Candidate]:
+        """
+        The likeliest words for a gap, given what is to its left and to its right: `combined` in
+        `SentenceScores`.
+
+        # Parameters
+
+        sentence : `Sentence`
+            One of its words is `gap`; in a text, `gap` may stand anywhere.
+        top_k : `int`, optional (default = `5`)
+        gap : `str`, optional (default = `"___"`)
+
+        # Returns
+
+        `List[Candidate]`
+            Words and their probabilities, likeliest first. Boundary tokens and the entry for
+            unknown words are left out.
+
+        # Raises
+
+        `ValueError`
+            If there isn't exactly one gap, or nothing around it.
+        """
+        gaps = self.fill_all(sentence, top_k, gap)
+        if len(gaps) != 1:
+            raise ValueError(
+                f"Expected a sentence with one gap, a word {gap!r}: got {len(gaps)} of them in "
+                f"{sentence!r:.200}."
+            )
+        return gaps[0]
+
+    def fill_all(
+        self, sentence: Sentence, top_k: int = 5, gap: str = "___"
+    ) -> List[List[Candidate]]:
+        """
+        As `fill`, for a sentence with any number of gaps, in their order. Each is filled by itself:
+        the others are unknown words to it.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        words = self._words_with_gaps(sentence, gap)
+        boundaries = [*self._reader.start_tokens, *self._reader.end_tokens]
+        no_words = {*boundaries, self.vocab.unknown_word}
+        tokens = self._reader.with_boundaries(words)
+        (scores,) = self.score_tokens([tokens], top_k + len(no_words))
+        view = scores.forward if scores.combined is None else scores.combined
+        filled = []
+        for place, word in enumerate(words, start=len(self._reader.start_tokens)):
+            if word != gap:
+                continue
+            top = view.top[place]
+            if top is None:
+                raise ValueError("There is nothing around the gap to fill it from.")
+            found = [Candidate(*pair) for pair in top if pair[0] not in no_words]
+            filled.append(found[:top_k])
+        return filled
+
+    def _words_with_gaps(self, sentence: Sentence, gap: str) -> List[str]:
+        words = self._reader.words(sentence)
+        if not isinstance(sentence, str) or words.count(gap) == sentence.count(gap):
+            return words
+        # Something is written right beside a gap, or the tokenizer takes it apart.
+        first, *rest = map(self._reader.words, sentence.split(gap))
+        return [*first, *(word for part in rest for word in (gap, *part))]
+
+
+def _opened(path: str, overrides: Any, weights_file: Optional[str]) -> Tuple[Any, SentenceReader]:
+    special = overrides is not None or weights_file is not None
+    if model_folder.is_model_folder(path) and not special:
+        opened = model_folder.open_folder(path)
+        return opened.model, opened.reader
+    refusal: Optional[NotStandardError] = None
+    for opener in openers:
+        try:
+            found = opener(path, overrides=overrides, weights_file=weights_file)
+        except NotStandardError as error:
+            refusal = error
+            continue
+        if found is not None:
+            return found
+    if refusal is not None:
+        raise refusal
+    if not Path(path).exists() and "://" not in path:
+        raise ConfigurationError(
+            f"There is no archive {path}.{variables_with(path)} {EXPECTED} The current "
+            f"directory is {os.getcwd()}."
+        )
+    raise ConfigurationError(
+        f"Nothing here opens {path}. {EXPECTED}"
+        + (" Overrides and weights_file need AllenNLP." if special else "")
+    )
+
+
+def _tracked(items: Iterable[T], desc: str, progress: bool) -> Iterable[T]:
+    if not progress:
+        return items
+    return bars.tracked(items, desc, len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
+
+
+def _sentences(sentences: Iterable[Sentence]) -> Iterable[Sentence]:
+    if isinstance(sentences, str):
+        raise TypeError(
+            f"Expected a list of sentences, got one string: put it in a list, [{sentences!r:.60}]."
+        )
+    return sentences
+
+
+def _device(device: Union[str, int, torch.device, None]) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(device, int):
+        device = "cpu" if device < 0 else f"cuda:{device}"
+    try:
+        result = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigurationError(f"There is no device {device!r}: {error}") from None
+    if result.type == "cuda" and (result.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"There is no device {str(result)!r}: torch sees {torch.cuda.device_count()} GPUs. The "
+            "CPU is 'cpu', or -1."
+        )
+    return result

@@ -1,0 +1,350 @@
+"""
+What a model is, without its weights: enough to build it, to read sentences as it wants them, and to
+check that weights fit before anything is made.
+"""
+
+import re
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import (
+    Any,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import torch
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.language_model import LanguageModel
+from transformer_elmo.nn.softmax import SampledSoftmaxLoss, Softmax, SoftmaxLoss
+from transformer_elmo.nn.transformer import BidirectionalTransformer
+from transformer_elmo.nn.word_embedding import WordEmbedding
+from transformer_elmo.nn.word_encoder import WordEncoder
+
+ConfigT = TypeVar("ConfigT")
+
+Shape = Tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CharactersConfig:
+    """Words by their characters: the parameters of `WordEncoder`, and `own_characters` of words."""
+
+    num_characters: int
+    character_dim: int
+    filters: List[Tuple[int, int]]
+    num_highway: int
+    projection_dim: int
+    activation: str = "relu"
+    projection_location: str = "after_highway"
+    do_layer_norm: bool = False
+    own_characters: Dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WordIdsConfig:
+    """Words by their numbers: the parameters of `WordEmbedding`."""
+
+    num_embeddings: int
+    embedding_dim: int
+
+
+@dataclass(frozen=True)
+class ContextualizerConfig:
+    """The parameters of `BidirectionalTransformer`."""
+
+    input_dim: int
+    hidden_dim: int
+    num_layers: int
+    dropout: float = 0.1
+    input_dropout: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class SoftmaxConfig:
+    """
+    # Attributes
+
+    num_words : `int`
+        Rows, one more than the vocabulary has words.
+    num_samples : `int`, optional
+        `None`: trained on the full softmax.
+    sparse : `bool`
+    """
+
+    num_words: int
+    num_samples: Optional[int] = None
+    sparse: bool = False
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """
+    How the model's text was read.
+
+    # Attributes
+
+    tokenizer : `Dict[str, Any]`
+        As AllenNLP's configs describe it.
+    start_tokens, end_tokens : `List[str]`
+    lowercase : `bool`
+        Whether the words to predict are in lower case.
+    """
+
+    tokenizer: Dict[str, Any] = field(default_factory=lambda: {"type": "just_spaces"})
+    start_tokens: List[str] = field(default_factory=list)
+    end_tokens: List[str] = field(default_factory=list)
+    lowercase: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """
+    # Attributes
+
+    words : `CharactersConfig` or `WordIdsConfig`
+    contextualizer : `ContextualizerConfig`
+    text : `TextConfig`
+    softmax : `SoftmaxConfig`, optional
+    dropout : `float`
+    precision : `str`
+    words_name : `str`
+        What AllenNLP's text field calls the tokens that are embedded; weights' names have it.
+    """
+
+    words: Union[CharactersConfig, WordIdsConfig]
+    contextualizer: ContextualizerConfig
+    text: TextConfig
+    softmax: Optional[SoftmaxConfig] = None
+    dropout: float = 0.0
+    precision: str = "float32"
+    words_name: str = "token_characters"
+
+    def to_json(self) -> Dict[str, Any]:
+        """As `from_json` takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any, source: str) -> "ModelConfig":
+        """
+        # Parameters
+
+        value : `Any`
+        source : `str`
+            The file that it is from, for messages.
+
+        # Raises
+
+        `ConfigurationError`
+            If it isn't what `to_json` gives; the message names the key.
+        """
+        value = _object(value, source)
+        words = _object(value.get("words"), f"{source}: words")
+        kind: Type[Any] = CharactersConfig if "filters" in words else WordIdsConfig
+        parts = {
+            "words": _filled(kind, words, f"{source}: words"),
+            "contextualizer": _filled(
+                ContextualizerConfig, value.get("contextualizer"), f"{source}: contextualizer"
+            ),
+            "text": _filled(TextConfig, value.get("text"), f"{source}: text"),
+        }
+        if value.get("softmax") is not None:
+            parts["softmax"] = _filled(SoftmaxConfig, value["softmax"], f"{source}: softmax")
+        rest = {k: v for k, v in value.items() if k not in (*parts, "softmax")}
+        return _filled(cls, {**rest, **parts}, source)
+
+    def without_softmax(self) -> "ModelConfig":
+        """The same model for vectors alone."""
+        return ModelConfig(**{**_shallow(self), "softmax": None})
+
+    def check_shapes(self, shapes: Mapping[str, Shape], source: str) -> None:
+        """
+        # Parameters
+
+        shapes : `Mapping[str, Shape]`
+            Of the weights, by the names of `core_name`.
+        source : `str`
+
+        # Raises
+
+        `ConfigurationError`
+            If these are the weights of another model; it names what differs first.
+        """
+        found = {
+            "contextualizer.num_layers": _count(
+                shapes, r"contextualizer\._forward_transformer\.layers\.(\d+)\."
+            ),
+            "words.filters": _count(shapes, r"words\.convolutions\.(\d+)\."),
+            "words.num_highway": _count(shapes, r"words\.highways\.(\d+)\."),
+        }
+        expected = {"contextualizer.num_layers": self.contextualizer.num_layers}
+        if isinstance(self.words, CharactersConfig):
+            expected["words.filters"] = len(self.words.filters)
+            expected["words.num_highway"] = self.words.num_highway
+        for name, number in expected.items():
+            if found[name] != number:
+                raise ConfigurationError(
+                    f"{source}: the config has {number} {name}, the weights {found[name]}."
+                )
+
+    def build(self) -> LanguageModel:
+        """
+        The model, with random weights.
+
+        # Raises
+
+        `ConfigurationError`
+            If a value isn't possible.
+        """
+        words: torch.nn.Module
+        if isinstance(self.words, CharactersConfig):
+            arguments = _shallow(self.words)
+            del arguments["own_characters"]
+            words = WordEncoder(**arguments)
+        else:
+            words = WordEmbedding(self.words.num_embeddings, self.words.embedding_dim)
+        contextualizer = BidirectionalTransformer(**_shallow(self.contextualizer))
+        if words.output_dim != contextualizer.input_dim:
+            raise ConfigurationError(
+                f"Word vectors have {words.output_dim} dimensions, but the contextualizer's "
+                f"input_dim is {contextualizer.input_dim}."
+            )
+        return LanguageModel(
+            words,
+            contextualizer,
+            self._softmax(contextualizer.input_dim),
+            self.dropout,
+            self.precision,
+        )
+
+    def _softmax(self, dim: int) -> Optional[Softmax]:
+        if self.softmax is None:
+            return None
+        if self.softmax.num_samples is None:
+            return SoftmaxLoss(self.softmax.num_words, dim)
+        return SampledSoftmaxLoss(
+            self.softmax.num_words, dim, self.softmax.num_samples, self.softmax.sparse
+        )
+
+
+def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
+    numbers = [int(m[1]) for m in map(re.compile(pattern).match, shapes) if m]
+    return max(numbers, default=-1) + 1
+
+
+def _shallow(config: Any) -> Dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def _object(value: Any, source: str) -> Dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{source}: expected an object, got {value!r:.80}.")
+    return value
+
+
+def _filled(kind: Type[ConfigT], value: Any, source: str) -> ConfigT:
+    """A dataclass from a dictionary, with every value's type checked."""
+    value = _object(value, source)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    for name in value:
+        if name not in known:
+            raise ConfigurationError(
+                f"{source}: there is no key {name!r}; expected some of {', '.join(known)}."
+            )
+    for name, of in known.items():
+        if name not in value and of.default is MISSING and of.default_factory is MISSING:
+            raise ConfigurationError(f"{source}: the key {name!r} is missing.")
+    types = get_type_hints(kind)
+    return kind(**{name: _typed(v, types[name], f"{source}: {name}") for name, v in value.items()})
+
+
+def _typed(value: Any, wanted: Any, source: str) -> Any:
+    origin = get_origin(wanted)
+    arguments: Tuple[Any, ...] = get_args(wanted)
+    if origin is Union:
+        for choice in arguments:
+            try:
+                return _typed(value, choice, source)
+            except ConfigurationError:
+                continue
+    elif origin is list and isinstance(value, (list, tuple)):
+        return [_typed(item, arguments[0], source) for item in value]
+    elif origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
+        return tuple(_typed(item, kind, source) for item, kind in zip(value, arguments))
+    elif origin is dict and isinstance(value, dict):
+        return value
+    elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif (wanted is int and isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(wanted, type) and wanted is not int and isinstance(value, wanted)
+    ):
+        return value
+    name = getattr(wanted, "__name__", str(wanted).replace("typing.", ""))
+    raise ConfigurationError(f"{source}: expected {name}, got {value!r:.80}.")
+
+
+# Names of weights. Archives call them as AllenNLP's modules do, since 2018; so does the model
+# folder.
+
+_IN_WORDS = (
+    (r"_embedding\._module\.weight", "embedding.weight"),
+    (r"_encoder\._module\.char_conv_(\d+)\.(\w+)", r"convolutions.\1.\2"),
+    (r"_encoder\._module\._highways\._layers\.(\d+)\.(\w+)", r"highways.\1.\2"),
+    (r"_encoder\._module\._projection\.(\w+)", r"projection.\1"),
+    (r"_encoder\._module\._layer_norm\.(\w+)", r"norm.\1"),
+    (r"weight", "embedding.weight"),
+)
+_PREFIXES = {"_contextualizer.": "contextualizer.", "_softmax_loss.": "softmax."}
+
+
+def core_name(name: str, words_name: str) -> Optional[str]:
+    """
+    # Parameters
+
+    name : `str`
+        Of a weight in an archive.
+    words_name : `str`
+        See `ModelConfig`.
+
+    # Returns
+
+    `str`, optional
+        What `LanguageModel` calls it; `None` if it has no such weight.
+    """
+    for old, new in _PREFIXES.items():
+        if name.startswith(old):
+            return new + name[len(old) :]
+    prefix = f"_text_field_embedder.token_embedder_{words_name}."
+    if name.startswith(prefix):
+        for pattern, replacement in _IN_WORDS:
+            match = re.fullmatch(pattern, name[len(prefix) :])
+            if match:
+                return "words." + match.expand(replacement)
+    return None
+
+
+def archive_name(name: str, words_name: str, by_characters: bool = True) -> str:
+    """The inverse of :func:`core_name`."""
+    for old, new in _PREFIXES.items():
+        if name.startswith(new):
+            return old + name[len(new) :]
+    part = name[len("words.") :]
+    for pattern, replacement in (
+        (r"embedding\.weight", "_embedding._module.weight" if by_characters else "weight"),
+        (r"convolutions\.(\d+)\.(\w+)", r"_encoder._module.char_conv_\1.\2"),
+        (r"highways\.(\d+)\.(\w+)", r"_encoder._module._highways._layers.\1.\2"),
+        (r"projection\.(\w+)", r"_encoder._module._projection.\1"),
+        (r"norm\.(\w+)", r"_encoder._module._layer_norm.\1"),
+    ):
+        match = re.fullmatch(pattern, part)
+        if match:
+            return f"_text_field_embedder.token_embedder_{words_name}." + match.expand(replacement)
+    raise KeyError(name)

@@ -1,0 +1,89 @@
+"""
+Causal scaled dot-product attention (Vaswani et al. 2017), by the quickest way on the hardware at
+hand.
+"""
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.kernels.ways import taken
+
+# Without dropout, attention in bfloat16 is written out on a CPU up to so many scores (64 MiB).
+SCORES_IN_MEMORY = 2**25
+
+# On an H100, PyTorch's first choice in half precision is cuDNN's attention, which makes a plan for
+# every new shape on the host: 6 ms a call with batches of ever different lengths, against
+# 0.1 ms for these.
+_GPU_BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def causal_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: Dropout
+) -> torch.Tensor:
+    """
+    # Parameters
+
+    query, key, value : `torch.Tensor`
+        Shape `(batch_size, num_heads, timesteps, dim)`.
+    dropout : `Dropout`
+        On the attention probabilities.
+
+    # Returns
+
+    `torch.Tensor`
+        The same shape. Each position has looked at itself and those before it.
+    """
+    if _better_written_out(query, dropout):
+        taken("attention", "written out")
+        return written_out_attention(query, key, value, dropout)
+    backends: Any = nullcontext()
+    if query.device.type == "cuda":
+        taken("attention", "fused, without cuDNN")
+        backends = sdpa_kernel(_GPU_BACKENDS)
+    else:
+        taken("attention", "fused")
+    with backends:
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, dropout_p=dropout.p if dropout.training else 0.0
+        )
+
+
+def _better_written_out(query: torch.Tensor, dropout: Dropout) -> bool:
+    """
+    PyTorch has no fused CPU kernel with dropout, and what it does instead passes over the matrix of
+    scores more often. Without dropout, its fused one takes twice as long as separate products in
+    bfloat16, as long as their scores don't ask for much memory.
+    """
+    if query.device.type != "cpu":
+        return False
+    if dropout.training and dropout.p:
+        return True
+    num_scores = query.size(0) * query.size(1) * query.size(2) ** 2
+    return query.dtype == torch.bfloat16 and num_scores <= SCORES_IN_MEMORY
+
+
+def written_out_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: Dropout
+) -> torch.Tensor:
+    """What `causal_attention` computes, in separate steps."""
+    timesteps, dim = query.shape[-2:]
+    # Shape `(timesteps, timesteps)`
+    future = query.new_full((timesteps, timesteps), -math.inf).triu_(1)
+    scores = torch.baddbmm(
+        future,
+        query.flatten(0, 1),
+        key.flatten(0, 1).transpose(1, 2),
+        alpha=1.0 / math.sqrt(dim),
+    )
+    probabilities = dropout(scores.softmax(-1))
+    return torch.bmm(probabilities, value.flatten(0, 1)).view_as(query)

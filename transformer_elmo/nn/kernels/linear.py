@@ -1,0 +1,104 @@
+"""
+Products with weights, in float32 on a CPU by oneDNN.
+
+PyTorch multiplies float32 matrices on a CPU by MKL, which on processors of other makes than Intel's
+is some 10 % slower than the oneDNN that comes with PyTorch as well, and whose linear layer is what
+`torch.compile` uses. In bfloat16 PyTorch asks oneDNN anyway.
+"""
+
+from typing import Any, Optional, Tuple
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from transformer_elmo.nn.kernels.ways import taken
+
+
+def _by_onednn(rows: torch.Tensor) -> bool:
+    """Float32 on a CPU, with a PyTorch that has oneDNN."""
+    return (
+        rows.device.type == "cpu"
+        and rows.dtype == torch.float32
+        and rows.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def product(
+    rows: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """
+    `torch.nn.functional.linear` for a matrix, without a gradient.
+
+    # Parameters
+
+    rows : `torch.Tensor`
+        Shape `(num_rows, input_dim)`.
+    weight : `torch.Tensor`
+        Shape `(output_dim, input_dim)`.
+    bias : `torch.Tensor`, optional (default = `None`)
+        Shape `(output_dim,)`.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(num_rows, output_dim)`.
+    """
+    if _by_onednn(rows):
+        taken("linear", "oneDNN")
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    taken("linear", "torch")
+    return F.linear(rows, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(rows, weight)
+        return product(rows, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+        rows, weight = ctx.saved_tensors
+        needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            product(grad, weight.t()) if needs_rows else None,
+            # Over this product MKL takes no longer.
+            torch.mm(grad.t(), rows) if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
+
+
+def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """
+    `torch.nn.functional.linear` for a matrix.
+
+    # Parameters
+
+    rows : `torch.Tensor`
+        Shape `(num_rows, input_dim)`.
+    weight : `torch.Tensor`
+        Shape `(output_dim, input_dim)`.
+    bias : `torch.Tensor`
+        Shape `(output_dim,)`.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(num_rows, output_dim)`.
+    """
+    if _by_onednn(rows) and weight.dtype == bias.dtype == torch.float32:
+        return _Linear.apply(rows, weight, bias)
+    taken("linear", "torch")
+    return plain_linear(rows, weight, bias)
+
+
+def plain_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """What `linear` computes, by PyTorch."""
+    return F.linear(rows, weight, bias)

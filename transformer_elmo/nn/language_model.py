@@ -1,0 +1,206 @@
+"""
+The language model: what a sentence's words say about the word after, and the word before.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from overrides import overrides
+
+from transformer_elmo.nn.batch import WordBatch
+from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.kernels.moved_rows import moved_rows
+from transformer_elmo.nn.packing import Packing
+from transformer_elmo.nn.precision import autocast, checked_precision
+from transformer_elmo.nn.softmax import Softmax
+from transformer_elmo.nn.transformer import BidirectionalTransformer
+from transformer_elmo.nn.word_embedding import WordEmbedding
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """
+    What a model makes of a batch.
+
+    # Attributes
+
+    word_vectors : `torch.Tensor`
+        Shape `(batch_size, timesteps, word_dim)`, without context.
+    layers : `List[torch.Tensor]`
+        Shapes `(batch_size, timesteps, dim)`: the contextualizer's layers, the last one on top; or
+        that one alone.
+    mask : `torch.Tensor`
+        Shape `(batch_size, timesteps)`, boolean.
+    packing : `Packing`
+    top_rows : `Tuple[torch.Tensor, torch.Tensor]`, optional
+        The top layer of both directions as rows of the packing's orders, if the contextualizer has
+        them.
+    """
+
+    word_vectors: torch.Tensor
+    layers: List[torch.Tensor]
+    mask: torch.Tensor
+    packing: Packing
+    top_rows: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+
+    def predicting(self, bidirectional: bool) -> List[torch.Tensor]:
+        """
+        The vectors that predict a word, in each direction. Shapes `(num_pairs, dim)`: of the tokens
+        with one after them, and of those with one before them.
+        """
+        packing = self.packing
+        if self.top_rows is not None:
+            forward, backward = self.top_rows
+            return [
+                packing.forward.tokens_of_rows(forward, packing.with_next),
+                packing.backward.tokens_of_rows(backward, packing.with_previous),
+            ]
+        tokens = packing.pack(self.layers[-1])
+        halves = tokens.chunk(2, dim=-1) if bidirectional else [tokens]
+        numbers = (packing.with_next, packing.with_previous)
+        return [moved_rows(half, index) for half, index in zip(halves, numbers)]
+
+
+def predicted(packing: Packing, token_ids: torch.Tensor, bidirectional: bool) -> List[torch.Tensor]:
+    """
+    What there is to predict, in the order of `Encoded.predicting`. Only words predict.
+    allennlp-models lets the padding behind a sentence predict the sentence's last word, too, so
+    that its backward loss depends on what else is in the batch.
+
+    # Parameters
+
+    packing : `Packing`
+    token_ids : `torch.Tensor`
+        Shape `(batch_size, timesteps)`.
+    bidirectional : `bool`
+
+    # Returns
+
+    `List[torch.Tensor]`
+        Shapes `(num_pairs,)`: rows of the softmax, which knows no padding.
+    """
+    # The vocabulary's number 0 is padding.
+    rows = token_ids.reshape(-1).index_select(0, packing.tokens) - 1
+    targets = [rows.index_select(0, packing.with_next + 1)]
+    if bidirectional:
+        targets.append(rows.index_select(0, packing.with_previous - 1))
+    return targets
+
+
+def losses_of_directions(
+    softmax: Softmax, embeddings: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]
+) -> List[torch.Tensor]:
+    """
+    The loss of each prediction, of all directions at once: one draw and one product serve them all.
+
+    # Parameters
+
+    softmax : `Softmax`
+    embeddings : `Sequence[torch.Tensor]`
+        Shapes `(num_pairs, embedding_dim)`.
+    targets : `Sequence[torch.Tensor]`
+        Shapes `(num_pairs,)`.
+
+    # Returns
+
+    `List[torch.Tensor]`
+        Shapes `(num_pairs,)`, float32, in nats.
+    """
+    losses = softmax.token_losses(torch.cat(list(embeddings)), torch.cat(list(targets)))
+    return list(losses.split([ids.numel() for ids in targets]))
+
+
+class LanguageModel(torch.nn.Module):
+    """
+    A bidirectional language model: words, context, and what both directions predict.
+
+    # Parameters
+
+    words : `torch.nn.Module`
+        From a batch to vectors of shape `(batch_size, timesteps, word_dim)`, and with an attribute
+        `output_dim`: a `WordEncoder`, say.
+    contextualizer : `BidirectionalTransformer`
+    softmax : `Softmax`, optional (default = `None`)
+        Without it there are vectors and no probabilities.
+    dropout : `float`, optional (default = `0.0`)
+        On the vectors as the softmax sees them.
+    precision : `str`, optional (default = `"float32"`)
+        "bfloat16" runs the matrix products in bfloat16. Parameters, statistics and losses stay in
+        float32.
+    """
+
+    is_bidirectional = True
+    has_all_layers = True
+
+    def __init__(
+        self,
+        words: torch.nn.Module,
+        contextualizer: BidirectionalTransformer,
+        softmax: Optional[Softmax] = None,
+        dropout: float = 0.0,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__()
+        self.precision = checked_precision(precision)
+        self.words = words
+        self.contextualizer = contextualizer
+        self.softmax = softmax
+        self.dropout = Dropout(dropout)
+        # What it was built from, and what is known of it: `transformer_elmo.model_config`.
+        self.config: Any = None
+        self.card: Dict[str, Any] = {}
+
+    @property
+    def embeds_ids(self) -> bool:
+        """Whether words are known by their numbers, and not by their characters."""
+        return isinstance(self.words, WordEmbedding)
+
+    @property
+    def word_dim(self) -> int:
+        """The dimension of a word's vector without context."""
+        return self.words.output_dim  # type: ignore[return-value]
+
+    @property
+    def output_dim(self) -> int:
+        """The dimension of a word's vector in context: both directions' halves."""
+        return self.contextualizer.output_dim
+
+    @property
+    def num_layers(self) -> int:
+        """The contextualizer's layers, and one more for the word vectors beneath them."""
+        return self.contextualizer.num_layers + 1
+
+    def encode(self, batch: WordBatch) -> Encoded:
+        """
+        All layers of a batch, without the softmax. It changes nothing in the model, so that threads
+        may share it.
+        """
+        mask = batch.mask
+        packing = Packing(mask, batch.lengths)
+        with autocast(self.precision, mask.device):
+            vectors = self.words(batch)
+            forward, backward = self.contextualizer.rows(vectors, packing)
+        layers = [packing.unpack(*rows, vectors.dtype) for rows in zip(forward, backward)]
+        return Encoded(vectors, layers, mask, packing, (forward[-1], backward[-1]))
+
+    @overrides(check_signature=False)
+    def forward(self, batch: WordBatch) -> List[torch.Tensor]:
+        """
+        The loss of each prediction.
+
+        # Returns
+
+        `List[torch.Tensor]`
+            For the forward and for the backward direction, shape `(num_pairs,)`, float32, in nats.
+        """
+        assert self.softmax is not None and batch.token_ids is not None
+        return self.losses(self.encode(batch), batch.token_ids)
+
+    def losses(self, encoded: Encoded, token_ids: torch.Tensor) -> List[torch.Tensor]:
+        """As `forward`, for a batch that is encoded already."""
+        assert self.softmax is not None
+        embeddings: List[Any] = [self.dropout(rows) for rows in encoded.predicting(True)]
+        targets = predicted(encoded.packing, token_ids, True)
+        with autocast(self.precision, token_ids.device):
+            return losses_of_directions(self.softmax, embeddings, targets)

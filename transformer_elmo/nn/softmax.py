@@ -1,0 +1,345 @@
+"""
+From contextual embeddings to the negative log-likelihood of each target word.
+
+Two losses share one exact evaluation:
+
+* `SampledSoftmaxLoss` trains on a few thousand sampled words and evaluates exactly;
+* `SoftmaxLoss` trains and evaluates exactly.
+
+Their parameters are named and shaped as AllenNLP's, so that weights carry over in both directions.
+"""
+
+import math
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+
+import torch
+import torch.distributed as dist
+from overrides import overrides
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.kernels.sparse_gradients import several_processes
+from transformer_elmo.nn.kernels.token_losses import exact_token_losses, sampled_token_losses
+
+# How softmaxes are made at present: with random numbers, with whatever is in the memory because
+# trained weights follow, or not at all.
+_making: ContextVar[str] = ContextVar("making", default="new")
+
+
+@contextmanager
+def softmaxes(making: str) -> Iterator[None]:
+    """
+    How softmaxes are made within the block. With 800,000 words, one costs as many seconds and as
+    much memory as all the rest of opening a model.
+
+    # Parameters
+
+    making : `str`
+        "new": for training; "to be loaded": without numbers, which trained weights bring; "left
+        out": none are made, by models that can do without.
+    """
+    token = _making.set(making)
+    try:
+        yield
+    finally:
+        _making.reset(token)
+
+
+def making_softmaxes() -> str:
+    """What :func:`softmaxes` was told."""
+    return _making.get()
+
+
+def _random_weight(*shape: int, embedding_dim: int) -> torch.Tensor:
+    if making_softmaxes() == "to be loaded":
+        return torch.empty(*shape)
+    # In place: with 800,000 words, a second copy would be the peak of a whole run's memory.
+    return torch.randn(*shape).div_(math.sqrt(embedding_dim))
+
+
+class Softmax(torch.nn.Module):
+    """What both losses share: a weight row and a bias for each word, the exact loss over them."""
+
+    # Kept for code written against AllenNLP's losses, which ask for it.
+    tie_embeddings = False
+
+    def word_weights(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        # Returns
+
+        `Tuple[torch.Tensor, torch.Tensor]`
+            The weights, shape `(num_words, embedding_dim)`, and the biases, shape `(num_words,)`.
+        """
+        raise NotImplementedError
+
+    def exact_token_losses(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """
+        The exact negative log-likelihood of each target, over the whole vocabulary, in bounded
+        memory, whatever the batch and the vocabulary.
+
+        # Parameters
+
+        embeddings : `torch.Tensor`
+            Shape `(num_tokens, embedding_dim)`.
+        targets : `torch.Tensor`
+            Shape `(num_tokens,)`; word ids from 0, without the vocabulary's padding entry.
+
+        # Returns
+
+        `torch.Tensor`
+            Shape `(num_tokens,)`, float32, in nats.
+        """
+        weight, bias = self.word_weights()
+        return exact_token_losses(embeddings, weight, bias, targets.long())
+
+    def token_losses(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """
+        The loss of each token: exact, unless a subclass trains on something cheaper.
+
+        # Parameters
+
+        embeddings : `torch.Tensor`
+            Shape `(num_tokens, embedding_dim)`.
+        targets : `torch.Tensor`
+            Shape `(num_tokens,)`; word ids from 0, without the vocabulary's padding entry.
+
+        # Returns
+
+        `torch.Tensor`
+            Shape `(num_tokens,)`, float32, in nats.
+        """
+        return self.exact_token_losses(embeddings, targets)
+
+    @overrides(check_signature=False)
+    def forward(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The sum of `token_losses`, a scalar, as AllenNLP's losses return it."""
+        return self.token_losses(embeddings, targets).sum()
+
+
+class SampledSoftmaxLoss(Softmax):
+    """
+    Trains against a sample of the vocabulary, evaluates against all of it.
+
+    Words are drawn without repeats, with probabilities that fall as their rank rises (log-uniform:
+    `P(id) = log((id + 2) / (id + 1)) / log(num_words + 1)`, for a vocabulary sorted by falling
+    frequency), as TensorFlow's `log_uniform_candidate_sampler` and AllenNLP's loss do.
+
+    # Parameters
+
+    num_words : `int`, required.
+        Size of the vocabulary, without its padding entry.
+    embedding_dim : `int`, required.
+    num_samples : `int`, required.
+        How many distinct words to draw for a training step. Must be less than `num_words`.
+    sparse : `bool`, optional (default = `False`)
+        Weights as `torch.nn.Embedding`s with sparse gradients: a step then costs nothing for the
+        words that were neither drawn nor targets. Needs an optimizer that knows sparse gradients.
+
+    # Raises
+
+    `ConfigurationError`
+        If `num_samples` isn't less than `num_words`.
+    """
+
+    def __init__(
+        self, num_words: int, embedding_dim: int, num_samples: int, sparse: bool = False
+    ) -> None:
+        super().__init__()
+        if not 0 < num_samples < num_words:
+            raise ConfigurationError(
+                "num_samples must be positive and less than the number of words in the vocabulary: "
+                f"got num_samples = {num_samples} and {num_words} words. Lower model.num_samples, "
+                "or leave it out to train on the full softmax."
+            )
+        weight = _random_weight(num_words, embedding_dim, embedding_dim=embedding_dim)
+        self.softmax_w: Union[torch.nn.Embedding, torch.nn.Parameter]
+        self.softmax_b: Union[torch.nn.Embedding, torch.nn.Parameter]
+        if sparse:
+            self.softmax_w = torch.nn.Embedding.from_pretrained(weight, freeze=False, sparse=True)
+            self.softmax_b = torch.nn.Embedding.from_pretrained(
+                torch.zeros(num_words, 1), freeze=False, sparse=True
+            )
+        else:
+            self.softmax_w = torch.nn.Parameter(weight)
+            self.softmax_b = torch.nn.Parameter(torch.zeros(num_words))
+        self.sparse = sparse
+        self.num_samples = num_samples
+        self._probabilities: Optional[torch.Tensor] = None
+        self._same_everywhere = False
+
+    def _parameters_of_words(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(self.softmax_w, torch.nn.Embedding):
+            assert isinstance(self.softmax_b, torch.nn.Embedding)
+            return self.softmax_w.weight, self.softmax_b.weight
+        assert isinstance(self.softmax_b, torch.nn.Parameter)
+        return self.softmax_w, self.softmax_b
+
+    @overrides
+    def word_weights(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = self._parameters_of_words()
+        return weight, bias.view(-1)
+
+    @overrides
+    def token_losses(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """
+        Exact in evaluation mode. In training mode, the sampled loss of Jean et al. 2015 ("On Using
+        Very Large Target Vocabulary for Neural Machine Translation"): the true word against the
+        sampled ones, each logit less the log of its expected count. All tokens given share
+        one draw; each token's loss has the same distribution as with a draw of its own, so a
+        mean over tokens (of both directions, too) keeps its expectation.
+        """
+        if not self.training:
+            return self.exact_token_losses(embeddings, targets)
+        targets = targets.long()
+        weight, bias = self._parameters_of_words()
+        if self.sparse and several_processes() and not self._same_everywhere:
+            # DistributedDataParallel leaves these to us, so we begin alike as it does.
+            for parameter in (weight, bias):
+                dist.broadcast(parameter.data, src=0)
+            self._same_everywhere = True
+        sampled_ids, log_threshold = self.draw(embeddings.device)
+        return sampled_token_losses(
+            embeddings,
+            weight,
+            bias,
+            targets,
+            self.log_expected_count(targets, log_threshold),
+            sampled_ids,
+            self.log_expected_count(sampled_ids, log_threshold),
+            self.sparse,
+        )
+
+    @torch.no_grad()
+    def draw(self, device: torch.device) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        Draws `num_samples` distinct words on `device`, without waiting for it.
+
+        Each word gets an exponential arrival time with its probability as the rate, and the first
+        arrivals win: that has the distribution of drawing one word after the other
+        with replacement and keeping the first `num_samples` distinct ones. The arrival time of
+        the first loser plays the part of AllenNLP's number of tries.
+
+        # Returns
+
+        `Tuple[torch.Tensor, torch.Tensor]`
+            The words' ids, sorted, shape `(num_samples,)`; and the log of the threshold, a scalar.
+        """
+        probabilities = self._probabilities_of_all(device)
+        arrivals = torch.empty_like(probabilities).exponential_().div_(probabilities)
+        times, order = torch.topk(arrivals, self.num_samples + 1, largest=False, sorted=True)
+        return order[:-1].sort().values, times[-1].log()
+
+    def _probabilities_of_all(self, device: torch.device) -> torch.Tensor:
+        num_words = self.word_weights()[0].size(0)
+        kept = self._probabilities
+        if kept is None or kept.device != device or kept.numel() != num_words:
+            kept = self._probabilities = self.probability(torch.arange(num_words, device=device))
+        return kept
+
+    def probability(self, word_ids: torch.Tensor) -> torch.Tensor:
+        """
+        The chance that one draw gives each word, float32. `log1p(1 / (id + 1))` is exact where
+        `log((id + 2) / (id + 1))` loses several per cent at ids near 800,000.
+        """
+        num_words = self.word_weights()[0].size(0)
+        return torch.log1p(1.0 / (word_ids.double() + 1.0)).float() / math.log(num_words + 1)
+
+    def log_expected_count(
+        self, word_ids: torch.Tensor, log_threshold: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        The log of the chance that each word is among the sampled ones, given the threshold:
+        `log(1 - exp(-threshold * P(id)))`. With the first loser's arrival time as the threshold,
+        one over this chance weights the samples without bias (Duffield, Lund and Thorup 2007,
+        "Priority sampling for estimation of arbitrary subset sums", for exponential ranks).
+        """
+        return torch.log(-torch.expm1(-log_threshold.exp() * self.probability(word_ids)))
+
+    @overrides(check_signature=False)
+    def _load_from_state_dict(
+        self, state_dict: Dict[str, torch.Tensor], prefix: str, *args: Any
+    ) -> None:
+        """Accepts the sparse and the dense layout, and that of `SoftmaxLoss`."""
+        w, b = prefix + "softmax_w", prefix + "softmax_b"
+        weight, bias = _taken_out(state_dict, w), _taken_out(state_dict, b)
+        suffix = ".weight" if self.sparse else ""
+        own_weight, own_bias = self.word_weights()
+        if weight is not None:
+            state_dict[w + suffix] = _transposed_to_fit(weight, own_weight.shape)
+        if bias is not None:
+            if bias.numel() == own_bias.numel():
+                bias = bias.reshape((-1, 1) if self.sparse else (-1,))
+            state_dict[b + suffix] = bias
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SoftmaxLoss(Softmax):
+    """
+    The full softmax, in training and in evaluation.
+
+    # Parameters
+
+    num_words : `int`, required.
+        Size of the vocabulary, without its padding entry.
+    embedding_dim : `int`, required.
+    """
+
+    def __init__(self, num_words: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.softmax_w = torch.nn.Parameter(
+            _random_weight(embedding_dim, num_words, embedding_dim=embedding_dim)
+        )
+        self.softmax_b = torch.nn.Parameter(torch.zeros(num_words))
+
+    @overrides
+    def word_weights(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        return self.softmax_w.t(), self.softmax_b
+
+    @overrides(check_signature=False)
+    def _load_from_state_dict(
+        self, state_dict: Dict[str, torch.Tensor], prefix: str, *args: Any
+    ) -> None:
+        """Accepts the layouts of `SampledSoftmaxLoss` as well."""
+        w, b = prefix + "softmax_w", prefix + "softmax_b"
+        weight, bias = _taken_out(state_dict, w), _taken_out(state_dict, b)
+        if weight is not None:
+            state_dict[w] = _transposed_to_fit(weight, self.softmax_w.shape)
+        if bias is not None:
+            state_dict[b] = bias.reshape(-1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _taken_out(state_dict: Dict[str, torch.Tensor], name: str) -> Optional[torch.Tensor]:
+    """A parameter under its name in the sparse layout or in the dense one."""
+    return state_dict.pop(name + ".weight", state_dict.pop(name, None))
+
+
+def _transposed_to_fit(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The full softmax keeps its weights the other way round from the sampled one."""
+    if weight.shape != shape and weight.t().shape == shape:
+        return weight.t()
+    return weight
+
+
+def concatenated_token_losses(
+    softmax: Softmax, directions: List[Tuple[torch.Tensor, torch.Tensor]]
+) -> List[torch.Tensor]:
+    """
+    The token losses of several directions at once: one draw and one product serve them all.
+
+    # Parameters
+
+    softmax : `SampledSoftmaxLoss` or `SoftmaxLoss`
+    directions : `List[Tuple[torch.Tensor, torch.Tensor]]`
+        Embeddings, shape `(num_tokens, embedding_dim)`, and targets, shape `(num_tokens,)`.
+
+    # Returns
+
+    `List[torch.Tensor]`
+        Shapes `(num_tokens,)`, float32, in the order given.
+    """
+    embeddings = torch.cat([rows for rows, _ in directions])
+    targets = torch.cat([ids for _, ids in directions])
+    losses = softmax.token_losses(embeddings, targets)
+    return list(losses.split([ids.numel() for _, ids in directions]))

@@ -1,0 +1,361 @@
+"""
+The contextualizer: two stacks of transformer layers over the same word vectors, one reading each
+sentence from left to right, one from right to left.
+
+Both are causal in their own reading order, so both run without a mask tensor, and everything but
+the attention itself works on the tokens alone, without padding. Parameters are named and
+shaped as in allennlp-models.
+"""
+
+import math
+from typing import List, NamedTuple, Optional, Sequence, Tuple, cast
+
+import torch
+from numpy.typing import NDArray
+from overrides import overrides
+from torch.nn import functional as F
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.kernels.attention import causal_attention
+from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.kernels.linear import linear
+from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
+from transformer_elmo.nn.packing import Packing, ReadingOrder
+
+# The number of heads isn't configurable in the original either; weights depend on it.
+NUM_HEADS = 8
+
+# AllenNLP adds 1e-13 to the deviation; added to the variance, its square has the same effect.
+LAYER_NORM_EPSILON = 1e-26
+
+
+class LayerNorm(torch.nn.Module):
+    """
+    Layer normalization (Ba et al. 2016) with AllenNLP's parameter names and numbers: it divides by
+    the standard deviation itself, guarded only against being exactly zero.
+
+    # Parameters
+
+    dimension : `int`, required.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.gamma = torch.nn.Parameter(torch.ones(dimension))
+        self.beta = torch.nn.Parameter(torch.zeros(dimension))
+
+    @overrides(check_signature=False)
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return layer_norm(tensor, self.gamma, self.beta)
+
+
+def layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """
+    Layer normalization over the last dimension, in the tensor's own type. Means and deviations
+    are float32 inside, whatever that is.
+
+    # Parameters
+
+    tensor : `torch.Tensor`
+        Shape `(..., dim)`.
+    gamma, beta : `torch.Tensor`
+        Shape `(dim,)`.
+    """
+    if tensor.dtype == gamma.dtype:
+        return F.layer_norm(tensor, gamma.shape, gamma, beta, LAYER_NORM_EPSILON)
+    # Autocast would make the result float32, only to have the next product round it again.
+    with torch.autocast(tensor.device.type, enabled=False):
+        if tensor.device.type != "cpu":
+            # Only the CPU's kernel takes two types.
+            gamma, beta = gamma.to(tensor.dtype), beta.to(tensor.dtype)
+        return F.layer_norm(tensor, gamma.shape, gamma, beta, LAYER_NORM_EPSILON)
+
+
+class MultiHeadedAttention(torch.nn.Module):
+    """
+    The weights of causal scaled dot-product attention (Vaswani et al. 2017).
+
+    # Parameters
+
+    num_heads : `int`, required.
+    input_dim : `int`, required.
+        Must be a multiple of `num_heads`.
+    dropout : `float`, optional (default = `0.1`)
+        On the attention probabilities.
+    """
+
+    def __init__(self, num_heads: int, input_dim: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        if input_dim % num_heads:
+            raise ConfigurationError(
+                f"input_dim must be a multiple of the number of attention heads, {num_heads}: "
+                f"got {input_dim}."
+            )
+        self.num_heads = num_heads
+        # In this order: query, key, value, output.
+        self.linears = torch.nn.ModuleList(torch.nn.Linear(input_dim, input_dim) for _ in range(4))
+        self.dropout = Dropout(dropout)
+
+
+class PositionwiseFeedForward(torch.nn.Module):
+    """The weights of two linear layers with a ReLU and dropout between them."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.w_1 = torch.nn.Linear(input_dim, hidden_dim)
+        self.w_2 = torch.nn.Linear(hidden_dim, input_dim)
+        self.dropout = Dropout(dropout)
+
+
+class ResidualNorm(torch.nn.Module):
+    """What surrounds a sublayer: normalization before it, dropout after it."""
+
+    def __init__(self, dimension: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = LayerNorm(dimension)
+        self.dropout = Dropout(dropout)
+
+
+class LayerWeights(NamedTuple):
+    """A layer's matrices and biases in the precision of the products."""
+
+    heads: torch.Tensor
+    heads_bias: torch.Tensor
+    output: torch.Tensor
+    output_bias: torch.Tensor
+    hidden: torch.Tensor
+    hidden_bias: torch.Tensor
+    result: torch.Tensor
+    result_bias: torch.Tensor
+
+
+class TransformerLayer(torch.nn.Module):
+    """One layer: attention, then the feed-forward network, each behind a `ResidualNorm`."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadedAttention(NUM_HEADS, input_dim, dropout)
+        self.feed_forward = PositionwiseFeedForward(input_dim, hidden_dim, dropout)
+        self.sublayer = torch.nn.ModuleList(ResidualNorm(input_dim, dropout) for _ in range(2))
+
+    def weights(self) -> List[List[torch.Tensor]]:
+        """Its parameters, those in one list to be joined: as `LayerWeights` has them."""
+        *heads, output = cast(List[torch.nn.Linear], list(self.self_attn.linears))
+        hidden, result = self.feed_forward.w_1, self.feed_forward.w_2
+        return [
+            [head.weight for head in heads],
+            [head.bias for head in heads],
+            [output.weight],
+            [output.bias],
+            [hidden.weight],
+            [hidden.bias],
+            [result.weight],
+            [result.bias],
+        ]
+
+    @overrides(check_signature=False)
+    def forward(
+        self, rows: torch.Tensor, order: ReadingOrder, weights: LayerWeights
+    ) -> torch.Tensor:
+        """
+        # Parameters
+
+        rows : `torch.Tensor`
+            Shape `(num_rows, input_dim)`.
+        order : `ReadingOrder`
+        weights : `LayerWeights`
+
+        # Returns
+
+        `torch.Tensor`
+            Shape `(num_rows, input_dim)`.
+        """
+        attention, feed_forward = cast(List[ResidualNorm], list(self.sublayer))
+        dtype = weights.heads.dtype
+
+        normed = attention.norm(rows).to(dtype)
+        heads = order.heads(linear(normed, weights.heads, weights.heads_bias), NUM_HEADS)
+        attended = order.rows_of_heads(causal_attention(*heads, dropout=self.self_attn.dropout))
+        rows = attention.dropout(linear(attended, weights.output, weights.output_bias), rows)
+
+        normed = feed_forward.norm(rows).to(dtype)
+        hidden = linear(normed, weights.hidden, weights.hidden_bias)
+        hidden = self.feed_forward.dropout.of_relu(hidden)
+        return feed_forward.dropout(linear(hidden, weights.result, weights.result_bias), rows)
+
+
+class CausalTransformer(torch.nn.Module):
+    """One direction: a stack of layers and a final normalization."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, num_layers: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            TransformerLayer(input_dim, hidden_dim, dropout) for _ in range(num_layers)
+        )
+        self.norm = LayerNorm(input_dim)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.xavier_uniform_(parameter)
+
+    @overrides(check_signature=False)
+    def forward(
+        self, tokens: torch.Tensor, order: ReadingOrder, weights: Sequence[LayerWeights]
+    ) -> List[torch.Tensor]:
+        """
+        # Parameters
+
+        tokens : `torch.Tensor`
+            Shape `(num_tokens, input_dim)`.
+        order : `ReadingOrder`
+        weights : `Sequence[LayerWeights]`
+
+        # Returns
+
+        `List[torch.Tensor]`
+            Every layer's output as rows of that order, each of shape `(num_rows, input_dim)`; the
+            last one is normalized.
+        """
+        rows = order.rows(tokens)
+        outputs = []
+        for layer, of_layer in zip(self.layers, weights):
+            rows = layer(rows, order, of_layer)
+            outputs.append(rows)
+        outputs[-1] = self.norm(outputs[-1])
+        return outputs
+
+
+def positional_encoding(timesteps: int, dimension: int) -> torch.Tensor:
+    """Sines and cosines of Vaswani et al. 2017, section 3.5. Shape `(1, timesteps, dimension)`."""
+    position = torch.arange(timesteps, dtype=torch.float32).unsqueeze(1)
+    frequency = torch.exp(
+        torch.arange(0, dimension, 2, dtype=torch.float32) * -(math.log(10000.0) / dimension)
+    )
+    encoding = torch.zeros(timesteps, dimension)
+    encoding[:, 0::2] = torch.sin(position * frequency)
+    encoding[:, 1::2] = torch.cos(position * frequency)
+    return encoding.unsqueeze(0)
+
+
+class PositionalEncoding(torch.nn.Module):
+    """Adds each token's position to its vector; sentences may be longer than the stored table."""
+
+    def __init__(self, input_dim: int, max_len: int = 5000) -> None:
+        super().__init__()
+        self.positional_encoding: torch.Tensor
+        self.register_buffer("positional_encoding", positional_encoding(max_len, input_dim))
+
+    @overrides(check_signature=False)
+    def forward(self, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Shape `(num_tokens, input_dim)`, in and out."""
+        table = self.positional_encoding[0]
+        if packing.timesteps > table.size(0):
+            longer = positional_encoding(packing.timesteps, table.size(1))[0].to(table)
+            table = torch.cat([table, longer[table.size(0) :]])
+        return tokens + table.index_select(0, packing.tokens % max(packing.timesteps, 1))
+
+
+class BidirectionalTransformer(torch.nn.Module):
+    """
+    The contextualizer of Transformer ELMo (Peters et al. 2018, "Dissecting Contextual Word
+    Embeddings"): a left-to-right and a right-to-left transformer side by side. Neither sees the
+    word it has to predict.
+
+    # Parameters
+
+    input_dim : `int`, required.
+        Dimension of the word vectors; a multiple of 8, the number of attention heads.
+    hidden_dim : `int`, required.
+        Dimension of the feed-forward networks' hidden layer.
+    num_layers : `int`, required.
+        Transformer layers in each direction.
+    dropout : `float`, optional (default = `0.1`)
+        Within the transformer layers.
+    input_dropout : `float`, optional (default = `None`)
+        On the word vectors, once their positions have been added.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        num_layers: int,
+        dropout: float = 0.1,
+        input_dropout: Optional[float] = None,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ConfigurationError(f"num_layers must be at least 1, got {num_layers}.")
+        self.num_layers = num_layers
+        self.input_dim = input_dim
+        self.output_dim = 2 * input_dim
+        self._forward_transformer = CausalTransformer(input_dim, hidden_dim, num_layers, dropout)
+        self._backward_transformer = CausalTransformer(input_dim, hidden_dim, num_layers, dropout)
+        self._position = PositionalEncoding(input_dim)
+        self._dropout = Dropout(input_dropout or 0.0)
+
+    def rows(
+        self, token_embeddings: torch.Tensor, packing: Packing
+    ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+        """
+        # Parameters
+
+        token_embeddings : `torch.Tensor`
+            Shape `(batch_size, timesteps, input_dim)`.
+        packing : `Packing`
+            Of the batch's mask.
+
+        # Returns
+
+        `Tuple[List[torch.Tensor], List[torch.Tensor]]`
+            Every layer's output for the forward and for the backward direction, as rows of
+            `packing.forward` and `packing.backward`.
+        """
+        tokens = self._dropout(self._position(packing.pack(token_embeddings), packing))
+        dtype = products_dtype(tokens)
+        if dtype == torch.bfloat16:
+            # It has float32's range, so that all between the layers can be in it as well: half the
+            # memory to move, and no casts.
+            tokens = tokens.to(dtype)
+        with torch.autocast(tokens.device.type, enabled=False):
+            weights = self._weights(dtype)
+            return (
+                self._forward_transformer(tokens, packing.forward, weights[: self.num_layers]),
+                self._backward_transformer(tokens, packing.backward, weights[self.num_layers :]),
+            )
+
+    def _weights(self, dtype: torch.dtype) -> List[LayerWeights]:
+        """Those of all layers, the forward direction's first."""
+        layers = cast(
+            List[TransformerLayer],
+            [*self._forward_transformer.layers, *self._backward_transformer.layers],
+        )
+        flat = iter(in_precision(dtype, [group for layer in layers for group in layer.weights()]))
+        return [LayerWeights(*(next(flat) for _ in LayerWeights._fields)) for _ in layers]
+
+    @overrides(check_signature=False)
+    def forward(
+        self,
+        token_embeddings: torch.Tensor,
+        mask: torch.Tensor,
+        lengths: Optional[NDArray] = None,
+    ) -> List[torch.Tensor]:
+        """
+        # Parameters
+
+        token_embeddings : `torch.Tensor`
+            Shape `(batch_size, timesteps, input_dim)`.
+        mask : `torch.BoolTensor`
+            Shape `(batch_size, timesteps)`. Positions outside it are neither seen nor computed.
+        lengths : `NDArray[int64]`, optional (default = `None`)
+            See `Packing`.
+
+        # Returns
+
+        `List[torch.Tensor]`
+            For each layer, shape `(batch_size, timesteps, 2 * input_dim)`: the forward direction's
+            half, then the backward one's. Zero outside the mask.
+        """
+        packing = Packing(mask, lengths)
+        dtype = token_embeddings.dtype
+        forward, backward = self.rows(token_embeddings, packing)
+        return [packing.unpack(*rows, dtype) for rows in zip(forward, backward)]

@@ -1,0 +1,315 @@
+"""
+From characters to a vector for each word: character embeddings, convolutions of several widths and
+their maxima, highway layers, a projection (Kim et al. 2016; Jozefowicz et al. 2016). A word's
+vector depends on its characters alone, so each distinct word of a batch is encoded once, at a width
+that fits it.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from overrides import overrides
+from torch.nn import functional as F
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.batch import WordBatch
+from transformer_elmo.nn.kernels.character_windows import Convolution, max_over_windows
+from transformer_elmo.nn.kernels.precision import products_dtype
+from transformer_elmo.nn.transformer import LayerNorm, layer_norm
+from transformer_elmo.nn.word_vector_cache import WordVectorCache, word_hashes
+
+# Distinct words are encoded in groups of similar width; each group costs a few small kernels.
+GROUP_WIDTHS = (12, 16, 24)
+
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
+
+
+@dataclass(frozen=True)
+class CharacterCnn:
+    """
+    The weights that make a word's vector, whoever owns them.
+
+    # Attributes
+
+    embedding : `torch.Tensor`
+        Shape `(num_characters, character_dim)`.
+    convolutions : `Sequence[Convolution]`
+    activation : `Callable[[torch.Tensor], torch.Tensor]`
+        Must not fall anywhere: it is applied after the maximum.
+    highways : `Sequence[Tuple[torch.Tensor, torch.Tensor]]`
+        Weight, shape `(2 * dim, dim)`, and bias of each highway layer (Srivastava et al. 2015): one
+        half makes the new values, the other one the gates.
+    projection : `Tuple[torch.Tensor, torch.Tensor]`
+    projects_first : `bool`
+        Whether the projection comes before the highway layers.
+    norm : `Tuple[torch.Tensor, torch.Tensor]`, optional
+        Gamma and beta of a layer normalization at the end.
+    """
+
+    embedding: torch.Tensor
+    convolutions: Sequence[Convolution]
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    highways: Sequence[Tuple[torch.Tensor, torch.Tensor]]
+    projection: Tuple[torch.Tensor, torch.Tensor]
+    projects_first: bool = False
+    norm: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+
+    def encode(self, words: torch.Tensor, longest: Optional[int] = None) -> torch.Tensor:
+        """
+        # Parameters
+
+        words : `torch.Tensor`
+            Shape `(num_words, num_characters)`: character ids.
+        longest : `int`, optional (default = `None`)
+            How many characters the longest word has, with the marks around it, where the host
+            knows.
+
+        # Returns
+
+        `torch.Tensor`
+            Shape `(num_words, projection_dim)`.
+        """
+        dtype = products_dtype(self.embedding)
+        convolutions = [(weight.to(dtype), bias.to(dtype)) for weight, bias in self.convolutions]
+        widest = max(weight.size(2) for weight, _ in convolutions)
+        groups = list(width_groups(words, widest, longest))
+        pooled = [
+            max_over_windows(
+                F.embedding((words if rows is None else words[rows])[:, :width], self.embedding).to(
+                    dtype
+                ),
+                convolutions,
+            )
+            for rows, width in groups
+        ]
+        vectors = pooled[0]
+        if len(groups) > 1:
+            order = torch.cat([rows for rows, _ in groups if rows is not None])
+            vectors = torch.cat(pooled)[torch.argsort(order)]
+        # After the maximum it has a fraction of the work.
+        vectors = self.activation(vectors)
+
+        if self.projects_first:
+            vectors = F.linear(vectors, *self.projection)
+        for weight, bias in self.highways:
+            new, gate = F.linear(vectors, weight, bias).chunk(2, dim=-1)
+            vectors = torch.lerp(torch.relu(new), vectors, torch.sigmoid(gate))
+        if not self.projects_first:
+            vectors = F.linear(vectors, *self.projection)
+        # A mean and a deviation want more digits than products.
+        vectors = vectors.to(self.embedding.dtype)
+        return vectors if self.norm is None else layer_norm(vectors, *self.norm)
+
+
+def width_groups(
+    words: torch.Tensor, widest_filter: int, longest: Optional[int] = None
+) -> Iterator[Tuple[Optional[torch.Tensor], int]]:
+    """
+    Rows of `words` and a width at which the CNN gives exactly what it gives at the full one.
+    Trailing columns that repeat the last one (padding) can go as long as one window of the
+    widest filter still sees nothing but them: it takes part in the maximum.
+
+    # Parameters
+
+    words : `torch.Tensor`
+        Shape `(num_words, num_characters)`.
+    widest_filter : `int`
+    longest : `int`, optional (default = `None`)
+        See `CharacterCnn.encode`.
+
+    # Returns
+
+    `Iterator[Tuple[Optional[torch.Tensor], int]]`
+        Numbers of words, `None` for all of them, and their width.
+    """
+    num_words, num_characters = words.shape
+    if num_words == 0:
+        yield None, num_characters
+        return
+    widths = sorted({width for width in GROUP_WIDTHS if width < num_characters} | {num_characters})
+    on_cpu = words.device.type == "cpu"
+    if longest is None or on_cpu:
+        changes = words != words[:, -1:]
+        columns = torch.arange(1, num_characters + 1, device=words.device)
+        needed = (changes * columns).amax(-1)
+        longest = int(needed.max())
+    if not on_cpu:
+        # Elsewhere launches cost more than idle columns: one group, as wide as its longest word.
+        yield None, min(longest + widest_filter, num_characters)
+        return
+    needed += widest_filter
+    group = torch.bucketize(needed, torch.tensor(widths[:-1], device=words.device))
+    for number, width in enumerate(widths):
+        rows = (group == number).nonzero().squeeze(-1)
+        if rows.numel() == num_words:
+            yield None, width
+        elif rows.numel():
+            yield rows, width
+
+
+def distinct_words(characters: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """
+    # Parameters
+
+    characters : `torch.Tensor`
+        Shape `(num_words, num_characters)`, ids not negative.
+
+    # Returns
+
+    `Tuple[torch.Tensor, torch.Tensor]`
+        The distinct rows, shape `(num_distinct, num_characters)`, and for each row the place of its
+        like among them, shape `(num_words,)`.
+    """
+    num_words, width = characters.shape
+    if num_words == 0 or width == 0:
+        return characters, torch.arange(num_words, device=characters.device)
+    # Sorting one number a word is far cheaper than sorting rows. Two words may share that number,
+    # so what it says is checked, and a clash is resolved by sorting rows after all.
+    hashes = word_hashes(characters)
+    distinct_hashes, index = torch.unique(hashes, return_inverse=True)
+    places = torch.arange(num_words, device=characters.device)
+    representative = places.new_zeros(distinct_hashes.numel()).index_copy(0, index, places)
+    words = characters[representative]
+    if not torch.equal(words[index], characters):
+        return torch.unique(characters, dim=0, return_inverse=True)
+    return words, index
+
+
+def word_vectors(
+    cnn: CharacterCnn,
+    words: torch.Tensor,
+    cache: WordVectorCache,
+    longest: Optional[int] = None,
+) -> torch.Tensor:
+    """
+    `cnn.encode(words)`, from memory where nothing is to be learned.
+
+    # Parameters
+
+    cnn : `CharacterCnn`
+    words : `torch.Tensor`
+        Shape `(num_words, num_characters)`, each word once.
+    cache : `WordVectorCache`
+    longest : `int`, optional (default = `None`)
+        See `CharacterCnn.encode`.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(num_words, dim)`.
+    """
+    weights = _weights(cnn)
+    if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+        return cnn.encode(words, longest)
+    setting = (products_dtype(cnn.embedding),)
+    return cache.vectors(words, weights, lambda new: cnn.encode(new, longest), setting)
+
+
+def embedded(cnn: CharacterCnn, batch: WordBatch, cache: WordVectorCache) -> torch.Tensor:
+    """
+    The vectors of a batch's words.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(batch_size, timesteps, dim)`.
+    """
+    vectors = word_vectors(cnn, batch.characters, cache, batch.longest_word)
+    # Not by indexing, whose gradient adds repeats up in an order that depends on the threads: a run
+    # that is taken up again is to end as one that never stopped.
+    return F.embedding(batch.word_index, vectors)
+
+
+def _weights(cnn: CharacterCnn) -> List[torch.Tensor]:
+    pairs = [*cnn.convolutions, *cnn.highways, cnn.projection, *([cnn.norm] if cnn.norm else [])]
+    return [cnn.embedding, *(tensor for pair in pairs for tensor in pair)]
+
+
+class WordEncoder(torch.nn.Module):
+    """
+    A `CharacterCnn` with weights of its own.
+
+    # Parameters
+
+    num_characters : `int`
+    character_dim : `int`
+    filters : `Sequence[Tuple[int, int]]`
+        For each convolution its width and its number of filters.
+    num_highway : `int`
+        Highway layers.
+    projection_dim : `int`
+        Dimension of the word vectors.
+    activation : `str`, optional (default = `"relu"`)
+        "relu" or "tanh".
+    projection_location : `str`, optional (default = `"after_highway"`)
+        Or "after_cnn".
+    do_layer_norm : `bool`, optional (default = `False`)
+
+    # Raises
+
+    `ConfigurationError`
+        If a value isn't one of those named here.
+    """
+
+    def __init__(
+        self,
+        num_characters: int,
+        character_dim: int,
+        filters: Sequence[Tuple[int, int]],
+        num_highway: int,
+        projection_dim: int,
+        activation: str = "relu",
+        projection_location: str = "after_highway",
+        do_layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("activation", activation, ACTIVATIONS),
+            ("projection_location", projection_location, ("after_highway", "after_cnn")),
+        ):
+            if value not in choices:
+                raise ConfigurationError(
+                    f"{name} must be one of {', '.join(choices)}: got {value!r}."
+                )
+        self._activation = ACTIVATIONS[activation]
+        self._projects_first = projection_location == "after_cnn"
+        num_filters = sum(number for _, number in filters)
+        highway_dim = projection_dim if self._projects_first else num_filters
+        self.embedding = torch.nn.Embedding(num_characters, character_dim)
+        self.convolutions = torch.nn.ModuleList(
+            torch.nn.Conv1d(character_dim, number, width) for width, number in filters
+        )
+        self.highways = torch.nn.ModuleList(
+            torch.nn.Linear(highway_dim, 2 * highway_dim) for _ in range(num_highway)
+        )
+        self.projection = torch.nn.Linear(num_filters, projection_dim)
+        self.norm = LayerNorm(projection_dim) if do_layer_norm else None
+        self.output_dim = projection_dim
+        self._cache = WordVectorCache()
+
+    def cnn(self) -> CharacterCnn:
+        """The weights as they are now."""
+
+        def pair(module: torch.nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
+            return module.weight, module.bias  # type: ignore[return-value]
+
+        return CharacterCnn(
+            self.embedding.weight,
+            [pair(convolution) for convolution in self.convolutions],
+            self._activation,
+            [pair(highway) for highway in self.highways],
+            pair(self.projection),
+            self._projects_first,
+            None if self.norm is None else (self.norm.gamma, self.norm.beta),
+        )
+
+    @overrides(check_signature=False)
+    def forward(self, batch: WordBatch) -> torch.Tensor:
+        """
+        # Returns
+
+        `torch.Tensor`
+            Shape `(batch_size, timesteps, output_dim)`.
+        """
+        return embedded(self.cnn(), batch, self._cache)

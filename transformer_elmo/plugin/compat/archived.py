@@ -1,0 +1,116 @@
+"""Archives and model folders under AllenNLP: unpacked safely, read as tensors only, mapped."""
+
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Union
+
+import torch
+from allennlp.common.params import Params
+from allennlp.data.vocabulary import Vocabulary
+from allennlp.models import Model, archival
+from allennlp.nn import util as nn_util
+
+from transformer_elmo import archived_models, model_folder
+from transformer_elmo.archives import archive_of, extracted_archive
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.legacy.weights import modern_weights
+from transformer_elmo.nn.softmax import making_softmaxes, softmaxes
+from transformer_elmo.plugin.compat import wrap
+from transformer_elmo.plugin.vocabulary import check_vocabulary_folder, vocabulary_of
+from transformer_elmo.text.vocabulary import WordList
+
+
+def install() -> None:
+    """Wraps the functions."""
+    wrap(
+        archival,
+        "extracted_archive",
+        lambda stock, *args, **kwargs: extracted_archive(*args, **kwargs),
+        "damaged and hostile archives",
+    )
+    wrap(
+        archival,
+        "_load_model",
+        _load_model,
+        "model folders; a GPU that isn't there; what an archive lacks",
+    )
+    wrap(
+        nn_util,
+        "read_state_dict",
+        _read_state_dict,
+        "no pickle is run; names of weights in AllenNLP 0.x; weights are mapped, not copied",
+    )
+
+
+def _load_model(
+    stock: Callable[..., Model],
+    config: Params,
+    weights_path: str,
+    serialization_dir: Union[str, os.PathLike],
+    cuda_device: int,
+) -> Model:
+    if isinstance(cuda_device, int) and cuda_device >= torch.cuda.device_count():
+        raise ConfigurationError(no_gpu(cuda_device))
+    folder = Path(serialization_dir)
+    if model_folder.is_model_folder(folder):
+        return _model_of_folder(config, folder, cuda_device)
+    check_vocabulary_folder(folder / "vocabulary", archive_of(folder))
+    return stock(config, weights_path, serialization_dir, cuda_device)
+
+
+def no_gpu(number: int) -> str:
+    """What to say of a GPU that isn't there."""
+    return (
+        f"GPU {number} was asked for, but torch finds {torch.cuda.device_count() or 'none'} here. "
+        "For the CPU, say -1: with --cuda-device or, in a config, trainer.cuda_device or "
+        "distributed.cuda_devices."
+    )
+
+
+def _model_of_folder(config: Params, folder: Path, cuda_device: int) -> Model:
+    with_softmax = making_softmaxes() != "left out"
+    weights = model_folder.read_weights(folder / model_folder.WEIGHTS, with_softmax)
+    has_softmax = any(name.startswith("_softmax_loss.") for name in weights)
+    vocab: Vocabulary = vocabulary_of(WordList.read(folder / model_folder.VOCABULARY))
+    with softmaxes("to be loaded" if has_softmax else "left out"):
+        model = Model.from_params(vocab=vocab, params=config["model"])
+        model.load_state_dict({"_last_average_loss": torch.zeros(1), **weights})
+    return model.cuda(cuda_device) if cuda_device >= 0 else model
+
+
+def _read_state_dict(
+    stock: Callable[..., Dict[str, torch.Tensor]],
+    path: Union[str, os.PathLike],
+    strip_prefix: Optional[str] = None,
+    ignore: Optional[List[str]] = None,
+    strict: bool = True,
+    cuda_device: int = -1,
+) -> Dict[str, torch.Tensor]:
+    archive = archive_of(Path(path).parent)
+    shown = f"{path}" if archive is None else f"{Path(path).name} in {archive}"
+    if not os.path.exists(path):
+        raise ConfigurationError(
+            f"{archive or Path(path).parent} has no weights (no weights.th or best.th), so it "
+            "is not a trained model. If they are elsewhere, name them with --weights-file."
+        )
+    state = archived_models.read_weights(
+        Path(path), making_softmaxes() != "left out" or archive is None, shown
+    )
+    if strip_prefix is not None or ignore is not None:
+        # What is there has just been seen to be tensors.
+        return stock(path, strip_prefix, ignore, strict, cuda_device)
+    if cuda_device >= 0:
+        state = {name: tensor.cuda(cuda_device) for name, tensor in state.items()}
+    return OrderedDict(modern_weights(state, _config_beside(path)))
+
+
+def _config_beside(path: Union[str, os.PathLike]) -> Any:
+    """The config of the model that a file of weights belongs to, if it lies where training or an
+    archive has it."""
+    try:
+        return json.loads((Path(path).parent / archival.CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Another program's file of this name.
+        return None

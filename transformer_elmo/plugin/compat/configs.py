@@ -1,0 +1,167 @@
+"""Configs and overrides of AllenNLP 0.x, and overrides that nothing would look at."""
+
+import importlib
+import inspect
+import os
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Optional, Union
+
+import torch
+from allennlp.commands import evaluate
+from allennlp.common import FromParams
+from allennlp.common.file_utils import cached_path
+from allennlp.common.params import Params, with_overrides
+from allennlp.models import archival
+
+from transformer_elmo import model_folder
+from transformer_elmo.archived_models import read_json
+from transformer_elmo.archives import archive_of
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.experiments import experiment_of
+from transformer_elmo.legacy import (
+    apply_overrides,
+    check_evaluation_overrides,
+    goes_over,
+    is_experiment,
+    log_changes,
+    old_signs,
+    shared_with_validation,
+)
+from transformer_elmo.legacy.archived_files import archived_files, place_of
+from transformer_elmo.legacy.config import ITERATORS, TOP_LEVEL_KEYS
+from transformer_elmo.plugin.compat import wrap
+from transformer_elmo.plugin.compat.config_files import evaluated_file, evaluated_overrides
+
+
+def install() -> None:
+    """Wraps the functions."""
+    wrap(
+        Params,
+        "from_file",
+        _from_file,
+        "configs and overrides of AllenNLP 0.x; overrides that nothing looks at; variables "
+        "not set; model folders",
+    )
+    wrap(
+        evaluate,
+        "evaluate_from_archive",
+        _evaluate_from_archive,
+        "overrides that evaluation doesn't look at are errors",
+    )
+
+
+def _from_file(
+    stock: Callable[..., Params],
+    cls: type,
+    params_file: Union[str, os.PathLike],
+    params_overrides: Union[str, Dict[str, Any]] = "",
+    ext_vars: Optional[Dict[str, Any]] = None,
+) -> Params:
+    folder = Path(params_file).parent
+    source = archive_of(folder)
+    config = _config(params_file, source, ext_vars)
+    overrides = evaluated_overrides(params_overrides, ext_vars)
+    if source is not None:
+        check_class_names(config, source)
+    opened = source is not None or _is_opened(Path(params_file))
+    shared = shared_with_validation(config, overrides) if opened else overrides
+
+    files = archived_files(folder)
+    for key, path in files.items():
+        place = place_of(config, key)
+        if place:
+            place[0][place[1]] = str(path)
+    ours = files or shared != overrides or opened or _needs_us(config, overrides)
+    if not (is_experiment(config) and ours):
+        return stock(cls, params_file, params_overrides, ext_vars)
+    modern, changes = apply_overrides(config, shared)
+    log_changes(changes, source or str(params_file))
+    return cls(modern)
+
+
+def _config(
+    params_file: Union[str, os.PathLike], source: Optional[str], ext_vars: Optional[Dict[str, Any]]
+) -> Any:
+    folder = Path(params_file).parent
+    if _is_config(Path(params_file)) and model_folder.is_model_folder(folder):
+        return experiment_of(model_folder.read_config(folder)[0])
+    if source is not None:
+        # Somebody else may have written it: it is read and nothing in it is evaluated.
+        return read_json(folder, source)
+    return evaluated_file(cached_path(params_file), ext_vars)
+
+
+def _is_config(path: Path) -> bool:
+    return path.name == archival.CONFIG_NAME
+
+
+def _is_opened(path: Path) -> bool:
+    """A folder that training left behind, or a model folder, is opened in place of an archive."""
+    folder = path.parent
+    return _is_config(path) and (
+        (folder / archival._DEFAULT_WEIGHTS).exists() or model_folder.is_model_folder(folder)
+    )
+
+
+def _needs_us(config: Dict[str, Any], overrides: Dict[str, Any]) -> bool:
+    for key in overrides:
+        top = key.split(".")[0]
+        if top in ITERATORS or not (top in TOP_LEVEL_KEYS or top in config):
+            return True
+        if goes_over(key, config.get(key), overrides[key]):
+            return True
+    if old_signs(config):
+        return True
+    try:
+        return bool(overrides) and bool(old_signs(with_overrides(config, overrides)))
+    except ValueError:
+        # AllenNLP refuses them too, and says why.
+        return False
+
+
+def _evaluate_from_archive(
+    stock: Callable[..., Dict[str, Any]], *args: Any, **kwargs: Any
+) -> Dict[str, Any]:
+    given = inspect.signature(stock).bind(*args, **kwargs).arguments
+    check_evaluation_overrides(evaluated_overrides(given.get("cmd_overrides") or ""))
+    return stock(*args, **kwargs)
+
+
+def check_class_names(config: Any, source: str) -> None:
+    """
+    AllenNLP calls whatever a config's `type` names by a dotted path. In an archive, which somebody
+    else may have written, that must be a class made to be built from a config.
+
+    # Raises
+
+    `ConfigurationError`
+        If it names anything else.
+    """
+    allowed = (
+        FromParams,
+        torch.nn.Module,
+        torch.optim.Optimizer,
+        torch.optim.lr_scheduler.LRScheduler,
+    )
+    for path in _dotted_types(config):
+        module_name, _, class_name = path.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module_name), class_name, None)
+        except ImportError:
+            # AllenNLP says which module is missing.
+            continue
+        if found is not None and not (isinstance(found, type) and issubclass(found, allowed)):
+            raise ConfigurationError(
+                f'The config of {source} has "type": {path!r}, which is no class for models or '
+                "data. Don't trust this file."
+            )
+
+
+def _dotted_types(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(config.get("type"), str) and "." in config["type"]:
+            yield config["type"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            yield from _dotted_types(value)

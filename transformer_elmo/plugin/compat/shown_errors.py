@@ -1,0 +1,89 @@
+"""
+What the `allennlp` command shows of bad input: the message, and not the calls that led to it.
+
+With `ALLENNLP_DEBUG` set, AllenNLP's own variable for more output, the calls are shown as well.
+"""
+
+import logging
+import os
+import re
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable, Optional, Type
+
+from allennlp.common import logging as common_logging
+from requests.exceptions import RequestException
+from torch.multiprocessing import ProcessRaisedException
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.compat import note, wrap
+
+# What is raised for input that is not as it must be, each with a message for whoever gave it.
+SHOWN_ALONE = (ConfigurationError, FileNotFoundError, RequestException)
+
+_IN_A_PROCESS = re.compile(r"^(\S+\.ConfigurationError|FileNotFoundError): .*\Z", re.M | re.S)
+
+
+def install() -> None:
+    """Sets the hook, now and after AllenNLP has put one of its own in place."""
+    _set_hook()
+    wrap(
+        common_logging,
+        "prepare_global_logging",
+        _prepare_global_logging,
+        "bad input in training is logged as one message, and not with all calls",
+    )
+
+
+def _prepare_global_logging(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    stock(*args, **kwargs)
+    _set_hook()
+
+
+def _set_hook() -> None:
+    """
+    Changes nothing but what the `allennlp` command prints when it ends with such an error. Called
+    again after AllenNLP has put a hook of its own in place, which logs all errors, it has the
+    message logged.
+    """
+    stock = sys.excepthook
+    if _is_allennlp_command() and getattr(stock, "func", None) is not _show:
+        sys.excepthook = partial(_show, stock)
+        note("sys.excepthook", "bad input ends the allennlp command with one message")
+
+
+def _is_allennlp_command() -> bool:
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return spec.name == "allennlp.__main__"
+    return Path(getattr(main, "__file__", None) or "").name == "allennlp"
+
+
+def _show(
+    stock: Callable[..., Any],
+    kind: Type[BaseException],
+    error: BaseException,
+    trace: Optional[TracebackType],
+) -> None:
+    message = None if os.environ.get("ALLENNLP_DEBUG") else _message(error)
+    if message is None:
+        stock(kind, error, trace)
+    elif stock is sys.__excepthook__:
+        print(message, file=sys.stderr)
+    else:
+        logging.getLogger().critical("%s", message)
+
+
+def _message(error: BaseException) -> Optional[str]:
+    """What to show alone, or `None`."""
+    if isinstance(error, SHOWN_ALONE):
+        return "".join(traceback.format_exception_only(type(error), error)).rstrip()
+    if isinstance(error, ProcessRaisedException):
+        # Holds the text of what one of several processes raised, its own calls first.
+        found = _IN_A_PROCESS.search(str(error))
+        return None if found is None else found[0].rstrip()
+    return None

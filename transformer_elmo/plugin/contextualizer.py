@@ -1,0 +1,120 @@
+"""The contextualizer as AllenNLP's configs name it."""
+
+from typing import List, Optional, Tuple, Union
+
+import torch
+from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
+from overrides import overrides
+
+from transformer_elmo.nn.packing import Packing
+from transformer_elmo.nn.transformer import BidirectionalTransformer
+
+
+@Seq2SeqEncoder.register("bidirectional_language_model_transformer", exist_ok=True)
+class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEncoder):
+    """
+    The contextualizer of Transformer ELMo: see
+    :class:`~transformer_elmo.nn.transformer.BidirectionalTransformer`.
+
+    Registered as a `Seq2SeqEncoder` with name "bidirectional_language_model_transformer".
+
+    # Parameters
+
+    input_dim : `int`, required.
+        Dimension of the word vectors; a multiple of 8, the number of attention heads.
+    hidden_dim : `int`, required.
+        Dimension of the feed-forward networks' hidden layer.
+    num_layers : `int`, required.
+        Transformer layers in each direction.
+    dropout : `float`, optional (default = `0.1`)
+        Within the transformer layers.
+    input_dropout : `float`, optional (default = `None`)
+        On the word vectors, once their positions have been added.
+    return_all_layers : `bool`, optional (default = `False`)
+        Return a list with every layer's output instead of the last one's alone.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        num_layers: int,
+        dropout: float = 0.1,
+        input_dropout: Optional[float] = None,
+        return_all_layers: bool = False,
+    ) -> None:
+        super().__init__(input_dim, hidden_dim, num_layers, dropout, input_dropout)
+        self._return_all_layers = return_all_layers
+
+    def get_attention_masks(self, mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        Who may look at whom, for inspection and for code written against allennlp-models. `forward`
+        computes what these masks say without ever making them.
+
+        # Parameters
+
+        mask : `torch.BoolTensor`
+            Shape `(batch_size, timesteps)`.
+
+        # Returns
+
+        `Tuple[torch.BoolTensor, torch.BoolTensor]`
+            Shape `(batch_size, timesteps, timesteps)`, for the forward and the backward direction:
+            whether the position of the second dimension looks at that of the third.
+        """
+        timesteps = mask.size(1)
+        earlier = torch.ones(timesteps, timesteps, dtype=torch.bool, device=mask.device).tril()
+        forward = mask.unsqueeze(-1) & earlier
+        return forward, forward.transpose(1, 2)
+
+    @overrides(check_signature=False)
+    def forward(
+        self, token_embeddings: torch.Tensor, mask: torch.Tensor
+    ) -> Union[torch.Tensor, List[torch.Tensor]]:
+        """
+        # Parameters
+
+        token_embeddings : `torch.Tensor`
+            Shape `(batch_size, timesteps, input_dim)`.
+        mask : `torch.BoolTensor`
+            Shape `(batch_size, timesteps)`. Positions outside it are neither seen nor computed.
+
+        # Returns
+
+        `torch.Tensor` or, with `return_all_layers`, a `List[torch.Tensor]` with an entry a layer
+            Shape `(batch_size, timesteps, 2 * input_dim)`: the forward direction's half, then the
+            backward one's. Zero outside the mask.
+        """
+        packing = Packing(mask)
+        layers, _ = self.layers(token_embeddings, packing)
+        return layers if self._return_all_layers else layers[0]
+
+    def layers(
+        self, token_embeddings: torch.Tensor, packing: Packing
+    ) -> Tuple[List[torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]:
+        """
+        # Returns
+
+        `Tuple[List[torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]`
+            All layers, or the top one alone without `return_all_layers`, as `forward` has them; and
+            the top layer of both directions as rows of the packing's orders.
+        """
+        forward, backward = self.rows(token_embeddings, packing)
+        wanted = slice(None) if self._return_all_layers else slice(-1, None)
+        layers = [
+            packing.unpack(*rows, token_embeddings.dtype)
+            for rows in zip(forward[wanted], backward[wanted])
+        ]
+        return layers, (forward[-1], backward[-1])
+
+    @overrides
+    def get_input_dim(self) -> int:
+        return self.input_dim
+
+    @overrides
+    def get_output_dim(self) -> int:
+        return self.output_dim
+
+    @overrides
+    def is_bidirectional(self) -> bool:
+        return True

@@ -1,0 +1,183 @@
+"""What `allennlp evaluate` reports for a language model: totals over words, not batch means."""
+
+import contextlib
+import json
+import os
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any, Dict, Optional, Union
+
+import torch
+from allennlp.common.checks import check_for_gpu
+from allennlp.common.tqdm import Tqdm
+from allennlp.common.util import dump_metrics, int_to_device
+from allennlp.data import DataLoader
+from allennlp.evaluation import Evaluator, SimpleEvaluator
+from allennlp.evaluation.serializers.serializers import SimpleSerializer
+from allennlp.models import Model
+from allennlp.nn import util
+from overrides import overrides
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import check_can_write, written_whole
+from transformer_elmo.nn.perplexity import Totals
+from transformer_elmo.nn.scoring import score_encoded
+from transformer_elmo.plugin.compat import note
+from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.plugin.vocabulary import word_list
+
+
+@Evaluator.register("language_modeling")
+class LanguageModelingEvaluator(SimpleEvaluator):
+    """
+    AllenNLP's evaluator, with differences for language models:
+
+    - the loss is the mean over predicted words, whatever the batches;
+    - no sentence is dropped for its length;
+    - the metrics say how much was evaluated: `num_sentences`; `num_tokens`, the words that each
+      direction predicted (`loss * num_tokens` is the total, in nats), boundary tokens included;
+      and `num_out_of_vocabulary`, how many of the tokens are outside the vocabulary;
+    - predictions are one line a sentence, in the order of the batches: its words and their scores
+      (see `SentenceScores.to_json`), not its vectors. Words are named as the vocabulary has them.
+      `allennlp predict` keeps the file's order and the words as they were;
+    - data without a word to predict is an error.
+
+    Registered as an `Evaluator` with name "language_modeling", which this package makes the
+    default. For any other model it does what AllenNLP's own does. Its parameters are those of
+    `SimpleEvaluator`; a `batch_serializer` of another kind than AllenNLP's simple one writes
+    predictions its own way.
+    """
+
+    @overrides(check_signature=False)
+    def __call__(
+        self,
+        model: Model,
+        data_loader: DataLoader,
+        batch_weight_key: Optional[str] = None,
+        metrics_output_file: Optional[Union[str, "PathLike[str]"]] = None,
+        predictions_output_file: Optional[Union[str, "PathLike[str]"]] = None,
+    ) -> Dict[str, Any]:
+        """
+        Parameters are those of `SimpleEvaluator`.
+
+        # Returns
+
+        `Dict[str, Any]`
+            For a language model `loss`, `perplexity`, `forward_perplexity` and
+            `backward_perplexity` if it is bidirectional, `num_sentences`, `num_tokens`,
+            `num_out_of_vocabulary`.
+
+        # Raises
+
+        `ConfigurationError`
+            If a language model has nothing to predict, or no softmax to predict it with.
+        """
+        if not isinstance(model, LanguageModel):
+            # AllenNLP's defaults are None, whatever its annotations say.
+            files: Any = (batch_weight_key, metrics_output_file, predictions_output_file)
+            return super().__call__(model, data_loader, *files)
+        check_for_gpu(self.cuda_device)
+        if model.softmax is None:
+            raise ConfigurationError(
+                "This language model has no softmax, so it can't say how probable a word is. "
+                "Evaluate the archive that was trained."
+            )
+        if batch_weight_key and batch_weight_key != "batch_weight":
+            raise ConfigurationError(
+                "The batch weight key of a language model is batch_weight, its number of predicted "
+                f"words: got {batch_weight_key!r}."
+            )
+        for output in (metrics_output_file, predictions_output_file):
+            if output is not None:
+                # Better now than after all the work.
+                check_can_write(Path(output))
+        data_loader.set_target_device(int_to_device(self.cuda_device))
+        _keep_long_sentences(data_loader)
+        _read_everything(data_loader)
+        # Under the final name there is never half a file.
+        with contextlib.ExitStack() as files:
+            predictions = None
+            if predictions_output_file is not None:
+                predictions = files.enter_context(written_whole(Path(predictions_output_file)))
+            metrics = self._evaluate(model, data_loader, predictions)
+        if metrics_output_file is not None:
+            dump_metrics(os.fspath(metrics_output_file), metrics, log=True)
+        return metrics
+
+    @torch.no_grad()
+    def _evaluate(
+        self,
+        model: LanguageModel,
+        data_loader: DataLoader,
+        predictions: Optional[IO[bytes]],
+    ) -> Dict[str, Any]:
+        assert model.softmax is not None
+        model.eval()
+        # What was counted before this data is not part of it.
+        model.get_metrics(reset=True)
+        totals, words = Totals(), word_list(model.vocab)
+        progress = Tqdm.tqdm(data_loader, desc="evaluating")
+        for batch in progress:
+            source = util.move_to_device(batch, self.cuda_device)["source"]
+            token_ids = model.token_ids(source)
+            encoded = model.encode(source)
+            outside = 0 if words.unknown is None else int((token_ids == words.unknown).sum())
+            num_sentences = int(encoded.mask.any(-1).sum())
+            totals.add(model.losses(encoded, token_ids), num_sentences, outside)
+            if totals.num_tokens:
+                progress.set_description(f"loss: {totals.loss:.4f} ||", refresh=False)
+            if predictions is None:
+                continue
+            if type(self.batch_serializer) is SimpleSerializer:
+                for scores in score_encoded(
+                    encoded, model.softmax, token_ids, words, model.is_bidirectional
+                ):
+                    line = json.dumps(scores.to_json(), ensure_ascii=False)
+                    predictions.write(f"{line}\n".encode())
+            else:
+                postprocess = getattr(model, self.postprocessor_fn_name, None)
+                line = self.batch_serializer(batch, model(source), data_loader, postprocess)
+                predictions.write(f"{line}\n".encode())
+        if not totals.num_tokens:
+            raise ConfigurationError(
+                "There is no word to predict in the data"
+                + (f" {data_path!r}" if (data_path := _data_path(data_loader)) else "")
+                + f": it has {totals.num_sentences} sentences. Expected text, one sentence a line; "
+                "of a sentence's tokens, boundary tokens included, all but one are predicted."
+            )
+        return totals.metrics()
+
+
+def _data_path(data_loader: DataLoader) -> Any:
+    return getattr(data_loader, "data_path", None)
+
+
+def _read_everything(data_loader: Any) -> None:
+    """What shortens or repeats an epoch is meant for training."""
+    sampler = getattr(data_loader, "batch_sampler", None)
+    for owner, name, value in (
+        (data_loader, "batches_per_epoch", None),
+        (data_loader, "drop_last", False),
+        (sampler, "drop_last", False),
+    ):
+        if getattr(owner, name, None):
+            setattr(owner, name, value)
+
+
+def _keep_long_sentences(data_loader: DataLoader) -> None:
+    keep = getattr(data_loader, "keep_long_sentences", None)
+    if callable(keep):
+        keep()
+    reader: Any = getattr(data_loader, "reader", None)
+    if getattr(reader, "max_sequence_length", None) is not None:
+        reader.max_sequence_length = None
+        # AllenNLP's loader read the data when it was made, without the long sentences.
+        if getattr(data_loader, "_instances", None) is not None:
+            data_loader._instances = None  # type: ignore[attr-defined]
+
+
+Evaluator.default_implementation = "language_modeling"
+note(
+    "allennlp.evaluation.Evaluator.default_implementation",
+    "evaluate reports totals over words for language models",
+)

@@ -1,0 +1,141 @@
+"""`allennlp predict` with a language model: the probability of every word."""
+
+from typing import Any, Dict, List, Optional, Union
+
+from allennlp.common.util import JsonDict
+from allennlp.data import DatasetReader, Instance
+from allennlp.data.fields import TextField
+from allennlp.models import Model
+from allennlp.predictors import Predictor
+from overrides import overrides
+
+from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line
+
+
+@Predictor.register("language_model", exist_ok=True)
+class LanguageModelPredictor(Predictor):
+    """
+    Scores sentences: one object a sentence, in the input's order, with what
+    `SentenceScores.to_json` documents.
+
+    The input has one sentence a line: text for the reader's tokenizer, or a JSON object with
+    `tokens` (a list of words) or `sentence` (a text). `allennlp predict` passes over blank lines.
+    It reads `--batch-size` lines at a time, one by default: set it to some 64.
+
+    Registered as a `Predictor` with name "language_model", the default one of language models.
+
+    # Parameters
+
+    model : `Model`, required.
+        A `LanguageModel` with its softmax.
+    dataset_reader : `DatasetReader`, required.
+        The one that it was trained with.
+    top_k : `int`, optional (default = `0`)
+        Name so many of the likeliest words in each place: from the left, from the right, and from
+        both combined. `--predictor-args '{"top_k": 5}'`.
+    max_tokens : `int`, optional (default = `2000`)
+        Tokens of a batch, padding included.
+    tokenizer : `str`, optional (default = the reader's)
+        The name of another tokenizer for text.
+    input_format : `str`, optional (default = `"auto"`)
+        "text", "json", or decided for each line: what begins with `{"` is JSON.
+
+    # Raises
+
+    `ConfigurationError`
+        If the model is another kind of model, or an argument has no such value.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        dataset_reader: DatasetReader,
+        top_k: int = 0,
+        max_tokens: int = 2000,
+        tokenizer: Optional[str] = None,
+        input_format: str = "auto",
+        frozen: bool = True,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise ConfigurationError(
+                f"The predictor has no argument {', '.join(sorted(unknown))}. It has top_k, "
+                "max_tokens, tokenizer and input_format."
+            )
+        if not isinstance(model, LanguageModel):
+            raise ConfigurationError(
+                'The predictor "language_model" needs an archive of a language model, and this is '
+                f"a {type(model).__name__}."
+            )
+        if not isinstance(top_k, int) or top_k < 0:
+            raise ConfigurationError(f"top_k must be 0 or more words, got {top_k!r}.")
+        if input_format not in INPUT_FORMATS:
+            raise ConfigurationError(
+                f"input_format must be one of {', '.join(INPUT_FORMATS)}: got {input_format!r}."
+            )
+        super().__init__(model, dataset_reader, frozen)
+        self._elmo = TransformerElmo(
+            model, dataset_reader, tokenizer=tokenizer, max_tokens=max_tokens
+        )
+        self._top_k = top_k
+        self._input_format = input_format
+
+    def predict(self, sentence: Sentence) -> JsonDict:
+        """
+        # Parameters
+
+        sentence : `str` or `List[str]`
+
+        # Returns
+
+        `JsonDict`
+        """
+        (scores,) = self._elmo.score([sentence], self._top_k)
+        return scores.to_json()
+
+    @overrides
+    def load_line(self, line: str) -> JsonDict:
+        sentence = parse_line(line.rstrip("\r\n"), self._input_format)
+        return {"sentence" if isinstance(sentence, str) else "tokens": sentence}
+
+    @overrides(check_signature=False)
+    def predict_json(self, inputs: JsonDict) -> JsonDict:
+        return self.predict(_sentence(inputs))
+
+    @overrides(check_signature=False)
+    def predict_batch_json(self, inputs: List[JsonDict]) -> List[JsonDict]:
+        sentences = [_sentence(item) for item in inputs]
+        return [scores.to_json() for scores in self._elmo.score(sentences, self._top_k)]
+
+    @overrides
+    def predict_instance(self, instance: Instance) -> JsonDict:
+        (output,) = self.predict_batch_instance([instance])
+        return output
+
+    @overrides
+    def predict_batch_instance(self, instances: List[Instance]) -> List[JsonDict]:
+        """Instances of the model's dataset reader have their boundary tokens already."""
+        sentences = []
+        for instance in instances:
+            source = instance["source"]
+            assert isinstance(source, TextField)
+            sentences.append([token.text or "" for token in source.tokens])
+        return [s.to_json() for s in self._elmo.score_tokens(sentences, self._top_k)]
+
+    @overrides
+    def _json_to_instance(self, json_dict: JsonDict) -> Instance:
+        words = self._elmo.words(_sentence(json_dict))
+        return self._dataset_reader.text_to_instance(" ".join(words))
+
+
+def _sentence(inputs: Dict[str, Any]) -> Union[str, List[str]]:
+    if "tokens" in inputs:
+        return inputs["tokens"]
+    if "sentence" in inputs:
+        return inputs["sentence"]
+    raise ConfigurationError(
+        f'Expected "sentence" (a text) or "tokens" (a list of words): got {sorted(inputs)}.'
+    )

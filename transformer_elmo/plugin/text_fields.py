@@ -1,0 +1,151 @@
+"""
+AllenNLP's text fields as the core takes batches: each distinct word of a character CNN once.
+"""
+
+from typing import Any, Dict, List, Mapping, Optional, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from allennlp.data import TextFieldTensors
+from allennlp.modules.seq2vec_encoders import CnnHighwayEncoder
+from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder, TextFieldEmbedder
+from allennlp.modules.token_embedders import EmptyEmbedder, TokenCharactersEncoder
+from allennlp.nn.util import get_text_field_mask
+
+from transformer_elmo.nn.batch import HostFacts, WordBatch
+from transformer_elmo.nn.word_encoder import CharacterCnn, distinct_words, embedded
+from transformer_elmo.nn.word_vector_cache import WordVectorCache
+
+FACTS = "host_facts"
+"""Beside the tensors of an indexer: what the host knows of them, a `HostFacts`."""
+
+_INDEX = "word_index"
+
+# Beside the modules, so that no archive holds them and no copy of a model shares them.
+_caches: "WeakKeyDictionary[TokenCharactersEncoder, WordVectorCache]" = WeakKeyDictionary()
+
+
+def host_facts(source: TextFieldTensors) -> Optional[HostFacts]:
+    """What the data loader has said of a batch, if it was ours."""
+    for tensors in source.values():
+        if FACTS in tensors:
+            return cast(HostFacts, tensors[FACTS])
+    return None
+
+
+def text_field_mask(source: TextFieldTensors) -> torch.Tensor:
+    """
+    # Parameters
+
+    source : `TextFieldTensors`
+        As AllenNLP makes them, or with distinct words: see `embed_text_field`.
+
+    # Returns
+
+    `torch.BoolTensor`
+        Shape `(batch_size, timesteps)`; `False` at padding.
+    """
+    for tensors in source.values():
+        if _INDEX in tensors:
+            return tensors[_INDEX] > 0
+    return get_text_field_mask({name: _tensors(entry) for name, entry in source.items()})
+
+
+def _tensors(entry: Mapping[str, Any]) -> Dict[str, torch.Tensor]:
+    return {name: value for name, value in entry.items() if name != FACTS}
+
+
+def embed_text_field(embedder: TextFieldEmbedder, source: TextFieldTensors) -> torch.Tensor:
+    """
+    The function that `embedder(source)` computes, with the character CNN run once for each distinct
+    word. An embedder that isn't AllenNLP's basic one is simply called.
+
+    # Parameters
+
+    embedder : `TextFieldEmbedder`
+    source : `TextFieldTensors`
+        A text field's tensors. Characters come as AllenNLP's indexer gives them, shape
+        `(batch_size, timesteps, num_characters)`, or already told apart by the data loader: a
+        dictionary with the distinct words' characters, shape `(num_distinct + 1, num_characters)`,
+        row 0 of which is all zero and stands for padding, and with `word_index`, shape
+        `(batch_size, timesteps)`, the row of each word.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(batch_size, timesteps, embedder.get_output_dim())`.
+    """
+    if type(embedder) is not BasicTextFieldEmbedder or not any(
+        _is_character_cnn(module) for module in embedder._token_embedders.values()
+    ):
+        return embedder({name: _occurrences(tensors) for name, tensors in source.items()})
+
+    vectors: List[torch.Tensor] = []
+    for name, module in sorted(embedder._token_embedders.items()):
+        if isinstance(module, EmptyEmbedder):
+            continue
+        if name in source and _is_character_cnn(module):
+            vectors.append(_embed_characters(cast(TokenCharactersEncoder, module), source[name]))
+        else:
+            # The basic embedder matches tensors with arguments; one over this entry alone does it
+            # here.
+            single = BasicTextFieldEmbedder({name: module})
+            vectors.append(
+                single({key: _occurrences(value) for key, value in source.items() if key == name})
+            )
+    return torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
+
+
+def _is_character_cnn(module: torch.nn.Module) -> bool:
+    return isinstance(module, TokenCharactersEncoder) and isinstance(
+        module._encoder._module, CnnHighwayEncoder
+    )
+
+
+def _occurrences(entry: Mapping[str, Any]) -> Dict[str, torch.Tensor]:
+    """Undoes the data loader's distinct words, for embedders that don't know about them."""
+    tensors = _tensors(entry)
+    if _INDEX not in tensors:
+        return tensors
+    index = tensors.pop(_INDEX)
+    return {name: rows[index] for name, rows in tensors.items()}
+
+
+def _embed_characters(module: TokenCharactersEncoder, entry: Mapping[str, Any]) -> torch.Tensor:
+    tensors = _tensors(entry)
+    index = tensors.pop(_INDEX, None)
+    (characters,) = tensors.values()
+    if index is None:
+        words, places = distinct_words(characters.flatten(0, -2))
+        batch = WordBatch(words, places.view(characters.shape[:-1]))
+    else:
+        batch = WordBatch(characters, index, facts=entry.get(FACTS))
+    if module not in _caches:
+        _caches[module] = WordVectorCache()
+    # AllenNLP's dropout, if any, falls on each occurrence of a word separately.
+    return module._dropout(embedded(character_cnn(module), batch, _caches[module]))
+
+
+def character_cnn(module: TokenCharactersEncoder) -> CharacterCnn:
+    """
+    # Parameters
+
+    module : `TokenCharactersEncoder`
+        Over a `CnnHighwayEncoder`.
+
+    # Returns
+
+    `CharacterCnn`
+        Its weights.
+    """
+    encoder: Any = module._encoder._module
+    norm: Any = encoder._layer_norm
+    return CharacterCnn(
+        module._embedding._module.weight,
+        [(convolution.weight, convolution.bias) for convolution in encoder._convolutions],
+        encoder._activation,
+        [(layer.weight, layer.bias) for layer in encoder._highways._layers],
+        (encoder._projection.weight, encoder._projection.bias),
+        encoder._projection_location == "after_cnn",
+        (norm.gamma, norm.beta) if hasattr(norm, "gamma") else None,
+    )

@@ -1,0 +1,415 @@
+"""A trained language model as a token embedder: a learned mixture of its layers for each word."""
+
+import logging
+from typing import Any, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from allennlp.data import DatasetReader, Token, TokenIndexer, Vocabulary
+from allennlp.data.token_indexers import SingleIdTokenIndexer, TokenCharactersIndexer
+from allennlp.models.archival import Archive
+from allennlp.modules.scalar_mix import ScalarMix
+from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
+from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
+from overrides import overrides
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.layers import Layers, all_layers, layer_number, word_copies
+from transformer_elmo.nn.long_texts import segments
+from transformer_elmo.nn.softmax import softmaxes
+from transformer_elmo.plugin.dataset_reader import reader_attribute
+from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.plugin.loading import load_language_model
+from transformer_elmo.text.batching import cut_into_batches
+
+logger = logging.getLogger(__name__)
+
+
+@TokenEmbedder.register("language_model_token_embedder", exist_ok=True)
+class LanguageModelTokenEmbedder(TokenEmbedder):
+    """
+    Embeds words with a language model from an archive: a scalar mix, learned with the model on top,
+    of the LM's layers and of the word vectors beneath them (Peters et al. 2018, equation 1).
+
+    Registered as a `TokenEmbedder` with name "language_model_token_embedder".
+
+    # Parameters
+
+    archive_file : `str`, required.
+        A `model.tar.gz` of a `LanguageModel`, or a folder or URL of one. The model's
+        contextualizer must have an attribute `num_layers` and take a parameter `return_all_layers`.
+    dropout : `float`, optional (default = `None`)
+        On the mixed vectors.
+    bos_eos_tokens : `Tuple[str, str]`, optional (default = `("<S>", "</S>")`)
+        Put around each sentence before it is embedded, for language models that were trained with
+        such tokens; `None` where the token indexer has added them, or the LM knows none.
+    remove_bos_eos : `bool`, optional (default = `True`)
+        Take the first and the last vector of each sentence away again.
+    requires_grad : `bool`, optional (default = `False`)
+        Fine-tune the language model along with the rest.
+    layers : `str` or `int`, optional (default = `"mix"`)
+        "mix" is the learned mixture of all layers, "top" the last one, a number that one: 0 is the
+        word vectors, -1 the top. One layer alone has no weights to learn.
+    scalar_mix_parameters : `List[float]`, optional (default = `None`)
+        What the mixture's parameters begin with, one for each layer; their softmax is the
+        layers' weights. By default all are 0: the mean. As in AllenNLP's `Elmo`, parameters
+        that are given stay as they are.
+    train_scalar_mix : `bool`, optional (default = `None`)
+        Whether the mixture's parameters are learned. By default they are unless
+        `scalar_mix_parameters` gives them.
+    precision : `str`, optional (default = `None`)
+        "float32" or "bfloat16" for the language model's matrix products; by default what its
+        archive says.
+    max_tokens_per_forward : `int`, optional (default = `None`)
+        Run the language model on at most so many tokens at a time, padding and boundary tokens
+        included, so that its memory has a bound. Texts of more tokens go in segments that overlap
+        (see `transformer_elmo.nn.long_texts`): what a word is understood from then ends at the
+        segment. At least 4.
+    vocab_namespace : `str`, optional (default = `None`)
+        For a language model that knows its words by their ids: the namespace of `vocab` that the
+        ids given to `forward` are from. By default the one that it was trained with.
+    vocab : `Vocabulary`, optional (default = `None`)
+        That of the model on top, whose ids become those of the language model's words; words that
+        it doesn't know become its unknown word. Not given in a config, AllenNLP adds it. Without
+        it, ids are the language model's own.
+
+    # Raises
+
+    `ConfigurationError`
+        If the archive holds no language model that words can be embedded with, or a parameter
+        doesn't fit it.
+    """
+
+    def __init__(
+        self,
+        archive_file: str,
+        dropout: Optional[float] = None,
+        bos_eos_tokens: Optional[Tuple[str, str]] = ("<S>", "</S>"),
+        remove_bos_eos: bool = True,
+        requires_grad: bool = False,
+        layers: Layers = "mix",
+        scalar_mix_parameters: Optional[List[float]] = None,
+        train_scalar_mix: Optional[bool] = None,
+        precision: Optional[str] = None,
+        max_tokens_per_forward: Optional[int] = None,
+        vocab_namespace: Optional[str] = None,
+        vocab: Optional[Vocabulary] = None,
+    ) -> None:
+        super().__init__()
+        archive = _load_with_all_layers(archive_file, precision)
+        assert isinstance(archive.model, LanguageModel)
+        self._lm = archive.model
+        for parameter in self._lm.parameters():
+            parameter.requires_grad_(requires_grad)
+
+        self._token_name = _only_embedded_name(self._lm, archive_file)
+        indexer = _indexer(archive.dataset_reader, self._token_name)
+        indexed = _indexed_boundaries(
+            self._lm, archive.dataset_reader, indexer, bos_eos_tokens or ("", "")
+        )
+        _warn_of_other_lengths(bool(bos_eos_tokens), remove_bos_eos)
+        self._indexer = indexer
+        self._vocab_namespace = vocab_namespace
+        self._lm_ids: Optional[torch.Tensor]
+        self.register_buffer("_lm_ids", None, persistent=False)
+        if vocab is not None:
+            self.extend_vocab(vocab)
+        for module in self._lm.modules():
+            # Its vocabulary is its own: that of the model on top must not make its embeddings grow.
+            if getattr(module, "_vocab_namespace", None) is not None:
+                module._vocab_namespace = None  # type: ignore[assignment]
+        self._adds_boundaries = bool(bos_eos_tokens)
+        # Not persistent: they follow the module to its device, but no archive holds such an entry.
+        self._boundaries: torch.Tensor
+        self.register_buffer("_boundaries", indexed, persistent=False)
+        self._remove_bos_eos = remove_bos_eos
+
+        self._dropout = torch.nn.Dropout(dropout or 0.0)
+        num_layers = self._lm.num_layers()
+        self._layer = layer_number(layers, num_layers)
+        if self._layer is None:
+            if scalar_mix_parameters is not None and len(scalar_mix_parameters) != num_layers:
+                raise ConfigurationError(
+                    f"scalar_mix_parameters must be {num_layers} numbers, one for each layer of "
+                    f"the language model in {archive_file}: got {len(scalar_mix_parameters)}."
+                )
+            if train_scalar_mix is None:
+                train_scalar_mix = scalar_mix_parameters is None
+            self._scalar_mix = ScalarMix(
+                num_layers,
+                do_layer_norm=False,
+                initial_scalar_parameters=scalar_mix_parameters,  # type: ignore[arg-type]
+                trainable=train_scalar_mix,
+            )
+        elif scalar_mix_parameters is not None or train_scalar_mix is not None:
+            raise ConfigurationError(
+                "scalar_mix_parameters and train_scalar_mix are for the mixture of all layers, but "
+                f"layers is {layers!r}."
+            )
+        if max_tokens_per_forward is not None:
+            # Says what is wrong with it, if anything is.
+            segments(0, max_tokens_per_forward)
+        self._max_tokens_per_forward = max_tokens_per_forward
+
+        contextual_dim = self._lm.output_dim
+        # Says what is wrong with them, if anything is.
+        word_copies(self._lm.word_dim, contextual_dim)
+        # Not every model on top compares it with its encoder's.
+        logger.info(
+            "Words embedded by the language model in %s have %d dimensions: the input_size of the "
+            "encoder on top, if it gets nothing else.",
+            archive_file,
+            contextual_dim,
+        )
+
+    @overrides
+    def get_output_dim(self) -> int:
+        return self._lm.output_dim
+
+    def extend_vocab(self, extended_vocab: Vocabulary, *args: Any, **kwargs: Any) -> None:
+        """
+        Follows a vocabulary on top that has grown, or is known only now. AllenNLP calls it for
+        every module that has it.
+
+        # Parameters
+
+        extended_vocab : `Vocabulary`
+        """
+        if isinstance(self._indexer, SingleIdTokenIndexer):
+            lm_namespace, lower = self._indexer.namespace, self._indexer.lowercase_tokens
+        elif isinstance(self._indexer, TokenCharactersIndexer):
+            lm_namespace, lower = self._indexer._namespace, False
+        else:
+            # Its ids come from no vocabulary.
+            return
+        if lm_namespace is None:
+            return
+        lm_ids = self._lm.vocab.get_token_to_index_vocabulary(lm_namespace)
+        unknown = lm_ids.get(self._lm.vocab._oov_token, 0)
+        namespace = self._vocab_namespace or lm_namespace
+        words = extended_vocab.get_index_to_token_vocabulary(namespace)
+        table = torch.zeros(max(words, default=0) + 1, dtype=torch.long)
+        for number, word in words.items():
+            if word != extended_vocab._padding_token:
+                table[number] = lm_ids.get(word.lower() if lower else word, unknown)
+        self._lm_ids = table.to(self._boundaries.device if hasattr(self, "_boundaries") else "cpu")
+
+    @overrides(check_signature=False)
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """
+        # Parameters
+
+        tokens : `torch.Tensor`
+            What the language model's own indexer makes of the words: shape `(batch_size, ...,
+            timesteps, num_characters)` of character ids, or `(batch_size, ..., timesteps)` of
+            word ids. 0 is padding.
+
+        # Returns
+
+        `torch.Tensor`
+            Shape `(batch_size, ..., timesteps, get_output_dim())`; two timesteps fewer if
+            boundaries are removed but not added, two more if they are added but not removed. Zero
+            at padding.
+        """
+        # A word is a row of characters, or a single id.
+        word_dims = self._boundaries.dim() - 1
+        *wrapping, timesteps = tokens.shape[: tokens.dim() - word_dims]
+        tokens = tokens.reshape(-1, timesteps, *tokens.shape[tokens.dim() - word_dims :])
+        if self._lm_ids is not None:
+            tokens = self._lm_ids[tokens]
+        if self._adds_boundaries:
+            tokens = _with_boundaries(tokens, self._boundaries)
+
+        limit = self._max_tokens_per_forward
+        if limit is None or tokens.shape[0] * tokens.shape[1] <= limit:
+            vectors = self._embedded(tokens)
+        else:
+            vectors = self._embedded_in_parts(tokens, limit)
+        vectors = self._dropout(vectors)
+        if self._remove_bos_eos:
+            vectors = _without_boundaries(vectors, _token_mask(tokens))
+        else:
+            vectors = vectors * _token_mask(tokens).unsqueeze(-1)
+        return vectors.view(*wrapping, *vectors.shape[-2:])
+
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Shape `(batch_size, timesteps, get_output_dim())`."""
+        # A frozen LM needs no graph. Parameters may have been thawed since, so they are asked.
+        tracked = torch.is_grad_enabled() and any(p.requires_grad for p in self._lm.parameters())
+        with torch.set_grad_enabled(tracked):
+            output = self._lm({self._token_name: {"tokens": tokens}})
+        layers = all_layers(output["noncontextual_token_embeddings"], output["lm_embeddings"])
+        if self._layer is not None:
+            return layers[self._layer]
+        return self._scalar_mix(layers)
+
+    def _embedded_in_parts(self, tokens: torch.Tensor, limit: int) -> torch.Tensor:
+        """The same, at most `limit` tokens at a time."""
+        pieces = [
+            (row, segment)
+            for row, length in enumerate(_token_mask(tokens).sum(-1).tolist())
+            if length
+            for segment in segments(length, limit)
+        ]
+        lengths = np.array([s.end - s.begin for _, s in pieces], dtype=np.int64)
+        vectors: Optional[torch.Tensor] = None
+        for indices in cut_into_batches(lengths, limit, None):
+            batch = [pieces[i] for i in indices.tolist()]
+            width = int(lengths[indices].max())
+            part = tokens.new_zeros(len(batch), width, *tokens.shape[2:])
+            for number, (row, s) in enumerate(batch):
+                part[number, : s.end - s.begin] = tokens[row, s.begin : s.end]
+            embedded = self._embedded(part)
+            if vectors is None:
+                vectors = embedded.new_zeros(*tokens.shape[:2], embedded.size(-1))
+            for number, (row, s) in enumerate(batch):
+                vectors[row, s.keep_begin : s.keep_end] = embedded[
+                    number, s.keep_begin - s.begin : s.keep_end - s.begin
+                ]
+        if vectors is None:
+            # Nothing but padding.
+            vectors = torch.zeros(*tokens.shape[:2], self.get_output_dim(), device=tokens.device)
+        return vectors
+
+
+@TokenEmbedder.register("bidirectional_lm_token_embedder", exist_ok=True)
+class BidirectionalLanguageModelTokenEmbedder(LanguageModelTokenEmbedder):
+    """
+    A `LanguageModelTokenEmbedder` over a bidirectional language model: Transformer ELMo.
+
+    Registered as a `TokenEmbedder` with name "bidirectional_lm_token_embedder". Its parameters are
+    those of `LanguageModelTokenEmbedder`.
+    """
+
+
+def _load_with_all_layers(archive_file: str, precision: Optional[str]) -> Archive:
+    """The archive of a language model whose contextualizer returns every layer."""
+    overrides = None if precision is None else {"model.precision": precision}
+    with softmaxes("left out"):
+        archive, refusal = load_language_model(archive_file, "a token embedder", overrides)
+    if refusal is not None:
+        raise ConfigurationError(
+            f"The language model in {archive_file} has a contextualizer that does not take "
+            "return_all_layers, so its layers cannot be mixed. Use one with a "
+            "bidirectional_language_model_transformer."
+        ) from refusal
+    return archive
+
+
+def _only_embedded_name(lm: LanguageModel, archive_file: str) -> str:
+    """The one entry of the language model's text field that it embeds."""
+    embedder = lm._text_field_embedder
+    if not isinstance(embedder, BasicTextFieldEmbedder):
+        raise ConfigurationError(
+            f"The language model in {archive_file} has a text field embedder of type "
+            f"{type(embedder).__name__}; only AllenNLP's basic one can be used here."
+        )
+    names = [
+        name
+        for name, module in embedder._token_embedders.items()
+        if not isinstance(module, EmptyEmbedder)
+    ]
+    if len(names) != 1:
+        raise ConfigurationError(
+            f"The language model in {archive_file} must embed its words in exactly one way, by "
+            f"their characters or by their ids, but it has {len(names)} token embedders that "
+            f"aren't empty: {names}."
+        )
+    return names[0]
+
+
+def _indexer(reader: DatasetReader, token_name: str) -> TokenIndexer:
+    """What made the ids that the language model embeds."""
+    indexers = reader_attribute(reader, "token_indexers") or {}
+    if token_name not in indexers:
+        raise ConfigurationError(
+            f"The language model embeds the entry {token_name!r} of its text field, but the "
+            f"dataset reader in its archive has token indexers for {sorted(indexers)} only."
+        )
+    return indexers[token_name]
+
+
+def _indexed_boundaries(
+    lm: LanguageModel, reader: DatasetReader, indexer: TokenIndexer, bos_eos_tokens: Sequence[str]
+) -> torch.Tensor:
+    """
+    The two boundary words as the language model's own indexer sees them. Shape `(2,)` for word ids,
+    `(2, num_characters)` for characters.
+    """
+    if len(bos_eos_tokens) != 2:
+        raise ConfigurationError(
+            "bos_eos_tokens must be two tokens, one for each end of a sentence, or null: got "
+            f"{list(bos_eos_tokens)}."
+        )
+    _warn_of_unknown_boundaries(reader, bos_eos_tokens)
+    words = [Token(token) for token in bos_eos_tokens]
+    (ids, *_) = indexer.tokens_to_indices(words, lm.vocab).values()
+    if isinstance(ids[0], list):
+        # Words of a character indexer are as long as they are.
+        width = max(map(len, ids))
+        ids = [[*row, *[0] * (width - len(row))] for row in ids]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _warn_of_unknown_boundaries(reader: DatasetReader, bos_eos_tokens: Sequence[str]) -> None:
+    if not any(bos_eos_tokens):
+        return
+    ends = [reader_attribute(reader, name) for name in ("start_tokens", "end_tokens")]
+    if None in ends:
+        return
+    trained = [[token.text for token in tokens] for tokens in ends]
+    if trained != [[token] for token in bos_eos_tokens]:
+        logger.warning(
+            "bos_eos_tokens are %s, but the language model was trained with start_tokens %s and "
+            "end_tokens %s around its sentences. Vectors near the ends of sentences will be worse "
+            "than they could be: set bos_eos_tokens to the tokens it was trained with, or to null "
+            "if it had none.",
+            list(bos_eos_tokens),
+            *trained,
+        )
+
+
+def _warn_of_other_lengths(added: bool, removed: bool) -> None:
+    """Most models on top expect one vector a word, and fail with their insides showing."""
+    if removed and not added:
+        logger.warning(
+            "bos_eos_tokens is null and remove_bos_eos is true: the first and the last vector of "
+            "each sentence are taken away. Unless the token indexer adds boundary tokens, these "
+            "are words, and the model on top gets two vectors too few: set remove_bos_eos to false."
+        )
+    elif added and not removed:
+        logger.warning(
+            "bos_eos_tokens are added and remove_bos_eos is false: each sentence has two vectors "
+            "more than words. A model that wants one a word needs remove_bos_eos true."
+        )
+
+
+def _token_mask(tokens: torch.Tensor) -> torch.Tensor:
+    """Shape `(batch_size, timesteps)`, for word ids and for characters."""
+    present = tokens != 0
+    return present.any(-1) if tokens.dim() == 3 else present
+
+
+def _with_boundaries(tokens: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
+    """Shape `(batch_size, timesteps + 2, ...)`: every sentence, an empty one too, gets both."""
+    if tokens.dim() == 3:
+        difference = boundaries.size(-1) - tokens.size(-1)
+        tokens = torch.nn.functional.pad(tokens, (0, max(difference, 0)))
+        boundaries = torch.nn.functional.pad(boundaries, (0, max(-difference, 0)))
+    lengths = _token_mask(tokens).sum(-1)
+    batch_size, timesteps = tokens.shape[:2]
+    wrapped = tokens.new_zeros(batch_size, timesteps + 2, *tokens.shape[2:])
+    wrapped[:, 1:-1] = tokens
+    wrapped[:, 0] = boundaries[0]
+    wrapped[torch.arange(batch_size, device=tokens.device), lengths + 1] = boundaries[1]
+    return wrapped
+
+
+def _without_boundaries(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """
+    Shape `(batch_size, timesteps - 2, dim)`: all but the first and the last vector of each
+    sentence, zero from there on.
+    """
+    lengths = mask.sum(-1, keepdim=True) - 2
+    steps = torch.arange(max(vectors.size(1) - 2, 0), device=vectors.device)
+    return vectors[:, 1:-1] * (steps < lengths).unsqueeze(-1)

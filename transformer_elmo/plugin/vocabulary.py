@@ -1,0 +1,323 @@
+"""Vocabularies as AllenNLP's configs name them."""
+
+import logging
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, DefaultDict, Dict, Iterable, List, Optional, Union
+
+from allennlp.common.tqdm import Tqdm
+from allennlp.common.util import namespace_match
+from allennlp.data.dataset_readers.dataset_reader import DatasetReader
+from allennlp.data.token_indexers import TokenIndexer
+from allennlp.data.tokenizers import Token, WhitespaceTokenizer
+from allennlp.data.vocabulary import (
+    DEFAULT_NON_PADDED_NAMESPACES,
+    DEFAULT_OOV_TOKEN,
+    DEFAULT_PADDING_TOKEN,
+    Vocabulary,
+)
+from overrides import overrides
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
+from transformer_elmo.plugin.indexers import depends_on_word_alone
+from transformer_elmo.text.corpus import DataPath, variables_with
+from transformer_elmo.text.vocabulary import (
+    NAMESPACE,
+    NAMESPACES_WITHOUT_PADDING,
+    PADDING,
+    WordList,
+    count_words,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class VocabularyWords(WordList):
+    """
+    The words of a namespace of AllenNLP's vocabulary, which stays the one that knows them.
+
+    # Parameters
+
+    vocab : `Vocabulary`
+    namespace : `str`, optional (default = `"tokens"`)
+    """
+
+    def __init__(self, vocab: Vocabulary, namespace: str = NAMESPACE) -> None:
+        self._vocab, self._namespace = vocab, namespace
+        self.unknown_word = vocab._oov_token
+
+    def __len__(self) -> int:
+        return self._vocab.get_vocab_size(self._namespace) - 1
+
+    def __getitem__(self, number: int) -> str:
+        return self._vocab.get_token_from_index(number, self._namespace)
+
+    @property
+    def ids(self) -> Dict[str, int]:
+        return self._vocab.get_token_to_index_vocabulary(self._namespace)
+
+    @property
+    def words(self) -> List[str]:  # type: ignore[override]
+        return [self[number] for number in range(1, len(self) + 1)]
+
+
+def vocabulary_of(words: WordList) -> Vocabulary:
+    """AllenNLP's vocabulary of these words, in the namespace "tokens"."""
+    vocab = Vocabulary()
+    # Word by word, AllenNLP takes a second for every 100,000.
+    vocab._token_to_index[NAMESPACE] = {PADDING: 0, **words.ids}
+    vocab._index_to_token[NAMESPACE] = {0: PADDING, **dict(enumerate(words.words, start=1))}
+    return vocab
+
+
+def word_list(vocab: Vocabulary) -> WordList:
+    """The words that a language model with this vocabulary predicts."""
+    return VocabularyWords(vocab)
+
+
+class CorpusVocabulary(Vocabulary):
+    """
+    The home of the constructor "from_corpus"; what it makes are plain vocabularies.
+    """
+
+    @classmethod
+    def from_corpus(
+        cls,
+        data_path: Union[str, List[str]],
+        reader: Optional[DatasetReader] = None,
+        start_tokens: Optional[List[str]] = None,
+        end_tokens: Optional[List[str]] = None,
+        min_count: Optional[Dict[str, int]] = None,
+        max_vocab_size: Optional[Union[int, Dict[str, int]]] = None,
+        non_padded_namespaces: Iterable[str] = DEFAULT_NON_PADDED_NAMESPACES,
+        pretrained_files: Optional[Dict[str, str]] = None,
+        only_include_pretrained_words: bool = False,
+        tokens_to_add: Optional[Dict[str, List[str]]] = None,
+        min_pretrained_embeddings: Optional[Dict[str, int]] = None,
+        padding_token: Optional[str] = DEFAULT_PADDING_TOKEN,
+        oov_token: Optional[str] = DEFAULT_OOV_TOKEN,
+    ) -> Vocabulary:
+        """
+        Counts a corpus. The result is that of AllenNLP's `from_instances` on the instances that the
+        reader makes of it: words by falling frequency, those of the same frequency in the order in
+        which they first occur.
+
+        Registered as a `Vocabulary` with name "from_corpus".
+
+        # Parameters
+
+        data_path : `str` or `List[str]`
+            What :func:`~transformer_elmo.text.corpus.find_shards` takes.
+        reader : `DatasetReader`, optional (default = `None`)
+            What splits sentences and names the namespaces, like the config's `dataset_reader`. By
+            default words are split at white space and counted for the namespace "tokens".
+        start_tokens : `List[str]`, optional (default = `None`)
+            Counted once for each sentence. With a `reader`, its own are.
+        end_tokens : `List[str]`, optional (default = `None`)
+            Likewise.
+        min_count, max_vocab_size, non_padded_namespaces, pretrained_files,
+        only_include_pretrained_words, tokens_to_add, min_pretrained_embeddings, padding_token,
+        oov_token
+            As in AllenNLP's `Vocabulary`.
+        """
+        counter: Dict[str, Dict[str, int]]
+        if reader is None:
+            counter = {NAMESPACE: count_words(data_path, start_tokens or (), end_tokens or ())}
+        elif start_tokens or end_tokens:
+            raise ConfigurationError(
+                '"start_tokens" and "end_tokens" of the vocabulary "from_corpus" are for a corpus '
+                'without a "reader"; with one, its own are counted.'
+            )
+        else:
+            counter = _count_with_reader(data_path, reader)
+        # AllenNLP's own signature says `int` where it means `Optional[int]`.
+        options: Dict[str, Any] = {
+            "min_count": min_count,
+            "max_vocab_size": max_vocab_size,
+            "tokens_to_add": tokens_to_add,
+            "min_pretrained_embeddings": min_pretrained_embeddings,
+        }
+        return Vocabulary(
+            counter=counter,
+            non_padded_namespaces=non_padded_namespaces,
+            pretrained_files=pretrained_files,
+            only_include_pretrained_words=only_include_pretrained_words,
+            padding_token=padding_token,
+            oov_token=oov_token,
+            **options,
+        )
+
+
+Vocabulary.register("from_corpus", constructor="from_corpus", exist_ok=True)(CorpusVocabulary)
+
+
+def _count_with_reader(data_path: DataPath, reader: DatasetReader) -> Dict[str, Dict[str, int]]:
+    counter: DefaultDict[str, Dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    if (
+        isinstance(reader, SimpleLanguageModelingDatasetReader)
+        and type(reader.tokenizer) is WhitespaceTokenizer
+        and reader.max_instances is None
+        and all(map(depends_on_word_alone, reader.token_indexers.values()))
+    ):
+        max_length = reader.max_sequence_length
+        words = count_words(
+            data_path,
+            [token.ensure_text() for token in reader.start_tokens],
+            [token.ensure_text() for token in reader.end_tokens],
+            max_words=None if max_length is None else max_length - reader.num_boundary_tokens,
+        )
+        for indexer in reader.token_indexers.values():
+            _count_distinct(words, indexer, counter)
+    else:
+        instances = reader.read(data_path)  # type: ignore[arg-type]
+        for instance in Tqdm.tqdm(instances, desc="counting words"):
+            instance.count_vocab_items(counter)
+    return counter
+
+
+def _count_distinct(
+    words: Dict[str, int], indexer: TokenIndexer, counter: Dict[str, Dict[str, int]]
+) -> None:
+    # The indexer is asked about each distinct word once, and its answer counts as often as the
+    # word.
+    for word, count in words.items():
+        once: DefaultDict[str, Dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        indexer.count_vocab_items(Token(word), once)
+        for namespace, items in once.items():
+            for item, number in items.items():
+                counter[namespace][item] += number * count
+
+
+class CheckedVocabulary(Vocabulary):
+    """
+    The home of the constructor "from_files" that says what is wrong with a folder; what it makes
+    are plain vocabularies.
+    """
+
+    @classmethod
+    @overrides(check_signature=False)
+    def from_files(
+        cls,
+        directory: Union[str, "os.PathLike[str]"],
+        padding_token: Optional[str] = DEFAULT_PADDING_TOKEN,
+        oov_token: Optional[str] = DEFAULT_OOV_TOKEN,
+    ) -> Vocabulary:
+        """
+        AllenNLP's function of this name.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is no such folder, or a file in it can't be used: the message names the file,
+            the line and the way on.
+        """
+        if not os.path.isdir(directory):
+            # A file may be an archive of the folder, which AllenNLP unpacks.
+            if not os.path.exists(directory) and "://" not in str(directory):
+                raise ConfigurationError(
+                    f"There is no vocabulary at {directory}.{variables_with(str(directory))} "
+                    "Expected a folder with one file of words for each namespace, such as "
+                    "tokens.txt."
+                )
+        else:
+            check_vocabulary_folder(Path(directory), None, oov_token or DEFAULT_OOV_TOKEN)
+        return Vocabulary.from_files(directory, padding_token, oov_token)
+
+
+Vocabulary.register("from_files", constructor="from_files", exist_ok=True)(CheckedVocabulary)
+
+
+def check_vocabulary_folder(
+    folder: Path, archive: Optional[str], oov_token: str = DEFAULT_OOV_TOKEN
+) -> None:
+    """
+    # Parameters
+
+    folder : `Path`
+    archive : `str`, optional
+        The archive that it was in. A model was trained with that vocabulary, so that oddities are
+        only told.
+    oov_token : `str`, optional (default = `"@@UNKNOWN@@"`)
+
+    # Raises
+
+    `ConfigurationError`
+        If the folder isn't a vocabulary, or a file in it can't be used.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"{archive or folder} has no folder vocabulary, so it is not a model archive."
+        )
+    unpadded = folder / NAMESPACES_WITHOUT_PADDING
+    if not unpadded.exists():
+        raise ConfigurationError(
+            f"{archive or folder} has no {NAMESPACES_WITHOUT_PADDING}"
+            f"{' in its vocabulary' if archive else ''}. A vocabulary is a folder with one file of "
+            "words for each namespace, such as tokens.txt, and this one, which holds two lines: "
+            "*labels and *tags."
+        )
+    try:
+        patterns = unpadded.read_text(encoding="utf-8").split()
+    except (UnicodeDecodeError, OSError):
+        raise ConfigurationError(
+            f"{unpadded.name} of {archive or folder} can't be read as UTF-8."
+        ) from None
+    for file in sorted(folder.iterdir()):
+        if file == unpadded or file.name.startswith("."):
+            continue
+        if file.is_dir():
+            raise ConfigurationError(
+                f"{file} is a folder. A vocabulary is a folder of files, each with the words of "
+                "one namespace."
+            )
+        namespace = file.name.replace(".txt", "")
+        padded = not any(namespace_match(pattern, namespace) for pattern in patterns)
+        problem = _problem(file, padded, namespace == NAMESPACE, oov_token)
+        if problem is not None and archive is not None:
+            logger.warning("%s", problem)
+        elif problem is not None:
+            raise ConfigurationError(problem)
+
+
+def _problem(file: Path, padded: bool, predicted: bool, oov_token: str) -> Optional[str]:
+    words = WordList.read(file, unknown_word=oov_token)
+    if padded and oov_token not in words.ids:
+        return _without_oov_token(file, words, oov_token)
+    if len(words.ids) < len(words) or (padded and PADDING in words.ids):
+        return _first_duplicate(file, words)
+    if padded and predicted and "" in words.ids:
+        return (
+            f"{file}, line {words.ids['']}: this line is empty. The number of a word is the number "
+            "of its line. Remove empty lines."
+        )
+    return None
+
+
+def _without_oov_token(file: Path, words: WordList, oov_token: str) -> str:
+    message = (
+        f"{file} has no line {oov_token}, the entry for words that are not in the list. A "
+        "vocabulary file has one word a line, this one among them; every file in the folder is "
+        "taken for one."
+    )
+    for other in ("<UNK>", "<unk>", "[UNK]", "UNK"):
+        if other in words.ids:
+            return message + f" Line {words.ids[other]} is {other}: write {oov_token} there."
+    return message + " Add it, for example as the first line."
+
+
+def _first_duplicate(file: Path, words: WordList) -> str:
+    lines: Dict[str, int] = {}
+    for number, word in enumerate(words.words, start=1):
+        if word in lines:
+            return (
+                f"{file}, line {number}: the word {word!r} is also on line {lines[word]}. The "
+                "number of a word is the number of its line, so that each may be there once. "
+                "Remove the second."
+            )
+        lines[word] = number
+    return (
+        f"{file} has the entry for padding, or that for unknown words, twice under two names. "
+        "Remove one."
+    )

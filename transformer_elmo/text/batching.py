@@ -1,0 +1,181 @@
+"""
+Which sentences make a batch, in which order the batches come, and which process takes which.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Generic, Iterator, List, Optional, Protocol, Tuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transformer_elmo.errors import ConfigurationError
+
+Indices = NDArray[np.int64]
+
+
+def random_order(length: int, seed: int, *path: int) -> Indices:
+    """
+    A random permutation that depends on the arguments alone.
+
+    # Parameters
+
+    length : `int`
+    seed : `int`
+    path : `int`
+        What the permutation is for: a different path gives an independent one.
+    """
+    # NumPy promises that the raw numbers of a bit generator stay the same from version to version,
+    # which it does not for `Generator.permutation`.
+    bits = np.random.PCG64(np.random.SeedSequence(entropy=seed, spawn_key=path))
+    return np.argsort(bits.random_raw(length), kind="stable")
+
+
+def cut_into_batches(
+    lengths: NDArray[np.int64],
+    max_tokens: Optional[int],
+    batch_size: Optional[int],
+    shuffle: Optional[Tuple[int, ...]] = None,
+) -> List[Indices]:
+    """
+    Cuts sentences into batches of about equal length.
+
+    # Parameters
+
+    lengths : `NDArray[int64]`
+        Shape `(num_sentences,)`: the padded length that a sentence asks for.
+    max_tokens : `int`, optional
+        The most tokens that a batch may have, padding included. A longer sentence goes alone.
+    batch_size : `int`, optional
+        The most sentences that a batch may have.
+    shuffle : `Tuple[int, ...]`, optional (default = `None`)
+        A seed and a path (see :func:`random_order`): sentences of the same length and whole batches
+        are shuffled by it. By default both keep their order, short sentences first.
+
+    # Returns
+
+    `List[NDArray[int64]]`
+        The indices of each batch's sentences. Each sentence is in exactly one.
+    """
+    order = np.arange(len(lengths)) if shuffle is None else random_order(len(lengths), *shuffle, 0)
+    order = order[np.argsort(lengths[order], kind="stable")]
+    ascending = lengths[order]
+    batches: List[Indices] = []
+    begin = 0
+    while begin < len(order):
+        most = len(order) - begin
+        if batch_size is not None:
+            most = min(most, batch_size)
+        if max_tokens is not None:
+            most = min(most, max(1, max_tokens // max(1, int(ascending[begin]))))
+            # With each sentence more, both the number of rows and their width can only grow.
+            padded = ascending[begin : begin + most] * np.arange(1, most + 1)
+            most = max(1, int(np.searchsorted(padded, max_tokens, side="right")))
+        batches.append(order[begin : begin + most])
+        begin += most
+    if shuffle is not None:
+        batches = [batches[i] for i in random_order(len(batches), *shuffle, 1)]
+    return batches
+
+
+class Batch(Protocol):
+    """A batch that can be dealt out: some sentences of known lengths."""
+
+    def __len__(self) -> int:
+        """The number of sentences."""
+
+    def num_padded_tokens(self) -> int:
+        """The sentences times the longest one's length."""
+
+    def split(self, num_sentences: int) -> Tuple[Any, Any]:
+        """The batch cut after so many sentences."""
+
+    def merge(self, other: Any) -> Any:
+        """A batch of these sentences and then the other's."""
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+@dataclass(frozen=True)
+class Dealt(Generic[BatchT]):
+    """
+    A process's batch, and where the sequence can be taken up again after it.
+
+    # Attributes
+
+    batch : `BatchT`
+    resume_at : `BatchT`, optional
+        A sequence begun at this batch is dealt out the same from there on, but for the first
+        `num_skipped` rounds. `None` after the last round.
+    num_skipped : `int`
+    """
+
+    batch: BatchT
+    resume_at: Optional[BatchT]
+    num_skipped: int = 0
+
+
+def deal(batches: Iterator[BatchT], rank: int, world_size: int) -> Iterator[Dealt[BatchT]]:
+    """
+    Deals a sequence of batches, the same one in every process, out to the processes: each takes one
+    of every `world_size` batches. All take the same number of batches, none is lost and none grows.
+    Where the last round is short of batches, the largest of the last two rounds are split until
+    each process has one more. Only where all of those are single sentences, some of them share a
+    batch.
+
+    # Parameters
+
+    batches : `Iterator[BatchT]`
+    rank : `int`
+    world_size : `int`
+
+    # Returns
+
+    `Iterator[Dealt[BatchT]]`
+        This process's batch of each round.
+
+    # Raises
+
+    `ConfigurationError`
+        If there are fewer sentences than processes.
+    """
+    # A round is held back until the one after it is complete.
+    held: List[BatchT] = []
+    dealt: List[BatchT] = []
+    for batch in batches:
+        dealt.append(batch)
+        if len(dealt) == world_size:
+            if held:
+                yield Dealt(held[rank], dealt[0])
+            held, dealt = dealt, []
+    if not dealt:
+        if held:
+            yield Dealt(held[rank], None)
+        return
+    first = (held or dealt)[0]
+    if sum(map(len, dealt)) >= world_size:
+        if held:
+            yield Dealt(held[rank], dealt[0])
+        held = []
+    rest = held + dealt
+    num_sentences = sum(map(len, rest))
+    if num_sentences < world_size:
+        raise ConfigurationError(
+            f"The corpus has {num_sentences} sentences, fewer than the {world_size} processes that "
+            "share it. Use fewer processes or more text."
+        )
+    num_rounds = 2 if held and num_sentences >= 2 * world_size else 1
+    while len(rest) < num_rounds * world_size:
+        largest = max(range(len(rest)), key=lambda i: len(rest[i]))
+        rest[largest : largest + 1] = rest[largest].split(len(rest[largest]) // 2)
+    while len(rest) > num_rounds * world_size:
+        last = rest.pop()
+        merged = [batch.merge(last) for batch in rest]
+        growth = [
+            new.num_padded_tokens() - old.num_padded_tokens() for new, old in zip(merged, rest)
+        ]
+        best = growth.index(min(growth))
+        rest[best] = merged[best]
+    if num_rounds == 2:
+        yield Dealt(rest[rank], first, 1)
+    yield Dealt(rest[(num_rounds - 1) * world_size + rank], None)

@@ -1,0 +1,473 @@
+"""
+Where text comes from: a file, a directory, a glob, a list, a URL, compressed or not, read as blocks
+of whole lines of UTF-8. A sentence is a line; only `\\n`, with or without a `\\r` before it, ends
+one.
+"""
+
+import bz2
+import codecs
+import glob
+import gzip
+import io
+import logging
+import lzma
+import os
+import zlib
+from pathlib import Path
+from typing import IO, Any, Callable, Iterator, List, Sequence, Union, cast
+
+from overrides import overrides
+
+from transformer_elmo.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+PathOrStr = Union[str, "os.PathLike[str]"]
+DataPath = Union[PathOrStr, Sequence[PathOrStr]]
+
+# Large enough that a block costs one system call and a few array operations, small enough that its
+# words (some 200,000 strings) stay a small part of the memory that a run takes.
+BLOCK_SIZE = 2**20
+
+# A file says by its first bytes how it is compressed, so a download that lost its suffix is read
+# all the same. None of these can begin a UTF-8 text: the second byte of gzip's and the first of
+# xz's and zstd's are not UTF-8 there, and bzip2's ten bytes hold the digits of pi.
+_MAGIC = {"gzip": b"\x1f\x8b", "xz": b"\xfd7zXZ\x00", "zstd": b"\x28\xb5\x2f\xfd"}
+_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+_BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
+
+
+def find_shards(data_path: DataPath) -> List[Path]:
+    """
+    Lists the files that a path stands for.
+
+    # Parameters
+
+    data_path : `str`, `PathLike`, or a list of them
+        A file; a directory, whose files are taken in the order of their names (hidden files and
+        sub-folders are skipped); a glob, likewise in order; or a URL (`http://`, `https://`,
+        `s3://` and whatever else the library `cached_path` knows), which is downloaded once. A
+        list is taken in its own order.
+
+    # Returns
+
+    `List[Path]`
+        At least one file.
+
+    # Raises
+
+    `ConfigurationError`
+        If nothing is found, a URL can't be fetched, or a path is no file (a pipe, for example,
+        can't be read once for each epoch). The message names the path, and the environment
+        variables that hold it.
+    """
+    if isinstance(data_path, (list, tuple)):
+        if not data_path:
+            raise ConfigurationError("The corpus is an empty list: name at least one file.")
+        return [shard for part in data_path for shard in find_shards(part)]
+    if not isinstance(data_path, (str, os.PathLike)):
+        raise ConfigurationError(
+            "A corpus is a path, a glob, a URL or a list of them, and this is a "
+            f"{type(data_path).__name__}: {data_path!r}."
+        )
+    name = os.fspath(data_path)
+    if not name:
+        raise ConfigurationError(f"The path of the corpus is empty.{variables_with(name)}")
+    if "://" in name:
+        return [fetch(name)]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = [file for file in path.iterdir() if not file.name.startswith(".")]
+        nothing = (
+            f"The directory {name} has no file in it (hidden files and sub-folders are skipped)."
+        )
+    elif path.is_file():
+        return [path]
+    elif path.exists():
+        raise ConfigurationError(
+            f"{name} is neither a file nor a directory.{variables_with(name)} A corpus is read "
+            "more than once, so a pipe won't do: write its text to a file."
+        )
+    else:
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        nothing = f"No file matches {name}."
+    shards = sorted(file for file in found if file.is_file())
+    if not shards:
+        raise ConfigurationError(
+            f"{nothing}{variables_with(name)} Expected a file, a directory, a glob or a URL of "
+            f"text, one sentence a line. The current directory is {os.getcwd()}."
+        )
+    return shards
+
+
+def _cached_path(url: str) -> str:
+    try:
+        from cached_path import cached_path
+    except ImportError:
+        raise ConfigurationError(
+            f"{url} is an address. Install what downloads it (pip install cached-path), or "
+            "download it by other means and give the file's path."
+        ) from None
+    return str(cached_path(url))
+
+
+download: Callable[[str], str] = _cached_path
+"""
+From an address to the path of a file with what is there. Under AllenNLP it is AllenNLP's own
+function, with its cache.
+"""
+
+
+def fetch(url: str) -> Path:
+    """
+    The file that an address leads to, downloaded once.
+
+    # Raises
+
+    `ConfigurationError`
+        If it can't be had.
+    """
+    try:
+        return Path(download(url))
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        # Each kind of address has a client, and errors, of its own.
+        reason = "there is nothing" if isinstance(error, FileNotFoundError) else error
+        raise ConfigurationError(
+            f"Can't fetch {url}: {reason}.{variables_with(url)} Check the address, or download it "
+            "by other means and give the file's path."
+        ) from error
+
+
+def variables_with(path: str) -> str:
+    # A config has replaced its variables by their values long before a path comes here, so the
+    # variable is found again by its value.
+    names = sorted(name for name, value in os.environ.items() if value == path and name != "_")
+    if not names:
+        return ""
+    return f" The path is the value of the environment variable {' and '.join(names)}."
+
+
+def read_sentences(shard: PathOrStr) -> Iterator[str]:
+    """
+    Reads the sentences of one file, without their line ends. Blank lines are skipped, and the log
+    says how many there were.
+
+    # Parameters
+
+    shard : `str` or `PathLike`
+        A file of UTF-8, plain or compressed by gzip, bzip2, xz or zstd.
+
+    # Returns
+
+    `Iterator[str]`
+
+    # Raises
+
+    `ConfigurationError`
+        If the file can't be read to its end or isn't UTF-8.
+    """
+    blank_lines = 0
+    for line in _lines_of_shard(shard):
+        if is_blank(line):
+            blank_lines += 1
+        else:
+            yield line
+    if blank_lines:
+        logger.info("Skipped %d blank lines of %s.", blank_lines, shard)
+
+
+def read_lines(data_path: DataPath) -> Iterator[str]:
+    """
+    All lines of a text, blank ones too, without their ends.
+
+    # Parameters
+
+    data_path : `str`, `PathLike`, or a list of them
+        See :func:`find_shards`.
+
+    # Raises
+
+    `ConfigurationError`
+        If it can't be read, or isn't UTF-8.
+    """
+    for shard in find_shards(data_path):
+        yield from _lines_of_shard(shard)
+
+
+def _lines_of_shard(shard: PathOrStr) -> Iterator[str]:
+    line_number = 1
+    for block in read_blocks(shard):
+        lines = split_lines(decode(block, shard, line_number))
+        line_number += len(lines)
+        yield from lines
+
+
+def split_lines(text: str) -> List[str]:
+    """
+    The lines of a text without their ends: `\\n`, or `\\r\\n`. What comes after the last end is a
+    line unless it is empty.
+    """
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    if "\r" in text:
+        lines = [line[:-1] if line.endswith("\r") else line for line in lines]
+    return lines
+
+
+def is_blank(line: str) -> bool:
+    """Whether a line has no word in it."""
+    return not line or line.isspace()
+
+
+def count_lines(data_path: DataPath) -> int:
+    """How many lines :func:`read_lines` will give."""
+    return sum(
+        count_lines_of(block) for shard in find_shards(data_path) for block in read_blocks(shard)
+    )
+
+
+def count_lines_of(block: bytes) -> int:
+    """How many lines a block of whole lines has; the last one may lack its end."""
+    return block.count(b"\n") + (bool(block) and not block.endswith(b"\n"))
+
+
+def has_sentences(shard: PathOrStr) -> bool:
+    """
+    Looks through a file, to its end.
+
+    # Returns
+
+    `bool`
+        Whether any of its lines isn't blank.
+
+    # Raises
+
+    `ConfigurationError`
+        If the file can't be read to its end or isn't UTF-8.
+    """
+    line_number, found = 1, False
+    for block in read_blocks(shard):
+        found = bool(decode(block, shard, line_number).strip()) or found
+        line_number += count_lines_of(block)
+    return found
+
+
+def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
+    """
+    Reads a file as blocks of whole lines.
+
+    # Parameters
+
+    shard : `str` or `PathLike`
+        A file, plain or compressed.
+    offset : `int`, optional (default = `0`)
+        Where to begin: a number of (uncompressed) bytes, at the beginning of a line.
+    block_size : `int`, optional (default = `2**20`)
+        A block has about this many bytes, more if a line has.
+
+    # Returns
+
+    `Iterator[bytes]`
+        Together they are the file. All but the last one end with `\\n`.
+
+    # Raises
+
+    `ConfigurationError`
+        If the file can't be read to its end, or is an archive of files.
+    """
+    try:
+        with open_shard(shard) as file:
+            if file.seekable():
+                file.seek(offset)
+            else:
+                while offset and (skipped := len(file.read(min(offset, block_size)))):
+                    offset -= skipped
+            # The pieces of a line that is longer than a block are kept apart until its end is seen:
+            # joined one by one they would be copied again and again.
+            pending: List[bytes] = []
+            is_first = offset == 0
+            while block := file.read(block_size):
+                if is_first:
+                    _check_is_text(block, shard)
+                    is_first = False
+                end = block.rfind(b"\n") + 1
+                if end:
+                    yield b"".join([*pending, block[:end]])
+                    pending = [block[end:]] if end < len(block) else []
+                else:
+                    pending.append(block)
+            if pending:
+                yield b"".join(pending)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ConfigurationError(
+            f"Can't read {shard} to its end: {error}. If it was downloaded, download it again."
+        ) from error
+
+
+def _check_is_text(head: bytes, shard: PathOrStr) -> None:
+    # A tar file of texts is valid UTF-8: its names and sizes would be read as words.
+    for kind, magic, offset in (("tar", b"ustar", 257), ("zip", b"PK\x03\x04", 0)):
+        if head.startswith(magic, offset):
+            raise ConfigurationError(
+                f"{shard} is a {kind} archive, not text. Unpack it, and give the path of the "
+                "files in it."
+            )
+    # Of Latin letters, every second byte is zero in UTF-16, which UTF-8 takes for characters.
+    beginning = head[:1024]
+    marked = beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not marked and 4 * beginning.count(0) >= len(beginning) > 0:
+        raise _not_utf8(
+            shard, "it begins like UTF-16, or like no text at all, and is not UTF-8", "utf-16"
+        )
+
+
+def decode(block: bytes, shard: PathOrStr, line_number: int) -> str:
+    """
+    Decodes a block of lines as UTF-8. A byte-order mark before the first line is no part of it.
+
+    # Parameters
+
+    block : `bytes`
+        Whole lines.
+    shard : `str` or `PathLike`
+        The file that it comes from, for the message.
+    line_number : `int`
+        The number of its first line in that file, counted from 1, for the message.
+
+    # Raises
+
+    `ConfigurationError`
+        If it isn't UTF-8. The message has the file, the line and the way on.
+    """
+    try:
+        text = block.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = line_number + block.count(b"\n", 0, error.start)
+        begin = block.rfind(b"\n", 0, error.start) + 1
+        encoding = "latin1"
+        if line == 1 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding = "utf-16"
+        raise _not_utf8(
+            f"{shard}, line {line}",
+            f"byte {error.start - begin + 1} of the line (0x{block[error.start]:02x}) is not UTF-8",
+            encoding,
+        ) from None
+    return text[1:] if line_number == 1 and text.startswith("\ufeff") else text
+
+
+def _not_utf8(where: PathOrStr, what: str, encoding: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{where}: {what}. Convert the file, for example with `iconv -f {encoding} -t utf-8 FILE > "
+        f"NEW` (put its real encoding for {encoding}), or drop such bytes with `iconv -f utf-8 -t "
+        "utf-8 -c FILE > NEW`."
+    )
+
+
+def open_shard(shard: PathOrStr) -> IO[bytes]:
+    """
+    Opens a file for reading bytes, through the decompressor that its first bytes ask for.
+
+    # Raises
+
+    `ConfigurationError`
+        If its name promises a compression that it doesn't have, or zstd is needed and not
+        installed.
+    """
+    path = Path(shard)
+    file = open(path, "rb")  # noqa: SIM115 (whoever asked for it closes it)
+    try:
+        head = file.read(16)
+        file.seek(0)
+        compression = _compression_of(head)
+        promised = _SUFFIXES.get(path.suffix)
+        if promised is not None and head and compression != promised:
+            raise ConfigurationError(
+                f"{path} is named {path.suffix}, but it isn't {promised} data. Compress it, or "
+                "rename it."
+            )
+        if compression == "gzip":
+            # GzipFile closes only what it opened itself.
+            file.close()
+            return cast(IO[bytes], gzip.open(path, "rb"))
+        if compression == "bzip2":
+            file.close()
+            return cast(IO[bytes], bz2.open(path, "rb"))
+        if compression == "xz":
+            file.close()
+            return cast(IO[bytes], lzma.open(path, "rb"))
+        if compression == "zstd":
+            return _open_zstd(file, path)
+        return file
+    except BaseException:
+        file.close()
+        raise
+
+
+def _compression_of(head: bytes) -> str:
+    for name, magic in _MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if head[:3] == b"BZh" and head[3:4].isdigit() and head[4:10] in _BZIP2_BLOCKS:
+        return "bzip2"
+    return "none"
+
+
+def _open_zstd(file: IO[bytes], path: Path) -> IO[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise ConfigurationError(
+            f"{path} is compressed by zstd. Install its reader with `pip install zstandard`, or "
+            f"decompress the file with `unzstd {path.name}`."
+        ) from None
+    # A buffer in front makes short reads whole ones.
+    return io.BufferedReader(_ZstdFile(file, zstandard), BLOCK_SIZE)
+
+
+class _ZstdFile(io.RawIOBase):
+    """
+    The package's own reader takes a file that was cut off for a complete one.
+    """
+
+    def __init__(self, file: IO[bytes], zstandard: Any) -> None:
+        super().__init__()
+        self._file = file
+        self._zstandard = zstandard
+        # Files may have been compressed with windows of up to 2 GB (`zstd --long=31`).
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame: Any = None
+        self._compressed = b""
+        self._text = memoryview(b"")
+
+    @overrides
+    def readable(self) -> bool:
+        return True
+
+    @overrides(check_signature=False)
+    def readinto(self, buffer: Any) -> int:
+        while not self._text:
+            self._compressed = self._compressed or self._file.read(2**17)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end of a frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            try:
+                self._text = memoryview(self._frame.decompress(self._compressed))
+            except self._zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+            self._compressed = b""
+            if self._frame.eof:
+                self._compressed, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._text))
+        buffer[:size] = self._text[:size]
+        self._text = self._text[size:]
+        return size
+
+    @overrides
+    def close(self) -> None:
+        self._file.close()
+        super().close()

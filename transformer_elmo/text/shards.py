@@ -1,0 +1,73 @@
+"""The files of a corpus, as they were when it was opened."""
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import List, Tuple
+
+from transformer_elmo.errors import ConfigurationError
+
+# Of a larger file only its beginning, middle and end are read to tell whether it is the same.
+_SAMPLE = 2**16
+
+
+class Shards:
+    """
+    # Parameters
+
+    paths : `List[Path]`
+
+    # Raises
+
+    `ConfigurationError`
+        If a file can't be looked at.
+    """
+
+    def __init__(self, paths: List[Path]) -> None:
+        self.paths = paths
+        self._seen = {path: _look_at(path) for path in paths}
+        self.num_bytes = sum(self._seen[path][0] for path in paths)
+
+    @cached_property
+    def description(self) -> str:
+        """Their number, and what their names and sizes come to."""
+        names = "\n".join(f"{path.name} {self._seen[path][0]}" for path in self.paths)
+        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{len(self.paths)} files of {self.num_bytes} bytes (names and sizes: {digest[:16]})"
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of what is in them; of large files, of a sample."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                with open(path, "rb") as file:
+                    size = self._seen[path][0]
+                    for begin in (0, size // 2, max(0, size - _SAMPLE)):
+                        file.seek(begin)
+                        digest.update(file.read(_SAMPLE))
+            except OSError as error:
+                raise ConfigurationError(f"Can't read {path}: {error.strerror}.") from error
+        return digest.hexdigest()[:16]
+
+    def check(self, path: Path) -> None:
+        """
+        # Raises
+
+        `ConfigurationError`
+            If a file is gone or isn't what it was: an epoch of two different corpora would look
+            like any other.
+        """
+        if _look_at(path) != self._seen[path]:
+            raise ConfigurationError(
+                f"{path} has changed since the run opened it. Restore it, or begin a new run."
+            )
+
+
+def _look_at(path: Path) -> Tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ConfigurationError(f"Can't read {path}: {error.strerror}.") from error
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,331 @@
+"""
+The words that a model predicts, each with its number, and how they are counted in a corpus as fast
+as it can be read. The counts of all distinct words are in memory meanwhile: some 2.4 million of
+them, half a gigabyte, for a billion words.
+"""
+
+import logging
+import os
+import re
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transformer_elmo import progress
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import folder_written_whole
+from transformer_elmo.text.corpus import (
+    DataPath,
+    count_lines_of,
+    decode,
+    find_shards,
+    is_blank,
+    read_blocks,
+)
+from transformer_elmo.text.word_hash_table import WordHashTable, words_at
+
+logger = logging.getLogger(__name__)
+
+# As AllenNLP names and writes them.
+PADDING, UNKNOWN = "@@PADDING@@", "@@UNKNOWN@@"
+NAMESPACE, NAMESPACES_WITHOUT_PADDING = "tokens", "non_padded_namespaces.txt"
+_LINE_END = re.compile(r"\n|\r\n")
+
+
+class WordList:
+    """
+    A vocabulary: words numbered from 1 on; 0 is padding.
+
+    # Parameters
+
+    words : `Sequence[str]`
+    unknown_word : `str`, optional (default = `"@@UNKNOWN@@"`)
+        The one that stands for all others.
+    """
+
+    def __init__(self, words: Sequence[str], unknown_word: str = UNKNOWN) -> None:
+        self.words = list(words)
+        self.unknown_word = unknown_word
+
+    def __len__(self) -> int:
+        """The number of words, without padding."""
+        return len(self.words)
+
+    def __repr__(self) -> str:
+        return f"WordList({len(self):,} words)"
+
+    def __contains__(self, word: object) -> bool:
+        return word in self.ids and word != PADDING
+
+    def __getitem__(self, number: int) -> str:
+        """The word of a number, as AllenNLP names it: 0 is "@@PADDING@@"."""
+        return PADDING if number == 0 else self.words[number - 1]
+
+    @cached_property
+    def ids(self) -> Dict[str, int]:
+        """The number of each word."""
+        return {word: number for number, word in enumerate(self.words, start=1)}
+
+    @property
+    def unknown(self) -> Optional[int]:
+        """The number of all words that aren't in the list; `None` if none stands for them."""
+        return self.ids.get(self.unknown_word)
+
+    @classmethod
+    def read(
+        cls,
+        path: Union[str, "os.PathLike[str]"],
+        shown: Optional[str] = None,
+        unknown_word: str = UNKNOWN,
+    ) -> "WordList":
+        """
+        # Parameters
+
+        path : `str` or `PathLike`
+            A file of one word a line, as AllenNLP's vocabularies have them.
+        shown : `str`, optional (default = `path`)
+            What messages call it.
+        unknown_word : `str`, optional (default = `"@@UNKNOWN@@"`)
+
+        # Raises
+
+        `ConfigurationError`
+            If it isn't there, or not UTF-8.
+        """
+        try:
+            content = Path(path).read_bytes()
+            lines = _LINE_END.split(content.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            raise ConfigurationError(
+                f"{shown or path}, line {line}: a byte that is not UTF-8 "
+                f"({content[error.start]:#04x}). Convert the file to UTF-8."
+            ) from None
+        except OSError as error:
+            raise ConfigurationError(f"Can't read {shown or path}: {error.strerror}.") from None
+        if not lines[-1]:
+            lines.pop()
+        return cls([line.replace("@@NEWLINE@@", "\n") for line in lines], unknown_word)
+
+    def lines(self) -> Iterator[str]:
+        """What `read` reads, line by line with their ends."""
+        return (word.replace("\n", "@@NEWLINE@@") + "\n" for word in self.words)
+
+
+def count_words(
+    data_path: DataPath,
+    start_tokens: Iterable[str] = (),
+    end_tokens: Iterable[str] = (),
+    quiet: bool = False,
+    max_words: Optional[int] = None,
+) -> Dict[str, int]:
+    """
+    Counts the words of a corpus, which are what `str.split` makes of its lines.
+
+    # Parameters
+
+    data_path : `str` or `List[str]`
+        What :func:`~transformer_elmo.text.corpus.find_shards` takes.
+    start_tokens : `Iterable[str]`, optional (default = `()`)
+        Counted once before the words of each line that isn't blank.
+    end_tokens : `Iterable[str]`, optional (default = `()`)
+        Counted once after the words of each line that isn't blank.
+    quiet : `bool`, optional (default = `False`)
+        If `True`, there is no progress bar.
+    max_words : `int`, optional (default = `None`)
+        Lines of more words are left out.
+
+    # Returns
+
+    `Dict[str, int]`
+        In the order in which the words first occur.
+    """
+    boundary_tokens = [*start_tokens, *end_tokens]
+    counter = _WordCounter()
+    num_sentences = 0
+    num_dropped = 0
+    for text in _texts(data_path, quiet):
+        if max_words is not None:
+            text, dropped = _without_long_lines(text, max_words)
+            num_dropped += dropped
+        if boundary_tokens:
+            lines = text.split("\n")
+            found = sum(1 for line in lines if not is_blank(line))
+            if found and not num_sentences:
+                # Counted by itself, so that the end tokens come after its words.
+                first = next(i for i, line in enumerate(lines) if not is_blank(line))
+                counter.add([*start_tokens, *lines[first].split(), *end_tokens])
+                text = "\n".join(lines[first + 1 :])
+            num_sentences += found
+        counter.add_text(text)
+    counts = counter.total()
+    for token in boundary_tokens:
+        counts[token] += max(0, num_sentences - 1)
+    if num_dropped:
+        logger.warning(
+            "Left out %d sentences of %s of more than %d words.", num_dropped, data_path, max_words
+        )
+    return counts
+
+
+def _without_long_lines(text: str, max_words: int) -> Tuple[str, int]:
+    """
+    A text without its lines of more than so many words, and how many there were.
+    """
+    lines = text.split("\n")
+    # So many words need so many characters, with the spaces between them, which few lines have.
+    least = 2 * max_words + 1
+    long = [
+        i for i, line in enumerate(lines) if len(line) >= least and len(line.split()) > max_words
+    ]
+    for i in long:
+        lines[i] = ""
+    return ("\n".join(lines) if long else text), len(long)
+
+
+# Fewer distinct words than these are counted as fast by a dictionary.
+_FIRST_TABLE = 2**14
+
+# Rows are added up when there are so many.
+_ROWS_AT_A_TIME = 2**21
+
+
+class _WordCounter:
+    """
+    Counts words: those seen for a while by their rows in a table, the others by a dictionary.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._hash_table: Optional[WordHashTable] = None
+        self._words: List[str] = []
+        self._by_row = np.zeros(0, dtype=np.int64)
+        self._rows: List[NDArray[np.int32]] = []
+        self._num_rows = 0
+
+    def add(self, words: List[str]) -> None:
+        self._counts.update(words)
+
+    def add_text(self, text: str) -> None:
+        if self._hash_table is None:
+            self._counts.update(text.split())
+        else:
+            rows, starts, ends, data = self._hash_table.find(text)
+            unknown = np.flatnonzero(rows == 0)
+            self._counts.update(words_at(data, starts[unknown], ends[unknown]))
+            self._rows.append(rows)
+            self._num_rows += len(rows)
+            if self._num_rows >= _ROWS_AT_A_TIME:
+                self._add_rows()
+        if len(self._counts) >= max(_FIRST_TABLE, 2 * len(self._words)):
+            # Again and again, but each time for twice as many words.
+            self.total()
+            self._words = list(self._counts)
+            self._hash_table = WordHashTable(self._words, 1)
+            self._by_row = np.zeros(len(self._words) + 1, dtype=np.int64)
+
+    def _add_rows(self) -> None:
+        if self._rows:
+            self._by_row += np.bincount(np.concatenate(self._rows), minlength=len(self._by_row))
+        self._rows, self._num_rows = [], 0
+
+    def total(self) -> Dict[str, int]:
+        """
+        All counts so far, in the order in which the words first occurred.
+        """
+        self._add_rows()
+        for row in np.flatnonzero(self._by_row[1:]).tolist():
+            self._counts[self._words[row]] += int(self._by_row[row + 1])
+        self._by_row[:] = 0
+        return self._counts
+
+
+def _texts(data_path: DataPath, quiet: bool) -> Iterator[str]:
+    shards = find_shards(data_path)
+    bar = None
+    if not quiet:
+        num_bytes = sum(os.path.getsize(shard) for shard in shards)
+        bar = progress.make(
+            total=num_bytes, desc="counting words", unit="B", unit_scale=True, unit_divisor=1024
+        )
+    for shard in shards:
+        line_number = 1
+        for block in read_blocks(shard):
+            yield decode(block, shard, line_number)
+            line_number += count_lines_of(block)
+            if bar is not None:
+                bar.update(len(block))
+    if bar is not None:
+        bar.close()
+
+
+def write_vocabulary(
+    data_path: DataPath,
+    directory: Union[str, "os.PathLike[str]"],
+    min_count: int = 3,
+    max_vocab_size: Optional[int] = None,
+    force: bool = False,
+    quiet: bool = False,
+) -> int:
+    """
+    Writes the vocabulary of a corpus as AllenNLP's folder, complete or not at all. Its `tokens.txt`
+    holds `</S>`, `<S>`, `@@UNKNOWN@@` and then the words by falling frequency, those of the same
+    frequency by their code points.
+
+    # Parameters
+
+    data_path : `str` or `List[str]`
+        What :func:`~transformer_elmo.text.corpus.find_shards` takes.
+    directory : `str` or `PathLike`
+        The folder to write.
+    min_count : `int`, optional (default = `3`)
+        Words that occur less often are left out.
+    max_vocab_size : `int`, optional (default = `None`)
+        The most words to keep, beside the three special ones.
+    force : `bool`, optional (default = `False`)
+        Whether to replace a folder that isn't empty.
+    quiet : `bool`, optional (default = `False`)
+        If `True`, there is no progress bar.
+
+    # Returns
+
+    `int`
+        The number of lines of `tokens.txt`.
+
+    # Raises
+
+    `ConfigurationError`
+        If the folder isn't empty and `force` is false, or no word is left.
+    """
+    with folder_written_whole(Path(directory), replace=force) as folder:
+        words = _frequent_words(data_path, min_count, max_vocab_size, quiet)
+        (folder / f"{NAMESPACE}.txt").write_text(
+            "".join(words.lines()), encoding="utf-8", newline="\n"
+        )
+        (folder / NAMESPACES_WITHOUT_PADDING).write_text("*labels\n*tags\n")
+    return len(words)
+
+
+def _frequent_words(
+    data_path: DataPath, min_count: int, max_vocab_size: Optional[int], quiet: bool
+) -> WordList:
+    special = ["</S>", "<S>", UNKNOWN]
+    counts = count_words(data_path, quiet=quiet)
+    # `<UNK>` is how the billion-word corpus writes the unknown word.
+    left_out = {*special, PADDING, "<UNK>"}
+    kept: List[Tuple[str, int]] = [
+        (word, count)
+        for word, count in counts.items()
+        if count >= min_count and word not in left_out
+    ]
+    if not kept:
+        raise ConfigurationError(
+            f"No word of {data_path} occurs {min_count} times or more: {len(counts)} distinct "
+            "words were counted. Give more text or a smaller --min-count."
+        )
+    kept.sort(key=lambda item: (-item[1], item[0]))
+    return WordList(special + [word for word, _ in kept[:max_vocab_size]])
