@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Callable, Dict, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
 
 from transformer_elmo import __version__
 from transformer_elmo.errors import ConfigurationError
@@ -32,6 +32,10 @@ class Command(NamedTuple):
     run: str = "run"
     description: str = "DESCRIPTION"
 
+    def imported(self) -> Any:
+        """The module."""
+        return importlib.import_module(f"transformer_elmo.commands.{self.module}")
+
 
 COMMANDS: Dict[str, Command] = {
     "vocab": Command("count the words of a corpus", "vocab"),
@@ -46,6 +50,7 @@ COMMANDS: Dict[str, Command] = {
     "fill": Command(
         "the likeliest words for gaps", "score", "add_fill_arguments", "run_fill", "FILL"
     ),
+    "report": Command("a training run, or a model, in one HTML page", "report.command"),
     "export": Command("a model folder out of an archive", "export"),
     "convert": Command("configs and archives of AllenNLP 0.x for AllenNLP 2", "convert"),
 }
@@ -73,7 +78,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if name != named:
             commands.add_parser(name, help=command.help)
             continue
-        module = importlib.import_module(f"transformer_elmo.commands.{command.module}")
+        module = command.imported()
         subparser = commands.add_parser(
             name, help=command.help, description=getattr(module, command.description)
         )

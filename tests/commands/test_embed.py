@@ -176,7 +176,7 @@ def test_no_space_left(embed, tmp_path, monkeypatch):
         patch.setattr(vectors_file.os, "fsync", lambda _: (_ for _ in ()).throw(full))
         for name in ("full.hdf5", "full.npz", "full.npy"):
             message = refused(embed, name, "--top")
-            assert "No space is left" in message and f"{name}.partial" in message
+            assert "no space is left" in message and f"{name}.partial" in message
     assert not list(tmp_path.glob("full.*[a-z5]")) or all(
         path.name.endswith(".partial") for path in tmp_path.glob("full.*")
     )

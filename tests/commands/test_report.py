@@ -1,0 +1,472 @@
+"""`allennlp lm-report`, and what is in the report."""
+
+import json
+import math
+import re
+import shutil
+import sys
+import tarfile
+
+import pytest
+import torch
+from allennlp.commands import main
+from allennlp.modules.scalar_mix import ScalarMix
+
+from tests.small_lm import random_sentences
+from transformer_elmo import TransformerElmo
+from transformer_elmo.archived_models import read_weights
+from transformer_elmo.commands.report import sentences as report_sentences
+from transformer_elmo.commands.report.facts import Fact, config_of, results_of
+from transformer_elmo.commands.report.layers import mixtures_in
+from transformer_elmo.commands.report.report import write_report
+from transformer_elmo.commands.report.sentences import worth_showing
+from transformer_elmo.commands.report.training_log import TrainingLog, read_training_log
+from transformer_elmo.errors import ConfigurationError
+
+
+@pytest.fixture
+def run(lm_archive, tmp_path):
+    """The folder of a training run of three epochs."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(lm_archive, folder / "model.tar.gz")
+    config = json.loads((lm_archive.parent / "config.json").read_text())
+    heldout = tmp_path / "heldout.txt"
+    sentences = random_sentences(30, seed=41, longest=20)
+    heldout.write_text("\n".join(sentences), encoding="utf-8")
+    config["validation_data_path"] = str(heldout)
+    (folder / "config.json").write_text(json.dumps(config))
+    for epoch in range(3):
+        metrics = {
+            "epoch": epoch,
+            "best_epoch": epoch,
+            "training_duration": f"0:0{2 * epoch + 2}:00.1",
+            "validation_perplexity": 160.0 - 40 * epoch,
+            "best_validation_perplexity": 160.0 - 40 * epoch,
+            "best_validation_forward_perplexity": 170.0 - 40 * epoch,
+            "best_validation_backward_perplexity": 150.0 - 40 * epoch,
+            "best_validation_loss": math.log(160.0 - 40 * epoch),
+        }
+        (folder / f"metrics_epoch_{epoch}.json").write_text(json.dumps(metrics))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture
+def report(monkeypatch):
+    """`allennlp lm-report`, but for its search for plugins."""
+    monkeypatch.setattr("allennlp.commands.import_plugins", lambda: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["allennlp", "lm-report", *map(str, arguments)])
+        main()
+
+    return run
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def remarks_in(page):
+    return re.findall(r'<p class="remark">(.*?)</p>', page)
+
+
+def words_in(page):
+    """Those of the sentences, and not those that would be likelier."""
+    return re.findall(r'<span class="c"><bdi[^>]*>(.*?)</bdi>', page)
+
+
+def written(run, tmp_path, **options):
+    output = tmp_path / "report.html"
+    assert write_report(run, output, force=True, **options) == output
+    return output.read_text(encoding="utf-8")
+
+
+def test_language_model(run, report, tmp_path, capsys):
+    output = tmp_path / "report.html"
+    report(run, "-o", output, "--num-sentences", "2")
+    assert capsys.readouterr().out.split() == [str(output)]
+    page = output.read_text(encoding="utf-8")
+    # One file, and nothing from elsewhere.
+    assert not re.findall(r"(?:src|href)=|url\(|<script|@import", page)
+    assert "bidirectional_language_model_transformer" in page
+    assert "&lt;S&gt;" in page and "<S>" not in page
+    assert page.count("<h3>Sentence") == 2 and not remarks_in(page)
+    assert ">80.0000 <" in page and f">{math.log(80):.4f} <" in page and ">0:06:00<" in page
+
+    with pytest.raises(SystemExit, match=r"report\.html exists\. Give --force"):
+        report(run, "-o", output)
+    report(run, "-o", output, "--force", "--num-sentences", "0")
+    page = output.read_text(encoding="utf-8")
+    assert "Sentence 1" not in page and not remarks_in(page)
+    assert [path.name for path in tmp_path.glob("*report*")] == ["report.html"]
+
+
+def test_scores_in_the_page_are_those_of_the_model(run, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("unheard-of cat\n")
+    page = written(run, tmp_path, sentences=str(text))
+    elmo = TransformerElmo.from_archive(run / "model.tar.gz", device="cpu")
+    (scores,) = elmo.score(["unheard-of cat"], top_k=5)
+    assert f"perplexity {scores.perplexity:,.1f}" in page
+    for view in (scores.forward, scores.backward):
+        for log_prob in view.log_probs:
+            assert log_prob is None or f">{-log_prob / math.log(2):.1f}</span>" in page
+    assert all(f"rank {rank:,}<" in page for rank in scores.forward.ranks if rank is not None)
+    assert all(word.replace("<", "&lt;").replace(">", "&gt;") in page
+               for word, _ in scores.backward.top[1])  # fmt: skip
+    # One of the two words is unknown, which is said at the word and in the explanation.
+    assert page.count('class="outside"') == 2 and page.count("Outside the vocabulary") == 1
+
+
+def test_default_output_and_sentences_of_ones_own(run, report, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("\n12 !\nthe cat\n1 2\nthe dog\n")
+    report(run, "--sentences", text)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    # As they come, whatever they are.
+    assert page.count("<h3>Sentence") == 3
+    assert [word for word in words_in(page) if word[0] != "&"] == "12 ! the cat 1 2".split()
+    assert f"<code>{text}</code>" in page
+
+
+def test_strange_words_and_long_sentences(run, tmp_path):
+    text = tmp_path / "mine.txt"
+    long = "a" * 3000
+    text.write_text(f"{'the cat ' * 150}\n<script> & \" ' \0 \x1b \u202e 🙂 שלום {long}\n")
+    page = written(run, tmp_path, sentences=str(text))
+    assert "the first 200 of its 300 words" in page and words_in(page).count("cat") == 100
+    assert words_in(page)[-11:-1] == [
+        *("&lt;script&gt;", "&amp;", "&quot;", "&#x27;", "\u2400", "\u241b", "U+202E", "🙂"),
+        *("שלום", f"{'a' * 60}…"),
+    ]
+    assert not re.search("<script|[\0\x1b\u202e]|a{61}", page)
+    assert "a word of 3,000 characters" in page
+
+
+def test_a_word_named_as_padding(run, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("the @@PADDING@@ cat\nthe @@UNKNOWN@@ cat\n<S> </S>\n")
+    page = written(run, tmp_path, sentences=str(text))
+    assert page.count("<h3>Sentence") == 3 and not remarks_in(page)
+    assert "@@PADDING@@" in words_in(page)
+
+
+def test_a_model_that_reads_one_way(run, tmp_path, make_model, lm_archive):
+    from tests.small_lm import model_config, write_archive
+
+    config = json.loads((run / "config.json").read_text())
+    config["model"] = model_config(type="language_model", bidirectional=False, num_samples=None)
+    config["model"]["contextualizer"] = {
+        "type": "pass_through",
+        "input_dim": config["model"]["contextualizer"]["input_dim"],
+    }
+    config["model"]["sparse_embeddings"] = False
+    model = make_model(**config["model"])
+    shutil.rmtree(run)
+    write_archive(run, config, model)
+    page = written(run, tmp_path)
+    assert page.count("<h3>Sentence") == 3 and not remarks_in(page)
+    assert "given the words after" not in page and 'class="words"' in page
+
+
+def test_an_archive_alone(run, report, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.move(run / "model.tar.gz", alone / "model.tar.gz")
+    text = tmp_path / "mine.txt"
+    text.write_text("the cat sat\n")
+    report(alone / "model.tar.gz", "--sentences", text)
+    assert capsys.readouterr().out.split() == [str(alone / "report.html")]
+    page = (alone / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Model alone/model.tar.gz</h1>" in page and "<dt>epochs" not in page
+    assert "model.contextualizer.num_layers" in page and "sat" in words_in(page)
+
+    (alone / "config.json").write_text("{}")
+    with tarfile.open(alone / "other.tar.gz", "w:gz") as archive:
+        archive.add(alone / "config.json", "something.json")
+    for name, message in (
+        ("other.tar.gz", "has no config.json"),
+        ("report.html", "not a complete"),
+    ):
+        with pytest.raises(SystemExit, match=message) as exit:
+            report(alone / name, "-o", tmp_path / "x.html")
+        assert "\n" not in exit.value.code
+
+
+def test_a_language_model_that_was_trained_further(run, lm_archive, tmp_path):
+    """Its config names the archive that it began with, and not what it is."""
+    change_config(run, model={"type": "from_archive", "archive_file": str(lm_archive)})
+    (run / "model.tar.gz").unlink()
+    for name in ("vocabulary", "weights.th"):
+        where = run / name.replace("weights", "best")
+        source = lm_archive.parent / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, where)
+    page = written(run, tmp_path)
+    assert page.count("<h3>Sentence") == 3 and not remarks_in(page)
+    assert f"<dd>{lm_archive}</dd>" in page
+
+    change_config(run, model={"type": "from_archive", "archive_file": "/gone/model.tar.gz"})
+    (remark,) = remarks_in(written(run, tmp_path))
+    assert remark.startswith("There are no heat maps, because the language model can&#x27;t be")
+    assert "/gone/model.tar.gz" in remark
+
+
+def test_what_is_missing_is_said(run, tmp_path, caplog):
+    change_config(run, validation_data_path=str(tmp_path / "gone.txt"))
+    (remark,) = remarks_in(written(run, tmp_path))
+    assert "the validation data isn&#x27;t here: No file matches" in remark
+    assert "the validation data isn't here" in caplog.text
+    change_config(run, validation_data_path=None)
+    (remark,) = remarks_in(written(run, tmp_path))
+    assert "the config has no validation data. Name a text with --sentences" in remark
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (remark,) = remarks_in(written(run, tmp_path, sentences=str(tmp_path / "empty.txt")))
+    assert "there is no sentence in" in remark
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes(b"caf\xe9\n")
+    change_config(run, validation_data_path=str(latin))
+    (remark,) = remarks_in(written(run, tmp_path))
+    assert "the validation data can&#x27;t be read" in remark
+    with pytest.raises(ConfigurationError, match="is not UTF-8"):
+        written(run, tmp_path, sentences=str(latin))
+
+    (run / "model.tar.gz").write_bytes(b"damaged")
+    change_config(run, validation_data_path=str(tmp_path / "heldout.txt"))
+    (remark,) = remarks_in(written(run, tmp_path))
+    assert "the language model can&#x27;t be opened" in remark and "complete .tar.gz" in remark
+    change_config(run, model={"type": "simple_tagger"})
+    (remark,) = remarks_in(written(run, tmp_path))
+    assert remark.startswith("The weights can&#x27;t be read:")
+
+
+def test_a_run_that_has_just_begun(run, report, tmp_path):
+    (run / "model.tar.gz").unlink()
+    (run / "metrics.json").unlink()
+    page = written(run, tmp_path)
+    ended, weights = remarks_in(page)
+    assert "training hasn&#x27;t ended: these are the numbers after epoch 2" in ended
+    assert "There are no weights yet" in weights and ">3 <" in page
+    for number in range(3):
+        (run / f"metrics_epoch_{number}.json").unlink()
+    with pytest.raises(SystemExit, match="nothing to show"):
+        report(run, "-o", tmp_path / "other.html")
+
+
+def mixture_weights(*parameters, name="elmo"):
+    mix = ScalarMix(len(parameters), initial_scalar_parameters=list(parameters))
+    return {
+        f"_text_field_embedder.token_embedder_{name}._scalar_mix.{key}": value
+        for key, value in mix.state_dict().items()
+    }
+
+
+def test_downstream_model(run, tmp_path):
+    torch.save(mixture_weights(1.0, 0.0, -1.0), run / "best.th")
+    change_config(run, model={"type": "simple_tagger"})
+    (run / "model.tar.gz").unlink()
+    (run / "metrics.json").write_text(
+        json.dumps({"epoch": 0, "best_validation_accuracy": 0.9, "test_accuracy": 0.8})
+    )
+    expected = torch.softmax(torch.tensor([1.0, 0.0, -1.0]), 0).tolist()
+    (mixture,) = mixtures_in(read_weights(run / "best.th"))
+    assert mixture.name == "token_embedder_elmo" and mixture.factor == 1.0
+    assert mixture.weights == pytest.approx(expected)
+    page = written(run, tmp_path)
+    names = re.findall(r'<th scope="row">(.*?)</th><td class="num">(.*?)</td>', page)
+    assert names == [(name, f"{w:.3f}") for name, w in zip(("words", "layer 1", "top"), expected)]
+    assert not remarks_in(page) and "test accuracy" in page and ">0.8000<" in page
+
+    with tarfile.open(run / "model.tar.gz", "w:gz") as archive:
+        archive.add(run / "best.th", "weights.th")
+    (run / "best.th").unlink()
+    assert re.findall(r'<th scope="row">(.*?)</th><td class="num">(.*?)</td>',
+                      written(run, tmp_path)) == names  # fmt: skip
+    (tmp_path / "mine.txt").write_text("the cat\n")
+    page = written(run, tmp_path, sentences=str(tmp_path / "mine.txt"))
+    assert remarks_in(page) == ["There are no heat maps: this isn&#x27;t a language model."]
+    torch.save({"_encoder.weight": torch.ones(2)}, run / "weights.th")
+    (remark,) = remarks_in(written(run, tmp_path))
+    assert "has no mixture" in remark
+
+
+def test_mixtures_by_name():
+    weights = {
+        **mixture_weights(*[0.1 * n for n in range(12)]),
+        "_elmo.scalar_mix_0.gamma": torch.tensor([0.5]),
+        "_elmo.scalar_mix_0.scalar_parameters.1": torch.tensor([2.0]),
+        "_elmo.scalar_mix_0.scalar_parameters.0": torch.tensor([1.0]),
+        # Of no use, and no reason to fail.
+        "odd._scalar_mix.scalar_parameters.0": torch.ones(3),
+    }
+    first, second = mixtures_in(weights)
+    # Ten comes after nine, not after one.
+    assert first.weights == sorted(first.weights) and len(first.weights) == 12
+    assert (second.name, second.factor) == ("_elmo", 0.5)
+    assert second.weights == pytest.approx([0.2689, 0.7311], abs=1e-4)
+
+
+def test_what_cannot_be_shown(run, report, tmp_path):
+    for arguments, message in (
+        ([tmp_path / "none"], "There is no folder"),
+        ([tmp_path], "has no config.json"),
+        ([run, "-o", tmp_path / "none" / "report.html"], "There is no folder"),
+        ([run, "-o", tmp_path], "is a folder"),
+        ([run, "--sentences", tmp_path / "none.txt"], "No file matches"),
+        ([run, "--num-sentences", -1], "can't be negative"),
+        ([run, "--cuda-device", 99], "There is no GPU 99"),
+    ):
+        with pytest.raises(SystemExit, match=message) as exit:
+            report(*arguments)
+        assert "\n" not in exit.value.code
+    (run / "metrics_epoch_1.json").write_text("{")
+    with pytest.raises(SystemExit, match="is not JSON"):
+        report(run)
+    (run / "metrics_epoch_1.json").write_text("[1]")
+    with pytest.raises(SystemExit, match="no JSON object"):
+        report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_file_that_is_there_stays_whole(run, tmp_path, monkeypatch):
+    output = tmp_path / "report.html"
+    output.write_text("what was there")
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fails)
+    with pytest.raises(ConfigurationError, match="no space is left"):
+        write_report(run, output, num_sentences=0, force=True)
+    assert output.read_text() == "what was there"
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*"))
+
+
+def facts_of(**metrics):
+    return {fact.name: (fact.value, fact.note) for fact in results_of(TrainingLog({}, [], metrics))}
+
+
+def test_numbers_are_those_of_metrics_json():
+    facts = facts_of(
+        epoch=4,
+        best_epoch=2,
+        training_duration="1 day, 2:03:04.567",
+        best_validation_perplexity=42.3201,
+        best_validation_forward_perplexity=41.5,
+        best_validation_backward_perplexity=43.25,
+        best_validation_loss=3.81,
+        test_loss=3.7,
+        test_perplexity=math.exp(3.7),
+        test_num_tokens=123456,
+        validation_perplexity=50.0,
+    )
+    assert facts["epochs"] == ("5", "numbered 0 to 4, as in metrics.json")
+    assert facts["best epoch"] == ("2", "")
+    assert facts["duration"] == ("1 day, 2:03:04", "")
+    assert facts["best validation perplexity"] == (
+        "42.3201",
+        "over all words, 41.5000 given the words before, 43.2500 given the words after",
+    )
+    # The trainer's loss is another number than that which the perplexity is made of.
+    assert facts["best validation loss"][0] == f"{math.log(42.3201):.4f}"
+    assert "logarithm" in facts["best validation loss"][1]
+    assert facts["best validation loss by batches"][0] == "3.8100"
+    assert "best_validation_loss in metrics.json" in facts["best validation loss by batches"][1]
+    # Where they are the same it is said once.
+    assert facts["test loss"][0] == "3.7000" and "test loss by batches" not in facts
+    assert facts["test num tokens"] == ("123,456", "")
+    assert len(facts) == 9
+
+
+def test_numbers_that_are_none():
+    assert facts_of(best_epoch=None, training_duration=3, test_x=True, test_y="a") == {}
+    facts = facts_of(best_validation_perplexity=math.inf, test_perplexity=0.0, test_loss=math.nan)
+    assert facts["best validation perplexity"][0] == facts["best validation loss"][0] == "inf"
+    assert facts["test perplexity"][0] == "0.0000" and facts["test loss"][0] == "nan"
+    assert facts_of(epoch=0)["epochs"] == ("1", "number 0, as in metrics.json")
+
+
+def test_durations():
+    totals = ["0:00:10", "0:00:30", "0:00:05.5", "1:00:00"]
+    log = TrainingLog({}, [{"epoch": n, "training_duration": t} for n, t in enumerate(totals)])
+    assert log.epoch_durations == [10, 20, 5.5, 3594.5] and log.was_restarted
+    facts = {fact.name: fact for fact in results_of(log)}
+    assert facts["duration"] == Fact("duration", "1:00:00", "since the run was last started")
+    assert facts["an epoch"] == Fact("an epoch", "15.0 s", "the median")
+    assert not TrainingLog({}, log.epochs[:2]).was_restarted
+
+
+def test_log(run):
+    log = read_training_log(run)
+    assert [epoch["epoch"] for epoch in log.epochs] == [0, 1, 2]
+    assert log.number("best_epoch") == 2 and log.number("training_duration") is None
+    (run / "metrics.json").unlink()
+    assert read_training_log(run).number("best_validation_perplexity") == 80.0
+
+
+def test_essentials_of_a_config():
+    config = {
+        "model": {
+            "type": "simple_tagger",
+            "text_field_embedder": {
+                "token_embedders": {"elmo": {"archive_file": "a.tar.gz"}, "x": {"type": "empty"}}
+            },
+        },
+        "trainer": {"optimizer": {"type": "adam", "näme": 1}},
+        "validation_data_path": None,
+        "data_loader": [],
+        "other": 1,
+    }
+    assert [(name, value) for name, value, _ in config_of(config)] == [
+        ("model.type", "simple_tagger"),
+        ("model.text_field_embedder.token_embedders.elmo.archive_file", "a.tar.gz"),
+        ("trainer.optimizer", '{"type": "adam", "näme": 1}'),
+    ]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "जब रात की पहली नावें लौटीं ।",
+        "ฉัน ไม่ รู้ ว่า ทำไม เธอ ไป ที่ นั่น",
+        "அவள் கடிதத்தை மேசையில் வைத்து விட்டு வெளியே சென்றாள்",
+        "בְּרֵאשִׁית בָּרָא אֱלֹהִים אֵת הַשָּׁמַיִם וְאֵת הָאָרֶץ",
+        "كَانَ الْمِينَاءُ الْقَدِيمُ هَادِئًا عِنْدَمَا عَادَتِ الْقَوَارِبُ",
+        "او هر روز به خانه می‌رود .",
+    ],
+)
+def test_sentences_of_all_scripts_are_worth_showing(sentence):
+    words = sentence.split()
+    table = ["1", "2", "3", "-", "4", "%", "5"]
+    assert worth_showing([table, words, table], 1) == [words]
+
+
+def test_sentences_that_make_up_for_better_ones(monkeypatch):
+    words = "one two three four five six".split()
+    monkeypatch.setattr(report_sentences, "LOOKED_THROUGH", 4)
+    others = [["short"], ["12"] * 9, ["long"] * 201]
+    assert worth_showing([*others, words, words], 3) == [words, ["short"], ["12"] * 9]
+    assert worth_showing([], 3) == []
+    taken = iter([words] * 5)
+    worth_showing(taken, 2)
+    assert len(list(taken)) == 3
+
+
+def test_a_model_folder(lm_archive, report, tmp_path):
+    folder = tmp_path / "folder"
+    TransformerElmo.open(lm_archive).save(folder)
+    text = tmp_path / "mine.txt"
+    text.write_text("the cat sat\n")
+    report(folder, "--sentences", text, "-o", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "sat" in words_in(page) and not remarks_in(page)
+    report(folder, "-o", tmp_path / "report.html", "--force")
+    (remark,) = remarks_in((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Name one with --sentences" in remark
+    bare = tmp_path / "bare"
+    TransformerElmo.open(lm_archive).save(bare, with_softmax=False)
+    report(bare, "--sentences", text, "-o", tmp_path / "report.html", "--force")
+    (remark,) = remarks_in((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "no softmax" in remark

@@ -1,0 +1,371 @@
+"""The report as a page: its markup, its colours and, where there is a browser, its layout."""
+
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from transformer_elmo.commands.report import style as report_style
+from transformer_elmo.commands.report.facts import Fact
+from transformer_elmo.commands.report.heat_map import Passage, heat_map, probability_in_words
+from transformer_elmo.commands.report.layers import Mixture
+from transformer_elmo.commands.report.page import Report, layer_names, page
+from transformer_elmo.commands.report.style import shade_of
+from transformer_elmo.commands.report.text import (
+    cut,
+    direction_of,
+    escaped,
+    is_invisible,
+    is_of_letters,
+)
+from transformer_elmo.nn.scoring import SentenceScores, WordScores
+
+ENGLISH = "The first boats came back to the old harbour before the long rain of that winter ."
+ARABIC = "عادت القوارب الأولى إلى الميناء القديم ( 25 قاربا ) قبل المطر الطويل في ذلك الشتاء ."
+CHINESE = "第一批 船 在 那 年 冬天 的 雨 以前 回到 了 老 港口 。"
+HINDI = "पहली नावें उस साल की सर्दी की बारिश से पहले पुराने बंदरगाह लौट आईं ।"
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"'&amp;",
+    "</span></div>",
+    "\u202eoverride",
+    "\u2066\u2066isolate",
+    "\u2069\u2069end",
+    "nul\0",
+    "\x1b[31m",
+    "\u200b",
+    "👩‍👩‍👧‍👦",
+    "a" * 3000,
+    "नि" * 1500,
+    "e" + "\u0301" * 200,
+    "\ufdfa" * 40,
+    "\u2028",
+    "",
+    "\ud800",
+    "https://example.org/" + "path/" * 20,
+]
+
+
+def passage(words, bidirectional=True, unknown=(), top=True):
+    """A sentence between boundary tokens, with numbers of no meaning."""
+    tokens = ["<S>", *words, "</S>"]
+    count = len(tokens)
+
+    def view(skipped):
+        log_probs = [None if n == skipped else -0.9 * (n % 17) for n in range(count)]
+        ranks = [None if p is None else n + 1 for n, p in enumerate(log_probs)]
+        likeliest = [(word, 0.5 / (n + 1)) for n, word in enumerate(tokens[:4])]
+        likeliest.append(("@@UNKNOWN@@", 1e-9))
+        tops = [None if p is None else likeliest for p in log_probs] if top else []
+        return WordScores(log_probs, ranks, tops)
+
+    scores = SentenceScores(
+        tokens,
+        [token in unknown for token in tokens],
+        view(0),
+        view(count - 1) if bidirectional else None,
+    )
+    return Passage(scores, 1, count - 1)
+
+
+FULL = Report(
+    "Training run <b>&",
+    [Fact("best validation perplexity", "42.3200", "over all words, " + "x" * 300)],
+    [Fact("train_data_path", "/a/path/" + "very-long-" * 30), Fact("n" * 200, "</dd><script>")],
+    ["There is \0 <i>no</i> remark"],
+    [
+        passage(ENGLISH.split(), unknown=["harbour"]),
+        passage(ARABIC.split()),
+        passage(CHINESE.split()),
+        passage(HINDI.split()),
+        passage(HOSTILE, unknown=HOSTILE),
+        passage(ENGLISH.split(), bidirectional=False),
+    ],
+    "/a/text/" + "very-long-" * 30,
+    [Mixture("token_embedder_<elmo>", [0.2, 0.0, 0.8], 1.25), Mixture("m" * 300, [1 / 7] * 7, 1.0)],
+)
+
+
+class Checker(HTMLParser):
+    """Whether every tag is closed in its turn, and what there is."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.text = [], [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def checked(text):
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def test_markup():
+    text = page(FULL)
+    assert text.encode("utf-8")
+    checker = checked(text)
+    assert not {"script", "img", "link", "iframe", "i-", "b"} & set(checker.tags)
+    names = {name for name, _ in checker.attributes}
+    assert not any(name.startswith("on") for name in names) and not names & {"src", "href"}
+    ids = [value for name, value in checker.attributes if name == "id"]
+    described = [value for name, value in checker.attributes if name == "aria-describedby"]
+    assert len(set(ids)) == len(ids) and ids == described
+    # A control character would be an error in HTML; those that order text stay in their words.
+    assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", text)
+    for found in re.finditer("[\u202a-\u202e\u2066-\u2069]", text):
+        assert text.rfind("<bdi", 0, found.start()) > text.rfind("</bdi>", 0, found.start())
+    assert "default-src 'none'" in text and 'content="width=device-width' in text
+    assert text.startswith('<!doctype html>\n<html lang="en">')
+
+
+def test_every_section_stands_once_and_only_if_it_says_something():
+    text = page(FULL)
+    headings = ["How surprising each word is", "Layer weights", "Config"]
+    assert re.findall("<h2>(.*?)</h2>", text) == headings
+    bare = page(Report("a"))
+    checked(bare)
+    assert "<h2>" not in bare and "<dl" not in bare and "<h1>a</h1>" in bare
+
+
+def test_directions():
+    for words, direction in ((ENGLISH, "ltr"), (ARABIC, "rtl"), ("( 25 ) שלום abc", "rtl"),
+                             ("12 !", "ltr")):  # fmt: skip
+        text = heat_map(passage(words.split()), 1)
+        (opening,) = re.findall('<div class="words[^>]*>', text)
+        # The boundary tokens have a Latin letter, and don't count; nor is the language known.
+        assert f' dir="{direction}" lang=""' in opening
+    assert '<bdi dir="rtl">(</bdi>' in text or "(" not in text
+    brackets = heat_map(passage(ARABIC.split()), 1)
+    assert '<bdi dir="rtl">(</bdi>' in brackets and '<bdi dir="rtl">25</bdi>' in brackets
+    assert "<bdi>القوارب</bdi>" in brackets
+    # What is English is said to be.
+    assert brackets.count('dir="ltr" lang="en"') == 1 + len(ARABIC.split()) + 2
+
+
+def test_what_a_word_says():
+    text = heat_map(passage("a b".split(), unknown=["b"]), 7)
+    _, *cells = re.split(r' (?=<span class="w)', text.removesuffix("</div></section>"))
+    assert len(cells) == 4 and 'class="w edge"' in cells[0] and 'class="w edge"' in cells[3]
+    bits = 0.9 * 2 / math.log(2)
+    assert f'<span class="n upper b{shade_of(bits)}">{bits:.1f}</span>' in cells[2]
+    likeliest = "<S> 50 % a 25 % b 17 % </S> 12 % an unknown word 1 in 1,000,000,000"
+    said = re.sub(r"\s+", " ", checked(cells[2]).text)
+    assert said == (
+        f"b†{bits:.1f}{bits:.1f}b Outside the vocabulary: the numbers are those of any such word."
+        f" given the words before 17 %, rank 3 likeliest: {likeliest}"
+        f" given the words after 17 %, rank 3 likeliest: {likeliest}"
+    )
+    assert cells[2].count('class="top here"') == 2
+    # The note is English, the words in it needn't be.
+    assert '<bdi lang="">a</bdi>' in cells[2] and 'lang="en"' in cells[2]
+    # Nothing stands before the first token.
+    first = checked(cells[0]).text
+    assert "given the words before There are none." in first and first.startswith("<S>–")
+    assert "†" not in first
+
+
+def test_one_direction():
+    text = page(Report("a", passages=[passage(["a"], bidirectional=False, top=False)]))
+    assert "given the words after" not in text and "likeliest:" not in text
+    assert 'class="words"' in text and "The number under each word" in text
+    assert "†" not in text
+
+
+def test_long_sentences():
+    words = [f"w{n}" for n in range(300)]
+    text = heat_map(passage(words), 1)
+    shown = re.findall(r'<span class="c"><bdi>(.*?)</bdi>', text)
+    assert shown == ["&lt;S&gt;", *words[:200]] and "the first 200 of its 300 words" in text
+    assert "</S>" in html.unescape(heat_map(passage(words[:200]), 1))
+
+
+def test_sentences_without_probabilities():
+    alone = WordScores([None], [None], [None])
+    text = heat_map(Passage(SentenceScores(["x"], [False], alone, alone), 0, 1), 1)
+    assert "perplexity" not in text and "There are none." in text
+    never = WordScores([-math.inf, -1000.0], [9, 9], [[], []])
+    text = heat_map(Passage(SentenceScores(["x", "y"], [False] * 2, never, None), 0, 2), 1)
+    assert ">∞<" in text and ">1442.7<" in text and "perplexity" not in text
+    broken = WordScores([math.nan, 0.0], [1, 1], [[("a", math.nan)], []])
+    text = heat_map(Passage(SentenceScores(["x", "y"], [False] * 2, broken, None), 0, 2), 1)
+    assert '<span class="n lower none">NaN</span>' in text and "NaN, rank 1" in text
+    assert '<span class="n lower b0">0.0</span>' in text
+
+
+def test_layers():
+    assert layer_names(7) == ["words", *(f"layer {n}" for n in range(1, 6)), "top"]
+    assert layer_names(2) == ["words", "top"] and layer_names(1) == ["words"]
+    text = page(Report("a", mixtures=FULL.mixtures[:1]))
+    bars = re.findall(r'<td class="num">(.*?)</td>.*?"bar" style="width:(.*?)%"', text)
+    assert bars == [("0.200", "25.00"), ("0.000", "0.00"), ("0.800", "100.00")]
+    assert "multiplied by 1.250" in text and "token_embedder_&lt;elmo&gt;" in text
+    assert text.count('class="even" style="left:41.67%"') == 3
+
+
+def luminance(colour):
+    channels = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_is_readable_on_every_shade_by_day_and_by_night():
+    for shades in (report_style.BY_DAY, report_style.BY_NIGHT):
+        for colour, text in shades:
+            assert contrast(colour, text) >= 4.5, (colour, text)
+    day, night = (luminance(shades[-1][0]) for shades in (report_style.BY_DAY,
+                                                          report_style.BY_NIGHT))  # fmt: skip
+    assert day < 0.1 and night > 0.7
+    for scheme in (report_style._DAY, report_style._NIGHT):
+        colours = dict(re.findall(r"--(\w+): (#\w+)", scheme))
+        back = "#ffffff" if colours["back"] == "#fff" else colours["back"]
+        raised = "#ffffff" if colours["raised"] == "#fff" else colours["raised"]
+        for name in ("text", "muted", "mark"):
+            assert min(contrast(colours[name], back), contrast(colours[name], raised)) >= 4.5
+
+
+def test_shades():
+    assert [shade_of(bits) for bits in (-0.0, 0, 1.99, 2, 15.9, 16, 1e9, math.inf)] == [
+        *(0, 0, 0, 1, 7, 8, 8, 8)
+    ]
+
+
+def test_probabilities():
+    for probability, text in (
+        (1.0, "100 %"),
+        (0.9987, "99.9 %"),
+        (0.994, "99 %"),
+        (0.123, "12 %"),
+        (0.0123, "1.2 %"),
+        (0.001, "0.1 %"),
+        (0.00047, "1 in 2,130"),
+        (1e-9, "1 in 1,000,000,000"),
+        (0.0, "less than 1 in 10¹²"),
+    ):
+        assert probability_in_words(probability) == text
+
+
+def test_text():
+    assert escaped("a<\0\x7f\x85\t\u2028\ud800") == "a&lt;\u2400\u2421\ufffd\u2409\ufffd\ufffd"
+    assert escaped("می\u200cرود 👩\u200d👩") == "می\u200cرود 👩\u200d👩"
+    assert is_invisible("\u200b \u202e") and is_invisible("") and not is_invisible("\0")
+    assert direction_of(["12", "(", "שalef"]) == "rtl" and direction_of(["12 ."]) is None
+    words = {"word": True, "naïve": True, "नावें": True, "שָׁלוֹם": True, "می‌رود": True, "ที่": True}
+    words |= {"don't": False, "12": False, "": False, "\u0301": False, "c3": False, "।": False}
+    assert {word: is_of_letters(word) for word in words} == words
+
+
+def test_cut():
+    assert cut("word", 60) == "word" and cut("a" * 61, 60) == "a" * 60
+    # No letter is torn from its marks.
+    assert cut("x" + "नि" * 40, 60) == "x" + "नि" * 29 + "न"[:0]
+    assert cut("e" + "\u0301" * 100 + "x", 60) == "e" + "\u0301" * 8
+    assert cut("བསྒྲུབས", 60) == "བསྒྲུབས" and cut("", 60) == ""
+
+
+# Where there is a browser
+
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+MEASURE = """
+function measure(frame) {
+  const page = frame.contentDocument, root = page.documentElement, found = {widths: []};
+  const rows = words => [...words.querySelectorAll('.c')].map(c => {
+    const box = c.getBoundingClientRect();
+    return [Math.round(box.bottom), Math.round(box.left), Math.round(box.right)];
+  });
+  found.room = root.clientWidth;
+  found.widths.push(root.scrollWidth);
+  const sentences = [...page.querySelectorAll('.words')];
+  found.rows = sentences.map(rows);
+  found.copied = sentences.map(words => {
+    const selection = frame.contentWindow.getSelection();
+    selection.selectAllChildren(words);
+    return selection.toString();
+  });
+  found.notes = [];
+  for (const word of page.querySelectorAll('[tabindex]')) {
+    word.focus();
+    const note = word.querySelector('.d').getBoundingClientRect();
+    found.widths.push(root.scrollWidth);
+    found.notes.push([note.left, note.right, note.top - word.getBoundingClientRect().bottom]);
+  }
+  document.querySelector('#found').textContent = JSON.stringify(found);
+}
+"""
+
+
+def laid_out(text, width, folder):
+    """What a browser makes of a page in a frame of some width."""
+    outer = folder / "outer.html"
+    outer.write_text(
+        f"<!doctype html><meta charset=utf-8><script>{MEASURE}</script><pre id=found></pre>"
+        f'<iframe style="border:0;width:{width}px;height:800px" onload="measure(this)" '
+        f'srcdoc="{html.escape(text)}"></iframe>',
+        encoding="utf-8",
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update"]
+    options += [f"--user-data-dir={folder / 'browser'}", "--virtual-time-budget=20000"]
+    try:
+        done = subprocess.run(
+            [BROWSER, *options, "--dump-dom", outer.as_uri()],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip("The browser doesn't come to an end here.")
+    found = re.search('<pre id="found">(.+?)</pre>', done.stdout or "", re.DOTALL)
+    if done.returncode or not found:
+        pytest.skip(f"The browser doesn't run here: {(done.stderr or '')[-300:]}")
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="There is no browser.")
+@pytest.mark.parametrize("width", [390, 980])
+def test_layout(width, tmp_path):
+    found = laid_out(page(FULL), width, tmp_path)
+    assert width - 30 < found["room"] <= width
+    # Nothing is wider than the window, with any word's note open.
+    assert max(found["widths"]) <= found["room"] and len(found["widths"]) > 100
+    for left, right, below in found["notes"]:
+        assert left >= 0 and right <= found["room"] and 0 <= below < 30
+    for number, step in ((0, 1), (1, -1), (2, 1), (3, 1)):
+        # Words of a row stand in the order of reading, above numbers that are level.
+        rows = {}
+        for bottom, left, _ in found["rows"][number]:
+            rows.setdefault(bottom, []).append(left)
+        assert list(rows) == sorted(rows) and (len(rows) > 1) >= (width == 390)
+        for lefts in rows.values():
+            assert lefts == sorted(lefts, reverse=step < 0)
+    # A copy is a line of words.
+    for number, sentence in enumerate((ENGLISH, ARABIC, CHINESE, HINDI)):
+        assert found["copied"][number].strip() == sentence

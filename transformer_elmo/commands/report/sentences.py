@@ -1,0 +1,117 @@
+"""The sentences of the heat maps: found in a text, and scored by the model."""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Iterable, List
+
+from transformer_elmo.commands.report.heat_map import MOST_WORDS, Passage
+from transformer_elmo.commands.report.remarks import MissingPartError, else_missing
+from transformer_elmo.commands.report.text import is_of_letters
+from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.scoring import SentenceScores
+from transformer_elmo.text.corpus import find_shards, read_sentences
+
+# Sentences shorter than that say little, longer ones fill a page each.
+SHOWN_LENGTHS = range(6, 29)
+# So many lines are looked through for them.
+LOOKED_THROUGH = 10_000
+
+# How many of the likeliest words are named.
+TOP_K = 5
+
+_NO_HEAT_MAPS = "There are no heat maps"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """
+    Which sentences are to be shown.
+
+    # Attributes
+
+    text : `Any`
+        A path, or whatever else a config names its data by; `None` if there is none.
+    is_asked_for : `bool`
+        Whether the user has named the text: then its first sentences are shown, whatever they are,
+        and it is an error if it can't be read.
+    count : `int`
+    """
+
+    text: Any
+    is_asked_for: bool
+    count: int
+
+
+def passages_of(model: Path, wanted: Wanted, device: int) -> List[Passage]:
+    """
+    # Parameters
+
+    model : `Path`
+        A language model, in an archive or a folder.
+    wanted : `Wanted`
+    device : `int`
+        A GPU's number, or -1.
+
+    # Raises
+
+    `MissingPartError`
+        If the model or the text can't be opened.
+    `ConfigurationError`
+        If the text can't be and was asked for.
+    """
+    if not wanted.text:
+        raise MissingPartError(
+            f"{_NO_HEAT_MAPS}: the config has no validation data. Name a text with --sentences."
+        )
+    text_errors = () if wanted.is_asked_for else (ConfigurationError, OSError)
+    # Before minutes go into opening a model.
+    with else_missing(f"{_NO_HEAT_MAPS}, because the validation data isn't here", *text_errors):
+        shards = find_shards(wanted.text)
+    # AllenNLP and the classes that a config names raise whatever they like.
+    with else_missing(f"{_NO_HEAT_MAPS}, because the language model can't be opened", Exception):
+        elmo = TransformerElmo.from_archive(model, device=device)
+    lines = (line for shard in shards for line in read_sentences(shard))
+    sentences = filter(None, map(elmo.words, lines))
+    choose = islice if wanted.is_asked_for else worth_showing
+    with else_missing(f"{_NO_HEAT_MAPS}, because the validation data can't be read", *text_errors):
+        chosen = list(choose(sentences, wanted.count))
+    if not chosen:
+        raise MissingPartError(f"{_NO_HEAT_MAPS}: there is no sentence in {wanted.text}.")
+    with else_missing(f"{_NO_HEAT_MAPS}: the model gives no probabilities", ConfigurationError):
+        scored = elmo.score(chosen, top_k=TOP_K)
+    return [_passage(scores, words) for scores, words in zip(scored, chosen)]
+
+
+def worth_showing(sentences: Iterable[List[str]], count: int) -> List[List[str]]:
+    """
+    # Parameters
+
+    sentences : `Iterable[List[str]]`
+        Their words. No more of them are taken than are needed.
+    count : `int`
+
+    # Returns
+
+    `List[List[str]]`
+        The first sentences of middle length and mostly of words. If there are too few, as in a
+        text that nobody has split into words, others make up for them.
+    """
+    chosen: List[List[str]] = []
+    others: List[List[str]] = []
+    for words in islice(sentences, LOOKED_THROUGH):
+        if len(words) in SHOWN_LENGTHS and 2 * sum(map(is_of_letters, words)) > len(words):
+            chosen.append(words)
+        elif len(others) < count and len(words) <= MOST_WORDS:
+            others.append(words)
+        if len(chosen) == count:
+            break
+    return [*chosen, *others][:count]
+
+
+def _passage(scores: SentenceScores, words: List[str]) -> Passage:
+    """A sentence with its words told from the boundary tokens around them."""
+    places = range(len(scores.tokens) - len(words) + 1)
+    first = next((n for n in places if scores.tokens[n : n + len(words)] == words), 0)
+    return Passage(scores, first, first + len(words))

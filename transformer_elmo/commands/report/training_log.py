@@ -1,0 +1,107 @@
+"""What a training run has left in its folder, read without running anything."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from transformer_elmo.errors import ConfigurationError
+
+_METRICS_FILE = re.compile(r"metrics_epoch_(\d+)\.json")
+_DURATION = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """
+    # Attributes
+
+    config : `Dict[str, Any]`
+        `config.json`.
+    epochs : `List[Dict[str, Any]]`
+        The files `metrics_epoch_*.json`, in order.
+    final : `Dict[str, Any]`
+        `metrics.json`; empty before training ends.
+    """
+
+    config: Dict[str, Any]
+    epochs: List[Dict[str, Any]] = field(default_factory=list)
+    final: Dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def latest(self) -> Dict[str, Any]:
+        """The metrics that count: those of the end, or else of the last epoch so far."""
+        return self.final or (self.epochs[-1] if self.epochs else {})
+
+    def number(self, name: str) -> Optional[float]:
+        """One of the latest metrics, if it is there and a number."""
+        value = self.latest.get(name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return value if is_number else None
+
+    @property
+    def epoch_durations(self) -> List[float]:
+        """How long each epoch took, in seconds: what its file says, less what that before says."""
+        durations = []
+        before = 0.0
+        for metrics in self.epochs:
+            total = seconds(metrics.get("training_duration"))
+            if total is None:
+                continue
+            # A run that was started again counts from zero.
+            durations.append(total - before if total >= before else total)
+            before = total
+        return durations
+
+    @property
+    def was_restarted(self) -> bool:
+        """Whether durations count from a later start than the first."""
+        totals = [seconds(metrics.get("training_duration")) or 0.0 for metrics in self.epochs]
+        return totals != sorted(totals)
+
+
+def read_training_log(folder: Path) -> TrainingLog:
+    """
+    # Parameters
+
+    folder : `Path`
+        The `--serialization-dir` of `allennlp train`, or what an archive was unpacked to.
+
+    # Raises
+
+    `ConfigurationError`
+        If a file isn't what it should be, or there is no `config.json`.
+    """
+    epochs = []
+    for path in folder.iterdir():
+        match = _METRICS_FILE.fullmatch(path.name)
+        metrics = _json(path) if match else None
+        if match and metrics is not None:
+            epochs.append({**metrics, "epoch": int(match[1])})
+    epochs.sort(key=lambda metrics: metrics["epoch"])
+    config = _json(folder / "config.json")
+    if config is None:
+        raise ConfigurationError(f"{folder} has no config.json.")
+    return TrainingLog(config, epochs, _json(folder / "metrics.json") or {})
+
+
+def _json(path: Path) -> Optional[Dict[str, Any]]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{path} holds no JSON object, but {value!r:.40}.")
+    return value
+
+
+def seconds(duration: Any) -> Optional[float]:
+    """A duration as AllenNLP writes it, `1 day, 2:03:04.5`; `None` for anything else."""
+    match = _DURATION.fullmatch(duration) if isinstance(duration, str) else None
+    if match is None:
+        return None
+    days, hours, minutes = (int(part or 0) for part in match.groups()[:3])
+    return ((days * 24 + hours) * 60 + minutes) * 60 + float(match[4])
