@@ -186,7 +186,7 @@ def test_no_space_left(embed, tmp_path, monkeypatch):
     # While the work is put under its name, what is there under that name stays.
     before = (tmp_path / "full.hdf5").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(vectors_file.h5py, "File", lambda *_: (_ for _ in ()).throw(full))
+        patch.setattr("h5py.File", lambda *_: (_ for _ in ()).throw(full))
         assert "No space is left" in refused(embed, "full.hdf5", "--all", "--force")
     assert (tmp_path / "full.hdf5").read_bytes() == before
 

@@ -116,7 +116,7 @@ def _of_model_folder(
         remarks.append("A model folder holds no text. Name one with --sentences for heat maps.")
     elif num_sentences:
         try:
-            passages = passages_of(folder, Wanted(sentences, True, num_sentences), device, remarks)
+            passages = passages_of(folder, Wanted(sentences, True, num_sentences), device)
         except MissingPartError as error:
             remarks.append(str(error))
     known = {"dimension": 2 * config.contextualizer.input_dim, **card}
