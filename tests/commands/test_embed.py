@@ -187,7 +187,7 @@ def test_no_space_left(embed, tmp_path, monkeypatch):
     before = (tmp_path / "full.hdf5").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("h5py.File", lambda *_: (_ for _ in ()).throw(full))
-        assert "No space is left" in refused(embed, "full.hdf5", "--all", "--force")
+        assert "no space is left" in refused(embed, "full.hdf5", "--all", "--force")
     assert (tmp_path / "full.hdf5").read_bytes() == before
 
 
