@@ -98,7 +98,7 @@ if [ "$from_data" = 1 ]; then
         fail "counting needs transformer_elmo, which '$python' can't import: run ./scripts/setup.sh first, or name" \
             "another Python by PYTHON"
     say "counting the words of $data"
-    "$python" -W ignore -m transformer_elmo.data.vocabulary "$data" "$made" --min-count 3 >&2 </dev/null ||
+    "$python" -W ignore -m transformer_elmo vocab "$data" "$made" --min-count 3 >&2 </dev/null ||
         fail "counting the words of $data failed, see above; nothing was written"
     if [ ! -s "$made/tokens.txt" ] || [ ! -f "$made/non_padded_namespaces.txt" ]; then
         fail "counting the words of $data made no vocabulary"

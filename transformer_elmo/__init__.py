@@ -7,7 +7,6 @@ Without it there is `TransformerElmo`, which opens models and works with them.
 """
 
 import warnings as _warnings
-from importlib import util as _importlib_util
 from typing import TYPE_CHECKING
 
 from transformer_elmo import archived_models as _archived_models
@@ -36,11 +35,11 @@ _PLUGIN = {
     "SimpleLanguageModelingDatasetReader": "dataset_reader",
 }
 
-_why_not = "which isn't installed"
-if _importlib_util.find_spec("allennlp") is not None:
-    try:
-        from transformer_elmo import plugin as _plugin
-    except ImportError as _error:
+try:
+    from transformer_elmo import plugin as _plugin
+except ImportError as _error:
+    _why_not = "which isn't installed"
+    if _error.name != "allennlp":
         # A transformers of today, say, which AllenNLP can't be imported with.
         _why_not = f"which can't be imported: {_first_line(_error)}"
         _warnings.warn(
@@ -48,10 +47,10 @@ if _importlib_util.find_spec("allennlp") is not None:
             "configs won't know transformer_elmo. TransformerElmo works.",
             stacklevel=2,
         )
-    else:
-        for _name, _module in _PLUGIN.items():
-            globals()[_name] = getattr(getattr(_plugin, _module), _name)
-        _why_not = ""
+else:
+    _why_not = ""
+    for _name, _module in _PLUGIN.items():
+        globals()[_name] = getattr(getattr(_plugin, _module), _name)
 
 if TYPE_CHECKING:
     from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
@@ -97,3 +96,7 @@ __all__ = [
     "SimpleLanguageModelingDatasetReader",
     "TransformerElmo",
 ]
+
+if _why_not:
+    # `from transformer_elmo import *` is to work there, too.
+    __all__ = ["ConfigurationError", "TransformerElmo"]

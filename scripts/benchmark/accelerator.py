@@ -3,8 +3,9 @@ Everything that a GPU can tell, step by step: `accelerator.sh` runs it. Each ste
 in the output folder, so that a second run goes on with the steps that are missing, and `report.md`
 has them all in tables.
 
-    python scripts/benchmark/accelerator.py OUT [--minutes 20] [--steps training,profile] [--device
-    cpu --small]
+    python scripts/benchmark/accelerator.py OUT [--minutes 20] [--steps training,profile]
+
+On a machine without a GPU, `--device cpu --small` rehearses it.
 
 Text is synthetic, with the billion-word benchmark's vocabulary of 793,471 words and Zipf's
 frequencies (see data.py). Ours and allennlp-models' take turns on the same batches and begin with
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
@@ -137,8 +139,10 @@ def peer_context(precision: str, device: torch.device) -> Any:
 
 
 def make_model(
-    session: Session, section: Dict[str, Any], precision: str, like: Optional[torch.nn.Module] =
-    None
+    session: Session,
+    section: Dict[str, Any],
+    precision: str,
+    like: Optional[torch.nn.Module] = None,
 ) -> torch.nn.Module:
     """Made on the device: 400 million random numbers take seconds elsewhere."""
     with session.device:
@@ -152,8 +156,13 @@ class Side:
     """One implementation that trains."""
 
     def __init__(self, name: str, model: torch.nn.Module, optimizer: Any, context: Any) -> None:
-        self.name, self.model, self.optimizer, self.context = name, model.train(), optimizer,
-        context self.losses: List[torch.Tensor] = []
+        self.name, self.model, self.optimizer, self.context = (
+            name,
+            model.train(),
+            optimizer,
+            context,
+        )
+        self.losses: List[torch.Tensor] = []
 
     def step(self, batch: workload.Batch) -> None:
         self.optimizer.zero_grad()
@@ -162,6 +171,10 @@ class Side:
         loss.backward()
         self.optimizer.step()
         self.losses.append(loss.detach())
+
+    def steps(self, batches: List[workload.Batch]) -> None:
+        for batch in batches:
+            self.step(batch)
 
 
 def make_side(session: Session, name: str, precision: str, like: Optional[torch.nn.Module]) -> Side:
@@ -231,10 +244,13 @@ def training(session: Session) -> Dict[str, Any]:
                     for name in list(sides) if block % 2 else list(sides)[::-1]:
                         if name in failed:
                             continue
-                        side = sides[name] chosen = [batches[(block * a_block + i) % len(batches)]
-                        for i in range(a_block)] try:
-                            workload.reset_peak_memory(session.device) took = seconds_of(lambda:
-                            [side.step(b) for b in chosen], session.device)  # noqa: B023
+                        side = sides[name]
+                        chosen = [
+                            batches[(block * a_block + i) % len(batches)] for i in range(a_block)
+                        ]
+                        try:
+                            workload.reset_peak_memory(session.device)
+                            took = seconds_of(partial(side.steps, chosen), session.device)
                         except torch.OutOfMemoryError as error:
                             failed[name] = str(error).partition(".")[0]
                             session.free()
@@ -256,7 +272,9 @@ def training(session: Session) -> Dict[str, Any]:
                     "TFLOP/s": flops / a_token / 1e12,
                     "peak GB": memory[name],
                     "loss": float(sides[name].losses[-1]),
-                    "ratio": statistics.median(times["peer"]) / a_token if times.get("peer") else None,
+                    "ratio": statistics.median(times["peer"]) / a_token
+                    if times.get("peer")
+                    else None,
                 }
             if time.monotonic() > session.deadline:
                 break
@@ -296,7 +314,9 @@ def profiled(session: Session) -> Dict[str, Any]:
             calls = {
                 event.key: event.count / steps
                 for event in events
-                if event.key.startswith(("cudaLaunch", "cudaMemcpy", "cudaStreamSync", "cudaDeviceSync", "cuLaunch"))
+                if event.key.startswith(
+                    ("cudaLaunch", "cudaMemcpy", "cudaStreamSync", "cudaDeviceSync", "cuLaunch")
+                )
             }
             kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
             kernels = [e for e in kernels if not e.key.startswith(("Memcpy", "Memset"))]
@@ -312,8 +332,8 @@ def profiled(session: Session) -> Dict[str, Any]:
                 "calls": calls,
                 "host ms": sum(e.self_cpu_time_total for e in events) / steps / 1000,
                 "longest": [
-                    [e.key[:150], e.count / steps, e.self_device_time_total / steps / 1000] for e in
-                    longest
+                    [e.key[:150], e.count / steps, e.self_device_time_total / steps / 1000]
+                    for e in longest
                 ],
                 "operators": [
                     [e.key[:80], e.count / steps, e.self_device_time_total / steps / 1000]
@@ -385,8 +405,8 @@ def evaluation(session: Session) -> Dict[str, Any]:
         batches = session.batches(tokens)[:6]
         words = sum(map(workload.num_tokens, batches))
         needed = sum(
-            workload.arithmetic(session.section, b, session.vocab.get_vocab_size()).total for b in
-            batches
+            workload.arithmetic(session.section, b, session.vocab.get_vocab_size()).total
+            for b in batches
         )
         for name, model in models.items():
             outputs: List[Any] = []
@@ -427,8 +447,11 @@ def loop(session: Session) -> Dict[str, Any]:
     session.text  # noqa: B018
     for tokens in session.sizes:
         loader = LanguageModelingDataLoader(
-            reader, session.out / "text" / "shards", max_tokens=tokens, distinct_words=True,
-            quiet=True
+            reader,
+            session.out / "text" / "shards",
+            max_tokens=tokens,
+            distinct_words=True,
+            quiet=True,
         )
         loader.index_with(session.vocab)
         loader.set_target_device(session.device)
@@ -480,9 +503,16 @@ def curves(session: Session) -> Dict[str, Any]:
     ):
         from transformer_elmo import DenseSparseAdam
 
-        torch.manual_seed(13) model = workload.our_model(section, vocab, precision).to(device) side
-        = Side(name, model, DenseSparseAdam(list(model.named_parameters()), lr=1e-3),
-        contextlib.nullcontext) where = torch.device(device) with session.tf32(False):
+        torch.manual_seed(13)
+        model = workload.our_model(section, vocab, precision).to(device)
+        side = Side(
+            name,
+            model,
+            DenseSparseAdam(list(model.named_parameters()), lr=1e-3),
+            contextlib.nullcontext,
+        )
+        where = torch.device(device)
+        with session.tf32(False):
             for step in range(steps):
                 side.step(workload.on_device(made[step % len(made)], where))
             model.eval()
@@ -492,9 +522,11 @@ def curves(session: Session) -> Dict[str, Any]:
         total = sum(float(o["loss"]) * w for o, w in zip(outputs, weights))
         losses = [float(loss) for loss in side.losses]
         results[name] = {
-            "held-out loss": total / sum(weights), "training loss, last 20":
-            statistics.mean(losses[-20:]), "training loss": [round(statistics.mean(losses[i : i +
-            10]), 4) for i in range(0, steps, 10)],
+            "held-out loss": total / sum(weights),
+            "training loss, last 20": statistics.mean(losses[-20:]),
+            "training loss": [
+                round(statistics.mean(losses[i : i + 10]), 4) for i in range(0, steps, 10)
+            ],
         }
     return results
 
@@ -511,11 +543,14 @@ STEPS: Dict[str, Callable[[Session], Dict[str, Any]]] = {
 
 
 def table(results: Dict[str, Any]) -> List[str]:
-    rows = {key: value for key, value in results.items() if isinstance(value, dict)} plain = {key:
-    value for key, value in results.items() if key not in rows} lines = [f"- {key}: {_shown(value)}"
-    for key, value in plain.items()] columns = list(dict.fromkeys(name for row in rows.values() for
-    name in row)) columns = [c for c in columns if not any(isinstance(r.get(c), (list, dict)) for r
-    in rows.values())] if rows:
+    rows = {key: value for key, value in results.items() if isinstance(value, dict)}
+    plain = {key: value for key, value in results.items() if key not in rows}
+    lines = [f"- {key}: {_shown(value)}" for key, value in plain.items()]
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    columns = [
+        c for c in columns if not any(isinstance(r.get(c), (list, dict)) for r in rows.values())
+    ]
+    if rows:
         lines += ["", "| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
         lines += [
             f"| {key} | " + " | ".join(_shown(row.get(column, "")) for column in columns) + " |"
@@ -552,7 +587,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder for results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=20.0, help="no step begins after so many")
-    parser.add_argument("--steps", default=",".join(STEPS), help="those to run, with commas between them")
+    parser.add_argument(
+        "--steps", default=",".join(STEPS), help="those to run, with commas between them"
+    )
     parser.add_argument("--sizes", type=_numbers, default=SIZES, help="tokens a batch: 2000,32000")
     parser.add_argument("--precisions", type=lambda text: text.split(","), default=PRECISIONS)
     parser.add_argument("--small", action="store_true", help="a rehearsal: everything shrunk")

@@ -73,7 +73,7 @@ def main() -> None:
             function(workload.on_device(workload.batches(text, vocab, 200)[0], device))
         if "ours" in models:
             # Nothing is known yet when the first pass begins.
-            from transformer_elmo.nn.word_encoder import _caches
+            from transformer_elmo.plugin.text_fields import _caches
 
             for cache in _caches.values():
                 cache.clear()

@@ -55,7 +55,7 @@ def main() -> None:
     section = workload.model_section()
     made = workload.batches(text, vocab, options.tokens_per_batch)
 
-    from transformer_elmo.plugin.optimizer import DenseSparseAdam
+    from transformer_elmo import DenseSparseAdam
 
     ours = workload.our_model(section, vocab, options.precision).to(device)
     sides = {"ours": Trainee(ours, DenseSparseAdam(list(ours.named_parameters()), lr=1e-4))}

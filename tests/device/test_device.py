@@ -62,7 +62,9 @@ def same_gradients(here, there, relative=1e-4):
         assert float((one - other).abs().max()) <= relative * scale, name
 
 
-@pytest.mark.parametrize("softmax", [{}, {"sparse_embeddings": False}, {"num_samples": None, "sparse_embeddings": False}])
+@pytest.mark.parametrize(
+    "softmax", [{}, {"sparse_embeddings": False}, {"num_samples": None, "sparse_embeddings": False}]
+)
 def test_exact_loss_and_gradients(make_model, vocabulary, softmax):
     here, there = two_models(make_model, **softmax)
     batch = tensors(PADDED, vocabulary)
@@ -80,12 +82,18 @@ def test_exact_loss_and_gradients(make_model, vocabulary, softmax):
 def test_sampled_loss_and_gradients(make_model, vocabulary, precision, relative, sparse):
     here, there = two_models(
         make_model, **without_dropout(), precision=precision, sparse_embeddings=sparse
-    ) drawn = torch.tensor([1, 2, 5, 6, 9, 12, 20, 21]), torch.tensor(8.0).log()
-    here._softmax_loss.draw = lambda device: drawn there._softmax_loss.draw = lambda device:
-    tuple(part.to(device) for part in drawn) batch = tensors(PADDED, vocabulary) expected, output =
-    here.train()(**batch), there.train()(**moved(batch, DEVICE)) assert float(expected["loss"]) ==
-    pytest.approx(float(output["loss"]), rel=max(1e-5, relative / 5)) expected["loss"].backward()
-    output["loss"].backward() same_gradients(here, there, relative)
+    )
+    drawn = torch.tensor([1, 2, 5, 6, 9, 12, 20, 21]), torch.tensor(8.0).log()
+    here._softmax_loss.draw = lambda device: drawn
+    there._softmax_loss.draw = lambda device: tuple(part.to(device) for part in drawn)
+    batch = tensors(PADDED, vocabulary)
+    expected, output = here.train()(**batch), there.train()(**moved(batch, DEVICE))
+    assert float(expected["loss"]) == pytest.approx(
+        float(output["loss"]), rel=max(1e-5, relative / 5)
+    )
+    expected["loss"].backward()
+    output["loss"].backward()
+    same_gradients(here, there, relative)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
@@ -207,12 +215,14 @@ def corpus(tmp_path):
 
 
 def test_evaluate_and_predict(lm_archive, corpus):
-    results = [evaluate_from_archive(str(lm_archive), corpus, cuda_device=device) for device in (-1,
-    0)] assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=1e-5) assert
-    results[0]["num_tokens"] == results[1]["num_tokens"] predictor =
-    Predictor.from_archive(load_archive(str(lm_archive), cuda_device=0)) there =
-    predictor.predict_batch_json([{"sentence": "the cat sat"}, {"tokens": ["a", "dog"]}]) assert
-    [result["num_tokens"] for result in there] == [4, 3]
+    results = [
+        evaluate_from_archive(str(lm_archive), corpus, cuda_device=device) for device in (-1, 0)
+    ]
+    assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=1e-5)
+    assert results[0]["num_tokens"] == results[1]["num_tokens"]
+    predictor = Predictor.from_archive(load_archive(str(lm_archive), cuda_device=0))
+    there = predictor.predict_batch_json([{"sentence": "the cat sat"}, {"tokens": ["a", "dog"]}])
+    assert [result["num_tokens"] for result in there] == [4, 3]
 
 
 def trained(folder, corpus, trainer, **changes):
@@ -228,15 +238,21 @@ def trained(folder, corpus, trainer, **changes):
             **trainer,
         },
         **changes,
-    ) return train_model(Params(config), str(folder), **{"recover": (folder /
-    "config.json").exists()})
+    )
+    return train_model(
+        Params(config), str(folder), **{"recover": (folder / "config.json").exists()}
+    )
 
 
 def test_train_and_recover(tmp_path, corpus):
     """Twice the same run, one of them stopped after its first epoch."""
     trainer = {
-        "checkpointer": {"type": "crash_safe", "save_every_num_batches": 7,
-        "keep_most_recent_by_count": None}, "callbacks": [{"type": "resume_data"}],
+        "checkpointer": {
+            "type": "crash_safe",
+            "save_every_num_batches": 7,
+            "keep_most_recent_by_count": None,
+        },
+        "callbacks": [{"type": "resume_data"}],
     }
     whole = trained(tmp_path / "whole", corpus, trainer)
     again = trained(tmp_path / "again", corpus, trainer)
@@ -262,7 +278,14 @@ def test_train_and_recover(tmp_path, corpus):
     assert again is not None and max(same) < 5e-2
 
 
-@pytest.mark.parametrize("trainer", [{"use_amp": True}, {"grad_norm": 1.0}, {"moving_average": {"type": "exponential", "decay": 0.9}}])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"use_amp": True},
+        {"grad_norm": 1.0},
+        {"moving_average": {"type": "exponential", "decay": 0.9}},
+    ],
+)
 def test_trainer_options(tmp_path, corpus, trainer):
     trained(tmp_path / "out", corpus, trainer)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

@@ -19,9 +19,9 @@ from allennlp.models.archival import load_archive
 from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 from allennlp.modules.text_field_embedders import TextFieldEmbedder
 
-from transformer_elmo import BidirectionalLanguageModelTokenEmbedder, seam
+from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
+from transformer_elmo.cli import main
 from transformer_elmo.legacy import modernize
-from transformer_elmo.legacy.__main__ import main
 
 peer = pytest.importorskip("allennlp_models.lm")
 
@@ -33,11 +33,6 @@ SENTENCES = [
     "and the and the and the and the rain",
 ]
 DIALECTS = ["0.7", "0.8", "0.9"]
-
-
-@pytest.fixture(autouse=True)
-def installed():
-    seam.install()
 
 
 def peer_model(config, vocabulary, **contextualizer):
@@ -152,13 +147,13 @@ def test_perplexity_is_the_peers_and_the_documented_line_takes_effect(
         words += count
 
     sizes = []
-    forward = type(load_archive(path).model).forward
+    encode = type(load_archive(path).model).encode
 
     def counting(self, source):
         sizes.append(source["tokens"]["tokens"].numel())
-        return forward(self, source)
+        return encode(self, source)
 
-    monkeypatch.setattr(type(load_archive(path).model), "forward", counting)
+    monkeypatch.setattr(type(load_archive(path).model), "encode", counting)
     line = '{"iterator": {"base_iterator": {"maximum_samples_per_batch": ["num_tokens", %d] }}}'
     for limit in (40, 500):
         sizes.clear()
@@ -200,7 +195,7 @@ def test_files_that_went_into_the_archive(old_archive, old_configs, write_archiv
         torch.testing.assert_close(archive.model.eval()(**batch)["logits"], expected)
 
     new = old.with_name("converted.tar.gz")
-    assert main([str(old), str(new)]) == 0
+    assert main(["convert", str(old), str(new)]) == 0
     with tarfile.open(new) as tar:
         names = json.load(tar.extractfile("files_to_archive.json"))
     assert list(names) == ["model.text_field_embedder.token_embedders.elmo.archive_file"]
@@ -243,7 +238,7 @@ class TestConverter:
     def test_a_converted_archive_opens_here(self, old_archive, dialect, capsys):
         _, path = old_archive(dialect)
         new = path.with_name("new.tar.gz")
-        assert main([str(path), str(new)]) == 0
+        assert main(["convert", str(path), str(new)]) == 0
         printed = capsys.readouterr().out
         assert "DROPPED " in printed
         assert f"wrote {new}" in printed
@@ -262,7 +257,7 @@ class TestConverter:
         for dialect in DIALECTS:
             model, path = old_archive(dialect)
             new = tmp_path / f"new-{dialect}.tar.gz"
-            assert main([str(path), str(new)]) == 0
+            assert main(["convert", str(path), str(new)]) == 0
             batch = batch_of(load_archive(path).dataset_reader, model.vocab, SENTENCES)
             with torch.no_grad():
                 expected[str(new)] = model(**batch)["loss"].item()
@@ -285,12 +280,12 @@ class TestConverter:
         )
         old, new = tmp_path / "old.jsonnet", tmp_path / "new.json"
         old.write_text(text, encoding="utf-8")
-        assert main([str(old), str(new)]) == 0
+        assert main(["convert", str(old), str(new)]) == 0
         modern = json.loads(new.read_text(encoding="utf-8"))
         assert modern["vocabulary"] == {"type": "from_files", "directory": "words"}
         assert Params.from_file(new).params == modern
         # A second time there is nothing to do.
-        assert main([str(new), str(tmp_path / "again.json")]) == 0
+        assert main(["convert", str(new), str(tmp_path / "again.json")]) == 0
         assert "nothing of AllenNLP 0.x" in capsys.readouterr().out
         assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == modern
 
@@ -308,10 +303,10 @@ class TestConverter:
             ("bad.json", "there.json", "--force"),
             ("bad.json", "new.json", "nonsense"),
             ("bad.json", "new.tar.gz", "an archive becomes an archive"),
-            ("bad.json", "nowhere/new.json", "does not exist"),
+            ("bad.json", "nowhere/new.json", "There is no folder"),
             ("missing.json", "new.json", "is not a file"),
         ):
-            assert main([str(tmp_path / old), str(tmp_path / new)]) == 1
+            assert main(["convert", str(tmp_path / old), str(tmp_path / new)]) == 1
             assert message in capsys.readouterr().err
         assert sorted(tmp_path.iterdir()) == before
 

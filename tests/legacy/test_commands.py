@@ -11,15 +11,8 @@ from allennlp.common import Params
 from allennlp.models.archival import load_archive
 from allennlp.predictors import Predictor
 
-from transformer_elmo import seam
-
 LIMIT = '{"iterator": {"base_iterator": {"maximum_samples_per_batch": ["num_tokens", 50] }}}'
 ON_CPU = '{"trainer": {"cuda_device": -1}}'
-
-
-@pytest.fixture(autouse=True)
-def installed():
-    seam.install()
 
 
 @pytest.fixture

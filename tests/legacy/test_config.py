@@ -1,4 +1,5 @@
 import copy
+import inspect
 import json
 import logging
 
@@ -6,8 +7,17 @@ import pytest
 from allennlp.common import Registrable
 from allennlp.common.checks import ConfigurationError
 from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
+from allennlp.training import GradientDescentTrainer
 
-from transformer_elmo.legacy import log_changes, modernize, old_signs
+from transformer_elmo.legacy import (
+    Change,
+    check_trainer_keys,
+    legacy_keys,
+    log_changes,
+    modernize,
+)
+from transformer_elmo.legacy.report import Report
+from transformer_elmo.legacy.trainer import TRAINER_KEYS
 
 MODERN = {
     "dataset_reader": {"type": "simple_language_modeling", "tokenizer": {"type": "just_spaces"}},
@@ -85,7 +95,56 @@ class TestModernConfigs:
         ],
     )
     def test_what_other_classes_may_well_say_is_no_sign(self, part):
-        assert old_signs({**MODERN, **part}) == []
+        assert legacy_keys({**MODERN, **part}) == []
+
+    def test_what_shows_that_a_config_is_old(self):
+        old = {
+            **MODERN,
+            "dataset_reader": {"type": "snli", "lazy": True, "coding_scheme": "BIOUL"},
+            "trainer": {"shuffle": True, "opt_level": "O1", "patience": "3"},
+            "validation_iterator": None,
+        }
+        # The others are converted, too, but AllenNLP 2 may well be told the same.
+        expected = ["dataset_reader.lazy", "trainer.shuffle", "validation_iterator"]
+        assert legacy_keys(old) == expected
+
+    def test_what_could_be_said_of_an_old_config_alone_is_no_sign(self):
+        """Everything that is converted, dropped or refused only where something else is old."""
+        parts = {
+            "dataset_reader": {
+                "type": "simple_language_modeling",
+                "tokenizer": {"type": "just_spaces", "end_tokens": ["a"]},
+                "coding_scheme": "BIOUL",
+            },
+            "model": {
+                "type": "bidirectional-language-model",
+                "bidirectional": True,
+                "remove_bos_eos": True,
+                "layer_norm": True,
+            },
+            "vocabulary": {"type": "default", "unheard_of": 3},
+            "trainer": {
+                "patience": "three",
+                "opt_level": "O1",
+                "tensorboard_writer": {"a": 1},
+                "checkpointer": {"num_serialized_models_to_keep": "all"},
+                "num_epoch": 3,
+            },
+            "trian_data_path": "x",
+        }
+        config = {**MODERN_TOP, **parts}
+        assert modernize(config) == (config, [])
+        assert legacy_keys(config) == []
+        for key, part in parts.items():
+            with pytest.raises(ConfigurationError, match=rf"^{key}\b"):
+                if key == "dataset_reader":
+                    part = {"type": "snli", "tokenizer": part["tokenizer"]}
+                modernize({**MODERN_TOP, key: part, "iterator": "basic"})
+
+    def test_an_embedder_of_a_users_own_with_such_options_is_no_sign(self):
+        embedder = {"type": "mine", "words": {"type": "embedding"}, **UNMATCHED}
+        config = {**MODERN, "model": {"type": "m", "text_field_embedder": embedder}}
+        assert modernize(config) == (config, [])
 
     def test_the_old_config_is_not_changed(self, old_configs):
         for config in old_configs.values():
@@ -108,7 +167,7 @@ class TestModernConfigs:
     def test_a_converted_config_has_nothing_old(self, old_configs):
         for config in old_configs.values():
             modern = converted(config)
-            assert old_signs(modern) == []
+            assert legacy_keys(modern) == []
             assert modernize(modern) == (modern, [])
 
 
@@ -323,6 +382,23 @@ class TestReaders:
             "readers": {"a": {"type": "snli", "tokenizer": {"type": "spacy", "pos_tags": False}}},
         }
 
+    @pytest.mark.parametrize(
+        ("each", "key", "expected"),
+        [
+            ({"type": "sequence_tagging", "lazy": True}, "lazy", {"type": "sequence_tagging"}),
+            (
+                {"type": "multiprocess", "base_reader": {"type": "sequence_tagging"}},
+                "type",
+                {"type": "sharded", "base_reader": {"type": "sequence_tagging"}},
+            ),
+        ],
+    )
+    def test_one_of_several_readers_shows_that_a_config_is_old(self, each, key, expected):
+        reader = {"type": "interleaving", "readers": {"a": each}}
+        config = {**MODERN_TOP, "dataset_reader": reader, "trainer": {}}
+        assert legacy_keys(config) == [f"dataset_reader.readers.a.{key}"]
+        assert converted(config)["dataset_reader"]["readers"] == {"a": expected}
+
     def test_tag_indexers(self):
         indexers = {"pos": {"type": "pos_tag", "coarse_tags": True, "namespace": "pos"}}
         reader = {"type": "sequence_tagging", "token_indexers": indexers}
@@ -406,6 +482,17 @@ class TestModels:
         modern = converted(tagger(model=model))["model"]["text_field_embedder"]
         assert modern == {"token_embedders": {"tokens": {"type": "embedding"}}}
 
+    @pytest.mark.parametrize("mapping", [{}, None])
+    def test_a_map_of_nothing(self, mapping):
+        embedder = {"token_embedders": {}, "embedder_to_indexer_map": mapping}
+        config = {**tagger(model={"type": "m", "text_field_embedder": embedder}), "data_loader": {}}
+        del config["iterator"]
+        assert legacy_keys(config) == ["model.text_field_embedder.embedder_to_indexer_map"]
+        modern, changes = modernize(config)
+        empty = {"tokens": {"type": "empty"}} if mapping == {} else {}
+        assert modern["model"]["text_field_embedder"] == {"token_embedders": empty}
+        assert "it maps nothing" in [change.reason for change in changes]
+
     def test_an_embedder_by_any_name(self):
         model = {"type": "mine", "words": {"token_embedders": {}, **UNMATCHED}}
         assert converted(tagger(model=model))["model"] == {
@@ -429,10 +516,10 @@ class TestModels:
     def test_a_name_that_somebody_took_is_no_sign(self):
         embedder = {"token_embedders": {"c": {"type": "character-encoding"}}}
         config = {**MODERN, "model": {"type": "simple_tagger", "text_field_embedder": embedder}}
-        assert old_signs(config) == ["model.text_field_embedder.token_embedders.c.type"]
+        assert legacy_keys(config) == ["model.text_field_embedder.token_embedders.c.type"]
         TokenEmbedder.register("character-encoding")(EmptyEmbedder)
         try:
-            assert old_signs(config) == []
+            assert legacy_keys(config) == []
         finally:
             del Registrable._registry[TokenEmbedder]["character-encoding"]
 
@@ -454,11 +541,11 @@ class TestModels:
     )
     def test_similarity_functions(self, similarity, attention):
         config = {**MODERN, "model": {"type": "esim", "similarity_function": similarity}}
-        assert old_signs(config) == ["model.similarity_function"]
+        assert legacy_keys(config) == ["model.similarity_function"]
         modern = converted(tagger(model=config["model"]))
         assert modern["model"] == {"type": "esim", "matrix_attention": attention}
         mine = {**MODERN, "model": {"type": "my_model", "similarity_function": similarity}}
-        assert old_signs(mine) == []
+        assert legacy_keys(mine) == []
 
     @pytest.mark.parametrize(
         ("similarity", "key"),
@@ -659,10 +746,57 @@ class TestTrainers:
         }
         assert [change.path for change in changes if change.dropped] == ["trainer.opt_level"]
 
+    def test_what_was_dropped_from_a_checkpointer_is_gone(self):
+        trainer = {"checkpointer": {"keep_serialized_model_every_num_seconds": 5}}
+        assert converted(tagger(trainer=trainer))["trainer"] == {"checkpointer": {}}
+
+    def test_no_callbacks_beside_those_for_tensorboard(self):
+        modern = converted(tagger(trainer={"callbacks": None, "summary_interval": 3}))
+        callbacks = [{"type": "tensorboard", "summary_interval": 3}]
+        assert modern["trainer"] == {"callbacks": callbacks}
+
     def test_an_unknown_key_is_an_error(self):
         # AllenNLP 2 would swallow it.
         with pytest.raises(ConfigurationError, match=r"trainer\.num_epoch = 3"):
             modernize(tagger(trainer={"num_epoch": 3}))
+
+    def test_the_known_keys_are_allennlps(self):
+        parameters = inspect.signature(GradientDescentTrainer.from_partial_objects).parameters
+        given = {"model", "serialization_dir", "data_loader", "validation_data_loader", "kwargs"}
+        # Its constructor still looks for the second of these in its `kwargs`.
+        assert (set(parameters) - given) | {"type", "run_sanity_checks"} == TRAINER_KEYS
+        source = inspect.getsource(GradientDescentTrainer.__init__)
+        assert '"run_sanity_checks" in kwargs' in source
+
+    @pytest.mark.parametrize(
+        ("key", "near"),
+        [
+            ("pateince", "patience"),
+            ("checkpointr", "checkpointer"),
+            ("callbcks", "callbacks"),
+            ("num_epoch", "num_epochs"),
+            ("learning_rate_schedular", "learning_rate_scheduler"),
+        ],
+    )
+    def test_a_misspelled_key_of_a_modern_one(self, key, near):
+        for kind in ({}, {"type": "gradient_descent"}):
+            trainer = {**kind, "optimizer": "adam", key: 3}
+            message = rf"^trainer\.{key} = 3: a trainer has no such key.* Is it {near}\?$"
+            with pytest.raises(ConfigurationError, match=message):
+                check_trainer_keys(trainer)
+        with pytest.raises(ConfigurationError, match=rf"^a\.b\.{key} = "):
+            check_trainer_keys({key: 3}, "a.b")
+
+    def test_a_key_that_is_like_no_other(self):
+        with pytest.raises(ConfigurationError, match=r"^trainer\.zzz = 3: .*ignore it\.$"):
+            check_trainer_keys({"zzz": 3})
+
+    @pytest.mark.parametrize(
+        "trainer",
+        [dict.fromkeys(TRAINER_KEYS - {"type"}), {"type": "mine", "zzz": 3}, {}, "mine", None, []],
+    )
+    def test_keys_that_are_in_order(self, trainer):
+        check_trainer_keys(trainer)
 
     def test_an_unknown_key_at_the_top_is_an_error(self):
         with pytest.raises(ConfigurationError, match="trian_data_path"):
@@ -682,3 +816,30 @@ def test_every_change_is_one_line_of_the_log(old_configs, caplog):
     assert (
         'vocabulary.directory_path = "/nowhere/vocabulary" -> vocabulary.directory' in caplog.text
     )
+
+
+class TestReports:
+    def test_what_counts_only_if_something_else_is_old(self):
+        report = Report()
+        report.if_old.moved("a", 1, "b", 2)
+        report.if_old.refused("c", 1, "no.")
+        report.added("d", 1, "a default")
+        assert report.legacy_keys == []
+        report.needless("e", 1, "it is so")
+        report.refused("f", 1, "no.")
+        report.dropped("e", 1, "it is so")
+        assert report.legacy_keys == ["e", "f"]
+        assert [change.path for change in report.changes] == ["a", "d", "e", "e"]
+        with pytest.raises(ConfigurationError, match=r"^c = 1: no\.$"):
+            report.check()
+
+    def test_what_the_user_says_now_must_have_an_effect(self):
+        for given, path in (("a.b", "a.b"), ("a", "a.b"), ("a.b.c", "a.b")):
+            report = Report([given])
+            report.dropped(path, 1, "it is gone")
+            assert report.changes == []
+            with pytest.raises(ConfigurationError, match=f"^{given} = 1: this override"):
+                report.check()
+        report = Report(["a.bc"])
+        report.dropped("a.b", 1, "it is gone")
+        assert report.changes == [Change("a.b", 1, reason="it is gone", dropped=True)]

@@ -3,10 +3,9 @@
 import torch
 from allennlp.nn import util as nn_util
 
-from transformer_elmo import seam
 from transformer_elmo.archives import unpack
-from transformer_elmo.legacy.__main__ import main
-from transformer_elmo.legacy.weights import modern_weights
+from transformer_elmo.cli import main
+from transformer_elmo.legacy import modern_weights
 
 OLD = {
     "_matrix_attention._similarity_function._weight_vector": torch.ones(2),
@@ -51,14 +50,13 @@ def test_those_of_modern_models_stay():
 
 
 def test_in_a_folder_and_in_a_converted_archive(tmp_path, vocabulary, write_archive):
-    seam.install()
     config = {
         "dataset_reader": {"type": "squad"},
         "model": {"type": "bidaf", "similarity_function": {"type": "cosine"}},
         "iterator": "basic",
     }
     old = write_archive("old", config, OLD, vocabulary)
-    assert main([str(old), str(tmp_path / "new.tar.gz")]) == 0
+    assert main(["convert", str(old), str(tmp_path / "new.tar.gz")]) == 0
     expected = names({"type": "bidaf"})
     for archive in (old, tmp_path / "new.tar.gz"):
         folder = tmp_path / f"{archive.name}-unpacked"
@@ -71,13 +69,12 @@ def test_in_a_folder_and_in_a_converted_archive(tmp_path, vocabulary, write_arch
 def test_what_hides_a_program_is_not_converted(tmp_path, vocabulary, write_archive, capsys):
     config = {"dataset_reader": {"type": "coref"}, "model": {"type": "coref"}, "iterator": "basic"}
     old = write_archive("old", config, {"a": print}, vocabulary)
-    assert main([str(old), str(tmp_path / "new.tar.gz")]) == 1
+    assert main(["convert", str(old), str(tmp_path / "new.tar.gz")]) == 1
     assert "other than tensors" in capsys.readouterr().err
     assert not (tmp_path / "new.tar.gz").exists()
 
 
 def test_a_file_beside_them_that_is_no_config(tmp_path):
-    seam.install()
     (tmp_path / "config.json").write_text("{ // of another program")
     torch.save(OLD, tmp_path / "weights.th")
     assert list(nn_util.read_state_dict(tmp_path / "weights.th")) == list(OLD)

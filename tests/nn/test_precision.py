@@ -9,8 +9,8 @@ from allennlp.common import Params
 from allennlp.data import Vocabulary
 from allennlp.models import Model
 
-from tests.small_lm import model_config
 from tests.plugin.processes import batch_of
+from tests.small_lm import model_config
 from transformer_elmo.plugin.optimizer import DenseSparseAdam
 
 STEPS = 500

@@ -314,9 +314,9 @@ def test_one_draw_serves_several_directions():
     targets = [torch.randint(50, (n,)) for n in (4, 7)]
     torch.manual_seed(2)
     losses = losses_of_directions(loss, embeddings, targets)
-    for embeddings, targets, got in zip(embeddings, targets, losses):
+    for vectors, ids, got in zip(embeddings, targets, losses):
         torch.manual_seed(2)
-        assert torch.allclose(got, loss.token_losses(embeddings, targets), atol=1e-5)
+        assert torch.allclose(got, loss.token_losses(vectors, ids), atol=1e-5)
 
 
 def test_half_precision_weights():

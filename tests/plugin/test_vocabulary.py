@@ -278,5 +278,5 @@ class TestFromFiles:
 
     def test_none_at_all(self, tmp_path, monkeypatch):
         monkeypatch.setenv("MY_VOCABULARY", str(tmp_path / "none"))
-        with pytest.raises(ConfigurationError, match="no vocabulary at .*none.*MY_VOCABULARY"):
+        with pytest.raises(ConfigurationError, match=r"no vocabulary at .*none.*MY_VOCABULARY"):
             from_files(tmp_path / "none")

@@ -1,28 +1,39 @@
 """
 AllenNLP 0.x configs, overrides and archives in AllenNLP 2.
 
-The functions here take and give plain dictionaries; `transformer_elmo.seam` puts them where
-AllenNLP reads config files. `python -m transformer_elmo.legacy OLD NEW` converts a file once and
-for all.
+Everything here works on plain dictionaries, and needs the standard library alone. `python -m
+transformer_elmo.legacy OLD NEW` converts a file once and for all.
 """
 
-from transformer_elmo.legacy.changes import Change, log_changes
-from transformer_elmo.legacy.config import is_experiment, modernize, old_signs
+from transformer_elmo.legacy.archived_files import archived_files, find_key
+from transformer_elmo.legacy.config import legacy_keys, modernize
+from transformer_elmo.legacy.merging import merges_into
 from transformer_elmo.legacy.overrides import (
     apply_overrides,
     check_evaluation_overrides,
-    goes_over,
     shared_with_validation,
 )
+from transformer_elmo.legacy.predictors import modern_predictor
+from transformer_elmo.legacy.report import Change, log_changes
+from transformer_elmo.legacy.sections import ITERATORS, TOP_LEVEL_KEYS, is_experiment
+from transformer_elmo.legacy.trainer import check_trainer_keys
+from transformer_elmo.legacy.weights import modern_weights
 
 __all__ = [
+    "ITERATORS",
+    "TOP_LEVEL_KEYS",
     "Change",
     "apply_overrides",
+    "archived_files",
     "check_evaluation_overrides",
-    "goes_over",
+    "check_trainer_keys",
+    "find_key",
     "is_experiment",
+    "legacy_keys",
     "log_changes",
+    "merges_into",
+    "modern_predictor",
+    "modern_weights",
     "modernize",
-    "old_signs",
     "shared_with_validation",
 ]

@@ -26,23 +26,26 @@ def archived_files(directory: Union[str, os.PathLike]) -> Dict[str, Path]:
     # Raises
 
     `ConfigurationError`
-        If a file isn't in the archive's folder for such files.
+        If a file isn't in the archive's folder for such files, or the list of them is damaged.
     """
     names = Path(directory) / NAMES_FILE
     folder = (Path(directory) / FOLDER).resolve()
     if not names.is_file() or not folder.is_dir():
         return {}
     files = {}
-    for key in json.loads(names.read_text(encoding="utf-8")):
-        file = (folder / key).resolve()
-        if folder not in file.parents:
-            raise ConfigurationError(f"{names} names a file outside its archive: {key!r}.")
-        if file.is_file():
-            files[key] = file
+    try:
+        for key in dict(json.loads(names.read_text(encoding="utf-8"))):
+            file = (folder / key).resolve()
+            if folder not in file.parents:
+                raise ConfigurationError(f"{names} names a file outside its archive: {key!r}.")
+            if file.is_file():
+                files[key] = file
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{names} is no list of files: {error}") from None
     return files
 
 
-def place_of(config: Any, key: str) -> List[Any]:
+def find_key(config: Any, key: str) -> List[Any]:
     """
     # Returns
 
@@ -50,17 +53,13 @@ def place_of(config: Any, key: str) -> List[Any]:
         The object that holds the dotted `key`, and the last part of the key (a number in a list).
         Empty where the config has no such key.
     """
-    *above, last = key.split(".")
-    for name in above:
-        config = _item(config, name)
-    if isinstance(config, list) and last.isdigit() and int(last) < len(config):
-        return [config, int(last)]
-    return [config, last] if isinstance(config, dict) and last in config else []
-
-
-def _item(holder: Any, name: str) -> Any:
-    if isinstance(holder, dict):
-        return holder.get(name)
-    if isinstance(holder, list) and name.isdigit() and int(name) < len(holder):
-        return holder[int(name)]
-    return None
+    holder, place = None, config
+    name: Any = ""
+    for name in key.split("."):
+        holder = place
+        if isinstance(holder, list) and name in map(str, range(len(holder))):
+            name = int(name)
+        elif not (isinstance(holder, dict) and name in holder):
+            return []
+        place = holder[name]
+    return [holder, name]

@@ -1,11 +1,29 @@
-"""Trainers of AllenNLP 0.x configs."""
+"""Trainers of AllenNLP 0.x configs: what each of their keys says now."""
 
-import math
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Optional
 
-from transformer_elmo.legacy.changes import Changes, is_true, not_understood, number
+from transformer_elmo.legacy.report import Report, is_true, refuse
+from transformer_elmo.legacy.sections import type_of
 
+MODERN_TYPE = "gradient_descent"
+UNKNOWN_KEY = "a trainer has no such key, and AllenNLP 2 would ignore it."
+
+# What AllenNLP 2.10.1's trainer takes. It swallows keys that it doesn't know without a word.
+TRAINER_KEYS = {
+    *"type patience validation_metric num_epochs cuda_device grad_norm grad_clipping".split(),
+    *"distributed world_size local_rank num_gradient_accumulation_steps use_amp no_grad".split(),
+    *"optimizer learning_rate_scheduler momentum_scheduler moving_average checkpointer".split(),
+    *"callbacks enable_default_callbacks run_confidence_checks run_sanity_checks".split(),
+    *"grad_scaling ddp_accelerator".split(),
+}
+# AllenNLP 0.x read numbers out of strings, which is what the environment has.
+NUMBERS: Dict[str, Any] = {
+    **dict.fromkeys("patience num_epochs num_gradient_accumulation_steps cuda_device".split(), int),
+    **dict.fromkeys("summary_interval histogram_interval log_batch_size_period".split(), int),
+    **dict.fromkeys("grad_norm grad_clipping model_save_interval".split(), float),
+}
 TENSORBOARD_KEYS = {
     "summary_interval": "summary_interval",
     "histogram_interval": "distribution_interval",
@@ -13,68 +31,9 @@ TENSORBOARD_KEYS = {
     "should_log_parameter_statistics": "should_log_parameter_statistics",
     "should_log_learning_rate": "should_log_learning_rate",
 }
-CHECKPOINTER_KEYS = {
-    "num_serialized_models_to_keep": "keep_most_recent_by_count",
-    "model_save_interval": "save_every_num_seconds",
-}
-# Keys of the versions in between. Alone they make no config old.
-VANISHED_KEYS = {
-    "opt_level": "use_amp takes its place",
-    "batch_callbacks": "callbacks takes its place",
-    "epoch_callbacks": "callbacks takes its place",
-    "end_callbacks": "callbacks takes its place",
-    "trainer_callbacks": "callbacks takes its place",
-}
-FOREVER = "keep_serialized_model_every_num_seconds"
+MODELS_TO_KEEP = "num_serialized_models_to_keep"
+KEPT_FOREVER = "keep_serialized_model_every_num_seconds"
 
-# AllenNLP 2's trainer swallows keys that it doesn't know without a word. These it never knew.
-OLD_TRAINER_KEYS = {
-    *TENSORBOARD_KEYS,
-    *CHECKPOINTER_KEYS,
-    FOREVER,
-    "shuffle",
-    "gradient_accumulation_batch_size",
-}
-TRAINER_KEYS = {
-    "type",
-    "patience",
-    "validation_metric",
-    "num_epochs",
-    "cuda_device",
-    "grad_norm",
-    "grad_clipping",
-    "distributed",
-    "world_size",
-    "local_rank",
-    "num_gradient_accumulation_steps",
-    "use_amp",
-    "no_grad",
-    "optimizer",
-    "learning_rate_scheduler",
-    "momentum_scheduler",
-    "moving_average",
-    "checkpointer",
-    "callbacks",
-    "enable_default_callbacks",
-    "run_confidence_checks",
-    "run_sanity_checks",
-    "grad_scaling",
-    "ddp_accelerator",
-}
-# AllenNLP 0.x read numbers out of strings, which is what the environment has.
-NUMBERS = {
-    "patience": int,
-    "num_epochs": int,
-    "num_gradient_accumulation_steps": int,
-    "cuda_device": int,
-    "grad_norm": float,
-    "grad_clipping": float,
-    "model_save_interval": float,
-    "summary_interval": int,
-    "histogram_interval": int,
-    "log_batch_size_period": int,
-}
-OLD_CHECKPOINTER_KEYS = ("num_serialized_models_to_keep", FOREVER)
 # The old trainer made of callbacks: what each one was given is a key of the trainer now.
 CALLBACK_KEYS = {
     "track_metrics": ("patience", "validation_metric"),
@@ -88,6 +47,12 @@ CALLBACK_KEYS = {
 }
 
 
+# Those that did nothing if they were null.
+NULL_BY_DEFAULT = ("model_save_interval", KEPT_FOREVER)
+
+TENSORBOARD, CHECKPOINTER = "callbacks.tensorboard", "checkpointer"
+
+
 @dataclass
 class Trainer:
     """
@@ -95,133 +60,201 @@ class Trainer:
 
     # Parameters
 
-    config : `Dict[str, Any]`
+    config : `Any`
+        Its own keys. Not an object where the old one wasn't.
+    batch_size : `int`, optional (default = `None`)
+        Of the data loader, if there is one number for all batches.
     shuffle : `bool`, optional (default = `True`)
         Belongs to the data loader.
-    cuda_devices : `List[int]`, optional (default = `None`)
+    cuda_devices : `List[Any]`, optional (default = `None`)
         Belongs to the top-level key `distributed`.
+    parts : `Dict[str, Dict[str, Any]]`
+        What belongs to a callback and to the checkpointer.
     """
 
-    config: Dict[str, Any]
+    config: Any
+    batch_size: Optional[int] = None
     shuffle: bool = True
-    cuda_devices: Optional[List[int]] = None
-
-
-def is_old_trainer(trainer: Any) -> bool:
-    """Whether a trainer says something that only AllenNLP 0.x understood."""
-    if not isinstance(trainer, dict) or not is_plain(trainer):
-        return False
-    return (
-        trainer.get("type") in ("default", "callback")
-        or bool(OLD_TRAINER_KEYS & set(trainer))
-        or isinstance(trainer.get("cuda_device"), (list, str))
+    cuda_devices: Optional[List[Any]] = None
+    parts: Dict[str, Dict[str, Any]] = field(
+        default_factory=lambda: {TENSORBOARD: {}, CHECKPOINTER: {}}
     )
 
 
-def is_plain(trainer: Dict[str, Any]) -> bool:
-    """Whether a trainer is AllenNLP's own."""
-    return trainer.get("type", "default") in ("default", "gradient_descent", "callback")
-
-
-def modern_trainer(trainer: Any, batch_size: Optional[int], changes: Changes) -> Trainer:
+def modern_trainer(old: Any, batch_size: Optional[int], report: Report) -> Trainer:
     """
     # Parameters
 
-    trainer : `Any`
-        The old config.
+    old : `Any`
+        The config of the trainer.
     batch_size : `int`, optional
         Of the data loader, if there is one number for all batches.
-    changes : `Changes`
+    report : `Report`
     """
-    if not isinstance(trainer, dict) or not is_plain(trainer):
-        return Trainer(trainer)
-    if trainer.get("type") == "callback":
-        trainer = _without_callbacks(trainer, changes)
-    new: Dict[str, Any] = {}
-    result = Trainer(new)
-    tensorboard: Dict[str, Any] = {}
-    checkpointer = _modern_checkpointer(trainer.get("checkpointer"), changes)
-    for key, value in trainer.items():
+    if not isinstance(old, dict) or not _is_plain(old):
+        return Trainer(old)
+    if old.get("type") == "callback":
+        old = _without_callbacks(old, report)
+    trainer = Trainer({}, batch_size)
+    _checkpointer(old.get(CHECKPOINTER), trainer, report.if_old)
+    for key, value in old.items():
         path = f"trainer.{key}"
         if key in NUMBERS and isinstance(value, str):
-            value = _number(key, value, changes)
-        if key == "type" and value == "default":
-            changes.needless(path, value, "it is the default")
-        elif key == "cuda_device" and isinstance(value, list):
-            devices = [number(device, int, path) for device in value]
-            if len(devices) == 1:
-                new[key] = devices[0]
-                changes.moved(path, value, path, devices[0])
-            elif devices:
-                result.cuda_devices = devices
-                changes.moved(path, value, "distributed.cuda_devices", devices)
-            else:
-                not_understood(path, value, "expected at least one device.")
-        elif key == "shuffle":
-            result.shuffle = is_true(value)
-            changes.moved(path, value, "data_loader.shuffle", result.shuffle)
-        elif key in TENSORBOARD_KEYS:
-            tensorboard[TENSORBOARD_KEYS[key]] = value
-            changes.moved(
-                path, value, f"trainer.callbacks.tensorboard.{TENSORBOARD_KEYS[key]}", value
-            )
-        elif key == "num_serialized_models_to_keep":
-            keep = _count(value, path)
-            checkpointer[CHECKPOINTER_KEYS[key]] = keep
-            changes.moved(path, value, f"trainer.checkpointer.{CHECKPOINTER_KEYS[key]}", keep)
-        elif key == "model_save_interval":
-            if value is None:
-                changes.needless(path, value, "it is the default")
-            elif _several(trainer.get("cuda_device")):
-                changes.dropped(
-                    path, value, "training on several devices saves by epochs or batches"
-                )
-            else:
-                checkpointer[CHECKPOINTER_KEYS[key]] = value
-                changes.moved(path, value, f"trainer.checkpointer.{CHECKPOINTER_KEYS[key]}", value)
-        elif key == FOREVER:
-            if value is None:
-                changes.needless(path, value, "it is the default")
-            else:
-                changes.dropped(path, value, "checkpoints are kept by number or by age")
-        elif key == "gradient_accumulation_batch_size":
-            _accumulation(value, batch_size, new, path, changes)
-        elif key == "tensorboard_writer":
-            tensorboard.update({TENSORBOARD_KEYS.get(k, k): v for k, v in (value or {}).items()})
-            changes.moved(path, value, "trainer.callbacks.tensorboard", tensorboard)
-        elif key in VANISHED_KEYS:
-            changes.dropped(path, value, VANISHED_KEYS[key])
-        elif key == "checkpointer":
-            continue
+            value = _number(key, value, report if key == "cuda_device" else report.if_old)
+        if value is None and key in NULL_BY_DEFAULT:
+            report.needless(path, value, "it is the default")
+        elif key == "model_save_interval" and _several(old.get("cuda_device")):
+            report.dropped(path, value, "training on several devices saves by epochs or batches")
+        elif key in RULES:
+            RULES[key](trainer, path, value, report)
         elif key in TRAINER_KEYS:
-            new[key] = value
+            trainer.config[key] = value
         else:
-            not_understood(
-                path, value, "a trainer has no such key, and AllenNLP 2 would ignore it."
-            )
-    if checkpointer:
-        new["checkpointer"] = checkpointer
-    elif "checkpointer" in trainer:
-        new["checkpointer"] = trainer["checkpointer"]
-    if tensorboard:
-        new["callbacks"] = [*new.get("callbacks", []), {"type": "tensorboard", **tensorboard}]
-    return result
+            report.if_old.refused(path, value, UNKNOWN_KEY)
+    if trainer.parts[CHECKPOINTER] or isinstance(old.get(CHECKPOINTER), dict):
+        trainer.config[CHECKPOINTER] = trainer.parts[CHECKPOINTER]
+    if trainer.parts[TENSORBOARD]:
+        callbacks = trainer.config.get("callbacks") or []
+        callbacks = report.if_old.as_list(callbacks, "trainer.callbacks")
+        tensorboard = {"type": "tensorboard", **trainer.parts[TENSORBOARD]}
+        trainer.config["callbacks"] = [*callbacks, tensorboard]
+    return trainer
 
 
-def _number(key: str, text: str, changes: Changes) -> Any:
+def check_trainer_keys(trainer: Any, path: str = "trainer") -> None:
+    """
+    Finds the misspelled keys of a modern trainer, which AllenNLP 2 would ignore.
+
+    # Parameters
+
+    trainer : `Any`
+        Its config. Only that of AllenNLP's own trainer is looked at.
+    path : `str`, optional (default = `"trainer"`)
+        Its dotted key.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is a key that the trainer doesn't take; it names the one that is most like it.
+    """
+    if not isinstance(trainer, dict) or trainer.get("type", MODERN_TYPE) != MODERN_TYPE:
+        return
+    for key, value in trainer.items():
+        if key not in TRAINER_KEYS:
+            near = difflib.get_close_matches(key, sorted(TRAINER_KEYS), n=1)
+            refuse(f"{path}.{key}", value, UNKNOWN_KEY + (f" Is it {near[0]}?" if near else ""))
+
+
+def _is_plain(trainer: Dict[str, Any]) -> bool:
+    """Whether a trainer is AllenNLP's own."""
+    return trainer.get("type", "default") in ("default", "callback", MODERN_TYPE)
+
+
+# What becomes of a key: each rule takes the trainer, the key's path, its value, and the report.
+Rule = Callable[[Trainer, str, Any, Report], None]
+
+
+def _type(trainer: Trainer, path: str, value: Any, report: Report) -> None:
+    if value == "default":
+        report.needless(path, value, "it is the default")
+    else:
+        trainer.config["type"] = value
+
+
+def _cuda_device(trainer: Trainer, path: str, value: Any, report: Report) -> None:
+    if not isinstance(value, list):
+        trainer.config["cuda_device"] = value
+        return
+    devices = [report.as_number(device, int, path) for device in value]
+    if len(devices) == 1:
+        trainer.config["cuda_device"] = devices[0]
+        report.moved(path, value, path, devices[0])
+    elif devices:
+        trainer.cuda_devices = devices
+        report.moved(path, value, "distributed.cuda_devices", devices)
+    else:
+        report.refused(path, value, "expected at least one device.")
+
+
+def _shuffle(trainer: Trainer, path: str, value: Any, report: Report) -> None:
+    trainer.shuffle = is_true(value)
+    report.moved(path, value, "data_loader.shuffle", trainer.shuffle)
+
+
+def _accumulation(trainer: Trainer, path: str, value: Any, report: Report) -> None:
+    if not trainer.batch_size:
+        reason = "batches have no common size, so that the number of steps is unknown"
+        report.dropped(path, value, reason)
+        return
+    instances = report.as_number(value, int, path) or 0
+    steps = max(1, -(-instances // trainer.batch_size))
+    trainer.config["num_gradient_accumulation_steps"] = steps
+    reason = f"batches of {trainer.batch_size}"
+    report.moved(path, value, "trainer.num_gradient_accumulation_steps", steps, reason)
+
+
+def _tensorboard_writer(trainer: Trainer, path: str, value: Any, report: Report) -> None:
+    part = trainer.parts[TENSORBOARD]
+    said = report.if_old.as_object(value or {}, path)
+    part.update({TENSORBOARD_KEYS.get(key, key): value for key, value in said.items()})
+    report.if_old.moved(path, value, f"trainer.{TENSORBOARD}", part)
+
+
+def _models_to_keep(trainer: Trainer, path: str, value: Any, report: Report) -> None:
+    # All of them: once -1, now null.
+    count = -1 if value is None else report.as_number(value, int, path) or 0
+    keep = None if count < 0 else count
+    trainer.parts[CHECKPOINTER]["keep_most_recent_by_count"] = keep
+    report.moved(path, value, f"trainer.{CHECKPOINTER}.keep_most_recent_by_count", keep)
+
+
+def _moved_to(part: str, name: str) -> Rule:
+    def rule(trainer: Trainer, path: str, value: Any, report: Report) -> None:
+        trainer.parts[part][name] = value
+        report.moved(path, value, f"trainer.{part}.{name}", value)
+
+    return rule
+
+
+def _kept_forever(trainer: Trainer, path: str, value: Any, report: Report) -> None:
+    report.dropped(path, value, "checkpoints are kept by number or by age")
+
+
+def _replaced_by(name: str) -> Rule:
+    """For a key of the versions in between. Alone it makes no config old."""
+
+    def rule(trainer: Trainer, path: str, value: Any, report: Report) -> None:
+        report.if_old.dropped(path, value, f"{name} takes its place")
+
+    return rule
+
+
+RULES: Dict[str, Rule] = {
+    "type": _type,
+    "cuda_device": _cuda_device,
+    "shuffle": _shuffle,
+    "gradient_accumulation_batch_size": _accumulation,
+    MODELS_TO_KEEP: _models_to_keep,
+    KEPT_FOREVER: _kept_forever,
+    "model_save_interval": _moved_to(CHECKPOINTER, "save_every_num_seconds"),
+    **{key: _moved_to(TENSORBOARD, name) for key, name in TENSORBOARD_KEYS.items()},
+    "tensorboard_writer": _tensorboard_writer,
+    "opt_level": _replaced_by("use_amp"),
+    "batch_callbacks": _replaced_by("callbacks"),
+    "epoch_callbacks": _replaced_by("callbacks"),
+    "end_callbacks": _replaced_by("callbacks"),
+    "trainer_callbacks": _replaced_by("callbacks"),
+}
+
+
+def _number(key: str, text: str, report: Report) -> Any:
     """What a string says; several devices are a list."""
     path = f"trainer.{key}"
     parts = text.split(",") if key == "cuda_device" else [text]
-    numbers = [number(part, NUMBERS[key], path) for part in parts]
+    numbers = [report.as_number(part, NUMBERS[key], path) for part in parts]
     value = numbers if len(numbers) > 1 else numbers[0]
-    changes.moved(path, text, path, value)
+    report.moved(path, text, path, value)
     return value
-
-
-def _count(value: Any, path: str) -> Optional[int]:
-    """How many models are kept; `None` for all of them."""
-    count = -1 if value is None else number(value, int, path)
-    return None if count < 0 else count
 
 
 def _several(cuda_device: Any) -> bool:
@@ -229,60 +262,37 @@ def _several(cuda_device: Any) -> bool:
     return isinstance(several, list) and len(several) > 1
 
 
-def _accumulation(
-    value: Any, batch_size: Optional[int], new: Dict[str, Any], path: str, changes: Changes
-) -> None:
-    if not batch_size:
-        changes.dropped(
-            path, value, "batches have no common size, so that the number of steps is unknown"
-        )
-        return
-    steps = max(1, math.ceil(number(value, int, path) / batch_size))
-    new["num_gradient_accumulation_steps"] = steps
-    changes.moved(
-        path, value, "trainer.num_gradient_accumulation_steps", steps, f"batches of {batch_size}"
-    )
-
-
-def _modern_checkpointer(checkpointer: Any, changes: Changes) -> Dict[str, Any]:
-    if not isinstance(checkpointer, dict):
-        return {}
-    new = {}
-    for key, value in checkpointer.items():
-        path = f"trainer.checkpointer.{key}"
-        if key == "num_serialized_models_to_keep":
-            keep = new["keep_most_recent_by_count"] = _count(value, path)
-            changes.moved(path, value, "trainer.checkpointer.keep_most_recent_by_count", keep)
-        elif key == FOREVER:
-            changes.dropped(path, value, "checkpoints are kept by number or by age")
+def _checkpointer(old: Any, trainer: Trainer, report: Report) -> None:
+    for key, value in old.items() if isinstance(old, dict) else ():
+        if key in (MODELS_TO_KEEP, KEPT_FOREVER):
+            RULES[key](trainer, f"trainer.{CHECKPOINTER}.{key}", value, report)
         else:
-            new[key] = value
-    return new
+            trainer.parts[CHECKPOINTER][key] = value
 
 
-def _without_callbacks(trainer: Dict[str, Any], changes: Changes) -> Dict[str, Any]:
+def _without_callbacks(old: Dict[str, Any], report: Report) -> Dict[str, Any]:
     """The trainer whose parts were callbacks, as one with keys."""
-    changes.moved("trainer.type", "callback", "trainer.type", "gradient_descent")
-    new = {k: v for k, v in trainer.items() if k not in ("type", "callbacks")}
-    for i, callback in enumerate(trainer.get("callbacks") or []):
+    report.moved("trainer.type", "callback", "trainer.type", MODERN_TYPE)
+    new = {key: value for key, value in old.items() if key not in ("type", "callbacks")}
+    callbacks = report.as_list(old.get("callbacks") or [], "trainer.callbacks")
+    for i, callback in enumerate(callbacks):
         path = f"trainer.callbacks.{i}"
-        callback = {"type": callback} if isinstance(callback, str) else dict(callback)
-        kind = callback.pop("type", None)
+        kind = type_of(callback)
+        said = {} if isinstance(callback, str) else dict(report.as_object(callback, path))
+        said.pop("type", None)
         if kind == "post-to-url":
-            changes.dropped(path, kind, "nothing tells an address of it")
-            continue
-        if kind not in CALLBACK_KEYS:
-            not_understood(f"{path}.type", kind, "AllenNLP 2 has no callback that does this.")
-        for key, value in callback.items():
+            report.dropped(path, kind, "nothing tells an address of it")
+        elif kind not in CALLBACK_KEYS:
+            report.refused(f"{path}.type", kind, "AllenNLP 2 has no callback that does this.")
+        elif not said:
+            report.needless(path, kind, "it is always done")
+        for key, value in said.items() if kind in CALLBACK_KEYS else ():
+            at = f"{path}.{key}"
             if key not in CALLBACK_KEYS[kind]:
-                not_understood(f"{path}.{key}", value, f"the callback {kind} has no such key.")
-            if kind == "validate":
-                changes.dropped(
-                    f"{path}.{key}", value, "validation_data_path and its loader say it"
-                )
+                report.refused(at, value, f"the callback {kind} has no such key.")
+            elif kind == "validate":
+                report.dropped(at, value, "validation_data_path and its loader say it")
             else:
                 new[key] = value
-                changes.moved(f"{path}.{key}", value, f"trainer.{key}", value)
-        if not callback:
-            changes.needless(path, kind, "it is always done")
+                report.moved(at, value, f"trainer.{key}", value)
     return new

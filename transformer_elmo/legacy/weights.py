@@ -3,8 +3,9 @@
 import re
 from typing import Any, Dict, Tuple
 
-from transformer_elmo.legacy.config import old_signs
+from transformer_elmo.legacy.config import legacy_keys
 from transformer_elmo.legacy.model import MATRIX_ATTENTION_MODELS
+from transformer_elmo.legacy.sections import type_of
 
 _MATRIX_ATTENTION = (("_matrix_attention._similarity_function.", "_matrix_attention."),)
 
@@ -16,7 +17,6 @@ RENAMED: Dict[str, Tuple[Tuple[str, str], ...]] = {
         ("_mention_pruner._scorer.1.", "_mention_scorer."),
     ),
 }
-
 
 # A step of AllenNLP's own LSTM, which has become a module within it.
 _LSTM_STEP = re.compile(r"(.+)\.((?:input|state)_linearity\.(?:weight|bias))")
@@ -37,10 +37,10 @@ def modern_weights(weights: Dict[str, Any], config: Any) -> Dict[str, Any]:
         The same tensors in the same order, under the names that they have in AllenNLP 2. If the
         config isn't old, the same object.
     """
-    if not (isinstance(config, dict) and old_signs(config)):
+    if not legacy_keys(config):
         return weights
     model = config.get("model")
-    prefixes = RENAMED.get(str(model.get("type")), ()) if isinstance(model, dict) else ()
+    prefixes = RENAMED.get(type_of(model), ()) if isinstance(model, dict) else ()
     modern = {}
     for name, tensor in weights.items():
         for old, new in prefixes:

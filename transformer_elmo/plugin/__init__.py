@@ -7,7 +7,8 @@ from allennlp.common import Registrable
 from allennlp.common.file_utils import cached_path
 from allennlp.common.tqdm import Tqdm
 
-from transformer_elmo import elmo, legacy, model_folder, progress
+from transformer_elmo import elmo, model_folder, progress
+from transformer_elmo.legacy import registered
 from transformer_elmo.plugin import (
     commands,
     compat,
@@ -46,7 +47,7 @@ progress.make = lambda **options: Tqdm.tqdm(**options)
 model_folder.other_tokenizer = sentences.allennlp_tokenizer
 elmo.openers.append(loading.opener)
 elmo.adapters.append(sentences.adapted)
-legacy.model.is_registered = _is_registered
+registered.is_registered = _is_registered
 
 __all__ = [
     "commands",

@@ -6,10 +6,11 @@ import tarfile
 
 import pytest
 from allennlp.commands import evaluate
-from allennlp.common import Params
+from allennlp.common import Params, Registrable
 from allennlp.common.checks import ConfigurationError
 from allennlp.models import archival
 from allennlp.models.archival import load_archive
+from allennlp.modules.seq2seq_encoders import PassThroughEncoder, Seq2SeqEncoder
 
 from transformer_elmo.plugin import compat
 from transformer_elmo.plugin.compat import _WRAPPED, configs
@@ -112,6 +113,38 @@ class TestParams:
         with pytest.raises(ValueError, match="unused keys"):
             Params.from_file(config_file(MODERN), '{"trainer.a.b": 3}')
 
+    @pytest.mark.parametrize(
+        "overrides", ['{"model": 3}', '{"trainer": []}', '{"dataset_reader": null}', '{"": 3}']
+    )
+    def test_an_override_of_another_type(self, config_file, overrides):
+        with pytest.raises(ConfigurationError, match=" = "):
+            Params.from_file(config_file(MODERN), overrides)
+
+    def test_an_override_without_a_place_is_one_clear_error(self, config_file):
+        with pytest.raises(ConfigurationError, match=r"unused keys.*: trainer\.a\.b"):
+            Params.from_file(config_file(MODERN), '{"trainer.a.b": 3}')
+
+    def test_names_that_users_registered_are_theirs(self, config_file):
+        model = {**MODERN["model"], "encoder": {"type": "character-encoding"}}
+        path = config_file({**MODERN, "model": model})
+        assert Params.from_file(path)["model"]["encoder"]["type"] == "character_encoding"
+        Seq2SeqEncoder.register("character-encoding")(PassThroughEncoder)
+        try:
+            assert Params.from_file(path)["model"]["encoder"]["type"] == "character-encoding"
+        finally:
+            del Registrable._registry[Seq2SeqEncoder]["character-encoding"]
+
+    @pytest.mark.parametrize("key", ["pateince", "checkpointr", "callbcks"])
+    def test_misspelled_keys_of_the_trainer(self, config_file, key):
+        right = {"pateince": "patience", "checkpointr": "checkpointer", "callbcks": "callbacks"}
+        for config, overrides in (
+            ({**MODERN, "trainer": {**MODERN["trainer"], key: 3}}, ""),
+            (MODERN, json.dumps({f"trainer.{key}": 3})),
+            (MODERN, json.dumps({"trainer": {key: 3}})),
+        ):
+            with pytest.raises(ConfigurationError, match=f"trainer.{key}.*Is it {right[key]}"):
+                Params.from_file(config_file(config), overrides)
+
     def test_old_configs_and_overrides(self, config_file, caplog):
         old = {key: value for key, value in MODERN.items() if key != "data_loader"}
         old["iterator"] = {"type": "basic", "batch_size": 5}
@@ -150,8 +183,8 @@ class TestParams:
         with pytest.raises(ConfigurationError, match="export ANOTHER_ONE="):
             Params.from_file(config_file(MODERN), '{"train_data_path": std.extVar("ANOTHER_ONE")}')
 
-    def test_other_errors_of_jsonnet_are_its_own(self, config_file):
-        with pytest.raises(RuntimeError, match="STATIC ERROR"):
+    def test_other_errors_of_jsonnet_are_shown(self, config_file):
+        with pytest.raises(ConfigurationError, match=r"STATIC ERROR.*Unknown variable: b"):
             Params.from_file(config_file("{ a: b }"))
 
 
@@ -241,4 +274,3 @@ class TestArchivedConfigs:
 
     def test_they_are_read_as_they_stand(self, archive):
         assert self.opened(archive('{"a": 1, "b": ["c"]}')) == {"a": 1, "b": ["c"]}
-

@@ -13,7 +13,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from transformer_elmo.plugin.compat import shown_errors as errors
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MESSAGE = "allennlp.common.checks.ConfigurationError: "
 
 

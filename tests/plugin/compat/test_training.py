@@ -5,7 +5,6 @@ from allennlp.training import gradient_descent_trainer
 from allennlp.training.learning_rate_schedulers import LearningRateScheduler
 
 
-
 class TestTraining:
     @pytest.mark.parametrize("limit", [0.1, 1e6])
     def test_the_norm_of_sparse_gradients_is_that_of_dense_ones(self, limit):

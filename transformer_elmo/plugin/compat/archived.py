@@ -15,7 +15,7 @@ from allennlp.nn import util as nn_util
 from transformer_elmo import archived_models, model_folder
 from transformer_elmo.archives import archive_of, extracted_archive
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.legacy.weights import modern_weights
+from transformer_elmo.legacy import modern_weights
 from transformer_elmo.nn.softmax import making_softmaxes, softmaxes
 from transformer_elmo.plugin.compat import wrap
 from transformer_elmo.plugin.vocabulary import check_vocabulary_folder, vocabulary_of

@@ -10,27 +10,26 @@ import torch
 from allennlp.commands import evaluate
 from allennlp.common import FromParams
 from allennlp.common.file_utils import cached_path
-from allennlp.common.params import Params, with_overrides
+from allennlp.common.params import Params
 from allennlp.models import archival
 
 from transformer_elmo import model_folder
 from transformer_elmo.archived_models import read_json
 from transformer_elmo.archives import archive_of
+from transformer_elmo.config_files import evaluated_file, evaluated_overrides
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.experiments import experiment_of
 from transformer_elmo.legacy import (
     apply_overrides,
+    archived_files,
     check_evaluation_overrides,
-    goes_over,
+    check_trainer_keys,
+    find_key,
     is_experiment,
     log_changes,
-    old_signs,
     shared_with_validation,
 )
-from transformer_elmo.legacy.archived_files import archived_files, place_of
-from transformer_elmo.legacy.config import ITERATORS, TOP_LEVEL_KEYS
 from transformer_elmo.plugin.compat import wrap
-from transformer_elmo.plugin.compat.config_files import evaluated_file, evaluated_overrides
 
 
 def install() -> None:
@@ -63,18 +62,19 @@ def _from_file(
     overrides = evaluated_overrides(params_overrides, ext_vars)
     if source is not None:
         check_class_names(config, source)
-    opened = source is not None or _is_opened(Path(params_file))
-    shared = shared_with_validation(config, overrides) if opened else overrides
-
-    files = archived_files(folder)
-    for key, path in files.items():
-        place = place_of(config, key)
+    for key, path in archived_files(folder).items():
+        place = find_key(config, key)
         if place:
             place[0][place[1]] = str(path)
-    ours = files or shared != overrides or opened or _needs_us(config, overrides)
-    if not (is_experiment(config) and ours):
+    if not is_experiment(config):
         return stock(cls, params_file, params_overrides, ext_vars)
-    modern, changes = apply_overrides(config, shared)
+    opened = source is not None or _is_opened(Path(params_file))
+    if opened:
+        overrides = shared_with_validation(config, overrides)
+    modern, changes = apply_overrides(config, overrides)
+    if not opened:
+        # Of what is trained already it doesn't matter any more.
+        check_trainer_keys(modern.get("trainer"))
     log_changes(changes, source or str(params_file))
     return cls(modern)
 
@@ -101,22 +101,6 @@ def _is_opened(path: Path) -> bool:
     return _is_config(path) and (
         (folder / archival._DEFAULT_WEIGHTS).exists() or model_folder.is_model_folder(folder)
     )
-
-
-def _needs_us(config: Dict[str, Any], overrides: Dict[str, Any]) -> bool:
-    for key in overrides:
-        top = key.split(".")[0]
-        if top in ITERATORS or not (top in TOP_LEVEL_KEYS or top in config):
-            return True
-        if goes_over(key, config.get(key), overrides[key]):
-            return True
-    if old_signs(config):
-        return True
-    try:
-        return bool(overrides) and bool(old_signs(with_overrides(config, overrides)))
-    except ValueError:
-        # AllenNLP refuses them too, and says why.
-        return False
 
 
 def _evaluate_from_archive(

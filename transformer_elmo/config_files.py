@@ -1,5 +1,7 @@
-"""Config files and overrides, evaluated: jsonnet to plain objects, and what to do about variables
-not set."""
+"""
+Config files and overrides, evaluated: jsonnet to plain objects, and what to do about variables not
+set.
+"""
 
 import json
 import os
@@ -7,10 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
-from allennlp.common import params as allennlp_params
-from allennlp.common.file_utils import cached_path
-
-from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.errors import ConfigurationError, first_line
 
 # What the configs of this project, and those that it grew from, read from the environment.
 VARIABLES = {
@@ -48,7 +47,7 @@ def evaluated_file(file: Union[str, os.PathLike], ext_vars: Optional[Dict[str, A
     # Parameters
 
     file : `Union[str, os.PathLike]`
-        JSON or jsonnet, or its URL.
+        JSON or jsonnet.
     ext_vars : `Dict[str, Any]`, optional (default = `None`)
         Variables beside those of the environment.
 
@@ -60,16 +59,15 @@ def evaluated_file(file: Union[str, os.PathLike], ext_vars: Optional[Dict[str, A
     # Raises
 
     `ConfigurationError`
-        If it reads variables that aren't set; it names all of them.
+        If it can't be read or understood, or reads variables that aren't set; it names all of
+        them.
     """
-    path = str(cached_path(file))
-    variables = _variables(ext_vars)
+    path = Path(file)
     try:
-        text = allennlp_params.evaluate_file(path, ext_vars=variables)
-    except RuntimeError as error:
-        source = Path(path).read_text(encoding="utf-8", errors="replace")
-        raise _unset_variables(error, source, str(file), variables) or error from None
-    return json.loads(text)
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} can't be read: {first_line(error)}") from None
+    return _evaluated(str(path), text, _variables(ext_vars), is_file=True)
 
 
 def evaluated_overrides(
@@ -92,10 +90,7 @@ def evaluated_overrides(
         If they read variables that aren't set, or aren't an object.
     """
     text = json.dumps(overrides) if isinstance(overrides, dict) else overrides
-    try:
-        parsed = allennlp_params.parse_overrides(text, _variables(ext_vars))
-    except RuntimeError as error:
-        raise _unset_variables(error, text, "The override", _variables(ext_vars)) or error from None
+    parsed = _evaluated("The override", text, _variables(ext_vars)) if text else {}
     if not isinstance(parsed, dict):
         raise ConfigurationError(
             f'The override {text} is not an object, such as {{"trainer.cuda_device": -1}}.'
@@ -103,12 +98,48 @@ def evaluated_overrides(
     return parsed
 
 
-def _variables(ext_vars: Optional[Dict[str, Any]]) -> Dict[str, Any]:
-    return {**allennlp_params._environment_variables(), **(ext_vars or {})}
+def _variables(ext_vars: Optional[Dict[str, Any]]) -> Dict[str, str]:
+    # What a system's variables hold needn't be text.
+    of_system = {name: value for name, value in os.environ.items() if _is_text(value)}
+    return {**of_system, **(ext_vars or {})}
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _evaluated(name: str, text: str, variables: Dict[str, str], is_file: bool = False) -> Any:
+    try:
+        import _jsonnet
+    except ImportError:
+        return _without_jsonnet(name, text)
+    try:
+        if is_file:
+            return json.loads(_jsonnet.evaluate_file(name, ext_vars=variables))
+        return json.loads(_jsonnet.evaluate_snippet(name, text, ext_vars=variables))
+    except RuntimeError as error:
+        raise (
+            _unset_variables(error, text, name, variables)
+            or ConfigurationError(f"{name} can't be understood: {str(error).strip()}")
+        ) from None
+
+
+def _without_jsonnet(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"{name} is not JSON ({first_line(error)}). If it is jsonnet, install what reads it: "
+            "pip install jsonnet."
+        ) from None
 
 
 def _unset_variables(
-    error: RuntimeError, text: str, source: str, variables: Dict[str, Any]
+    error: RuntimeError, text: str, source: str, variables: Dict[str, str]
 ) -> Optional[ConfigurationError]:
     first = _UNDEFINED.search(str(error))
     if first is None:

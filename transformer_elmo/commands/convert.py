@@ -1,9 +1,8 @@
-"""Files of AllenNLP 0.x, configs and archives, written anew for AllenNLP 2."""
+"""`transformer-elmo convert`: configs and archives of AllenNLP 0.x, written anew for AllenNLP 2."""
 
+import argparse
 import copy
 import json
-import os
-import pickle
 import shutil
 import tarfile
 import tempfile
@@ -11,16 +10,36 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
-from allennlp.models.archival import _WEIGHTS_NAME, CONFIG_NAME
 
-from transformer_elmo.archived_models import read_json
+from transformer_elmo.archived_models import CONFIG, WEIGHTS, read_json, read_weights
 from transformer_elmo.archives import unpack
+from transformer_elmo.config_files import evaluated_file
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.legacy.archived_files import FOLDER, NAMES_FILE, archived_files, place_of
-from transformer_elmo.legacy.changes import Change
-from transformer_elmo.legacy.config import modernize
-from transformer_elmo.legacy.weights import modern_weights
-from transformer_elmo.plugin.compat.config_files import evaluated_file
+from transformer_elmo.files import check_can_write, write_text, written_whole
+from transformer_elmo.legacy import Change, archived_files, find_key, modern_weights, modernize
+from transformer_elmo.legacy.archived_files import FOLDER, NAMES_FILE
+
+DESCRIPTION = """
+Write the AllenNLP 2 form of a config (.jsonnet, .json) or of a model archive (.tar.gz) of AllenNLP
+0.7 to 0.9, and print what was changed.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("old", type=Path, help="the config or archive to read")
+    parser.add_argument("new", type=Path, help="the config or archive to write")
+    parser.add_argument("--force", action="store_true", help="replace NEW if it exists")
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command does."""
+    changes = convert(args.old, args.new, args.force)
+    for change in changes:
+        print(f"{'DROPPED ' if change.dropped else ''}{change}")
+    if not changes:
+        print(f"{args.old} has nothing of AllenNLP 0.x in it.")
+    print(f"wrote {args.new}")
 
 
 def convert(old: Path, new: Path, force: bool = False) -> List[Change]:
@@ -54,20 +73,15 @@ def convert(old: Path, new: Path, force: bool = False) -> List[Change]:
         raise ConfigurationError(
             f"{new} exists. Choose another name, or overwrite it with --force."
         )
-    if not new.parent.is_dir():
-        raise ConfigurationError(f"The folder {new.parent} does not exist.")
+    check_can_write(new)
     if is_archive(old) != is_archive(new):
         raise ConfigurationError(
             f"{old} and {new}: an archive becomes an archive, a config a config."
         )
-    with tempfile.TemporaryDirectory(dir=new.parent, prefix=f".{new.name}.") as directory:
-        part = Path(directory) / "part"
-        if is_archive(old):
-            changes = _convert_archive(old, part)
-        else:
-            modern, changes = modernize(_object(evaluated_file(old), old))
-            _write(modern, part)
-        os.replace(part, new)
+    if is_archive(old):
+        return _convert_archive(old, new)
+    modern, changes = modernize(_object(evaluated_file(old), old))
+    write_text(new, _text(modern))
     return changes
 
 
@@ -82,42 +96,35 @@ def _object(config: Any, file: Path) -> Dict[str, Any]:
     return config
 
 
-def _write(config: Any, file: Path) -> None:
-    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _text(config: Any) -> str:
+    return json.dumps(config, indent=2) + "\n"
 
 
 def _convert_archive(old: Path, new: Path) -> List[Change]:
-    with tempfile.TemporaryDirectory(dir=new.parent) as name:
+    with tempfile.TemporaryDirectory(dir=new.parent, prefix=f".{new.name}.") as name:
         directory = Path(name)
         unpack(old, directory)
-        config_file = directory / CONFIG_NAME
-        if not config_file.is_file():
-            raise ConfigurationError(f"{old} has no {CONFIG_NAME}, so it is not a model archive.")
         config = read_json(directory, str(old))
         modern, changes = modernize(config)
         files = archived_files(directory)
         if files:
             modern = _rename_archived_files(config, files, directory)
-        _write(modern, config_file)
-        if (directory / _WEIGHTS_NAME).is_file():
-            _convert_weights(directory / _WEIGHTS_NAME, config)
-        with tarfile.open(new, "w:gz") as tar:
+        (directory / CONFIG).write_text(_text(modern), encoding="utf-8")
+        if (directory / WEIGHTS[0]).is_file():
+            _convert_weights(directory / WEIGHTS[0], config)
+        with written_whole(new) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
             for path in sorted(directory.iterdir()):
                 tar.add(path, arcname=path.name, filter=_anonymous)
     return changes
 
 
 def _convert_weights(file: Path, config: Dict[str, Any]) -> None:
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ConfigurationError(
-            f"The archive's {file.name} holds something other than tensors, or is damaged: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from None
+    weights = read_weights(file, shown=f"The archive's {file.name}")
     modern = modern_weights(weights, config)
     if modern.keys() != weights.keys():
-        torch.save(modern, file)
+        # The tensors are mapped from the old file.
+        torch.save(modern, file.with_suffix(".new"))
+        file.with_suffix(".new").replace(file)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -140,7 +147,7 @@ def _rename_archived_files(
     marked = copy.deepcopy(config)
     marks: Dict[str, Tuple[str, Any]] = {}
     for key in files:
-        place = place_of(marked, key)
+        place = find_key(marked, key)
         if place:
             mark = f"\0{len(marks)}"
             marks[mark] = (key, place[0][place[1]])
@@ -151,7 +158,7 @@ def _rename_archived_files(
     for new_key, mark in list(_strings(modern)):
         if mark in marks:
             key, original = marks[mark]
-            holder, last = place_of(modern, new_key)
+            holder, last = find_key(modern, new_key)
             holder[last] = names[new_key] = original
             if new_key != key:
                 shutil.move(str(files[key]), str(directory / FOLDER / new_key))
