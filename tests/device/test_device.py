@@ -18,6 +18,7 @@ from allennlp.training import gradient_descent_trainer
 
 from tests.small_lm import experiment_config, random_sentences, tensors
 from transformer_elmo import DenseSparseAdam, TransformerElmo
+from transformer_elmo.plugin.text_fields import FACTS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -77,40 +78,64 @@ def test_exact_loss_and_gradients(make_model, vocabulary, softmax):
     same_gradients(here, there)
 
 
-@pytest.mark.parametrize("precision, relative", [("float32", 1e-4), ("bfloat16", 5e-2)])
 @pytest.mark.parametrize("sparse", [True, False])
-def test_sampled_loss_and_gradients(make_model, vocabulary, precision, relative, sparse):
-    here, there = two_models(
-        make_model, **without_dropout(), precision=precision, sparse_embeddings=sparse
-    )
+def test_sampled_loss_and_gradients(make_model, vocabulary, sparse):
+    here, there = two_models(make_model, **without_dropout(), sparse_embeddings=sparse)
+    expected, output = (with_the_same_draw(model, vocabulary) for model in (here, there))
+    assert float(expected) == pytest.approx(float(output), rel=1e-5)
+    same_gradients(here, there)
+
+
+def with_the_same_draw(model, vocabulary):
+    """The loss of a training step, without its optimizer."""
+    device = next(model.parameters()).device
     drawn = torch.tensor([1, 2, 5, 6, 9, 12, 20, 21]), torch.tensor(8.0).log()
-    here._softmax_loss.draw = lambda device: drawn
-    there._softmax_loss.draw = lambda device: tuple(part.to(device) for part in drawn)
-    batch = tensors(PADDED, vocabulary)
-    expected, output = here.train()(**batch), there.train()(**moved(batch, DEVICE))
-    assert float(expected["loss"]) == pytest.approx(
-        float(output["loss"]), rel=max(1e-5, relative / 5)
-    )
-    expected["loss"].backward()
-    output["loss"].backward()
-    same_gradients(here, there, relative)
+    model._softmax_loss.draw = lambda device: tuple(part.to(device) for part in drawn)
+    loss = model.train()(**moved(tensors(PADDED, vocabulary), device))["loss"]
+    loss.backward()
+    return loss
+
+
+def test_bfloat16_is_as_good_as_the_cpus(make_model, vocabulary):
+    """Both are compared with float32."""
+    exact = make_model(**without_dropout())
+    here, there = two_models(make_model, **without_dropout(), precision="bfloat16")
+    losses = [float(with_the_same_draw(model, vocabulary)) for model in (exact, here, there)]
+    assert losses[2] == pytest.approx(losses[0], rel=0.01)
+    errors = [gradient_error(model, exact) for model in (here, there)]
+    assert errors[1] < 1.5 * errors[0]
+
+
+def gradient_error(model, exact):
+    """The length of the difference of the gradients, by the length of the exact ones."""
+    pairs = [
+        (one.grad.to_dense().cpu(), other.grad.to_dense())
+        for one, other in zip(model.parameters(), exact.parameters())
+        if one.grad is not None
+    ]
+    difference = sum(float((one - other).square().sum()) for one, other in pairs)
+    return (difference / sum(float(other.square().sum()) for _, other in pairs)) ** 0.5
 
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_training_steps(make_model, vocabulary, sparse):
-    """Losses fall alike; nothing is a NaN; moments are on the device."""
-    _, there = two_models(make_model, sparse_embeddings=sparse)
-    optimizer = DenseSparseAdam(list(there.named_parameters()), lr=1e-2)
-    losses = []
-    for step in range(30):
-        batch = moved(tensors(random_sentences(16, seed=step % 3), vocabulary), DEVICE)
-        optimizer.zero_grad()
-        loss = there.train()(**batch)["loss"]
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss))
-    assert np.isfinite(losses).all()
-    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    """Losses fall as they do on the CPU."""
+    means = []
+    for model in two_models(make_model, sparse_embeddings=sparse):
+        device = next(model.parameters()).device
+        optimizer = DenseSparseAdam(list(model.named_parameters()), lr=1e-2)
+        losses = []
+        for step in range(60):
+            batch = moved(tensors(random_sentences(16, seed=step % 3), vocabulary), device)
+            optimizer.zero_grad()
+            loss = model.train()(**batch)["loss"]
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+        assert np.isfinite(losses).all()
+        means.append((np.mean(losses[:10]), np.mean(losses[-20:])))
+    (_, here), (begin, there) = means
+    assert there < 0.95 * begin and there == pytest.approx(here, rel=0.05)
 
 
 def test_optimizer_is_the_cpus(make_model, vocabulary):
@@ -155,7 +180,7 @@ def test_vectors(elmos, layers, sentences):
 def test_long_text(elmos):
     text = " ".join(random_sentences(800, seed=5))
     here, there = (elmo.embed([text], "mix")[0] for elmo in elmos)
-    assert len(here) > 5000 or len(here) > 4000
+    assert len(here) > 4000
     assert np.allclose(here, there, atol=2e-4)
 
 
@@ -292,13 +317,16 @@ def test_trainer_options(tmp_path, corpus, trainer):
     assert np.isfinite(metrics["best_validation_perplexity"])
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precisions_train(tmp_path, corpus, precision):
+def test_precisions_train(tmp_path, corpus):
     from tests.small_lm import model_config
 
-    trained(tmp_path / "out", corpus, {}, model=model_config(precision=precision))
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["best_validation_perplexity"] < 40
+    perplexities = []
+    for precision, device in (("float32", -1), ("float32", 0), ("bfloat16", 0)):
+        folder = tmp_path / f"{precision}{device}"
+        trained(folder, corpus, {"cuda_device": device}, model=model_config(precision=precision))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        perplexities.append(metrics["best_validation_perplexity"])
+    assert perplexities[1:] == pytest.approx([perplexities[0]] * 2, rel=0.1)
 
 
 def test_loader_gives_what_the_cpu_gets(lm_archive, corpus):
@@ -317,5 +345,9 @@ def test_loader_gives_what_the_cpu_gets(lm_archive, corpus):
         for name, entry in here["source"].items():
             for key, tensor in entry.items():
                 other = there["source"][name][key]
+                if key == FACTS:
+                    assert np.array_equal(tensor.lengths, other.lengths)
+                    assert tensor.longest_word == other.longest_word
+                    continue
                 assert other.device.type == DEVICE
                 assert torch.equal(tensor, other.cpu())

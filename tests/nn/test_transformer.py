@@ -195,7 +195,7 @@ def test_longer_than_the_table_of_positions():
     table = module.positional_encoding(timesteps, DIM)
     assert torch.allclose(table[:, :5000], encoder._position.positional_encoding)
     order = Packing(mask[:, :2]).backward
-    weights = encoder._weights(torch.float32)[1:]
+    weights = encoder._weights(torch.float32, torch.float32)[1:]
     tail = order.batch_of_rows(encoder._backward_transformer(table[0, -2:], order, weights)[-1])
     assert torch.allclose(output[0, -2:, DIM:], tail, atol=1e-5)
 

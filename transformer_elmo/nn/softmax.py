@@ -199,15 +199,10 @@ class SampledSoftmaxLoss(Softmax):
                 dist.broadcast(parameter.data, src=0)
             self._same_everywhere = True
         sampled_ids, log_threshold = self.draw(embeddings.device)
+        counts = self.log_expected_count(torch.cat([targets, sampled_ids]), log_threshold)
+        of_targets, of_samples = counts.split([targets.numel(), sampled_ids.numel()])
         return sampled_token_losses(
-            embeddings,
-            weight,
-            bias,
-            targets,
-            self.log_expected_count(targets, log_threshold),
-            sampled_ids,
-            self.log_expected_count(sampled_ids, log_threshold),
-            self.sparse,
+            embeddings, weight, bias, targets, of_targets, sampled_ids, of_samples, self.sparse
         )
 
     @torch.no_grad()
@@ -254,7 +249,8 @@ class SampledSoftmaxLoss(Softmax):
         one over this chance weights the samples without bias (Duffield, Lund and Thorup 2007,
         "Priority sampling for estimation of arbitrary subset sums", for exponential ranks).
         """
-        return torch.log(-torch.expm1(-log_threshold.exp() * self.probability(word_ids)))
+        probabilities = self._probabilities_of_all(word_ids.device).index_select(0, word_ids)
+        return torch.log(-torch.expm1(-log_threshold.exp() * probabilities))
 
     @overrides(check_signature=False)
     def _load_from_state_dict(

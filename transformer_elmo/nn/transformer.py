@@ -13,11 +13,11 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple, cast
 import torch
 from numpy.typing import NDArray
 from overrides import overrides
-from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.attention import causal_attention
 from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
 from transformer_elmo.nn.kernels.linear import linear
 from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
 from transformer_elmo.nn.packing import Packing, ReadingOrder
@@ -25,14 +25,10 @@ from transformer_elmo.nn.packing import Packing, ReadingOrder
 # The number of heads isn't configurable in the original either; weights depend on it.
 NUM_HEADS = 8
 
-# AllenNLP adds 1e-13 to the deviation; added to the variance, its square has the same effect.
-LAYER_NORM_EPSILON = 1e-26
-
 
 class LayerNorm(torch.nn.Module):
     """
-    Layer normalization (Ba et al. 2016) with AllenNLP's parameter names and numbers: it divides by
-    the standard deviation itself, guarded only against being exactly zero.
+    Layer normalization with AllenNLP's parameter names.
 
     # Parameters
 
@@ -47,28 +43,6 @@ class LayerNorm(torch.nn.Module):
     @overrides(check_signature=False)
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         return layer_norm(tensor, self.gamma, self.beta)
-
-
-def layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-    """
-    Layer normalization over the last dimension, in the tensor's own type. Means and deviations
-    are float32 inside, whatever that is.
-
-    # Parameters
-
-    tensor : `torch.Tensor`
-        Shape `(..., dim)`.
-    gamma, beta : `torch.Tensor`
-        Shape `(dim,)`.
-    """
-    if tensor.dtype == gamma.dtype:
-        return F.layer_norm(tensor, gamma.shape, gamma, beta, LAYER_NORM_EPSILON)
-    # Autocast would make the result float32, only to have the next product round it again.
-    with torch.autocast(tensor.device.type, enabled=False):
-        if tensor.device.type != "cpu":
-            # Only the CPU's kernel takes two types.
-            gamma, beta = gamma.to(tensor.dtype), beta.to(tensor.dtype)
-        return F.layer_norm(tensor, gamma.shape, gamma, beta, LAYER_NORM_EPSILON)
 
 
 class MultiHeadedAttention(torch.nn.Module):
@@ -117,7 +91,10 @@ class ResidualNorm(torch.nn.Module):
 
 
 class LayerWeights(NamedTuple):
-    """A layer's matrices and biases in the precision of the products."""
+    """
+    A layer's matrices and biases in the precision of the products, and the gammas and betas of its
+    normalizations.
+    """
 
     heads: torch.Tensor
     heads_bias: torch.Tensor
@@ -127,6 +104,10 @@ class LayerWeights(NamedTuple):
     hidden_bias: torch.Tensor
     result: torch.Tensor
     result_bias: torch.Tensor
+    attention_gamma: torch.Tensor
+    attention_beta: torch.Tensor
+    feed_forward_gamma: torch.Tensor
+    feed_forward_beta: torch.Tensor
 
 
 class TransformerLayer(torch.nn.Module):
@@ -138,8 +119,8 @@ class TransformerLayer(torch.nn.Module):
         self.feed_forward = PositionwiseFeedForward(input_dim, hidden_dim, dropout)
         self.sublayer = torch.nn.ModuleList(ResidualNorm(input_dim, dropout) for _ in range(2))
 
-    def weights(self) -> List[List[torch.Tensor]]:
-        """Its parameters, those in one list to be joined: as `LayerWeights` has them."""
+    def products(self) -> List[List[torch.Tensor]]:
+        """The parameters of its products, those in one list to be joined."""
         *heads, output = cast(List[torch.nn.Linear], list(self.self_attn.linears))
         hidden, result = self.feed_forward.w_1, self.feed_forward.w_2
         return [
@@ -152,6 +133,11 @@ class TransformerLayer(torch.nn.Module):
             [result.weight],
             [result.bias],
         ]
+
+    def norms(self) -> List[torch.Tensor]:
+        """The parameters of its normalizations."""
+        sublayers = cast(List[ResidualNorm], list(self.sublayer))
+        return [weight for s in sublayers for weight in (s.norm.gamma, s.norm.beta)]
 
     @overrides(check_signature=False)
     def forward(
@@ -173,12 +159,12 @@ class TransformerLayer(torch.nn.Module):
         attention, feed_forward = cast(List[ResidualNorm], list(self.sublayer))
         dtype = weights.heads.dtype
 
-        normed = attention.norm(rows).to(dtype)
+        normed = layer_norm(rows, weights.attention_gamma, weights.attention_beta).to(dtype)
         heads = order.heads(linear(normed, weights.heads, weights.heads_bias), NUM_HEADS)
         attended = order.rows_of_heads(causal_attention(*heads, dropout=self.self_attn.dropout))
         rows = attention.dropout(linear(attended, weights.output, weights.output_bias), rows)
 
-        normed = feed_forward.norm(rows).to(dtype)
+        normed = layer_norm(rows, weights.feed_forward_gamma, weights.feed_forward_beta).to(dtype)
         hidden = linear(normed, weights.hidden, weights.hidden_bias)
         hidden = self.feed_forward.dropout.of_relu(hidden)
         return feed_forward.dropout(linear(hidden, weights.result, weights.result_bias), rows)
@@ -317,20 +303,28 @@ class BidirectionalTransformer(torch.nn.Module):
             # memory to move, and no casts.
             tokens = tokens.to(dtype)
         with torch.autocast(tokens.device.type, enabled=False):
-            weights = self._weights(dtype)
+            weights = self._weights(dtype, tokens.dtype)
             return (
                 self._forward_transformer(tokens, packing.forward, weights[: self.num_layers]),
                 self._backward_transformer(tokens, packing.backward, weights[self.num_layers :]),
             )
 
-    def _weights(self, dtype: torch.dtype) -> List[LayerWeights]:
+    def _weights(self, dtype: torch.dtype, rows_dtype: torch.dtype) -> List[LayerWeights]:
         """Those of all layers, the forward direction's first."""
         layers = cast(
             List[TransformerLayer],
             [*self._forward_transformer.layers, *self._backward_transformer.layers],
         )
-        flat = iter(in_precision(dtype, [group for layer in layers for group in layer.weights()]))
-        return [LayerWeights(*(next(flat) for _ in LayerWeights._fields)) for _ in layers]
+        products = in_precision(dtype, [group for layer in layers for group in layer.products()])
+        norms = norms_in_precision(rows_dtype, [w for layer in layers for w in layer.norms()])
+        of_products, of_norms = len(products) // len(layers), len(norms) // len(layers)
+        return [
+            LayerWeights(
+                *products[of_products * n : of_products * (n + 1)],
+                *norms[of_norms * n : of_norms * (n + 1)],
+            )
+            for n in range(len(layers))
+        ]
 
     @overrides(check_signature=False)
     def forward(

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.batch import WordBatch
 from transformer_elmo.nn.kernels.character_windows import Convolution, max_over_windows
-from transformer_elmo.nn.kernels.precision import products_dtype
-from transformer_elmo.nn.transformer import LayerNorm, layer_norm
+from transformer_elmo.nn.kernels.layer_norm import layer_norm
+from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
+from transformer_elmo.nn.transformer import LayerNorm
 from transformer_elmo.nn.word_vector_cache import WordVectorCache, word_hashes
 
 # Distinct words are encoded in groups of similar width; each group costs a few small kernels.
@@ -71,7 +72,11 @@ class CharacterCnn:
             Shape `(num_words, projection_dim)`.
         """
         dtype = products_dtype(self.embedding)
-        convolutions = [(weight.to(dtype), bias.to(dtype)) for weight, bias in self.convolutions]
+        pairs = [*self.convolutions, *self.highways, self.projection]
+        weights = in_precision(dtype, [[weight] for pair in pairs for weight in pair])
+        cast = list(zip(weights[::2], weights[1::2]))
+        convolutions, highways = cast[: len(self.convolutions)], cast[len(self.convolutions) : -1]
+        projection = cast[-1]
         widest = max(weight.size(2) for weight, _ in convolutions)
         groups = list(width_groups(words, widest, longest))
         pooled = [
@@ -91,12 +96,12 @@ class CharacterCnn:
         vectors = self.activation(vectors)
 
         if self.projects_first:
-            vectors = F.linear(vectors, *self.projection)
-        for weight, bias in self.highways:
+            vectors = F.linear(vectors, *projection)
+        for weight, bias in highways:
             new, gate = F.linear(vectors, weight, bias).chunk(2, dim=-1)
             vectors = torch.lerp(torch.relu(new), vectors, torch.sigmoid(gate))
         if not self.projects_first:
-            vectors = F.linear(vectors, *self.projection)
+            vectors = F.linear(vectors, *projection)
         # A mean and a deviation want more digits than products.
         vectors = vectors.to(self.embedding.dtype)
         return vectors if self.norm is None else layer_norm(vectors, *self.norm)

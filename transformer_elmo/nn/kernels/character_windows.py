@@ -68,16 +68,42 @@ def _all_widths(characters: torch.Tensor, convolutions: Sequence[Convolution]) -
     """
     dim = characters.size(2)
     widest = max(weight.size(2) for weight, _ in convolutions)
-    weights = [
-        F.pad(weight.transpose(1, 2), (0, 0, 0, widest - weight.size(2))).flatten(1)
-        for weight, _ in convolutions
-    ]
     # Zeros after the word, so that every character begins a window.
     padded = F.pad(characters, (0, 0, 0, widest - 1)).flatten(1)
     shapes = tuple((weight.size(0), weight.size(2)) for weight, _ in convolutions)
     beyond = _beyond_the_word(shapes, characters.dtype, characters.device)
-    maxima = _MaxOfProduct.apply(padded, torch.cat(weights), beyond, dim)
+    matrix = _OneMatrix.apply(*(weight for weight, _ in convolutions))
+    maxima = _MaxOfProduct.apply(padded, matrix, beyond, dim)
     return maxima + torch.cat([bias for _, bias in convolutions])
+
+
+class _OneMatrix(torch.autograd.Function):
+    """
+    From weights of shapes `(num_filters, dim, width)` to one of shape `(total number of filters,
+    widest * dim)`, zero behind the narrow ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.shapes = [weight.shape for weight in weights]
+        widest = max(weight.size(2) for weight in weights)
+        num_filters = sum(weight.size(0) for weight in weights)
+        matrix = weights[0].new_zeros(num_filters, widest, weights[0].size(1))
+        places = _places_of_weights(matrix, ctx.shapes)
+        torch._foreach_copy_(places, [weight.transpose(1, 2) for weight in weights])
+        return matrix.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+        dim = ctx.shapes[0][1]
+        places = _places_of_weights(grad.view(grad.size(0), -1, dim), ctx.shapes)
+        return tuple(place.transpose(1, 2) for place in places)
+
+
+def _places_of_weights(matrix: torch.Tensor, shapes: Sequence[torch.Size]) -> List[torch.Tensor]:
+    rows = matrix.split([shape[0] for shape in shapes])
+    return [part[:, : shape[2]] for part, shape in zip(rows, shapes)]
 
 
 @functools.lru_cache(maxsize=16)

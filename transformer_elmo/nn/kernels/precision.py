@@ -3,7 +3,7 @@ Weights in the precision of the matrix products, all of a stack at once. Cast on
 hundreds of small kernels a step, which a GPU's host takes longer to launch than the GPU to run.
 """
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -71,11 +71,24 @@ def in_precision(
         Each group as one tensor of that type, joined along the first dimension. Gradients have the
         weights' own type.
     """
-    if all(weight.dtype == dtype for group in groups for weight in group):
+    results: List[Optional[torch.Tensor]] = [
+        group[0] if len(group) == 1 and group[0].dtype == dtype else None for group in groups
+    ]
+    missing = [number for number, result in enumerate(results) if result is None]
+    if missing:
+        to_make = [groups[number] for number in missing]
+        for number, made in zip(missing, _made(dtype, to_make)):
+            results[number] = made
+    return cast(List[torch.Tensor], results)
+
+
+def _made(dtype: torch.dtype, groups: List[Sequence[torch.Tensor]]) -> Sequence[torch.Tensor]:
+    flat = [weight for group in groups for weight in group]
+    if flat[0].device.type == "cpu" and all(weight.dtype == dtype for weight in flat):
+        taken("precision", "one by one")
         return plain_in_precision(dtype, groups)
     taken("precision", "together")
-    flat = [weight for group in groups for weight in group]
-    return list(_Cast.apply(dtype, tuple(map(len, groups)), *flat))
+    return _Cast.apply(dtype, tuple(map(len, groups)), *flat)
 
 
 def plain_in_precision(

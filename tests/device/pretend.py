@@ -1,0 +1,281 @@
+"""
+A device that is pretended, for tests on machines that have none.
+
+Its tensors say that they are on `DEVICE` and are computed on the CPU. What would fail on a real device
+fails here: an operation with tensors of both. What would make the host wait for the device is counted
+(`waits`), and so is each operation that a device would be sent (`launches`), each under the line of the
+package that asked for it.
+
+It shows neither speed nor the numerics of any device. Three of PyTorch's operations choose their way
+by the device, and have stand-ins here that go a GPU's way: attention and dropout in one operation, and
+casts under autocast.
+"""
+
+import math
+import sys
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Iterator, List, Tuple
+from unittest import mock
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+# The one device besides the CPU that every PyTorch can name without a driver.
+DEVICE = torch.device("meta")
+
+aten = torch.ops.aten
+
+waits: "Counter[str]" = Counter()
+launches: "Counter[str]" = Counter()
+
+_WAITING_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+# Neither computes anything.
+_IDLE = {
+    *(aten.detach.default, aten.empty_like.default, aten.new_empty.default, aten.alias.default),
+    *(aten.empty.memory_format, aten._indices.default, aten._values.default, aten.resize_.default),
+    *(aten.is_coalesced.default, aten._coalesced_.default, aten.sparse_dim.default),
+    *(aten.dense_dim.default, aten._nnz.default, aten._unsafe_view.default, aten.split.Tensor),
+    aten._sparse_coo_tensor_with_dims_and_tensors.default,
+}
+
+
+class PretendTensor(torch.Tensor):
+    """A tensor on `DEVICE`. `held` is where its numbers are, on the CPU."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, real: torch.Tensor) -> "PretendTensor":
+        layout = {}
+        if real.layout == torch.strided:
+            layout = {"strides": real.stride(), "storage_offset": real.storage_offset()}
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, real.size(), dtype=real.dtype, layout=real.layout, device=DEVICE, **layout
+        )
+        made.held = real
+        return made
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"PretendTensor({self.held!r})"
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        elsewhere = [tensor for tensor in tensors if not isinstance(tensor, PretendTensor)]
+        copies = function in (aten.copy_.default, aten._to_copy.default)
+        indices = function in _INDEXING
+        if any(tensor.dim() for tensor in elsewhere) and not (copies or indices):
+            raise RuntimeError(f"{function} mixes devices, at {_asked_by()}")
+
+        to_cpu = copies and not isinstance(args[0], PretendTensor)
+        if kwargs.get("device") is not None:
+            to_cpu = torch.device(kwargs["device"]).type == "cpu" and bool(tensors)
+            kwargs["device"] = torch.device("cpu")
+        if indices and any(
+            isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
+            for index in tree_leaves(args[1])
+        ):
+            waits[f"boolean index at {_asked_by()}"] += 1
+        if to_cpu or (not indices and _WAITING_TAGS & set(function.tags)):
+            waits[f"{'copy to the CPU' if to_cpu else function} at {_asked_by()}"] += 1
+        elif function not in _IDLE and not _is_view(function):
+            launches[f"{function} at {_asked_by()}"] += 1
+
+        wrapped = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, cls)}
+        result = function(*_real(args), **_real(kwargs))
+        if to_cpu:
+            return args[0] if function is aten.copy_.default else result
+        # What an operation changes in place is what it gives back.
+        return tree_map_only(
+            torch.Tensor, lambda t: wrapped[id(t)] if id(t) in wrapped else cls(t), result
+        )
+
+
+def _real(value: Any) -> Any:
+    return tree_map_only(PretendTensor, lambda tensor: tensor.held, value)
+
+
+def _is_view(function: Any) -> bool:
+    returns = function._schema.returns
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _asked_by() -> str:
+    frame = sys._getframe(1)
+    fallback = "a backward pass"
+    while frame.f_back is not None:
+        name = frame.f_code.co_filename
+        if "/transformer_elmo/" in name:
+            return f"{name.rpartition('/transformer_elmo/')[2]}:{frame.f_lineno}"
+        if "/allennlp/" in name and fallback == "a backward pass":
+            fallback = f"{name.rpartition('/allennlp/')[2]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return fallback
+
+
+def moved(thing: Any) -> Any:
+    """Modules (in place) and tensors, alone or in containers, on the device."""
+    if not isinstance(thing, torch.nn.Module):
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), thing)
+    for module in thing.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = torch.nn.Parameter(
+                    PretendTensor(parameter.data), parameter.requires_grad
+                )
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = PretendTensor(buffer)
+    return thing
+
+
+class _Arrivals(TorchDispatchMode):
+    """What is made on the device, or copied to it."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type != DEVICE.type:
+            return function(*args, **kwargs)
+        if any(isinstance(leaf, PretendTensor) for leaf in tree_leaves(args)):
+            return function(*args, **kwargs)
+        launches[f"{function} at {_asked_by()}"] += 1
+        made = function(*args, **{**kwargs, "device": torch.device("cpu")})
+        return tree_map_only(torch.Tensor, PretendTensor, made)
+
+
+class _HostAsks(TorchFunctionMode):
+    """What no dispatcher sees of what the host wants to know."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(function, "__name__", "")
+        if name == "pin_memory":
+            # There is nothing to pin it for.
+            return args[0]
+        if name in ("tolist", "numpy") and isinstance(args[0], PretendTensor):
+            waits[f"{name} at {_asked_by()}"] += 1
+            return function(args[0].held, *args[1:], **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, is_causal: bool, p: float, *heads: torch.Tensor) -> torch.Tensor:
+        launches[f"attention at {_asked_by()}"] += 1
+        with torch.enable_grad():
+            real = [tensor.held.detach().requires_grad_() for tensor in heads]  # type: ignore[attr-defined]
+            query, key, value = real
+            scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))
+            if is_causal:
+                scores = scores + torch.full_like(scores, -math.inf).triu(1)
+            result = F.dropout(scores.softmax(-1), p, True) @ value
+        ctx.held, ctx.result = real, result
+        return PretendTensor(result.detach())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Tuple[Any, ...]:
+        launches["attention's gradient"] += 1
+        grads = torch.autograd.grad(ctx.result, ctx.held, grad.held)
+        return (None, None, *map(PretendTensor, grads))
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    return _Attention.apply(is_causal, dropout_p, query, key, value)
+
+
+def _dropout(
+    tensor: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
+    return torch.native_dropout(tensor, p, training)[0] if training and p else tensor
+
+
+class _Autocast:
+    """`torch.autocast` for the device; for others, PyTorch's."""
+
+    enabled: List[Tuple[bool, torch.dtype]] = [(False, torch.bfloat16)]
+    stock = torch.autocast
+
+    def __init__(
+        self, device_type: str, dtype: Any = None, enabled: bool = True, **options: Any
+    ) -> None:
+        self._context: Any = None
+        self._setting = (enabled, dtype or self.enabled[-1][1])
+        if device_type != DEVICE.type:
+            self._context = self.stock(device_type, dtype=dtype, enabled=enabled, **options)
+
+    def __enter__(self) -> None:
+        if self._context is None:
+            self.enabled.append(self._setting)
+        else:
+            self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._context is None:
+            self.enabled.pop()
+        else:
+            self._context.__exit__(*error)
+
+
+def _casting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What autocast makes of a product."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        enabled, dtype = _Autocast.enabled[-1]
+        if enabled:
+            args, kwargs = tree_map_only(
+                PretendTensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (args, kwargs)
+            )
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _asking(function: Callable[..., Any], answer: Callable[[], Any]) -> Callable[..., Any]:
+    return lambda *args: answer() if args and args[0] == DEVICE.type else function(*args)
+
+
+@contextmanager
+def pretend_device() -> Iterator[torch.device]:
+    """The device, as long as the block lasts; `waits` and `launches` begin at zero."""
+    waits.clear()
+    launches.clear()
+    asked = {
+        "is_autocast_enabled": lambda: _Autocast.enabled[-1][0],
+        "get_autocast_dtype": lambda: _Autocast.enabled[-1][1],
+    }
+    with ExitStack() as stack:
+        for name, answer in asked.items():
+            function = _asking(getattr(torch, name), answer)
+            stack.enter_context(mock.patch.object(torch, name, function))
+        for owner, name in (
+            *((torch, name) for name in ("mm", "bmm", "matmul", "addmm", "baddbmm", "mv")),
+            (F, "linear"),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, _casting(getattr(owner, name))))
+        for owner, name, stand_in in (
+            (torch, "autocast", _Autocast),
+            (F, "scaled_dot_product_attention", _attention),
+            (F, "dropout", _dropout),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, stand_in))
+        stack.enter_context(_Arrivals())
+        stack.enter_context(_HostAsks())
+        yield DEVICE

@@ -1,0 +1,49 @@
+"""
+Layer normalization (Ba et al. 2016) with AllenNLP's numbers: it divides by the standard deviation
+itself, guarded only against being exactly zero.
+"""
+
+from typing import List, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from transformer_elmo.nn.kernels.precision import in_precision
+
+# AllenNLP adds 1e-13 to the deviation; added to the variance, its square has the same effect.
+EPSILON = 1e-26
+
+
+def norms_in_precision(dtype: torch.dtype, weights: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+    """
+    Gammas and betas for rows of a type. Only a CPU's kernel takes rows and weights of two types.
+    """
+    if not weights or weights[0].device.type == "cpu":
+        return list(weights)
+    return in_precision(dtype, [[weight] for weight in weights])
+
+
+def layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """
+    Layer normalization over the last dimension, in the tensor's own type. Means and deviations
+    are float32 inside, whatever that is.
+
+    # Parameters
+
+    tensor : `torch.Tensor`
+        Shape `(..., dim)`.
+    gamma, beta : `torch.Tensor`
+        Shape `(dim,)`, as :func:`norms_in_precision` gives them, or of another type.
+    """
+    # Autocast would make the result float32, only to have the next product round it again.
+    with torch.autocast(tensor.device.type, enabled=False):
+        if tensor.device.type != "cpu":
+            gamma, beta = gamma.to(tensor.dtype), beta.to(tensor.dtype)
+        return F.layer_norm(tensor, gamma.shape, gamma, beta, EPSILON)
+
+
+def plain_layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """What `layer_norm` computes, from its definition."""
+    variance, mean = torch.var_mean(tensor.float(), dim=-1, correction=0, keepdim=True)
+    normed = (tensor.float() - mean) / (variance + EPSILON).sqrt()
+    return (normed * gamma.float() + beta.float()).to(tensor.dtype)
