@@ -60,6 +60,8 @@ def model_config_of(experiment: Dict[str, Any], num_words: Optional[int]) -> Mod
             "sparse_embeddings",
             "bidirectional",
             "precision",
+            # How it was trained, which isn't how it is used.
+            "compile",
         ),
     )
     name, words = _words(model.get("text_field_embedder"))

@@ -12,7 +12,7 @@ from transformer_elmo.nn.batch import WordBatch
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.moved_rows import moved_rows
 from transformer_elmo.nn.packing import Packing
-from transformer_elmo.nn.precision import autocast, checked_precision
+from transformer_elmo.nn.precision import checked_precision, computing
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 from transformer_elmo.nn.word_embedding import WordEmbedding
@@ -143,6 +143,8 @@ class LanguageModel(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.precision = checked_precision(precision)
+        # Whether what works row by row is compiled on a GPU.
+        self.compiles = False
         self.words = words
         self.contextualizer = contextualizer
         self.softmax = softmax
@@ -178,7 +180,7 @@ class LanguageModel(torch.nn.Module):
         """
         mask = batch.mask
         packing = Packing(mask, batch.lengths)
-        with autocast(self.precision, mask.device):
+        with computing(self.precision, self.compiles, mask.device):
             vectors = self.words(batch)
             forward, backward = self.contextualizer.rows(vectors, packing)
         layers = [packing.unpack(*rows, vectors.dtype) for rows in zip(forward, backward)]
@@ -202,5 +204,5 @@ class LanguageModel(torch.nn.Module):
         assert self.softmax is not None
         embeddings: List[Any] = [self.dropout(rows) for rows in encoded.predicting(True)]
         targets = predicted(encoded.packing, token_ids, True)
-        with autocast(self.precision, token_ids.device):
+        with computing(self.precision, self.compiles, token_ids.device):
             return losses_of_directions(self.softmax, embeddings, targets)

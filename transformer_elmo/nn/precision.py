@@ -1,11 +1,12 @@
-"""The precisions that a model's matrix products may have."""
+"""How a model computes: the precision of its matrix products, and whether it is compiled."""
 
 import contextlib
-from typing import ContextManager, Dict, Optional
+from typing import Dict, Iterator, Optional
 
 import torch
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.kernels.compiled import compiling
 
 PRECISIONS: Dict[str, Optional[torch.dtype]] = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -24,9 +25,16 @@ def checked_precision(precision: str) -> str:
     return precision
 
 
-def autocast(precision: str, device: torch.device) -> ContextManager[None]:
-    """Within it, matrix products are of that precision; parameters and losses stay in float32."""
+@contextlib.contextmanager
+def computing(precision: str, compiles: bool, device: torch.device) -> Iterator[None]:
+    """
+    Within it, matrix products are of that precision; parameters and losses stay in float32. With
+    `compiles`, what works row by row is compiled, but not on a CPU, which gains nothing by it.
+    """
     dtype = PRECISIONS[precision]
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+    with contextlib.ExitStack() as stack:
+        if dtype is not None:
+            stack.enter_context(torch.autocast(device.type, dtype=dtype))
+        if compiles and device.type != "cpu":
+            stack.enter_context(compiling())
+        yield

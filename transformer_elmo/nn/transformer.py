@@ -16,6 +16,7 @@ from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.attention import causal_attention
+from transformer_elmo.nn.kernels.compiled import compilable
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
 from transformer_elmo.nn.kernels.linear import linear
@@ -157,17 +158,33 @@ class TransformerLayer(torch.nn.Module):
             Shape `(num_rows, input_dim)`.
         """
         attention, feed_forward = cast(List[ResidualNorm], list(self.sublayer))
-        dtype = weights.heads.dtype
-
-        normed = layer_norm(rows, weights.attention_gamma, weights.attention_beta).to(dtype)
-        heads = order.heads(linear(normed, weights.heads, weights.heads_bias), NUM_HEADS)
+        heads = order.heads(_before_attention(rows, weights), NUM_HEADS)
         attended = order.rows_of_heads(causal_attention(*heads, dropout=self.self_attn.dropout))
-        rows = attention.dropout(linear(attended, weights.output, weights.output_bias), rows)
+        dropouts = (attention.dropout, self.feed_forward.dropout, feed_forward.dropout)
+        return _after_attention(attended, rows, weights, dropouts)
 
-        normed = layer_norm(rows, weights.feed_forward_gamma, weights.feed_forward_beta).to(dtype)
-        hidden = linear(normed, weights.hidden, weights.hidden_bias)
-        hidden = self.feed_forward.dropout.of_relu(hidden)
-        return feed_forward.dropout(linear(hidden, weights.result, weights.result_bias), rows)
+
+@compilable("rows")
+def _before_attention(rows: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+    """Queries, keys and values, one beside the other. Shape `(num_rows, 3 * input_dim)`."""
+    normed = layer_norm(rows, weights.attention_gamma, weights.attention_beta)
+    return linear(normed.to(weights.heads.dtype), weights.heads, weights.heads_bias)
+
+
+@compilable("attended", "rows")
+def _after_attention(
+    attended: torch.Tensor,
+    rows: torch.Tensor,
+    weights: LayerWeights,
+    dropouts: Tuple[Dropout, Dropout, Dropout],
+) -> torch.Tensor:
+    """The rest of a layer. Shape `(num_rows, input_dim)`."""
+    of_attention, of_hidden, of_result = dropouts
+    rows = of_attention(linear(attended, weights.output, weights.output_bias), rows)
+    normed = layer_norm(rows, weights.feed_forward_gamma, weights.feed_forward_beta)
+    hidden = linear(normed.to(weights.hidden.dtype), weights.hidden, weights.hidden_bias)
+    hidden = of_hidden.of_relu(hidden)
+    return of_result(linear(hidden, weights.result, weights.result_bias), rows)
 
 
 class CausalTransformer(torch.nn.Module):

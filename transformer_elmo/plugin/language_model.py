@@ -19,7 +19,7 @@ from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.nn.language_model import Encoded, losses_of_directions, predicted
 from transformer_elmo.nn.packing import Packing
 from transformer_elmo.nn.perplexity import DIRECTIONS
-from transformer_elmo.nn.precision import autocast, checked_precision
+from transformer_elmo.nn.precision import checked_precision, computing
 from transformer_elmo.nn.softmax import (
     SampledSoftmaxLoss,
     Softmax,
@@ -69,6 +69,9 @@ class LanguageModel(Model):
     precision : `str`, optional (default = `"float32"`)
         `"bfloat16"` runs the matrix products in bfloat16. Parameters, statistics and losses
         stay in float32.
+    compile : `bool`, optional (default = `False`)
+        Whether what works row by row is compiled by `torch.compile`, on a GPU: after a minute of
+        compiling, steps send it a fraction of the kernels.
 
     # Raises
 
@@ -90,6 +93,7 @@ class LanguageModel(Model):
         bidirectional: bool = False,
         initializer: Optional[InitializerApplicator] = None,
         precision: str = "float32",
+        compile: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(vocab, **kwargs)
@@ -113,6 +117,7 @@ class LanguageModel(Model):
         self._contextualizer = contextualizer
         self._bidirectional = bidirectional
         self.precision = checked_precision(precision)
+        self.compiles = compile
         self._forward_dim = contextualizer.get_output_dim() // (2 if bidirectional else 1)
         self._dropout = Dropout(dropout or 0.0)
 
@@ -283,7 +288,7 @@ class LanguageModel(Model):
         """
         mask, facts = text_field_mask(source), host_facts(source)
         top_rows: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
-        with autocast(self.precision, mask.device):
+        with computing(self.precision, self.compiles, mask.device):
             vectors = embed_text_field(self._text_field_embedder, source)
             if vectors.shape[:2] != mask.shape:
                 raise ConfigurationError(
@@ -335,7 +340,7 @@ class LanguageModel(Model):
         assert self._softmax_loss is not None
         embeddings = [self._dropout(rows) for rows in encoded.predicting(self._bidirectional)]
         targets = predicted(encoded.packing, token_ids, self._bidirectional)
-        with autocast(self.precision, token_ids.device):
+        with computing(self.precision, self.compiles, token_ids.device):
             return losses_of_directions(self._softmax_loss, embeddings, targets)
 
     def _losses(self, token_losses: List[torch.Tensor]) -> Dict[str, torch.Tensor]:

@@ -175,7 +175,12 @@ class Dropout(torch.nn.Dropout):
 
     def _cpu_threshold(self, tensor: torch.Tensor) -> Tuple[Optional[float], float]:
         """The threshold and the scale of what remains; `None` where PyTorch's own way is taken."""
-        if not (self.training and self.p > 0.0 and tensor.numel() > 0):
+        if not (self.training and self.p > 0.0):
+            return None, 1.0
+        if torch.compiler.is_compiling():
+            # NumPy's numbers can't be compiled.
+            return None, 1.0
+        if tensor.numel() == 0:
             return None, 1.0
         if tensor.device.type != "cpu" or tensor.dtype not in _TYPES:
             taken("dropout", "torch")

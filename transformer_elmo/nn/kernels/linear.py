@@ -18,7 +18,8 @@ from transformer_elmo.nn.kernels.ways import taken
 def _by_onednn(rows: torch.Tensor) -> bool:
     """Float32 on a CPU, with a PyTorch that has oneDNN."""
     return (
-        rows.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and rows.device.type == "cpu"
         and rows.dtype == torch.float32
         and rows.numel() > 0
         and not torch.is_autocast_enabled("cpu")

@@ -9,6 +9,7 @@ from typing import Any, Iterator, Optional, Tuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from transformer_elmo.nn.kernels.compiled import compilable, is_wanted
 from transformer_elmo.nn.kernels.linear import product
 from transformer_elmo.nn.kernels.precision import products_dtype
 from transformer_elmo.nn.kernels.sparse_gradients import (
@@ -249,6 +250,12 @@ def _streamed_logsumexp(
 ) -> torch.Tensor:
     """Shape `(num_tokens,)`, float32: the log of each token's partition function."""
     total = embeddings.new_full((embeddings.size(0),), -math.inf, dtype=torch.float32)
+    if is_wanted():
+        block = words_per_block(embeddings.size(0), embeddings.device)
+        for words, of_words in zip(weight.split(block), bias.split(block)):
+            logits = product(embeddings, words.to(embeddings.dtype))
+            total = torch.logaddexp(total, _logsumexp(logits, of_words))
+        return total
     for _, logits in blocks_of_logits(embeddings, weight, bias):
         largest = logits.amax(-1)
         sums = logits.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
@@ -256,6 +263,12 @@ def _streamed_logsumexp(
         del logits
         total = torch.logaddexp(total, sums.log_().add_(largest))
     return total
+
+
+@compilable("logits")
+def _logsumexp(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Shape `(num_tokens,)`, float32. Compiled, it reads half-precision logits once."""
+    return torch.logsumexp(logits.float() + bias.float(), -1)
 
 
 class _SampledTokenLoss(torch.autograd.Function):
@@ -293,32 +306,11 @@ class _SampledTokenLoss(torch.autograd.Function):
             # and sorted, so each token has at most one such column, found by bisection.
             column = torch.searchsorted(sampled_ids, targets).clamp_(max=num_samples - 1)
             hit = sampled_ids[column] == targets
-            column = column.unsqueeze(-1)
-            penalty = target_logits.new_zeros(num_tokens).masked_fill_(hit, -math.inf).unsqueeze(-1)
-
-            # exp(logit - the token's largest): probabilities but for one factor a token.
-            unscaled = product(cast, sampled_weight)
-            log_normalizers = torch.empty_like(target_logits)
-            scale = torch.empty_like(target_logits)
-            block = max(1, logits_in_memory(embeddings.device) // num_samples)
-            # Where half-precision logits become float32 for a while; one place for all blocks.
-            buffer = None
-            if dtype != torch.float32:
-                buffer = target_logits.new_empty(min(block, num_tokens), num_samples)
-            for start in range(0, num_tokens, block):
-                here = slice(start, start + block)
-                logits = unscaled[here]
-                if buffer is not None:
-                    logits = buffer[: logits.size(0)].copy_(logits)
-                logits.add_(sampled_bias)
-                logits.scatter_add_(1, column[here], penalty[here])
-                largest = torch.maximum(logits.amax(-1), target_logits[here])
-                sums = logits.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
-                normalizers = (target_logits[here] - largest).exp_().add_(sums).log_().add_(largest)
-                log_normalizers[here] = normalizers
-                scale[here] = torch.exp(largest - normalizers)
-                if buffer is not None:
-                    unscaled[here] = logits
+            logits = product(cast, sampled_weight)
+            way = _probabilities_at_once if is_wanted() else _probabilities_in_blocks
+            unscaled, log_normalizers, scale = way(
+                logits, sampled_bias, column.unsqueeze(-1), hit.unsqueeze(-1), target_logits
+            )
         # The targets' probabilities less one, without cancellation.
         target_errors = torch.expm1(target_logits - log_normalizers)
         ctx.save_for_backward(
@@ -375,6 +367,76 @@ class _SampledTokenLoss(torch.autograd.Function):
                 grad_weight = _gradient_of_rows(*rows, slice(0, -1), ctx.shapes[0], ctx.sparse)
                 grad_bias = _gradient_of_rows(*rows, slice(-1, None), ctx.shapes[1], ctx.sparse)
         return grad_embeddings, grad_weight, grad_bias, None, None, None, None, None, None
+
+
+def _probabilities_in_blocks(
+    logits: torch.Tensor,
+    bias: torch.Tensor,
+    column: torch.Tensor,
+    hit: torch.Tensor,
+    target_logits: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    # Parameters
+
+    logits : `torch.Tensor`
+        Shape `(num_tokens, num_samples)`, without the bias. Probabilities take their place.
+    bias : `torch.Tensor`
+        Shape `(num_samples,)`, float32.
+    column, hit : `torch.Tensor`
+        Shapes `(num_tokens, 1)`: where each token's target would be among the samples, and whether
+        it is there.
+    target_logits : `torch.Tensor`
+        Shape `(num_tokens,)`, float32.
+
+    # Returns
+
+    `Tuple[torch.Tensor, torch.Tensor, torch.Tensor]`
+        The exponentials of the logits less the token's largest, 0 for a hit; and of shape
+        `(num_tokens,)` the logs of the normalizers, the target's own part included, and the factors
+        that make the exponentials probabilities.
+    """
+    num_tokens, num_samples = logits.shape
+    penalty = torch.zeros_like(hit, dtype=torch.float32).masked_fill_(hit, -math.inf)
+    log_normalizers, scale = torch.empty_like(target_logits), torch.empty_like(target_logits)
+    block = max(1, logits_in_memory(logits.device) // num_samples)
+    # Where half-precision logits become float32 for a while; one place for all blocks.
+    buffer = None
+    if logits.dtype != torch.float32:
+        buffer = target_logits.new_empty(min(block, num_tokens), num_samples)
+    for start in range(0, num_tokens, block):
+        here = slice(start, start + block)
+        part = logits[here]
+        if buffer is not None:
+            part = buffer[: part.size(0)].copy_(part)
+        part.add_(bias)
+        part.scatter_add_(1, column[here], penalty[here])
+        largest = torch.maximum(part.amax(-1), target_logits[here])
+        sums = part.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
+        normalizers = (target_logits[here] - largest).exp_().add_(sums).log_().add_(largest)
+        log_normalizers[here] = normalizers
+        scale[here] = torch.exp(largest - normalizers)
+        if buffer is not None:
+            logits[here] = part
+    return logits, log_normalizers, scale
+
+
+@compilable("logits", "column", "hit", "target_logits")
+def _probabilities_at_once(
+    logits: torch.Tensor,
+    bias: torch.Tensor,
+    column: torch.Tensor,
+    hit: torch.Tensor,
+    target_logits: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `_probabilities_in_blocks`; compiled, it reads the logits once."""
+    columns = torch.arange(logits.size(1), device=logits.device)
+    with_bias = (logits.float() + bias).masked_fill((columns == column) & hit, -math.inf)
+    largest = torch.maximum(with_bias.amax(-1), target_logits)
+    unscaled = (with_bias - largest.unsqueeze(-1)).exp()
+    sums = (target_logits - largest).exp() + unscaled.sum(-1)
+    log_normalizers = sums.log() + largest
+    return unscaled.to(logits.dtype), log_normalizers, (largest - log_normalizers).exp()
 
 
 def _gradient_rows(

@@ -8,12 +8,14 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import Iterator, Optional
 
+import torch
+
 _listening: Optional["Counter[str]"] = None
 
 
 def taken(kernel: str, way: str) -> None:
     """Called by a kernel when it goes one of its ways."""
-    if _listening is not None:
+    if _listening is not None and not torch.compiler.is_compiling():
         _listening[f"{kernel}: {way}"] += 1
 
 
