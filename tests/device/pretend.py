@@ -1,21 +1,21 @@
 """
 A device that is pretended, for tests on machines that have none.
 
-Its tensors say that they are on `DEVICE` and are computed on the CPU. What would fail on a real device
-fails here: an operation with tensors of both. What would make the host wait for the device is counted
-(`waits`), and so is each operation that a device would be sent (`launches`), each under the line of the
-package that asked for it.
+Its tensors say that they are on `DEVICE` and are computed on the CPU. What would fail on a real
+device fails here: an operation with tensors of both. What would make the host wait for the device
+is counted (`waits`), and so is each operation that a device would be sent (`launches`), each under
+the line of the package that asked for it.
 
-It shows neither speed nor the numerics of any device. Three of PyTorch's operations choose their way
-by the device, and have stand-ins here that go a GPU's way: attention and dropout in one operation, and
-casts under autocast.
+It shows neither speed nor the numerics of any device. Three of PyTorch's operations choose their
+way by the device, and have stand-ins here that go a GPU's way: attention and dropout in one
+operation, and casts under autocast.
 """
 
 import math
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, ClassVar, Iterator, List, Tuple
 from unittest import mock
 
 import torch
@@ -210,7 +210,7 @@ def _dropout(
 class _Autocast:
     """`torch.autocast` for the device; for others, PyTorch's."""
 
-    enabled: List[Tuple[bool, torch.dtype]] = [(False, torch.bfloat16)]
+    enabled: ClassVar[List[Tuple[bool, torch.dtype]]] = [(False, torch.bfloat16)]
     stock = torch.autocast
 
     def __init__(

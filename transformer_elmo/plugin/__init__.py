@@ -11,7 +11,6 @@ from transformer_elmo import elmo, model_folder, progress
 from transformer_elmo.legacy import registered
 from transformer_elmo.plugin import (
     commands,
-    compat,
     contextualizer,
     data_loader,
     dataset_reader,
@@ -20,6 +19,7 @@ from transformer_elmo.plugin import (
     learning_rate,
     loading,
     optimizer,
+    patches,
     predictor,
     predictor_names,
     resumption,
@@ -31,7 +31,7 @@ from transformer_elmo.plugin import (
 from transformer_elmo.plugin.compat import archived, configs, peer, shown_errors, training
 from transformer_elmo.text import corpus
 
-compat.check_version()
+patches.check_version()
 peer.claim_names()
 for _module in (configs, archived, training, shown_errors):
     _module.install()

@@ -22,8 +22,8 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, written_whole
 from transformer_elmo.nn.perplexity import Totals
 from transformer_elmo.nn.scoring import score_encoded
-from transformer_elmo.plugin.compat import note
 from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.plugin.patches import note
 from transformer_elmo.plugin.vocabulary import word_list
 
 

@@ -27,9 +27,9 @@ from transformer_elmo.nn.softmax import (
     making_softmaxes,
     softmaxes,
 )
-from transformer_elmo.plugin.compat import note
 from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
 from transformer_elmo.plugin.metrics import TokenPerplexity
+from transformer_elmo.plugin.patches import note
 from transformer_elmo.plugin.text_fields import embed_text_field, host_facts, text_field_mask
 
 WITHOUT_IDS = (

@@ -12,8 +12,9 @@ from allennlp.models import archival
 from allennlp.models.archival import load_archive
 from allennlp.modules.seq2seq_encoders import PassThroughEncoder, Seq2SeqEncoder
 
-from transformer_elmo.plugin import compat
-from transformer_elmo.plugin.compat import _WRAPPED, configs
+from transformer_elmo.plugin import patches
+from transformer_elmo.plugin.compat import configs
+from transformer_elmo.plugin.patches import _WRAPPED
 
 MODERN = {
     "dataset_reader": {"type": "sequence_tagging"},
@@ -41,15 +42,15 @@ def config_file(tmp_path):
 
 
 def test_a_second_installation_changes_nothing():
-    before = Params.from_file.__func__, archival.extracted_archive, compat.patches()
+    before = Params.from_file.__func__, archival.extracted_archive, patches.patches()
     configs.install()
-    assert before == (Params.from_file.__func__, archival.extracted_archive, compat.patches())
+    assert before == (Params.from_file.__func__, archival.extracted_archive, patches.patches())
 
 
 def test_all_that_is_changed_is_listed_with_its_reason():
-    targets = [patch.target for patch in compat.patches()]
+    targets = [patch.target for patch in patches.patches()]
     assert len(targets) == len(set(targets))
-    assert all(patch.reason for patch in compat.patches())
+    assert all(patch.reason for patch in patches.patches())
     for target in (
         "allennlp.common.params.Params.from_file",
         "allennlp.commands.evaluate.evaluate_from_archive",
@@ -64,15 +65,15 @@ def test_all_that_is_changed_is_listed_with_its_reason():
 
 
 def test_what_allennlp_lacks_is_told(caplog):
-    compat.wrap(archival, "no_such_function", print, "to see what happens")
+    patches.wrap(archival, "no_such_function", print, "to see what happens")
     assert "AllenNLP has no allennlp.models.archival.no_such_function" in caplog.text
 
 
 def test_another_version_is_told(monkeypatch, caplog):
-    compat.check_version()
+    patches.check_version()
     assert not caplog.text
     monkeypatch.setattr("allennlp.version.VERSION", "3.0.0")
-    compat.check_version()
+    patches.check_version()
     assert "made for AllenNLP 2.10.1, and this is 3.0.0" in caplog.text
 
 

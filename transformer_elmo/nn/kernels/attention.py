@@ -18,10 +18,10 @@ from transformer_elmo.nn.kernels.ways import taken
 SCORES_IN_MEMORY = 2**25
 
 # On an H100, PyTorch's first choice in half precision is cuDNN's attention, which makes a plan for
-# every new shape on the host: 6 ms a call with batches of ever different lengths, against 0.1 ms for
-# these. Flash attention's gradient works on blocks of 128 tokens, however short sentences are: with
-# 32,000 tokens in sentences of some 25, a whole training step takes 65 ms with it and 57 ms with the
-# other one.
+# every new shape on the host: 6 ms a call with batches of ever different lengths, against 0.1 ms
+# for these. Flash attention's gradient works on blocks of 128 tokens, however short sentences are:
+# with 32,000 tokens in sentences of some 25, a whole training step takes 65 ms with it and 57 ms
+# with the other one.
 SHORT = 64
 _FOR_SHORT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _FOR_LONG = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

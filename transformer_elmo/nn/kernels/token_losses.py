@@ -292,7 +292,7 @@ class _SampledTokenLoss(torch.autograd.Function):
         dtype: torch.dtype,
         sparse: bool,
     ) -> torch.Tensor:
-        num_tokens, num_samples = targets.numel(), sampled_ids.numel()
+        num_samples = sampled_ids.numel()
         with torch.autocast(embeddings.device.type, enabled=False):
             flat_bias = bias.view(-1)
             target_weight = weight[targets]

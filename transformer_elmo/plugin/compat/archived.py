@@ -17,7 +17,7 @@ from transformer_elmo.archives import archive_of, extracted_archive
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy import modern_weights
 from transformer_elmo.nn.softmax import making_softmaxes, softmaxes
-from transformer_elmo.plugin.compat import wrap
+from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.vocabulary import check_vocabulary_folder, vocabulary_of
 from transformer_elmo.text.vocabulary import WordList
 

@@ -29,7 +29,7 @@ from transformer_elmo.legacy import (
     log_changes,
     shared_with_validation,
 )
-from transformer_elmo.plugin.compat import wrap
+from transformer_elmo.plugin.patches import wrap
 
 
 def install() -> None:

@@ -16,7 +16,7 @@ from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple, Type
 
 from allennlp.common import Registrable
 
-from transformer_elmo.plugin.compat import note
+from transformer_elmo.plugin.patches import note
 
 # The package of theirs that registers the names; importing any of its modules imports all of it
 # first.

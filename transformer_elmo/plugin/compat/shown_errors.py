@@ -19,7 +19,7 @@ from requests.exceptions import RequestException
 from torch.multiprocessing import ProcessRaisedException
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin.compat import note, wrap
+from transformer_elmo.plugin.patches import note, wrap
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
 SHOWN_ALONE = (ConfigurationError, FileNotFoundError, RequestException)

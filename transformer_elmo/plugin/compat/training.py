@@ -6,7 +6,7 @@ import torch
 from allennlp.training import gradient_descent_trainer
 
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm
-from transformer_elmo.plugin.compat import wrap
+from transformer_elmo.plugin.patches import wrap
 
 
 def install() -> None:

@@ -1,0 +1,165 @@
+"""The house: which modules import which."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Dict, Set
+
+import transformer_elmo
+
+PACKAGE = Path(transformer_elmo.__file__).parent
+
+# As the README's architecture section has them: a room imports only itself and those before it.
+ROOMS = [
+    ["errors", "files", "progress", "config_files"],
+    ["text"],
+    ["nn.kernels"],
+    ["nn"],
+    ["model_config", "experiments", "model_folder"],
+    ["legacy"],
+    ["archives", "archived_models"],
+    ["elmo"],
+    ["integrations"],
+    ["commands", "cli"],
+    ["plugin"],
+    ["plugin.compat"],
+]
+# Doors: what puts rooms together.
+ENTRANCES = {"", "__main__", "legacy.__main__", "plugin"}
+
+MAIN_LINE = ("text", "nn", "model_config", "model_folder", "elmo", "plugin")
+OFF_THE_MAIN_LINE = ("legacy", "commands", "plugin.compat")
+
+
+def imports() -> Dict[str, Set[str]]:
+    """From each module to those of the package that it imports."""
+    paths = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    paths = {name.removesuffix("__init__").rstrip("."): path for name, path in paths.items()}
+    graph: Dict[str, Set[str]] = {}
+    for name, path in paths.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path} has a relative import"
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        ours = {n.removeprefix("transformer_elmo.") for n in found if "transformer_elmo" in n}
+        # What is imported is a module, or something in one.
+        graph[name] = {n if n in paths else n.rpartition(".")[0] for n in ours} - {name}
+    return graph
+
+
+def room_of(module: str) -> int:
+    rooms = [
+        (len(name), number)
+        for number, names in enumerate(ROOMS)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    assert rooms, f"{module} is in no room"
+    return max(rooms)[1]
+
+
+def inside(module: str, rooms: tuple) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in rooms)
+
+
+def test_a_room_imports_only_rooms_above_itself():
+    wrong = [
+        f"{module} imports {imported}"
+        for module, names in imports().items()
+        if module not in ENTRANCES
+        for imported in names
+        # The version, which the package has.
+        if not (module == "cli" and imported == "")
+        if room_of(imported) > room_of(module)
+    ]
+    assert not wrong
+
+
+def test_no_circle():
+    graph = imports()
+    # Whatever is imported, the package itself comes first: it is no part of the order.
+    graph = {name: names - {""} for name, names in graph.items() if name}
+    TopologicalSorter(graph).prepare()
+
+
+def test_the_main_line():
+    wrong = [
+        f"{module} imports {imported}"
+        for module, names in imports().items()
+        if inside(module, MAIN_LINE) and not inside(module, OFF_THE_MAIN_LINE)
+        if module not in (*ENTRANCES, "plugin.commands")
+        for imported in names
+        if inside(imported, OFF_THE_MAIN_LINE)
+    ]
+    assert not wrong
+
+
+def test_every_room_is_there():
+    modules = imports()
+    for names in ROOMS:
+        for name in names:
+            assert any(inside(module, (name,)) for module in modules), name
+
+
+ALONE = """
+import sys
+
+ALLOWED = {*"transformer_elmo torch numpy overrides safetensors".split(), *sys.stdlib_module_names}
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        # What torch itself needs is torch's affair.
+        frame = sys._getframe(1)
+        while frame is not None:
+            file = frame.f_code.co_filename.replace("\\\\", "/")
+            if any(f"/site-packages/{top}/" in file for top in ("torch", "numpy", "safetensors")):
+                return None
+            if "/transformer_elmo/" in file:
+                break
+            frame = frame.f_back
+        if name.partition(".")[0] not in ALLOWED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refused())
+"""
+
+USE = """
+from transformer_elmo import TransformerElmo
+elmo = TransformerElmo.open(sys.argv[1])
+assert not {"allennlp", "spacy", "transformers"} & set(sys.modules)
+vectors = elmo.embed(["the cat sat", ["a", "dog"]], "all")
+assert [v.shape for v in vectors] == [(3, 3, 64), (3, 2, 64)]
+(scores,) = elmo.score(["the cat sat"], top_k=2)
+assert len(elmo.fill("the ___ sat", top_k=3)) == 3
+assert elmo.perplexity(["the cat sat", "a dog"]) > 1
+elmo.save(sys.argv[2])
+again = TransformerElmo.open(sys.argv[2])
+assert (again.embed(["the cat sat"])[0] == elmo.embed(["the cat sat"])[0]).all()
+from transformer_elmo.cli import main
+assert main(["score", sys.argv[2], sys.argv[3]]) == 0
+"""
+
+
+def test_the_core_without_allennlp(lm_archive, tmp_path):
+    """With nothing but what the core declares, it opens an archive and works with it."""
+    (tmp_path / "text.txt").write_text("the cat sat\n")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", ALONE + USE, str(lm_archive), str(tmp_path / "folder")),
+            str(tmp_path / "text.txt"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"tokens"' in done.stdout

@@ -1,0 +1,85 @@
+"""
+What is done to AllenNLP: every function of its that is wrapped, every hook that is set, each with
+its reason, in one list.
+
+A wrapper lets through what AllenNLP understands, unchanged, and steps in where AllenNLP would fail
+with its insides showing, ignore what it was told, or run what a file brings along.
+"""
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Any, Callable, List
+
+import allennlp.version
+
+logger = logging.getLogger(__name__)
+
+KNOWN_VERSION = "2.10.1"
+
+_WRAPPED = "_transformer_elmo_wraps"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """
+    # Attributes
+
+    target : `str`
+        What of AllenNLP or Python is changed.
+    reason : `str`
+    """
+
+    target: str
+    reason: str
+
+
+_patches: List[Patch] = []
+
+
+def patches() -> List[Patch]:
+    """All that has been changed in this process."""
+    return list(_patches)
+
+
+def note(target: str, reason: str) -> None:
+    """Adds to the list what was changed by other means than `wrap`."""
+    if not any(patch.target == target for patch in _patches):
+        _patches.append(Patch(target, reason))
+
+
+def wrap(owner: Any, name: str, wrapper: Callable[..., Any], reason: str) -> None:
+    """
+    Puts `wrapper`, called with the wrapped function first, where `owner` has that function. A
+    second call changes nothing.
+
+    # Parameters
+
+    owner : `Any`
+        A module or a class. A class method stays one.
+    name : `str`
+    wrapper : `Callable`
+    reason : `str`
+    """
+    target = f"{owner.__module__ + '.' if isinstance(owner, type) else ''}{owner.__name__}.{name}"
+    found = vars(owner).get(name)
+    stock = getattr(found, "__func__", found)
+    if stock is None:
+        logger.warning("AllenNLP has no %s: what needs it (%s) doesn't work.", target, reason)
+        return
+    if hasattr(stock, _WRAPPED):
+        return
+    wrapped = functools.wraps(stock)(lambda *args, **kwargs: wrapper(stock, *args, **kwargs))
+    setattr(wrapped, _WRAPPED, stock)
+    setattr(owner, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
+    note(target, reason)
+
+
+def check_version() -> None:
+    """Warns of a version of AllenNLP that none of this was made for."""
+    if allennlp.version.VERSION != KNOWN_VERSION:
+        logger.warning(
+            "transformer_elmo was made for AllenNLP %s, and this is %s.",
+            KNOWN_VERSION,
+            allennlp.version.VERSION,
+        )
