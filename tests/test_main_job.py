@@ -90,13 +90,13 @@ def test_train_leaves_what_allennlp_leaves(trained):
 
 def test_evaluate_with_the_documented_override(trained, corpus, monkeypatch):
     sizes = []
-    forward = LanguageModel.forward
+    encode = LanguageModel.encode
 
     def recorded(self, source):
         sizes.append(tuple(source["tokens"]["tokens"].shape))
-        return forward(self, source)
+        return encode(self, source)
 
-    monkeypatch.setattr(LanguageModel, "forward", recorded)
+    monkeypatch.setattr(LanguageModel, "encode", recorded)
     heldout = str(corpus / "heldout")
     results, batches = {}, {}
     for name, override in {

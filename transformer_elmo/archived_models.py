@@ -4,26 +4,49 @@ AllenNLP: its config read as plain JSON, its weights mapped into memory.
 """
 
 import json
+import logging
 import os
 import pickle
 import re
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional
 
 import torch
 
-from transformer_elmo.archives import extracted_archive
+from transformer_elmo.archives import extracted_archive, unpack
+from transformer_elmo.carried_models import (
+    EMBEDDERS,
+    carried_config,
+    embedders_in,
+    folder_of,
+    inferred_config,
+    inner_weights,
+    is_language_model,
+)
 from transformer_elmo.errors import ConfigurationError, first_line
-from transformer_elmo.experiments import NotStandardError, model_config_of
+from transformer_elmo.experiments import NotStandardError, experiment_of, model_config_of
 from transformer_elmo.legacy import log_changes, modernize
-from transformer_elmo.model_folder import Opened, check_vocabulary, model_of, reader_of
+from transformer_elmo.model_config import CharactersConfig, ModelConfig, Shape
+from transformer_elmo.model_folder import VOCABULARY as WORDS
+from transformer_elmo.model_folder import (
+    Opened,
+    check_vocabulary,
+    is_model_folder,
+    model_of,
+    read_config,
+    reader_of,
+)
 from transformer_elmo.text.corpus import fetch
 from transformer_elmo.text.vocabulary import (
     NAMESPACE,
     NAMESPACES_WITHOUT_PADDING,
+    UNKNOWN,
     WordList,
 )
+
+logger = logging.getLogger(__name__)
 
 CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary", ("weights.th", "best.th")
 
@@ -76,14 +99,164 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def _open_run(folder: Path, shown: str, with_softmax: bool) -> Opened:
-    experiment = read_experiment(folder, shown)
-    vocabulary = _vocabulary(folder, shown)
+    experiment = resolved_config(folder, shown)
+    if not is_language_model(experiment):
+        return _open_inner(folder, experiment, shown)
     weights = read_weights(weights_path(folder, shown), with_softmax)
     config = model_config_of(experiment, _softmax_rows(weights))
+    vocabulary = _resolved_words(folder, shown)
+    return _put_together(config, weights, vocabulary, shown, _card(experiment, folder))
+
+
+def _put_together(
+    config: ModelConfig,
+    weights: Dict[str, torch.Tensor],
+    vocabulary: WordList,
+    shown: str,
+    card: Dict[str, Any],
+) -> Opened:
     check_vocabulary(config, vocabulary, shown)
     model = model_of(config, weights, shown)
-    model.card = _card(experiment, folder)
-    return Opened(model, reader_of(config, vocabulary), config, model.card)
+    model.card = card
+    return Opened(model, reader_of(config, vocabulary), config, card)
+
+
+def base_of(experiment: Mapping[str, Any]) -> Optional[str]:
+    """The archive that training began with, where a config names it in place of its model."""
+    model = experiment.get("model")
+    if isinstance(model, dict) and model.get("type") == "from_archive":
+        return str(model.get("archive_file"))
+    return None
+
+
+@contextmanager
+def small_parts(path: str, needed_by: str) -> Iterator[Path]:
+    """
+    A folder with all of an archive but its weights, as long as the block lasts: as AllenNLP has it,
+    from a model folder as well.
+
+    # Parameters
+
+    path : `str`
+        Of an archive, a model folder, or the folder of a training run, or a URL.
+    needed_by : `str`
+        The archive that needs it, for messages.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is nothing of that kind.
+    """
+    local = fetch(path) if "://" in path else Path(path)
+    if not local.exists():
+        raise ConfigurationError(
+            f"{needed_by} names {path}, which its training began with and which isn't there any "
+            'more. Say where it is now: -o \'{"model.archive_file": "..."}\'.'
+        )
+    if local.is_dir() and not is_model_folder(local):
+        yield local
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if local.is_dir():
+            experiment = experiment_of(read_config(local)[0])
+            (folder / CONFIG).write_text(json.dumps(experiment), encoding="utf-8")
+            (folder / VOCABULARY).mkdir()
+            WordList.read(local / WORDS).write(folder / VOCABULARY)
+        else:
+            unpack(local, folder, left_out=WEIGHTS)
+        yield folder
+
+
+def resolved_config(folder: Path, shown: str, seen: FrozenSet[str] = frozenset()) -> Dict[str, Any]:
+    """
+    The config of an archive that is unpacked, with the section of its model where it names the
+    archive that training began with.
+
+    # Parameters
+
+    folder : `Path`
+    shown : `str`
+        What messages call the archive.
+    seen : `FrozenSet[str]`, optional (default = `frozenset()`)
+        The archives that have led here.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is no config, or that archive isn't there.
+    """
+    return with_its_model(read_experiment(folder, shown), shown, seen)
+
+
+def with_its_model(
+    experiment: Dict[str, Any], shown: str, seen: FrozenSet[str] = frozenset()
+) -> Dict[str, Any]:
+    """As `resolved_config`, for a config that is read already."""
+    base = base_of(experiment)
+    if base is None:
+        return experiment
+    if base in seen:
+        raise ConfigurationError(f"{shown} names an archive that names itself: {base}.")
+    with small_parts(base, shown) as below:
+        before = resolved_config(below, base, seen | {base})
+    return {**experiment, "model": before.get("model")}
+
+
+def _resolved_words(folder: Path, shown: str) -> WordList:
+    """The words that the model of an archive knows."""
+    words = _vocabulary(folder, shown)
+    base = base_of(read_experiment(folder, shown))
+    if base is None:
+        return words
+    with small_parts(base, shown) as below:
+        before = _resolved_words(below, base)
+    # AllenNLP puts the run's words behind those that were there.
+    return WordList([*before.words, *(w for w in words.words if w not in before.ids)])
+
+
+def _open_inner(folder: Path, experiment: Dict[str, Any], shown: str) -> Opened:
+    """The language model in an archive of a model on top of one, without a softmax."""
+    embedders = embedders_in(experiment)
+    if not embedders:
+        model = experiment.get("model")
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise ConfigurationError(
+            f"{shown} holds a model of type {kind!r}, which is no language model and has none in "
+            "it. Expected one whose type is language_model or bidirectional_language_model, or a "
+            f"model with a token embedder of type {EMBEDDERS[0]}."
+        )
+    embedder = embedders[0]
+    logger.info("%s: taking the language model in %s.", shown, embedder.path)
+    weights = inner_weights(read_weights(weights_path(folder, shown)), embedder.path)
+    if not weights:
+        raise ConfigurationError(f"The weights in {shown} have none of a language model's.")
+    source = f"the language model in {shown}"
+    carried = folder_of(folder, embedder.archive_file)
+    if carried.is_dir():
+        inner, _ = modernize(carried_config(carried, shown))
+        config = model_config_of(inner, None)
+        return _put_together(config, weights, _vocabulary(carried, shown), source, {})
+    if Path(embedder.archive_file).exists():
+        opened = open_archive(embedder.archive_file, with_softmax=False)
+        assert opened is not None
+        words = opened.reader.vocabulary
+        return _put_together(opened.config, weights, words, source, opened.card)
+    guessed = inferred_config(shapes_of(weights), embedder.boundaries)
+    if guessed is None or not isinstance(guessed.words, CharactersConfig):
+        raise ConfigurationError(
+            f"{shown} needs the language model that its config calls {embedder.archive_file}, "
+            "which isn't there any more, for the words that it knows. Say where it is now: -o "
+            f'\'{{"{embedder.path}.archive_file": "..."}}\'.'
+        )
+    logger.warning(
+        "%s was trained with the language model %s, which isn't there any more: what it is comes "
+        "from the shapes of its weights, with ReLU after its convolutions.",
+        shown,
+        embedder.archive_file,
+    )
+    words = WordList([*embedder.boundaries, UNKNOWN])
+    return _put_together(guessed, weights, words, source, {})
 
 
 def read_experiment(folder: Path, shown: str) -> Dict[str, Any]:
@@ -112,12 +285,19 @@ def read_json(folder: Path, shown: str) -> Dict[str, Any]:
         If there is none, or it isn't plain JSON.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        content = (folder / CONFIG).read_bytes()
     except OSError:
         raise ConfigurationError(
             f"{shown} has no {CONFIG}, so it is not a model archive. An archive has {CONFIG}, "
             f"{WEIGHTS[0]} and a folder {VOCABULARY}."
         ) from None
+    return parsed_config(content, shown)
+
+
+def parsed_config(content: bytes, shown: str) -> Dict[str, Any]:
+    """As `read_json`, of a file's content."""
+    try:
+        config = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"The {CONFIG} of {shown} can't be read: {first_line(error)}. In an archive it is "
@@ -198,6 +378,11 @@ def _loaded(path: Path) -> Any:
         if "mmap can only be used" not in str(error):
             raise
         return torch.load(path, **options)
+
+
+def shapes_of(weights: Dict[str, torch.Tensor]) -> Dict[str, Shape]:
+    """The shapes of weights by their names."""
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 def _vocabulary(folder: Path, shown: str) -> WordList:

@@ -9,7 +9,7 @@ import tempfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Dict, Iterator, Optional, Union
+from typing import Collection, Dict, Iterator, Optional, Union
 
 from overrides import overrides
 
@@ -62,7 +62,11 @@ def size_limit() -> int:
         ) from None
 
 
-def unpack(archive: Union[str, os.PathLike], directory: Union[str, os.PathLike]) -> None:
+def unpack(
+    archive: Union[str, os.PathLike],
+    directory: Union[str, os.PathLike],
+    left_out: Collection[str] = (),
+) -> None:
     """
     Unpacks a `.tar.gz` file. Every member is looked at before a byte of it is written; owners,
     modes and times aren't restored.
@@ -72,6 +76,8 @@ def unpack(archive: Union[str, os.PathLike], directory: Union[str, os.PathLike])
     archive : `Union[str, os.PathLike]`
     directory : `Union[str, os.PathLike]`
         Must exist.
+    left_out : `Collection[str]`, optional (default = `()`)
+        Names of members that aren't written.
 
     # Raises
 
@@ -97,6 +103,8 @@ def unpack(archive: Union[str, os.PathLike], directory: Union[str, os.PathLike])
                     )
                 if members > MAX_MEMBERS:
                     raise ConfigurationError(f"{archive} has more than {MAX_MEMBERS:,} members.")
+                if member.name in left_out:
+                    continue
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True)
                     continue
@@ -109,13 +117,7 @@ def unpack(archive: Union[str, os.PathLike], directory: Union[str, os.PathLike])
                     raise EOFError
             _check_sum(tar, limit)
     except (EOFError, tarfile.ReadError, gzip.BadGzipFile, zlib.error) as error:
-        size = os.path.getsize(archive)
-        raise ConfigurationError(
-            f"{archive} ({size:,} bytes) is not a complete .tar.gz file"
-            + (f" ({error})" if str(error) else "")
-            + ". A model archive is one file model.tar.gz, as training writes it. If this one was "
-            "downloaded or copied, it may have been cut off: get it again."
-        ) from None
+        raise _incomplete(archive, error) from None
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigurationError(
             f"{archive} has a file and a folder of the same name ({error.filename})."
@@ -174,6 +176,15 @@ def _target(member: tarfile.TarInfo, directory: Path, archive: Union[str, os.Pat
             "files and folders; don't trust this file."
         )
     return directory.joinpath(*parts)
+
+
+def _incomplete(archive: Union[str, os.PathLike], error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"{archive} ({os.path.getsize(archive):,} bytes) is not a complete .tar.gz file"
+        + (f" ({error})" if str(error) else "")
+        + ". A model archive is one file model.tar.gz, as training writes it. If this one was "
+        "downloaded or copied, it may have been cut off: get it again."
+    )
 
 
 def archive_of(directory: Union[str, os.PathLike]) -> Optional[str]:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from allennlp.data import DatasetReader, Token, TokenIndexer, Vocabulary
 from allennlp.data.token_indexers import SingleIdTokenIndexer, TokenCharactersIndexer
-from allennlp.models.archival import Archive
 from allennlp.modules.scalar_mix import ScalarMix
 from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
 from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
@@ -16,10 +15,9 @@ from overrides import overrides
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.layers import Layers, all_layers, layer_number, word_copies
 from transformer_elmo.nn.long_texts import segments
-from transformer_elmo.nn.softmax import softmaxes
 from transformer_elmo.plugin.dataset_reader import reader_attribute
+from transformer_elmo.plugin.inner_models import inner_model
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.plugin.loading import load_language_model
 from transformer_elmo.text.batching import cut_into_batches
 
 logger = logging.getLogger(__name__)
@@ -72,6 +70,9 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         That of the model on top, whose ids become those of the language model's words; words that
         it doesn't know become its unknown word. Not given in a config, AllenNLP adds it. Without
         it, ids are the language model's own.
+    serialization_dir : `str`, optional (default = `None`)
+        The folder of the model on top, which is given what its archive has to carry of the language
+        model. AllenNLP adds it.
 
     # Raises
 
@@ -94,19 +95,16 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         max_tokens_per_forward: Optional[int] = None,
         vocab_namespace: Optional[str] = None,
         vocab: Optional[Vocabulary] = None,
+        serialization_dir: Optional[str] = None,
     ) -> None:
         super().__init__()
-        archive = _load_with_all_layers(archive_file, precision)
-        assert isinstance(archive.model, LanguageModel)
-        self._lm = archive.model
+        self._lm, reader = inner_model(archive_file, serialization_dir, precision)
         for parameter in self._lm.parameters():
             parameter.requires_grad_(requires_grad)
 
         self._token_name = _only_embedded_name(self._lm, archive_file)
-        indexer = _indexer(archive.dataset_reader, self._token_name)
-        indexed = _indexed_boundaries(
-            self._lm, archive.dataset_reader, indexer, bos_eos_tokens or ("", "")
-        )
+        indexer = _indexer(reader, self._token_name)
+        indexed = _indexed_boundaries(self._lm, reader, indexer, bos_eos_tokens or ("", ""))
         _warn_of_other_lengths(bool(bos_eos_tokens), remove_bos_eos)
         self._indexer = indexer
         self._vocab_namespace = vocab_namespace
@@ -280,20 +278,6 @@ class BidirectionalLanguageModelTokenEmbedder(LanguageModelTokenEmbedder):
     Registered as a `TokenEmbedder` with name "bidirectional_lm_token_embedder". Its parameters are
     those of `LanguageModelTokenEmbedder`.
     """
-
-
-def _load_with_all_layers(archive_file: str, precision: Optional[str]) -> Archive:
-    """The archive of a language model whose contextualizer returns every layer."""
-    overrides = None if precision is None else {"model.precision": precision}
-    with softmaxes("left out"):
-        archive, refusal = load_language_model(archive_file, "a token embedder", overrides)
-    if refusal is not None:
-        raise ConfigurationError(
-            f"The language model in {archive_file} has a contextualizer that does not take "
-            "return_all_layers, so its layers cannot be mixed. Use one with a "
-            "bidirectional_language_model_transformer."
-        ) from refusal
-    return archive
 
 
 def _only_embedded_name(lm: LanguageModel, archive_file: str) -> str:

@@ -111,6 +111,19 @@ class WordList:
             lines.pop()
         return cls([line.replace("@@NEWLINE@@", "\n") for line in lines], unknown_word)
 
+    def write(self, folder: Path) -> None:
+        """
+        Writes AllenNLP's vocabulary folder.
+
+        # Parameters
+
+        folder : `Path`
+            Must be there.
+        """
+        text = "".join(self.lines())
+        (folder / f"{NAMESPACE}.txt").write_text(text, encoding="utf-8", newline="\n")
+        (folder / NAMESPACES_WITHOUT_PADDING).write_text("*labels\n*tags\n")
+
     def lines(self) -> Iterator[str]:
         """What `read` reads, line by line with their ends."""
         return (word.replace("\n", "@@NEWLINE@@") + "\n" for word in self.words)
@@ -303,10 +316,7 @@ def write_vocabulary(
     """
     with folder_written_whole(Path(directory), replace=force) as folder:
         words = _frequent_words(data_path, min_count, max_vocab_size, quiet)
-        (folder / f"{NAMESPACE}.txt").write_text(
-            "".join(words.lines()), encoding="utf-8", newline="\n"
-        )
-        (folder / NAMESPACES_WITHOUT_PADDING).write_text("*labels\n*tags\n")
+        words.write(folder)
     return len(words)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Union
 
 import torch
+from allennlp.commands import train
 from allennlp.common.params import Params
 from allennlp.data.vocabulary import Vocabulary
 from allennlp.models import Model, archival
@@ -17,6 +18,7 @@ from transformer_elmo.archives import archive_of, extracted_archive
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy import modern_weights
 from transformer_elmo.nn.softmax import making_softmaxes, softmaxes
+from transformer_elmo.plugin.archiving import archive_model
 from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.vocabulary import check_vocabulary_folder, vocabulary_of
 from transformer_elmo.text.vocabulary import WordList
@@ -42,6 +44,13 @@ def install() -> None:
         _read_state_dict,
         "no pickle is run; names of weights in AllenNLP 0.x; weights are mapped, not copied",
     )
+    for module in (archival, train):
+        wrap(
+            module,
+            "archive_model",
+            lambda stock, *args, **kwargs: archive_model(*args, **kwargs),
+            "archives stand alone, and are written whole or not at all",
+        )
 
 
 def _load_model(

@@ -1,0 +1,351 @@
+"""
+What training leaves opens anywhere: each archive is moved, all else is deleted, and the working
+folder is another one.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from allennlp.commands.evaluate import evaluate_from_archive
+from allennlp.commands.train import train_model
+from allennlp.common import Params
+from allennlp.data import Token
+from allennlp.models.archival import load_archive
+
+from tests.small_lm import (
+    DIM,
+    WORDS,
+    experiment_config,
+    model_config,
+    random_sentences,
+    write_archive,
+)
+from transformer_elmo import ConfigurationError, TransformerElmo
+from transformer_elmo.carried_models import FOLDER, inferred_config
+from transformer_elmo.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TAGGED = "the###D dog###N ran###V .###.\na###D cat###N sat###V\nbirds###N flew###V\n"
+
+
+def tagger_config(archive, **changes):
+    return {
+        "dataset_reader": {
+            "type": "sequence_tagging",
+            "token_indexers": {"elmo": {"type": "elmo_characters"}},
+        },
+        "train_data_path": "tagged.txt",
+        "validation_data_path": "tagged.txt",
+        "model": {
+            "type": "simple_tagger",
+            "text_field_embedder": {
+                "token_embedders": {
+                    "elmo": {
+                        "type": "bidirectional_lm_token_embedder",
+                        "archive_file": str(archive),
+                        **changes,
+                    }
+                }
+            },
+            "encoder": {"type": "pass_through", "input_dim": 2 * DIM},
+        },
+        "data_loader": {"batch_size": 2},
+        "trainer": {"num_epochs": 1, "optimizer": {"type": "adam", "lr": 0.01}},
+    }
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """Where training takes place."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "tagged.txt").write_text(TAGGED)
+    known = [
+        " ".join(w for w in s.split() if w in WORDS[:-3]) for s in random_sentences(60, seed=3)
+    ]
+    (folder / "text.txt").write_text("\n".join(known))
+    return folder
+
+
+@pytest.fixture
+def language_model(work, lm_archive):
+    (work / "lm").mkdir()
+    shutil.copy(lm_archive, work / "lm" / "model.tar.gz")
+    # As people write it: relative to where they are.
+    return Path("lm/model.tar.gz")
+
+
+@pytest.fixture
+def alone(tmp_path, work, monkeypatch):
+    """Moves an archive away and deletes all that it was made from."""
+
+    def move(*names):
+        away = tmp_path / "away" / "deep"
+        away.mkdir(parents=True)
+        moved = [Path(shutil.move(str(work / name), str(away))) for name in names]
+        kept = {name: (work / name).read_text() for name in ("tagged.txt", "text.txt")}
+        monkeypatch.chdir(tmp_path / "away")
+        shutil.rmtree(work)
+        for name, text in kept.items():
+            (tmp_path / "away" / name).write_text(text)
+        return moved[0] if len(moved) == 1 else moved
+
+    return move
+
+
+def members(archive):
+    with tarfile.open(archive) as tar:
+        return tar.getnames()
+
+
+def test_a_tagger(work, language_model, alone):
+    model = train_model(Params(tagger_config(language_model)), "out").eval()
+    whole = evaluate_from_archive("out/model.tar.gz", "tagged.txt")
+    names = members("out/model.tar.gz")
+    assert names[0] == "config.json" and names[-1] == "weights.th"
+    assert any(name.startswith(f"{FOLDER}/") and name.endswith("tokens.txt") for name in names)
+    assert not any(name.endswith(".lock") for name in names)
+    archive = alone("out/model.tar.gz")
+
+    assert evaluate_from_archive(archive, "tagged.txt") == whole
+    opened = load_archive(archive)
+    for (name, one), other in zip(
+        model.state_dict().items(), opened.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    instance = next(iter(opened.dataset_reader.read("tagged.txt")))
+    assert opened.model.forward_on_instance(instance)["tags"]
+    # In a process of its own, as users have it.
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "allennlp", "evaluate", "--include-package"),
+            *("transformer_elmo", str(archive), "tagged.txt"),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_language_model_in_a_tagger(work, language_model, alone, capsys):
+    train_model(Params(tagger_config(language_model, requires_grad=True)), "out")
+    vectors = TransformerElmo.open(language_model).embed(["the dog ran ."], "all")[0]
+    archive = alone("out/model.tar.gz")
+    elmo = TransformerElmo.open(archive)
+    # It was trained along.
+    found = elmo.embed(["the dog ran ."], "all")[0]
+    assert not np.allclose(found, vectors, atol=1e-4)
+    opened = load_archive(archive)
+    opened.model.eval()
+    embedder = opened.model.text_field_embedder.token_embedder_elmo
+    instance = opened.dataset_reader.text_to_instance(
+        [Token(word) for word in "the dog ran .".split()]
+    )
+    opened.dataset_reader.apply_token_indexers(instance)
+    instance.index_fields(opened.model.vocab)
+    characters = instance.as_tensor_dict()["tokens"]["elmo"]["elmo_tokens"].unsqueeze(0)
+    mix = embedder._scalar_mix
+    weights = torch.softmax(torch.cat(list(mix.scalar_parameters)), 0) * mix.gamma
+    mixed = torch.tensordot(weights, torch.from_numpy(found), 1)
+    assert torch.allclose(mixed, embedder(characters)[0], atol=1e-5)
+    assert "cat" in elmo.vocab
+    with pytest.raises(ConfigurationError, match=r"no softmax"):
+        elmo.score(["the dog"])
+    assert main(["export", str(archive), "folder"]) == 0
+    assert np.allclose(
+        TransformerElmo.open("folder").embed(["the dog ran ."], "all")[0],
+        elmo.embed(["the dog ran ."], "all")[0],
+        atol=1e-6,
+    )
+    assert main(["embed", str(archive), "text.txt", "vectors.npy", "--top"]) == 0
+
+
+def test_a_tagger_adapted_again(work, language_model, alone):
+    """From the archive of a tagger, itself gone afterwards."""
+    train_model(Params(tagger_config(language_model)), "first")
+    config = tagger_config(language_model)
+    config["model"] = {"type": "from_archive", "archive_file": "first/model.tar.gz"}
+    # Its labels come in another order.
+    (work / "tagged.txt").write_text("\n".join(reversed(TAGGED.split("\n"))))
+    train_model(Params(config), "second")
+    whole = evaluate_from_archive("second/model.tar.gz", "tagged.txt")
+    labels = load_archive("second/model.tar.gz").model.vocab.get_index_to_token_vocabulary("labels")
+    archive = alone("second/model.tar.gz")
+    assert evaluate_from_archive(archive, "tagged.txt") == whole
+    opened = load_archive(archive)
+    assert opened.config["model"]["type"] == "simple_tagger"
+    assert opened.model.vocab.get_index_to_token_vocabulary("labels") == labels
+
+
+def fine_tuning_config(archive):
+    return experiment_config(
+        train_data_path="text.txt",
+        # Counted in the new text, in another order than the archive's.
+        vocabulary={"type": "from_corpus", "data_path": "text.txt"},
+        model={"type": "from_archive", "archive_file": str(archive)},
+        trainer={"num_epochs": 1, "optimizer": {"type": "dense_sparse_adam", "lr": 0.01}},
+    )
+
+
+def test_a_language_model_trained_further(work, language_model, alone, capsys, monkeypatch):
+    words = TransformerElmo.open(language_model).vocab.words
+    train_model(Params(fine_tuning_config(language_model)), "out")
+    whole = evaluate_from_archive("out/model.tar.gz", "text.txt")
+    expected = TransformerElmo.open("out/model.tar.gz").perplexity("text.txt")
+    archive = alone("out/model.tar.gz")
+    assert evaluate_from_archive(archive, "text.txt") == pytest.approx(whole)
+    elmo = TransformerElmo.open(archive)
+    assert elmo.perplexity("text.txt") == pytest.approx(expected, rel=1e-6)
+    assert elmo.perplexity("text.txt") == pytest.approx(whole["perplexity"], rel=1e-5)
+    # What the archive knew keeps its place.
+    assert elmo.vocab.words == words
+    Path("sentences.jsonl").write_text('{"sentence": "the cat sat"}\n')
+    monkeypatch.setattr("allennlp.commands.import_plugins", lambda: None)
+    from allennlp.commands import main as allennlp
+
+    arguments = [
+        "predict",
+        str(archive),
+        "sentences.jsonl",
+        "--silent",
+        "--output-file",
+        "out.json",
+    ]
+    monkeypatch.setattr(sys, "argv", ["allennlp", *arguments])
+    allennlp()
+    assert json.loads(Path("out.json").read_text())["tokens"][1:3] == ["the", "cat"]
+    assert main(["report", str(archive), "-o", "report.html", "--sentences", "text.txt"]) == 0
+    assert "<h3>Sentence" in Path("report.html").read_text()
+    # Trained on, and as an embedder.
+    shutil.copy(archive, "lm.tar.gz")
+    train_model(Params(fine_tuning_config("lm.tar.gz")), "third")
+    train_model(Params(tagger_config("third/model.tar.gz")), "tagger")
+
+
+def test_what_was_written_before_archives_stood_alone(work, language_model, alone):
+    """Config and weights as they were: the language model's is told by the shapes of its weights."""
+    train_model(Params(tagger_config(language_model)), "out")
+    with tarfile.open("out/model.tar.gz") as tar:
+        tar.extractall("unpacked", filter="data")
+    shutil.rmtree(f"unpacked/{FOLDER}")
+    with tarfile.open("old.tar.gz", "w:gz") as tar:
+        for name in sorted(os.listdir("unpacked")):
+            tar.add(f"unpacked/{name}", name)
+    whole = evaluate_from_archive("old.tar.gz", "tagged.txt")
+    vectors = TransformerElmo.open("old.tar.gz").embed(["the dog ran ."])[0]
+    archive = alone("old.tar.gz")
+    assert evaluate_from_archive(archive, "tagged.txt") == whole
+    assert np.allclose(TransformerElmo.open(archive).embed(["the dog ran ."])[0], vectors)
+
+
+def test_a_run_that_was_moved(work, language_model, alone):
+    """A folder, not an archive."""
+    train_model(Params(tagger_config(language_model)), "out")
+    whole = evaluate_from_archive("out", "tagged.txt")
+    folder = alone("out")
+    assert evaluate_from_archive(str(folder), "tagged.txt") == whole
+
+
+def test_over_a_model_folder(work, language_model, alone):
+    TransformerElmo.open(language_model).save("folder", with_softmax=False)
+    train_model(Params(tagger_config("folder")), "out")
+    whole = evaluate_from_archive("out/model.tar.gz", "tagged.txt")
+    assert evaluate_from_archive(alone("out/model.tar.gz"), "tagged.txt") == whole
+
+
+def test_what_is_missing_is_named(work, language_model, alone, make_model):
+    """A word-level model's words are known to its archive alone."""
+    config = experiment_config(
+        model=model_config(
+            text_field_embedder={
+                "token_embedders": {"tokens": {"type": "embedding", "embedding_dim": DIM}}
+            },
+            sparse_embeddings=False,
+        )
+    )
+    config["dataset_reader"]["token_indexers"] = {"tokens": {"type": "single_id"}}
+    write_archive(work / "words", config, make_model(**config["model"]))
+    tagger = tagger_config("words/model.tar.gz")
+    tagger["dataset_reader"]["token_indexers"] = {"elmo": {"type": "single_id"}}
+    train_model(Params(tagger), "out")
+    whole = evaluate_from_archive("out/model.tar.gz", "tagged.txt")
+    with tarfile.open("out/model.tar.gz") as tar:
+        tar.extractall("unpacked", filter="data")
+    shutil.rmtree(f"unpacked/{FOLDER}")
+    with tarfile.open("old.tar.gz", "w:gz") as tar:
+        for name in sorted(os.listdir("unpacked")):
+            tar.add(f"unpacked/{name}", name)
+    new, old = alone("out/model.tar.gz", "old.tar.gz")
+    assert evaluate_from_archive(new, "tagged.txt") == whole
+    override = r"model\.text_field_embedder\.token_embedders\.elmo\.archive_file"
+    for opened in (load_archive, TransformerElmo.open):
+        with pytest.raises(ConfigurationError, match=rf"words/model\.tar\.gz.*{override}"):
+            opened(old)
+
+
+def test_no_language_model_at_all(work, tmp_path):
+    config = tagger_config("x")
+    config["dataset_reader"].pop("token_indexers")
+    config["model"]["text_field_embedder"] = {
+        "token_embedders": {"tokens": {"type": "embedding", "embedding_dim": 2 * DIM}}
+    }
+    train_model(Params(config), "out")
+    with pytest.raises(ConfigurationError, match="'simple_tagger', which is no language model"):
+        TransformerElmo.open("out/model.tar.gz")
+
+
+def test_a_failing_archive_leaves_nothing(work, language_model, monkeypatch):
+    train_model(Params(tagger_config(language_model)), "out")
+    before = Path("out/model.tar.gz").read_bytes()
+    from allennlp.models.archival import archive_model
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(ConfigurationError, match=r"model\.tar\.gz can't be written: no space"):
+            archive_model("out")
+    assert Path("out/model.tar.gz").read_bytes() == before
+    assert not list(Path("out").glob(".model*"))
+    with pytest.raises(RuntimeError, match=r"weights file 'out/none\.th' does not exist"):
+        archive_model("out", weights="none.th")
+    # With more of the run, and elsewhere.
+    (work / "out" / "notes[1].txt").write_text("x")
+    path = archive_model("out", archive_path=str(work), include_in_archive=["notes*"])
+    assert path == str(work / "model.tar.gz") and "notes[1].txt" in members(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"projection_location": "after_cnn"}, {"do_layer_norm": False, "num_highway": 1}],
+)
+@pytest.mark.parametrize("softmax", [(8, True), (8, False), (None, False)])
+def test_a_config_by_shapes(make_model, changes, softmax):
+    config = model_config(num_samples=softmax[0], sparse_embeddings=softmax[1])
+    encoder = config["text_field_embedder"]["token_embedders"]["token_characters"]["encoder"]
+    encoder.update(changes)
+    model = make_model(**config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = inferred_config(shapes)
+    assert found is not None and found.softmax is not None
+    assert [list(pair) for pair in found.words.filters] == encoder["filters"]
+    assert found.words.num_highway == encoder["num_highway"]
+    assert found.words.projection_location == encoder["projection_location"]
+    assert found.words.do_layer_norm is encoder["do_layer_norm"]
+    assert found.contextualizer.num_layers == 2 and found.contextualizer.hidden_dim == 64
+    assert found.softmax.num_words == model.vocab.get_vocab_size()
+    assert (found.softmax.num_samples is None) == (softmax[0] is None)
+    assert found.softmax.sparse is softmax[1]
+    assert inferred_config({"a.weight": (3, 3)}) is None

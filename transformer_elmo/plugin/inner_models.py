@@ -1,0 +1,170 @@
+"""
+Language models for token embedders: from archives, and from what the archive of a model on top
+carries of them (see `transformer_elmo.carried_models`).
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Dict, NamedTuple, Optional, Tuple
+
+from allennlp.common import Params
+from allennlp.common.util import is_global_primary
+from allennlp.data import DatasetReader, Vocabulary
+from allennlp.models import Model, archival
+
+from transformer_elmo import carried_models
+from transformer_elmo.archived_models import (
+    read_json,
+    read_weights,
+    shapes_of,
+    weights_path,
+    with_its_model,
+)
+from transformer_elmo.archives import archive_of
+from transformer_elmo.carried_models import Embedder, folder_of
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.experiments import experiment_of
+from transformer_elmo.files import folder_written_whole
+from transformer_elmo.nn.softmax import softmaxes
+from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.plugin.loading import ALL_LAYERS, load_language_model
+
+logger = logging.getLogger(__name__)
+
+
+class InnerModel(NamedTuple):
+    """A language model without a softmax, which returns all its layers, and its reader."""
+
+    model: LanguageModel
+    reader: DatasetReader
+
+
+def inner_model(
+    archive_file: str, run: Optional[str], precision: Optional[str] = None
+) -> InnerModel:
+    """
+    # Parameters
+
+    archive_file : `str`
+        As the config of the model on top has it.
+    run : `str`, optional
+        The folder of that model: of its training, or where its archive was unpacked to. A training
+        run is given what its archive will have to carry.
+    precision : `str`, optional (default = the language model's)
+
+    # Raises
+
+    `ConfigurationError`
+        If there is no language model of the kind that words can be embedded with.
+    """
+    folder = None if run is None else Path(run)
+    if folder is not None and _has_weights(folder, archive_file):
+        # The weights are among those of the model on top, and are loaded with them.
+        return _without_weights(folder, archive_file, precision)
+    inner, config = _opened(archive_file, precision)
+    if folder is not None and folder.is_dir() and is_global_primary():
+        _carry(inner.model.vocab, config, folder_of(folder, archive_file))
+    return inner
+
+
+def _has_weights(folder: Path, archive_file: str) -> bool:
+    """Whether the weights of the model on top are there, and nothing else has to be asked."""
+    if archive_of(folder) is not None:
+        return folder_of(folder, archive_file).is_dir() or not _exists(archive_file)
+    return (folder / archival._DEFAULT_WEIGHTS).is_file() and not _exists(archive_file)
+
+
+def _exists(archive_file: str) -> bool:
+    return "://" in archive_file or Path(archive_file).exists()
+
+
+def _opened(archive_file: str, precision: Optional[str]) -> Tuple[InnerModel, Dict[str, Any]]:
+    overrides = None if precision is None else {"model.precision": precision}
+    with softmaxes("left out"):
+        archive, refusal = load_language_model(archive_file, "a token embedder", overrides)
+    if refusal is not None:
+        raise ConfigurationError(
+            f"The language model in {archive_file} has a contextualizer that does not take "
+            "return_all_layers, so its layers cannot be mixed. Use one with a "
+            "bidirectional_language_model_transformer."
+        ) from refusal
+    assert isinstance(archive.model, LanguageModel)
+    # AllenNLP's own loading leaves it as it was.
+    config = with_its_model(archive.config.as_dict(quiet=True), archive_file)
+    return InnerModel(archive.model, archive.dataset_reader), config
+
+
+def _carry(vocab: Vocabulary, config: Dict[str, Any], target: Path) -> None:
+    if target.is_dir():
+        return
+    sections = carried_models.sections_of(config)
+    # Overrides of a token embedder are its own affair.
+    sections["model"] = {k: v for k, v in sections["model"].items() if k != "precision"}
+    with folder_written_whole(target) as folder:
+        text = json.dumps(sections, indent=2, ensure_ascii=False)
+        (folder / carried_models.CONFIG).write_text(text, encoding="utf-8")
+        vocab.save_to_files(str(folder / carried_models.VOCABULARY))
+        (folder / carried_models.VOCABULARY / ".lock").unlink(missing_ok=True)
+
+
+def _without_weights(folder: Path, archive_file: str, precision: Optional[str]) -> InnerModel:
+    shown = archive_of(folder) or str(folder)
+    carried = folder_of(folder, archive_file)
+    if carried.is_dir():
+        config = carried_models.carried_config(carried, shown)
+        section = config.get("vocabulary") or {}
+        vocab = Vocabulary.from_files(
+            str(carried / carried_models.VOCABULARY),
+            section.get("padding_token"),
+            section.get("oov_token"),
+        )
+    else:
+        config, vocab = _guessed(folder, archive_file, shown), Vocabulary()
+    params = Params({"model": config["model"], "dataset_reader": config["dataset_reader"]})
+    for key, value in (*ALL_LAYERS.items(), ("model.precision", precision)):
+        *above, last = key.split(".")
+        section = params
+        for name in above:
+            section = section[name]
+        if value is not None:
+            section[last] = value
+    with softmaxes("left out"):
+        model = Model.from_params(vocab=vocab, params=params["model"])
+    reader = DatasetReader.from_params(params["dataset_reader"])
+    assert isinstance(model, LanguageModel)
+    return InnerModel(model, reader)
+
+
+def _guessed(folder: Path, archive_file: str, shown: str) -> Dict[str, Any]:
+    """The config of a language model of which nothing is left but its weights."""
+    embedder = _embedder(folder, archive_file, shown)
+    weights = read_weights(weights_path(folder, shown), shown=shown)
+    inner = carried_models.inner_weights(weights, embedder.path)
+    config = carried_models.inferred_config(shapes_of(inner), embedder.boundaries)
+    if config is None or not hasattr(config.words, "filters"):
+        raise ConfigurationError(
+            f"{shown} was trained with the language model {archive_file}, which isn't there, and "
+            "its weights alone don't say what that is. Say where it is now: -o "
+            f'\'{{"{embedder.path}.archive_file": "..."}}\'.'
+        )
+    logger.warning(
+        "%s was trained with the language model %s, which isn't there any more: what it is comes "
+        "from the shapes of its weights, with ReLU after its convolutions. If that is wrong, say "
+        'where it is now: -o \'{"%s.archive_file": "..."}\'.',
+        shown,
+        archive_file,
+        embedder.path,
+    )
+    return experiment_of(config)
+
+
+def _embedder(folder: Path, archive_file: str, shown: str) -> Embedder:
+    """The one in the model on top that asks."""
+    try:
+        found = carried_models.embedders_in(read_json(folder, shown))
+    except ConfigurationError:
+        found = []
+    named = [embedder for embedder in found if embedder.archive_file == archive_file]
+    path = "model.text_field_embedder.token_embedders.elmo"
+    return (named or found or [Embedder(path, {})])[0]
