@@ -234,7 +234,7 @@ def test_a_language_model_trained_further(work, language_model, alone, capsys, m
 
 
 def test_what_was_written_before_archives_stood_alone(work, language_model, alone):
-    """Config and weights as they were: the language model's is told by the shapes of its weights."""
+    """The language model's config is told by the shapes of its weights."""
     train_model(Params(tagger_config(language_model)), "out")
     with tarfile.open("out/model.tar.gz") as tar:
         tar.extractall("unpacked", filter="data")

@@ -1,7 +1,7 @@
 """Vectors of words met before, for a word encoder whose weights stand still."""
 
 import threading
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -63,6 +63,10 @@ class WordVectorCache:
 
     def __len__(self) -> int:
         return self._num_words
+
+    def __reduce__(self) -> Any:
+        # A copy, or what comes out of a pickle, has weights elsewhere: it begins with no words.
+        return WordVectorCache, (self.max_words,)
 
     def vectors(
         self,

@@ -1,0 +1,402 @@
+"""Model folders: what is written opens anywhere, alike, and without AllenNLP."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from allennlp.commands.evaluate import evaluate_from_archive
+from allennlp.common import Params
+from allennlp.models.archival import load_archive
+from allennlp.modules.token_embedders import TokenEmbedder
+from allennlp.predictors import Predictor
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.small_lm import DIM, experiment_config, model_config, random_sentences, write_archive
+from transformer_elmo import ConfigurationError, TransformerElmo
+from transformer_elmo.cli import main
+from transformer_elmo.model_config import archive_name, core_name
+from transformer_elmo.model_folder import open_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = [*random_sentences(12, seed=8), "", "a", "Größe 東京 unheard-of " + "x" * 80]
+
+
+def words_model(**changes):
+    embedder = {"token_embedders": {"tokens": {"type": "embedding", "embedding_dim": DIM}}}
+    return model_config(text_field_embedder=embedder, sparse_embeddings=False, **changes)
+
+
+def with_encoder(**changes):
+    config = model_config()
+    config["text_field_embedder"]["token_embedders"]["token_characters"]["encoder"].update(changes)
+    return config
+
+
+# One of each kind.
+MODELS = {
+    "sparse samples": model_config(dropout=0.1),
+    "samples": model_config(sparse_embeddings=False),
+    "full softmax": model_config(num_samples=None, sparse_embeddings=False),
+    "bfloat16": model_config(precision="bfloat16"),
+    "projection first": with_encoder(projection_location="after_cnn", activation="tanh"),
+    "without norm or highway": with_encoder(do_layer_norm=False, num_highway=0),
+    "word ids": words_model(),
+}
+
+
+@pytest.fixture
+def archive(make_model, tmp_path):
+    def write(name="sparse samples", **reader):
+        config = experiment_config(model=MODELS[name])
+        config["dataset_reader"].update(reader)
+        if name == "word ids":
+            config["dataset_reader"]["token_indexers"] = {"tokens": {"type": "single_id"}}
+        return write_archive(tmp_path / "made", config, make_model(**MODELS[name]))
+
+    return write
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """Moves a folder away and deletes all that it was made from."""
+
+    def move(folder):
+        away = Path(shutil.move(str(folder), str(tmp_path / "away")))
+        for path in tmp_path.iterdir():
+            if path != away:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return away
+
+    return move
+
+
+def same_vectors(one, other, tolerance=1e-6):
+    for a, b in zip(one, other, strict=True):
+        assert a.shape == b.shape
+        assert np.allclose(a, b, atol=tolerance)
+
+
+def same_scores(one, other, tolerance=1e-5):
+    for a, b in zip(one, other, strict=True):
+        assert a.tokens == b.tokens and a.out_of_vocabulary == b.out_of_vocabulary
+        for side in ("forward", "backward"):
+            before, after = (np.array(getattr(s, side).log_probs, dtype=float) for s in (a, b))
+            assert np.allclose(before, after, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_model(archive, alone, tmp_path, name):
+    """As AllenNLP opens the archive, and as the folder opens."""
+    elmo = TransformerElmo.open(archive(name), overrides={})
+    vectors, scores = elmo.embed(TEXT, "all"), elmo.score(TEXT, top_k=2)
+    fill, perplexity = elmo.fill("the ___ sat"), elmo.perplexity(TEXT)
+    elmo = TransformerElmo.open(archive(name))
+    same_vectors(elmo.embed(TEXT, "all"), vectors)
+    elmo.save(tmp_path / "folder")
+    again = TransformerElmo.open(alone(tmp_path / "folder"))
+    same_vectors(again.embed(TEXT, "all"), vectors)
+    same_scores(again.score(TEXT, top_k=2), scores)
+    assert [c.word for c in again.fill("the ___ sat")] == [c.word for c in fill]
+    assert again.perplexity(TEXT) == pytest.approx(perplexity, rel=1e-6)
+    assert again.vocab.words == elmo.vocab.words and repr(again) == repr(elmo)
+    assert sorted(p.name for p in (tmp_path / "away").iterdir()) == [
+        *("README.md", "config.json", "model.safetensors", "vocabulary.txt"),
+    ]
+
+
+def test_in_a_process_of_its_own_without_allennlp(archive, alone, tmp_path):
+    TransformerElmo.open(archive()).save(tmp_path / "folder")
+    expected = TransformerElmo.open(tmp_path / "folder").embed(["the cat sat"])[0]
+    folder = alone(tmp_path / "folder")
+    code = (
+        "import sys\nsys.modules['allennlp'] = None\n"
+        "from transformer_elmo import TransformerElmo\n"
+        f"elmo = TransformerElmo.open({str(folder)!r})\n"
+        "import numpy as np\n"
+        "np.save('vectors.npy', elmo.embed(['the cat sat'])[0])\n"
+        "assert not any(name.startswith('allennlp.') for name in sys.modules)\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.allclose(np.load("vectors.npy"), expected, atol=1e-6)
+
+
+def test_without_a_softmax(archive, alone, tmp_path, capsys):
+    path = archive()
+    vectors = TransformerElmo.open(path).embed(TEXT, "all")
+    assert main(["export", str(path), str(tmp_path / "folder"), "--without-softmax"]) == 0
+    folder = alone(tmp_path / "folder")
+    elmo = TransformerElmo.open(folder)
+    same_vectors(elmo.embed(TEXT, "all"), vectors)
+    for ask in (
+        lambda: elmo.score(["the cat"]),
+        lambda: elmo.fill("the ___"),
+        lambda: elmo.perplexity(["the cat"]),
+    ):
+        with pytest.raises(ConfigurationError, match="no softmax") as error:
+            ask()
+        assert "\n" not in str(error.value)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert not any("softmax" in name for name in file.keys())  # noqa: SIM118
+    # And once more from there.
+    elmo.save("again")
+    same_vectors(TransformerElmo.open("again").embed(TEXT, "all"), vectors)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.01), ("bfloat16", 0.1)])
+def test_half_the_size(archive, alone, tmp_path, dtype, tolerance):
+    path = archive()
+    elmo = TransformerElmo.open(path)
+    vectors, perplexity = elmo.embed(TEXT, "all"), elmo.perplexity(TEXT)
+    elmo.save(tmp_path / "whole")
+    size = (tmp_path / "whole" / "model.safetensors").stat().st_size
+    assert main(["export", str(path), str(tmp_path / "folder"), "--dtype", dtype]) == 0
+    folder = alone(tmp_path / "folder")
+    assert (folder / "model.safetensors").stat().st_size < 0.55 * size
+    again = TransformerElmo.open(folder)
+    for one, other in zip(vectors, again.embed(TEXT, "all")):
+        assert other.dtype == np.float32
+        assert not one.size or np.abs(one - other).mean() < tolerance
+    assert again.perplexity(TEXT) == pytest.approx(perplexity, rel=0.05)
+    assert len(again.fill("the ___ sat")) == 5
+    # Written again in full, it is what it had become.
+    again.save("full")
+    same_vectors(TransformerElmo.open("full").embed(TEXT), again.embed(TEXT))
+
+
+def test_weights_are_not_copied(archive, tmp_path):
+    """They are mapped from the file: what is written there is seen."""
+    TransformerElmo.open(archive()).save(tmp_path / "folder")
+    opened = open_folder(tmp_path / "folder")
+    weight = opened.model.contextualizer._forward_transformer.layers[0].feed_forward.w_1.weight
+    assert opened.model.softmax.word_weights()[0].dtype == torch.float32
+    mapped = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else None
+    if mapped is not None:
+        ranges = [
+            tuple(int(end, 16) for end in line.split()[0].split("-"))
+            for line in mapped.splitlines()
+            if "model.safetensors" in line
+        ]
+        for tensor in (weight, opened.model.softmax.word_weights()[0]):
+            assert any(begin <= tensor.data_ptr() < end for begin, end in ranges)
+
+
+class TestUnderAllenNLP:
+    """Whatever takes an archive takes the folder."""
+
+    @pytest.fixture
+    def folder(self, archive, alone, tmp_path):
+        path = archive()
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        TransformerElmo.open(path).save(tmp_path / "folder")
+        self.metrics = self.evaluated(path, tmp_path)
+        shutil.rmtree(tmp_path / "elsewhere")
+        return alone(tmp_path / "folder")
+
+    def evaluated(self, path, tmp_path):
+        text = tmp_path / "elsewhere" / "text.txt"
+        text.write_text("\n".join(random_sentences(30, seed=2)))
+        return evaluate_from_archive(str(path), str(text))
+
+    def test_evaluate(self, folder, tmp_path):
+        assert self.evaluated(folder, tmp_path) == pytest.approx(self.metrics, rel=1e-6)
+
+    def test_predict(self, folder):
+        predictor = Predictor.from_archive(load_archive(folder))
+        assert predictor.predict_json({"sentence": "the cat"})["tokens"][1:3] == ["the", "cat"]
+
+    def test_embed(self, folder):
+        Path("text.txt").write_text("the cat\n")
+        assert main(["embed", str(folder), "text.txt", "vectors.npy", "--top"]) == 0
+        assert np.load("vectors.npy").shape == (2, 2 * DIM)
+
+    def test_token_embedder(self, folder, vocabulary):
+        params = {"type": "bidirectional_lm_token_embedder", "archive_file": str(folder)}
+        embedder = TokenEmbedder.from_params(Params(params), vocab=vocabulary).eval()
+        opened = load_archive(folder)
+        instance = opened.dataset_reader.text_to_instance("the cat sat")
+        opened.dataset_reader.apply_token_indexers(instance)
+        instance.index_fields(opened.model.vocab)
+        characters = instance.as_tensor_dict()["source"]["token_characters"]["elmo_tokens"]
+        vectors = embedder(characters[1:-1].unsqueeze(0))[0]
+        expected = TransformerElmo.open(folder).embed(["the cat sat"])[0]
+        assert np.allclose(vectors.detach().numpy(), expected, atol=1e-5)
+
+
+def test_a_pickle(archive, alone, tmp_path):
+    TransformerElmo.open(archive(), max_tokens=77).save(tmp_path / "folder")
+    elmo = TransformerElmo.open(tmp_path / "folder", max_tokens=77)
+    vectors = elmo.embed(TEXT)
+    (tmp_path / "folder" / "pickled").write_bytes(pickle.dumps(elmo))
+    folder = alone(tmp_path / "folder")
+    (folder / "model.safetensors").unlink()
+    again = pickle.loads((folder / "pickled").read_bytes())
+    same_vectors(again.embed(TEXT), vectors)
+    assert again.max_tokens == 77
+
+
+@pytest.fixture
+def folder(archive, tmp_path):
+    TransformerElmo.open(archive()).save(tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def change(path, **changes):
+    config = json.loads(path.read_text())
+    for key, value in changes.items():
+        *above, last = key.split("__")
+        section = config
+        for name in above:
+            section = section[name]
+        section[last] = value
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, '"format"'),
+        ({"format_version": 99}, "upgrade transformer-elmo"),
+        ({"model__words__num_highway": "two"}, "num_highway: expected int, got 'two'"),
+        ({"model__words__activation": "gelu"}, "activation must be one of relu, tanh"),
+        ({"model__contextualizer__num_layers": 1_000_000_000}, "the weights 2"),
+        ({"model__contextualizer__hidden_dim": 65}, "hidden_dim|size mismatch"),
+        ({"model__nonsense": 1}, "there is no key 'nonsense'"),
+        ({"model": None}, "expected an object"),
+        ({"model__softmax__num_words": 7}, "words, the weights 6"),
+    ],
+)
+def test_configs_that_cannot_be(folder, changes, message):
+    change(folder / "config.json", **changes)
+    with pytest.raises(ConfigurationError, match=message) as error:
+        TransformerElmo.open(folder)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_damaged_folders(folder, tmp_path):
+    words = (folder / "vocabulary.txt").read_text()
+    (folder / "vocabulary.txt").write_text(words + "more\n")
+    with pytest.raises(ConfigurationError, match=r"vocabulary has \d+ words, the weights \d+"):
+        TransformerElmo.open(folder)
+    (folder / "vocabulary.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        TransformerElmo.open(folder)
+    (folder / "vocabulary.txt").unlink()
+    with pytest.raises(ConfigurationError, match=r"vocabulary\.txt"):
+        TransformerElmo.open(folder)
+    (folder / "vocabulary.txt").write_text(words)
+    whole = (folder / "model.safetensors").read_bytes()
+    for content in (b"", whole[:100], whole[: len(whole) // 2], b"\0" * 1000):
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(ConfigurationError, match="not a file of weights, or is damaged"):
+            TransformerElmo.open(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    weights = load_file(folder / "model.safetensors")
+    first = next(iter(weights))
+    for changed, message in (
+        ({**weights, first: weights[first][:-1].contiguous()}, "aren't those of the config"),
+        ({k: v for k, v in weights.items() if k != first}, "missing, such as"),
+    ):
+        save_file(changed, folder / "model.safetensors")
+        with pytest.raises(ConfigurationError, match=message):
+            TransformerElmo.open(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+        with pytest.raises(ConfigurationError):
+            TransformerElmo.open(folder)
+
+
+def test_what_is_there_is_kept(folder, archive, tmp_path, monkeypatch):
+    elmo = TransformerElmo.open(archive())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigurationError, match="exists and isn't empty"):
+        elmo.save(folder)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(ConfigurationError, match="no space is left"):
+            elmo.save(folder, replace=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "made"]
+    with torch.no_grad():
+        next(elmo.model.parameters())[0] = torch.nan
+    with pytest.raises(ConfigurationError, match="NaN"):
+        elmo.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(ConfigurationError, match="dtype must be one of"):
+        elmo.save(tmp_path / "other", dtype="int8")
+
+
+def test_a_tokenizer_that_only_allennlp_has(archive, alone, tmp_path):
+    path = archive(tokenizer={"type": "letters_digits"})
+    elmo = TransformerElmo.open(path)
+    assert elmo.words("abc12 d") == ["abc", "12", "d"]
+    elmo.save(tmp_path / "folder")
+    folder = alone(tmp_path / "folder")
+    code = (
+        "import sys\nsys.modules['allennlp'] = None\n"
+        "from transformer_elmo import TransformerElmo\n"
+        f"elmo = TransformerElmo.open({str(folder)!r})\n"
+        "assert elmo.embed([['the', 'cat']])[0].shape[0] == 2\n"
+        f"split = TransformerElmo.open({str(folder)!r}, tokenizer='just_spaces')\n"
+        "assert split.words('abc12 d') == ['abc12', 'd']\n"
+        "elmo.embed(['the cat'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "letters_digits" in done.stderr and 'tokenizer="just_spaces"' in done.stderr
+
+
+def test_the_model_card(archive, tmp_path):
+    path = archive()
+    (path.parent / "metrics.json").write_text('{"best_validation_perplexity": 42.32}')
+    TransformerElmo.open(path.parent).save(tmp_path / "folder")
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "42.32" in card and "train.txt" in card and "TransformerElmo.open" in card
+    # Once more through a folder, and nothing is lost.
+    TransformerElmo.open(tmp_path / "folder").save(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+@given(
+    words_name=st.text("abc_1", min_size=1),
+    by_characters=st.booleans(),
+    part=st.sampled_from(
+        [
+            *("embedding.weight", "convolutions.3.weight", "highways.1.bias", "norm.gamma"),
+            *("projection.weight", "projection.bias", "norm.beta", "convolutions.11.bias"),
+        ]
+    ),
+)
+def test_names_of_weights_go_both_ways(words_name, by_characters, part):
+    if not by_characters:
+        part = "embedding.weight"
+    name = f"words.{part}"
+    assert core_name(archive_name(name, words_name, by_characters), words_name) == name
+    assert core_name("_last_average_loss", words_name) is None
