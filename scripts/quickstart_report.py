@@ -108,8 +108,8 @@ def main() -> None:
     print(f"\n{'':32}{'word counts':>14}{'Transformer ELMo':>20}")
     for name, baseline, learned in rows:
         places = 4 if learned <= 1 else 1
-        baseline = "" if baseline is None else f"{baseline:.{places}f}"
-        print(f"{name:32}{baseline:>14}{learned:>20.{places}f}")
+        shown = "" if baseline is None else f"{baseline:.{places}f}"
+        print(f"{name:32}{shown:>14}{learned:>20.{places}f}")
     if len({tag for _, tag in tagged(run / "data", "train.txt")}) == 1:
         print("\nThis text has no upper and lower case, so there was nothing to tag.")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv in the repository root: torch, AllenNLP and what it really needs, this package in editable form.
+# Makes .venv in the repository root: torch, this package in editable form, AllenNLP and what it really needs.
 usage() {
     cat <<'USAGE'
 Usage: ./scripts/setup.sh [--peer] [--test] [--print-python] [--help]
@@ -8,13 +8,14 @@ Makes or completes .venv in the repository root. Safe to interrupt and to run ag
 does nothing but a check where all is installed.
 
   --peer          also install allennlp-models 2.10.1 and its needs (for comparison, and for its parsers)
-  --test          also install what ./scripts/test.sh runs: pytest, hypothesis, ruff, mypy
+  --test          also install what ./scripts/test.sh runs (pytest, hypothesis, ruff, mypy), and the libraries that
+                  this package has integrations for (flair, spaCy, ONNX)
   --print-python  print the Python that would be used, and stop
 
 Environment variables (what was chosen is remembered in .venv, so later runs need not repeat it):
   PYTHON            the Python to use, 3.10 to 3.13 (default: python3 if it fits, else the first of python3.13,
                     python3.12, python3.11, python3.10 that runs)
-  TORCH_VERSION     the torch to install (default 2.13.0, which the tests passed on; 2.4 or later works)
+  TORCH_VERSION     the torch to install (default 2.13.0, which the tests passed on; 2.6 or later works)
   TORCH_INDEX_URL   the package index that torch comes from (default: wherever pip is set up to look)
   USE_SYSTEM_TORCH  1: use the torch that PYTHON already has, and install none
 USAGE
@@ -25,6 +26,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=.venv
 started=$SECONDS
 DEFAULT_TORCH=2.13.0
+ALLENNLP=2.10.1    # and allennlp-models of the same version
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -150,8 +152,11 @@ fi
 
 checksum() { cksum | tr ' ' '-'; }
 key=$({
-    cat pyproject.toml scripts/setup.sh scripts/torchvision_stand_in/install.py
-    cat scripts/torchvision_stand_in/torchvision/*.py scripts/torchvision_stand_in/torchvision/ops/*.py
+    cat pyproject.toml scripts/setup.sh
+    grep '^__version__' transformer_elmo/__init__.py
+    cat transformer_elmo/torchvision_stand_in/*.py
+    cat transformer_elmo/torchvision_stand_in/files/torchvision/*.py
+    cat transformer_elmo/torchvision_stand_in/files/torchvision/ops/*.py
     printf '%s\n' "$torch_version" "$TORCH_INDEX_URL" "$USE_SYSTEM_TORCH"
 } | checksum)
 
@@ -175,22 +180,11 @@ else
     # pip would warn that AllenNLP's old pins aren't met: they can't be, on this Python.
     pip_install() { venv_python -m pip install $quiet --no-input --no-warn-conflicts "$@"; }
 
-    # Prints what pyproject.toml declares in some extras, a line each: AllenNLP's own distributions (`bare`), which
-    # are installed without what they declare, or the others (`full`).
-    requirements() {
-        venv_python -c '
-import sys
-try:
-    import tomllib
-except ImportError:  # Python 3.10
-    from pip._vendor import tomli as tomllib
-with open("pyproject.toml", "rb") as file:
-    declared = tomllib.load(file)["project"]["optional-dependencies"]
-for extra in sys.argv[2:]:
-    for requirement in declared[extra]:
-        if requirement.startswith("allennlp") == (sys.argv[1] == "bare"):
-            print(requirement)' "$@"
-    }
+    # What pyproject.toml declares for this, and AllenNLP's own distributions, which go without what they declare.
+    declared=allennlp,hdf5
+    bare="allennlp==$ALLENNLP"
+    case " $extras " in *" peer "*) declared=$declared,peer bare="$bare allennlp-models==$ALLENNLP" ;; esac
+    case " $extras " in *" test "*) declared=$declared,test,flair,spacy,onnx ;; esac
 
     if [ "$USE_SYSTEM_TORCH" = 1 ]; then
         step="looking for the torch of this Python"
@@ -203,24 +197,23 @@ for extra in sys.argv[2:]:
     fi
     torch_before=$(venv_python -c 'import torch; print(torch.__version__)' 2>/dev/null)
 
-    step="installing what AllenNLP needs, and this package"
+    step="installing this package and what AllenNLP needs"
     say "$step"
-    # shellcheck disable=SC2046,SC2086  # requirements hold no spaces
-    pip_install --editable . $(requirements full $extras)
+    pip_install --editable ".[$declared]"
 
     step="installing AllenNLP"
     say "$step"
-    # shellcheck disable=SC2046,SC2086
-    pip_install --no-deps $(requirements bare allennlp $extras)
+    # shellcheck disable=SC2086  # requirements hold no spaces
+    pip_install --no-deps $bare
 
     step="looking for torchvision"
-    venv_python scripts/torchvision_stand_in/install.py >&2
+    venv_python -m transformer_elmo.torchvision_stand_in >&2
 
     step="looking for the torch that was chosen"
     torch_after=$(venv_python -c 'import torch; print(torch.__version__)' 2>/dev/null)
     if [ "$torch_before" != "$torch_after" ]; then
         give_up "torch $torch_before was chosen, but the other packages replaced it by $torch_after;" \
-            "choose one that this package supports (2.4 or later)"
+            "choose one that this package supports (2.6 or later)"
     fi
 fi
 
@@ -229,8 +222,10 @@ fi
 step="running allennlp --version"
 "$VENV/bin/allennlp" --version </dev/null
 step="importing the plugin"
-venv_python -W ignore -c 'import transformer_elmo, torch, sys
+venv_python -W ignore -c 'import transformer_elmo.plugin, torch, sys
 print(f"transformer_elmo imports, with torch {torch.__version__} on Python {sys.version.split()[0]}")'
+step="looking for the command transformer-elmo"
+[ -x "$VENV/bin/transformer-elmo" ]
 step=""
 printf '%s\n' "key=$key" "extras=$extras" >"$STAMP.new"
 mv "$STAMP.new" "$STAMP"

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case ${1:-} in
     -h|--help)
-        echo "Usage: ./scripts/test.sh [arguments for pytest, such as tests/data -k corpus]"
+        echo "Usage: ./scripts/test.sh [arguments for pytest, such as tests/text -k corpus, or -m 'not slow']"
         exit 0
         ;;
 esac
@@ -20,7 +20,8 @@ processes=${TEST_PROCESSES:-2}
 
 echo "test: ruff"
 .venv/bin/ruff check .
+.venv/bin/ruff format --check .
 echo "test: mypy"
-.venv/bin/mypy transformer_elmo/
+.venv/bin/mypy transformer_elmo/ tests/ scripts/
 echo "test: pytest"
 exec .venv/bin/python -m pytest --numprocesses "$processes" --dist loadfile "$@" </dev/null

@@ -96,7 +96,7 @@ def write_archive(folder: Path, config: Dict[str, Any], model: Model) -> Path:
     """What `allennlp train` leaves behind."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    model.vocab.save_to_files(folder / "vocabulary")
+    model.vocab.save_to_files(str(folder / "vocabulary"))
     torch.save(model.state_dict(), folder / "weights.th")
     path = folder / "model.tar.gz"
     with tarfile.open(path, "w:gz") as archive:

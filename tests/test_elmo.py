@@ -47,7 +47,7 @@ def test_layers(elmo):
                 assert layers.shape == (3, *one.shape)
                 assert np.abs(one - layers[number]).max(initial=0) < 1e-6
     assert np.array_equal(elmo.embed(["the"], np.int64(1))[0], elmo.embed(["the"], 1)[0])
-    for weights in ([0.5, -1.0, 3.0], np.float32([0.5, -1.0, 3.0]), None):
+    for weights in ([0.5, -1.0, 3.0], np.array([0.5, -1.0, 3.0], np.float32), None):
         mixed = elmo.embed(SENTENCES, weights=weights)
         for one, layers in zip(mixed, everything):
             expected = np.tensordot([1 / 3] * 3 if weights is None else weights, layers, 1)

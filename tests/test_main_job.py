@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +145,7 @@ def test_evaluate_refuses_what_it_does_not_know(trained, corpus):
         assert any(name in str(error.value) for name in names)
 
 
+@pytest.mark.slow
 def test_the_billion_word_config_is_not_shrunk(environment, tmp_path, monkeypatch):
     """With more words than samples, as it needs, and sentences for two steps."""
     vocabulary = tmp_path / "vocabulary"
@@ -153,7 +155,7 @@ def test_the_billion_word_config_is_not_shrunk(environment, tmp_path, monkeypatc
     shard.write_text("the dog ran\nword17 ran !\n")
     monkeypatch.setenv("BIDIRECTIONAL_LM_TRAIN_PATH", str(shard))
     overrides = {"trainer.num_epochs": 1, "data_loader.batch_size": 1, "trainer.cuda_device": -1}
-    model = train_model_from_file(
+    model: Any = train_model_from_file(
         CONFIGS / "bidirectional_language_model.jsonnet", tmp_path / "lm", json.dumps(overrides)
     )
     sizes = {
@@ -211,6 +213,7 @@ def test_recover(environment, trained, tmp_path):
         assert torch.equal(tensor, states[1][name]), name
 
 
+@pytest.mark.slow
 def test_command_line(trained, corpus, tmp_path):
     """As a user types it, from the folder with the plugin file, to the letter."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -236,6 +239,7 @@ def test_command_line(trained, corpus, tmp_path):
     assert run.returncode != 0 and "missing.tar.gz" in run.stderr
 
 
+@pytest.mark.slow
 def test_other_commands(environment, trained, tmp_path, monkeypatch, capsys):
     """The rest of AllenNLP's commands that read a training config or its data."""
     from allennlp.commands import main

@@ -66,9 +66,3 @@ def test_every_named_file_exists():
     readme = (ROOT / "README.md").read_text()
     for name in re.findall(r"(?:\./)?((?:scripts|training_config)/[\w/.-]+\.\w+)", readme):
         assert (ROOT / name).exists(), name
-    tree = readme.partition("## Architecture")[2]
-    room = ROOT / "transformer_elmo"
-    for names, room_name in re.findall(r"^ {8}([\w., ]+\.py)|^ {6}(\w+)/", tree, re.MULTILINE):
-        room = ROOT / "transformer_elmo" / room_name if room_name else room
-        for name in re.findall(r"\w+\.py", names):
-            assert (room / name).exists(), f"{room.name}/{name}"

@@ -1,4 +1,4 @@
-// The same parser on the original ELMo, for comparison with constituency_parser_transformer_elmo.jsonnet.
+// A constituency parser on the original ELMo. Compare with constituency_parser_transformer_elmo.jsonnet.
 local parser = import 'lib/constituency_parser.libsonnet';
 
 // Paths or URLs of the original's options and weights.

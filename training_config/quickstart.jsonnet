@@ -1,5 +1,5 @@
-// The billion-word model in small: the same parts in the same places, at sizes that learn something from
-// 60,000 words in two minutes on two cores. scripts/quickstart.sh trains it.
+// The billion-word model in small, which learns something from 60,000 words in two minutes on two cores.
+// The same parts in the same places; scripts/quickstart.sh trains it.
 local billion = import 'bidirectional_language_model.jsonnet';
 
 local DIM = 128;

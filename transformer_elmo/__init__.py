@@ -6,6 +6,7 @@ With AllenNLP installed, importing this package registers everything that its co
 Without it there is `TransformerElmo`, which opens models and works with them.
 """
 
+import sys as _sys
 import warnings as _warnings
 from typing import TYPE_CHECKING
 
@@ -35,22 +36,30 @@ _PLUGIN = {
     "SimpleLanguageModelingDatasetReader": "dataset_reader",
 }
 
-try:
-    from transformer_elmo import plugin as _plugin
-except ImportError as _error:
-    _why_not = "which isn't installed"
-    if _error.name != "allennlp":
-        # A transformers of today, say, which AllenNLP can't be imported with.
-        _why_not = f"which can't be imported: {_first_line(_error)}"
-        _warnings.warn(
-            f"AllenNLP is installed, but can't be imported ({_first_line(_error)}): its "
-            "configs won't know transformer_elmo. TransformerElmo works.",
-            stacklevel=2,
-        )
+_STAND_IN = "transformer_elmo.torchvision_stand_in"
+
+if any(_argument.endswith(_STAND_IN) for _argument in _sys.orig_argv):
+    # This is `python -m` of what makes AllenNLP importable: no use in trying before it has run.
+    _why_not = "which isn't imported here"
 else:
-    _why_not = ""
-    for _name, _module in _PLUGIN.items():
-        globals()[_name] = getattr(getattr(_plugin, _module), _name)
+    try:
+        from transformer_elmo import plugin as _plugin
+    except (ImportError, RuntimeError, AttributeError, OSError) as _error:
+        # Of the four, all but the first are how a torchvision for another torch fails.
+        _why_not = "which isn't installed"
+        if getattr(_error, "name", None) != "allennlp":
+            # Or a transformers of today, say, which AllenNLP can't be imported with.
+            _why_not = f"which can't be imported: {_first_line(_error)}"
+            _hint = f" Try python -m {_STAND_IN}." if "torchvision" in _why_not else ""
+            _warnings.warn(
+                f"AllenNLP is installed, but can't be imported ({_first_line(_error)}): its "
+                f"configs won't know transformer_elmo. TransformerElmo works.{_hint}",
+                stacklevel=2,
+            )
+    else:
+        _why_not = ""
+        for _name, _module in _PLUGIN.items():
+            globals()[_name] = getattr(getattr(_plugin, _module), _name)
 
 if TYPE_CHECKING:
     from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
@@ -74,7 +83,7 @@ def __getattr__(name: str) -> object:
             f"{name} is a part of AllenNLP's plugin and needs AllenNLP, {_why_not}. Install it:\n"
             "    pip install 'transformer-elmo[allennlp]'\n"
             "    pip install --no-deps allennlp==2.10.1\n"
-            "    python -m transformer_elmo.torchvision_stand_in"
+            f"    python -m {_STAND_IN}"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -38,6 +38,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: Dict[str, Command] = {
+    "config": Command("the training configs that come with this package", "config"),
     "vocab": Command("count the words of a corpus", "vocab"),
     "embed": Command("vectors of every word of a text, in a file", "embed"),
     "score": Command(

@@ -189,8 +189,8 @@ def make_side(session: Session, name: str, precision: str, like: Optional[torch.
     from transformer_elmo import DenseSparseAdam
 
     model = make_model(session, session.section, precision).to(device)
-    optimizer = DenseSparseAdam(list(model.named_parameters()), lr=1e-4)
-    return Side(name, model, optimizer, contextlib.nullcontext)
+    ours = DenseSparseAdam(list(model.named_parameters()), lr=1e-4)
+    return Side(name, model, ours, contextlib.nullcontext)
 
 
 def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
@@ -356,7 +356,7 @@ def embedding(session: Session) -> Dict[str, Any]:
     for precision in session.options.precisions:
         session.free()
         ours = make_model(session, section, precision)
-        models = {"ours": ours}
+        models: Dict[str, Any] = {"ours": ours}
         if not session.options.without_peer:
             models["peer"] = make_model(session, section, precision, ours)
         for model in models.values():

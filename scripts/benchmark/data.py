@@ -133,7 +133,7 @@ def measure_loader(options: argparse.Namespace) -> Dict[str, Any]:
         if num_batches == 0:
             # The wait for the first batch is a line of its own.
             begin_steps, waited = time.perf_counter(), loader.seconds_waited
-        tokens = batch["source"]["tokens"]["tokens"]  # type: ignore[index,call-overload]
+        tokens = batch["source"]["tokens"]["tokens"]  # type: ignore[index]
         num_tokens += int(tokens.count_nonzero())
         num_padded += tokens.numel()
         num_batches += 1

@@ -39,7 +39,7 @@ def main() -> None:
     made = workload.batches(text, vocab, options.tokens_per_batch)[: options.rounds]
 
     ours = workload.our_model(section, vocab, options.precision).to(device)
-    models = {"ours": ours}
+    models: Dict[str, Any] = {"ours": ours}
     if not options.without_peer:
         models["peer"] = workload.peer_model(section, vocab, ours).to(device)
     for model in models.values():
@@ -61,9 +61,11 @@ def main() -> None:
         with autocast:
             encoder(vectors)
 
+    def of_characters(model: torch.nn.Module, batch: workload.Batch) -> Any:
+        return model(only_characters(batch))
+
     sides: Dict[str, Callable[[workload.Batch], Any]] = {
-        name: (lambda batch, model=model: model(only_characters(batch)))
-        for name, model in models.items()
+        name: functools.partial(of_characters, model) for name, model in models.items()
     }
     sides["12 layers alone"] = plain
 
@@ -118,10 +120,10 @@ def main() -> None:
     print(workload.table(rows))
     print(f"peak memory of the process: {workload.peak_memory(device):.1f} GB")
     if options.breakdown:
-        for name, function in sides.items():
+        for name, side in sides.items():
             print(f"\n{name}, seconds by kind of operator:")
             with torch.no_grad():
-                for kind, time in workload.breakdown(lambda f=function: f(moved), device):
+                for kind, time in workload.breakdown(functools.partial(side, moved), device):
                     print(f"  {kind:26} {time:7.3f}")
 
 

@@ -9,6 +9,7 @@ peak back.
 """
 
 import argparse
+import functools
 import multiprocessing
 import statistics
 from typing import Any, Dict, List, Tuple
@@ -130,7 +131,7 @@ def main() -> None:
         for side, model in models.items():
             print(f"\n{side}, seconds by kind of operator:")
             with torch.no_grad():
-                for kind, time in workload.breakdown(lambda m=model: m(moved), device):
+                for kind, time in workload.breakdown(functools.partial(model, moved), device):
                     print(f"  {kind:26} {time:7.3f}")
 
 

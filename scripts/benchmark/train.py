@@ -5,6 +5,7 @@ Training steps of the billion-word model, ours and allennlp-models' alternating 
     python scripts/benchmark/train.py --device cuda --precision bfloat16 --tokens-per-batch 32000
 """
 
+import functools
 import statistics
 import time
 from typing import Any, Callable, Dict, List
@@ -130,9 +131,8 @@ def main() -> None:
     if options.breakdown:
         for name, side in sides.items():
             print(f"\n{name}, seconds by kind of operator:")
-            for kind, seconds in workload.breakdown(
-                lambda side=side: side.step(moved, device), device
-            ):
+            step = functools.partial(side.step, moved, device)
+            for kind, seconds in workload.breakdown(step, device):
                 print(f"  {kind:26} {seconds:7.3f}")
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import sys
+from typing import Any
 
 import h5py
 import numpy as np
@@ -114,7 +115,7 @@ def stop_after(monkeypatch, count, error):
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch, killed):
-    options = {"archive_options": {"device": -1, "max_tokens": 40}}
+    options: Any = {"archive_options": {"device": -1, "max_tokens": 40}}
     whole, again = tmp_path / "whole.npy", tmp_path / "again.npy"
     embed_file(str(lm_archive), str(text), str(whole), "top", **options)
     with monkeypatch.context() as patch:

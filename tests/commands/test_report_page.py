@@ -336,7 +336,7 @@ def laid_out(text, width, folder):
     options += [f"--user-data-dir={folder / 'browser'}", "--virtual-time-budget=20000"]
     try:
         done = subprocess.run(
-            [BROWSER, *options, "--dump-dom", outer.as_uri()],
+            [str(BROWSER), *options, "--dump-dom", outer.as_uri()],
             capture_output=True,
             encoding="utf-8",
             timeout=120,

@@ -31,6 +31,7 @@ def outcome(function, *arguments):
         return "refused"
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(OBJECTS | st.lists(VALUES, max_size=3), st.dictionaries(PATHS, VALUES, max_size=3))
 @example({"a": [{"b": 1}]}, {"a.0.b": 2})

@@ -273,11 +273,12 @@ def test_what_is_said_of_the_data_loader_is_meant_for_the_one_evaluation_uses():
 
     # Where there is no place for it in the other loader, it is for the first alone.
     other = {**config, "validation_data_loader": {"batch_size": 8}}
-    for overrides in (
+    sampler = {"type": "bucket", "batch_size": 2}
+    for alone in (
         {"data_loader.batch_sampler.max_tokens": 9},
-        {"data_loader.batch_sampler": {"type": "bucket", "batch_size": 2}},
+        {"data_loader.batch_sampler": sampler},
     ):
-        assert shared_with_validation(other, overrides) == overrides
+        assert shared_with_validation(other, alone) == alone
 
     # Models of other kinds are AllenNLP's own matter.
     tagger = {

@@ -103,6 +103,7 @@ def configs(draw):
 OVERRIDES = st.dictionaries(PLACES, JSON, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(configs(), OVERRIDES)
 def test_a_result_or_one_clear_error(config, overrides):

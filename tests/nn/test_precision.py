@@ -43,6 +43,7 @@ def trained(precision, batches, vocab, steps=STEPS):
     return ((losses * weights).sum() / weights.sum()).item()
 
 
+@pytest.mark.slow
 def test_losses_after_500_steps():
     # Enough of it that the model can't learn it by heart: then runs that differ in nothing but
     # rounding end several per cent apart, in either direction.

@@ -28,8 +28,8 @@ def character_cnn(location="after_highway", filters=FILTERS, activation="relu", 
     )
     # AllenNLP's start values are so small that padding's windows would never be the maximum.
     for convolution in encoder._convolutions:
-        torch.nn.init.normal_(convolution.weight)
-        torch.nn.init.normal_(convolution.bias)
+        for parameter in convolution.parameters():
+            torch.nn.init.normal_(parameter)
     return TokenCharactersEncoder(Embedding(embedding_dim=6, num_embeddings=262), encoder)
 
 
@@ -298,7 +298,8 @@ def test_cache_never_holds_more_than_its_bound(monkeypatch, counted):
         assert torch.allclose(embedded(module, words), plain(module, words), atol=1e-5)
         cache = text_fields._caches[module]
         assert len(cache) <= 8
-        assert all(len(t) <= 8 for t in (cache._words, cache._vectors, cache._hashes, cache._rows))
+        kept = (cache._words, cache._vectors, cache._hashes, cache._rows)
+        assert all(t is not None and len(t) <= 8 for t in kept)
 
 
 def test_cache_tells_words_with_equal_hashes_apart(monkeypatch):
@@ -318,6 +319,7 @@ def test_what_inference_mode_cached_can_be_learned_from():
     assert torch.equal(vectors[:, [1, 0]], inside)
     weight = torch.ones(1, requires_grad=True)
     (vectors * weight).sum().backward()
+    assert weight.grad is not None
     assert torch.allclose(weight.grad, vectors.sum())
 
 

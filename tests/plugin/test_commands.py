@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_subcommands_through_the_plugins_file_in_the_home_folder(lm_archive, tmp_path):
     home = tmp_path / "home"
     (home / ".allennlp").mkdir(parents=True)

@@ -2,12 +2,12 @@ import copy
 import multiprocessing
 import os
 import resource
-import signal
 import threading
 import time
 from collections import Counter
 from functools import partial
 from itertools import count as count_from
+from typing import Any, Dict
 
 import numpy as np
 import pytest
@@ -134,7 +134,7 @@ def allennlp_batches(path, reader, vocab, max_tokens, batch_size, min_length=0):
         yield batch.as_tensor_dict()
 
 
-READERS = {
+READERS: Dict[str, Dict[str, Any]] = {
     "the fast path": {},
     "no boundary tokens": {"start_tokens": None, "end_tokens": None},
     "several boundary tokens": {"start_tokens": ["<S>", "x y"], "end_tokens": ["</S>", "й", "."]},
@@ -526,7 +526,7 @@ class TestErrors:
         iterator = iter(loader)
         next(iterator)
         (worker,) = multiprocessing.active_children()
-        os.kill(worker.pid, signal.SIGKILL)
+        worker.kill()
         with pytest.raises(ConfigurationError, match="num_workers"):
             list(iterator)
         # The next epoch has a new one.

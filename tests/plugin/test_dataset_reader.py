@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch.distributed as dist
 from allennlp.common import util
@@ -81,7 +83,8 @@ def test_allennlps_own_loader_with_workers(path):
         make_reader(), path, batch_size=2, num_workers=2, max_instances_in_memory=2, quiet=True
     )
     loader.index_with(Vocabulary(counter={"tokens": {"the": 1}}))
-    assert sum(len(batch["source"]["tokens"]["tokens"]) for batch in loader) == 4
+    sources: Any = [batch["source"] for batch in loader]
+    assert sum(len(source["tokens"]["tokens"]) for source in sources) == 4
 
 
 def test_same_as_the_peer(path, tmp_path):

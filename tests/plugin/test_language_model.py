@@ -1,3 +1,5 @@
+from typing import Any, Dict, List
+
 import pytest
 import torch
 from allennlp.common import Params
@@ -34,7 +36,7 @@ def test_padding_changes_nothing(make_model, vocabulary):
     sentences = random_sentences(8)
     with torch.no_grad():
         together = model(**tensors(sentences, vocabulary))
-        total = 0.0
+        total = torch.zeros(())
         for row, sentence in enumerate(sentences):
             alone = model(**tensors([sentence], vocabulary))
             length = alone["mask"].size(1)
@@ -186,7 +188,7 @@ def test_forward_on_instances(make_model, vocabulary):
 
 def test_softmax_layouts_convert(make_model, vocabulary):
     batch = tensors(SAME_LENGTH, vocabulary)
-    layouts = [
+    layouts: List[Dict[str, Any]] = [
         {"num_samples": 8, "sparse_embeddings": True},
         {"num_samples": 8, "sparse_embeddings": False},
         {"num_samples": None, "sparse_embeddings": False},

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ def test_state_carries_over(direction):
     torch.manual_seed(0)
     model = Words()
     other = copy.deepcopy(model)
-    first, second = DenseSparseAdam, AllenNLPDenseSparseAdam
+    first: Any = DenseSparseAdam
+    second: Any = AllenNLPDenseSparseAdam
     if direction == "theirs to ours":
         first, second = second, first
     begun = first(list(model.named_parameters()))
@@ -103,7 +105,7 @@ def test_parameter_groups():
     torch.manual_seed(0)
     ours = Words()
     theirs = copy.deepcopy(ours)
-    groups = [[["vectors", "biases"], {"lr": 0.05}], [["linear"], {"betas": [0.7, 0.8]}]]
+    groups: Any = [[["vectors", "biases"], {"lr": 0.05}], [["linear"], {"betas": [0.7, 0.8]}]]
     our_adam = DenseSparseAdam(list(ours.named_parameters()), copy.deepcopy(groups))
     their_adam = AllenNLPDenseSparseAdam(list(theirs.named_parameters()), copy.deepcopy(groups))
     steps(ours, our_adam, 4)

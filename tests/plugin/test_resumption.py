@@ -49,7 +49,7 @@ class Kill(TrainerCallback):
         super().__init__(serialization_dir)
         self.steps = steps
 
-    def on_batch(self, trainer, *args, is_training, **kwargs):
+    def on_batch(self, trainer, *args, is_training=True, **kwargs):
         if is_training and trainer._total_batches_completed == self.steps:
             os.kill(os.getpid(), signal.SIGKILL)
 

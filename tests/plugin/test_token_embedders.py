@@ -1,5 +1,6 @@
 import copy
 import tarfile
+from typing import Any, Dict
 
 import pytest
 import torch
@@ -127,8 +128,9 @@ def test_boundaries_that_the_lm_was_not_trained_with(lm_archive, caplog):
             remove_bos_eos=fitting is not None,
         )
     assert not [r for r in warnings() if r.levelname == "WARNING"]
+    one: Any = ("<S>",)
     with pytest.raises(ConfigurationError, match="must be two tokens"):
-        LanguageModelTokenEmbedder(archive_file=str(lm_archive), bos_eos_tokens=("<S>",))
+        LanguageModelTokenEmbedder(archive_file=str(lm_archive), bos_eos_tokens=one)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_no_archive(monkeypatch, path, message):
 
 def test_empty_rows_and_lists_of_texts(embedder):
     """A `ListField` of texts pads with empty ones, and has one dimension more."""
-    indexers = {"elmo": ELMoTokenCharactersIndexer()}
+    indexers: Dict[str, TokenIndexer] = {"elmo": ELMoTokenCharactersIndexer()}
     texts = [[TextField([Token(w) for w in s], indexers) for s in SENTENCES[:n]] for n in (1, 3)]
     batch = Batch([Instance({"texts": ListField(fields)}) for fields in texts])
     batch.index_instances(Vocabulary())
@@ -471,8 +473,8 @@ def test_extras_that_do_not_fit(lm_archive, changes, message):
 def test_downstream_over_ids_of_another_vocabulary(tmp_path, vocabulary, kind):
     """The tagger numbers words its own way; the language model must see its own numbers."""
     if kind == "words":
-        indexer = {"type": "single_id"}
-        embedder = {"type": "embedding", "embedding_dim": DIM}
+        indexer: Dict[str, Any] = {"type": "single_id"}
+        embedder: Dict[str, Any] = {"type": "embedding", "embedding_dim": DIM}
     else:
         indexer = {"type": "characters", "min_padding_length": 5}
         embedder = {
@@ -488,12 +490,11 @@ def test_downstream_over_ids_of_another_vocabulary(tmp_path, vocabulary, kind):
     vocabulary = copy.deepcopy(vocabulary)
     for character in "abcdefghijklmnopqrstuvwxyz<>/S":
         vocabulary.add_token_to_namespace(character, "token_characters")
-    reader = {**reader_config(), "token_indexers": {"tokens": indexer}}
     archive = archive_of(
         tmp_path / "lm",
         vocabulary,
         text_field_embedder={"token_embedders": {"tokens": embedder}},
-        reader=reader,
+        reader={**reader_config(), "token_indexers": {"tokens": indexer}},
     )
 
     tags = tmp_path / "tags"

@@ -1,3 +1,5 @@
+from typing import Any, List
+
 import pytest
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import Tokenizer
@@ -47,6 +49,7 @@ def test_a_reader_of_words_asks_for_no_tags(monkeypatch):
     asked = []
     monkeypatch.setattr(spacy_tokenizer, "get_spacy_model", lambda *options: asked.append(options))
     tags = SingleIdTokenIndexer(feature_name="tag_")
-    for indexers in (None, {"a": ELMoTokenCharactersIndexer()}, {"a": tags}):
+    choices: List[Any] = [None, {"a": ELMoTokenCharactersIndexer()}, {"a": tags}]
+    for indexers in choices:
         SimpleLanguageModelingDatasetReader(token_indexers=indexers)
     assert [options[1] for options in asked] == [False, False, True]

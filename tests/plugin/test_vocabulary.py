@@ -1,5 +1,6 @@
 import os
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ class TestFromCorpus:
         path = tmp_path / "random"
         path.write_bytes(f"{text}\nx x x".encode())
         reader = DatasetReader.from_params(Params(reader_params()))
-        options = {"min_count": {"tokens": min_count}, "max_vocab_size": 4}
+        options: Any = {"min_count": {"tokens": min_count}, "max_vocab_size": 4}
         expected = Vocabulary.from_instances(reader.read(path), **options)
         ours = Vocabulary.from_params(
             Params(

@@ -154,6 +154,7 @@ def test_from_data_that_cannot_be_counted(fetch, tmp_path, path_with):
     assert [path.name for path in tmp_path.iterdir()] == ["commands"]
 
 
+@pytest.mark.slow
 def test_from_data(fetch, tmp_path, exported):
     shards = tmp_path / "data" / "training-monolingual.tokenized.shuffled"
     shards.mkdir(parents=True)

@@ -1,13 +1,16 @@
-"""The stand-in for torchvision: what it answers, and when `install.py` puts it where."""
+"""The stand-in for torchvision: what it answers, and when its installer puts it where."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-STAND_IN = Path(__file__).resolve().parents[2] / "scripts" / "torchvision_stand_in"
+from transformer_elmo.torchvision_stand_in import install
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = install.SOURCE.parent
 
 WORKING = {
     "torchvision/__init__.py": "from . import ops\n__version__ = '9.9'\n",
@@ -24,7 +27,7 @@ METADATA = {"torchvision-0.1.dist-info/METADATA": "Name: torchvision\nVersion: 0
 def run_python(code: str, *path: Path) -> "subprocess.CompletedProcess[str]":
     start = f"import sys; sys.path[:0] = {[str(folder) for folder in path]}\n"
     return subprocess.run(
-        [sys.executable, "-c", start + code], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", start + code], capture_output=True, text=True, timeout=300
     )
 
 
@@ -70,19 +73,16 @@ def test_pickle_looks_past_it():
 
 @pytest.fixture
 def installer(monkeypatch, tmp_path):
-    """`install.py` as a module, with a folder of the test's as this Python's site-packages."""
-    spec = importlib.util.spec_from_file_location("stand_in_installer", STAND_IN / "install.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The installer, with a folder of the test's as this Python's site-packages."""
     site_packages = tmp_path / "site-packages"
     system = tmp_path / "system"
     site_packages.mkdir()
     system.mkdir()
-    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"purelib": str(site_packages)})
+    monkeypatch.setattr(install.sysconfig, "get_paths", lambda: {"purelib": str(site_packages)})
 
     def probe():
         # torch takes seconds to import and isn't the question here.
-        code = module.PROBE.replace("import torch, ", "import ").replace(
+        code = install.PROBE.replace("import torch, ", "import ").replace(
             "torch.zeros(1, 4), torch.zeros(1), 0.5", ""
         )
         isolated = (
@@ -90,10 +90,9 @@ def installer(monkeypatch, tmp_path):
         )
         return run_python(isolated + f"sys.path[:0] = {[str(site_packages), str(system)]}\n" + code)
 
-    monkeypatch.setattr(module, "probe", probe)
-    monkeypatch.setattr(module, "search_path", lambda: [str(site_packages), str(system)])
-    module.site_packages, module.system = site_packages, system
-    return module
+    monkeypatch.setattr(install, "probe", probe)
+    monkeypatch.setattr(install, "search_path", lambda: [str(site_packages), str(system)])
+    return SimpleNamespace(main=install.main, site_packages=site_packages, system=system)
 
 
 def put(folder: Path, files) -> None:
@@ -103,14 +102,14 @@ def put(folder: Path, files) -> None:
 
 
 def is_stand_in(installer) -> bool:
-    return installer.is_stand_in(installer.site_packages / "torchvision")
+    return install.is_stand_in(installer.site_packages / "torchvision")
 
 
 def test_installed_where_there_is_none_and_again(installer, capsys):
-    for _ in range(2):
+    for said in ("is put into", "is in"):
         installer.main()
         assert is_stand_in(installer)
-        assert "stand-in" in capsys.readouterr().out
+        assert f"stand-in for AllenNLP's imports {said}" in capsys.readouterr().out
     assert [path.name for path in installer.site_packages.iterdir()] == ["torchvision"]
 
 
@@ -124,21 +123,24 @@ def test_working_one_is_left_alone(installer, place, capsys):
     assert "9.9" in capsys.readouterr().out
 
 
-def test_stand_in_goes_when_another_works(installer):
+def test_stand_in_goes_when_another_works(installer, capsys):
     installer.main()
     put(installer.system, WORKING)
     installer.main()
     assert not (installer.site_packages / "torchvision").exists()
+    assert "the stand-in is removed" in capsys.readouterr().out
 
 
-def test_broken_one_elsewhere_is_kept_and_told(installer):
-    put(installer.system, {**BROKEN, **METADATA})
+@pytest.mark.parametrize("place", ["site_packages", "system"])
+def test_broken_one_is_kept_and_told(installer, place):
+    folder = getattr(installer, place)
+    put(folder, {**BROKEN, **METADATA})
     with pytest.raises(SystemExit) as error:
         installer.main()
-    assert "torchvision: 0.1 in" in str(error.value)
+    assert f"torchvision: 0.1 in {folder} doesn't work" in str(error.value)
     assert "nms does not exist" in str(error.value)
-    assert (installer.system / "torchvision/__init__.py").exists()
-    assert not (installer.site_packages / "torchvision").exists()
+    assert (folder / "torchvision/__init__.py").read_text() == BROKEN["torchvision/__init__.py"]
+    assert not is_stand_in(installer)
 
 
 def test_folder_that_no_package_owns_is_replaced(installer):
@@ -148,14 +150,46 @@ def test_folder_that_no_package_owns_is_replaced(installer):
     assert not (installer.site_packages / "torchvision/old.py").exists()
 
 
-def test_broken_one_of_pip_is_uninstalled(installer, monkeypatch):
-    put(installer.site_packages, {**BROKEN, **METADATA})
-    commands = []
-    monkeypatch.setattr(
-        installer.subprocess, "run", lambda command, **settings: commands.append(command)
-    )
-    broken = subprocess.CompletedProcess([], 1, "", "RuntimeError: no nms\n")
-    monkeypatch.setattr(installer, "probe", lambda: broken)
-    installer.main()
-    assert commands[0][1:4] == ["-m", "pip", "uninstall"]
-    assert is_stand_in(installer)
+def test_folder_that_may_not_be_written_to(installer, monkeypatch):
+    def refuse(target):
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr(install, "copy_stand_in", refuse)
+    with pytest.raises(SystemExit, match=r"can't be written to: .*Permission denied"):
+        installer.main()
+
+
+IMPORTED = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import transformer_elmo
+print([str(w.message) for w in caught if "AllenNLP is installed" in str(w.message)])
+print(transformer_elmo.TransformerElmo.__name__)
+"""
+NO_TORCHVISION = "sys.modules['torchvision'] = None\n"
+
+
+@pytest.mark.slow
+def test_without_it_the_package_works_and_says_what_to_do():
+    done = run_python(NO_TORCHVISION + IMPORTED, ROOT)
+    said, name = done.stdout.splitlines()
+    assert "Try python -m transformer_elmo.torchvision_stand_in." in said, done.stderr
+    assert name == "TransformerElmo"
+
+
+@pytest.mark.slow
+def test_with_a_broken_one_the_package_works_and_says_what_to_do(tmp_path):
+    put(tmp_path, BROKEN)
+    done = run_python(IMPORTED, tmp_path, ROOT)
+    said, name = done.stdout.splitlines()
+    assert "torchvision::nms does not exist" in said, done.stderr
+    assert "Try python -m transformer_elmo.torchvision_stand_in." in said
+    assert name == "TransformerElmo"
+
+
+@pytest.mark.slow
+def test_its_installer_does_not_warn_that_it_is_missing():
+    started = "sys.orig_argv = ['python', '-m', 'transformer_elmo.torchvision_stand_in']\n"
+    done = run_python(started + NO_TORCHVISION + IMPORTED, ROOT)
+    assert done.stdout.splitlines() == ["[]", "TransformerElmo"], done.stderr

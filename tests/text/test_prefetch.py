@@ -1,5 +1,6 @@
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_bounded_and_stopped_when_abandoned():
         finally:
             closed.set()
 
-    iterator = prefetch(make, 2, "test-abandoned")
+    iterator: Any = prefetch(make, 2, "test-abandoned")
     assert next(iterator) == 0
     time.sleep(0.3)
     # One used, two in the queue, one waiting for room.
@@ -69,7 +70,7 @@ def test_at_exit_threads_end_before_the_interpreter(monkeypatch):
     monkeypatch.setattr(prefetch_module, "_running", {})
     before = threading.active_count()
     # Held on to, as by a traceback.
-    iterator = prefetch(lambda: iter(range(1000)), 2, "numbers")
+    iterator: Any = prefetch(lambda: iter(range(1000)), 2, "numbers")
     assert next(iterator) == 0
     assert threading.active_count() == before + 1
     prefetch_module._stop_all()

@@ -34,6 +34,7 @@ def test_gradients_that_repeat_themselves_in_memory():
     rows, weight = torch.randn(6, 4, requires_grad=True), torch.randn(3, 4)
     # The gradient of a sum is a single number, expanded.
     linear(rows, weight, torch.zeros(3)).sum().backward()
+    assert rows.grad is not None
     assert torch.allclose(rows.grad, weight.sum(0).expand(6, -1), atol=1e-6)
     # A view of another matrix, whose rows lie apart.
     wide = torch.randn(6, 9)
@@ -44,6 +45,7 @@ def test_only_what_is_asked_for_gets_a_gradient():
     rows = torch.randn(4, 3)
     weight = torch.randn(2, 3, requires_grad=True)
     linear(rows, weight, torch.zeros(2)).sum().backward()
+    assert weight.grad is not None
     assert torch.allclose(weight.grad, rows.sum(0).expand(2, -1))
 
 

@@ -60,6 +60,7 @@ needs_peer = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -81,6 +82,7 @@ def test_our_names_win(code):
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_without_allennlp():
     """The core is there, and names of the plugin say how to get it."""
     result = run(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
@@ -24,7 +25,7 @@ def as_main(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
 
     def install(file=None, spec=None):
-        main = ModuleType("__main__")
+        main: Any = ModuleType("__main__")
         main.__file__ = file
         main.__spec__ = spec and SimpleNamespace(name=spec)
         monkeypatch.setitem(sys.modules, "__main__", main)
@@ -89,6 +90,7 @@ def test_other_programs_are_left_alone(as_main, command):
     assert as_main(**command) is sys.__excepthook__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [

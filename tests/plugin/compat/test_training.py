@@ -18,9 +18,10 @@ class TestTraining:
             gradient_descent_trainer.clip_grad_norm_(parameters[sparse], limit)
             for sparse in (True, False)
         ]
-        assert torch.isclose(*norms)
-        for sparse, dense in zip(parameters[True], parameters[False]):
-            assert torch.allclose(sparse.grad.to_dense(), dense.grad)
+        assert torch.isclose(norms[0], norms[1])
+        for of_sparse, of_dense in zip(parameters[True], parameters[False]):
+            assert of_dense.grad is not None
+            assert torch.allclose(of_sparse.grad.to_dense(), of_dense.grad)
 
     def test_the_scheduler_that_waits_for_a_plateau(self):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)

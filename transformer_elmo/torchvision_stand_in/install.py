@@ -2,12 +2,10 @@
 Makes `import torchvision` work in the Python that runs this, for AllenNLP, which imports it.
 
 - A torchvision that works is left alone, wherever it is.
-- Where there is none, the stand-in beside this file is copied into this Python's site-packages.
-- One that fails (built for another torch) is replaced by the stand-in if it lies in this Python's
-  site-packages, with pip, which knows its files.
-- One that fails and lies elsewhere, such as in the system's packages below a virtual environment,
-  is never touched. The stand-in could hide its modules but not its metadata, and transformers goes
-  by those: this ends with a message that says what to do.
+- One that fails, as one that was built for another torch does, is left alone, too: this ends with
+  a message that says what to do. The stand-in could hide its modules but not its metadata, and
+  transformers goes by those.
+- Where there is none, the stand-in below `files` is copied into this Python's site-packages.
 
 Run again after torch or torchvision has changed: the stand-in goes when a torchvision works
 without it.
@@ -23,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import List, Optional
 
-SOURCE = Path(__file__).resolve().parent / "torchvision"
+SOURCE = Path(__file__).resolve().parent / "files" / "torchvision"
 
 # An operator is run because a torchvision built for another torch may import and fail only there.
 PROBE = """
@@ -75,36 +73,32 @@ def is_stand_in(package: Path) -> bool:
 
 
 def main() -> None:
-    """Leaves this Python with a torchvision that works or, failing that, with the stand-in."""
+    """Leaves this Python with a torchvision that works or, where there is none, the stand-in."""
     site_packages = Path(sysconfig.get_paths()["purelib"])
     target = site_packages / "torchvision"
-    if is_stand_in(target):
-        shutil.rmtree(target)
-    probed = probe()
-    if probed.returncode == 0:
-        print(f"torchvision: {probed.stdout.strip()} works, left as it is")
-        return
-    reason = (probed.stderr.strip().splitlines() or ["no reason given"])[-1]
-    for folder in search_path():
-        if folder != str(site_packages) and installed_in(folder) is not None:
-            sys.exit(
-                f"torchvision: {installed_in(folder)} in {folder} doesn't work with this torch "
-                f"({reason}), and lies outside this environment. Uninstall it there, or install "
-                "the one that was built for your torch, and run this again"
-            )
-    version = installed_in(str(site_packages))
-    if version is not None:
-        print(f"torchvision: {version} doesn't work here ({reason}), removing it")
-        subprocess.run(
-            [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"],
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-    if target.exists():
-        shutil.rmtree(target)
-    copy_stand_in(target)
-    print(f"torchvision: stand-in for AllenNLP's imports put into {site_packages} ({reason})")
-
-
-if __name__ == "__main__":
-    main()
+    was_there = is_stand_in(target)
+    try:
+        if was_there:
+            shutil.rmtree(target)
+        probed = probe()
+        if probed.returncode == 0:
+            gone = "; the stand-in is removed" if was_there else ""
+            print(f"torchvision: {probed.stdout.strip()} works, left as it is{gone}")
+            return
+        reason = (probed.stderr.strip().splitlines() or ["no reason given"])[-1]
+        for folder in [str(site_packages), *search_path()]:
+            version = installed_in(folder)
+            if version is not None:
+                sys.exit(
+                    f"torchvision: {version} in {folder} doesn't work with this torch ({reason}). "
+                    "Install the one that was built for your torch, or uninstall it, and run this "
+                    "again"
+                )
+        # What is left of one that was uninstalled in part.
+        if target.exists():
+            shutil.rmtree(target)
+        copy_stand_in(target)
+    except OSError as error:
+        sys.exit(f"torchvision: {site_packages} can't be written to: {error}")
+    done = "is in" if was_there else "is put into"
+    print(f"torchvision: a stand-in for AllenNLP's imports {done} {site_packages} ({reason})")

@@ -1,0 +1,50 @@
+"""`transformer-elmo config`: what it prints can be used where it is saved."""
+
+from pathlib import Path
+
+import pytest
+
+from transformer_elmo.cli import main
+from transformer_elmo.commands import config
+from transformer_elmo.config_files import VARIABLES, evaluated_file
+
+FOLDER = Path(__file__).resolve().parents[2] / "training_config"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jsonnet"))
+
+
+def test_it_lists_them(capsys):
+    assert main(["config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == NAMES
+    assert all(len(line.split()) > 5 for line in lines)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_prints_means_the_same_elsewhere(name, tmp_path, capsys):
+    assert main(["config", name]) == 0
+    saved = tmp_path / "mine.jsonnet"
+    saved.write_text(capsys.readouterr().out, encoding="utf-8")
+    variables = dict.fromkeys(VARIABLES, "somewhere")
+    original = evaluated_file(FOLDER / f"{name}.jsonnet", variables)
+    assert evaluated_file(saved, variables) == original
+
+
+def test_the_files_name_will_do(capsys):
+    assert main(["config", "quickstart.jsonnet"]) == 0
+    assert "import '" not in capsys.readouterr().out
+
+
+def test_one_that_is_not_there(capsys):
+    assert main(["config", "quickstrat"]) == 1
+    assert "no config quickstrat. There are" in capsys.readouterr().err
+
+
+def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):
+    inside = tmp_path / "transformer_elmo" / "training_config"
+    inside.mkdir(parents=True)
+    monkeypatch.setattr(config, "_PACKAGE", tmp_path / "transformer_elmo")
+    with pytest.raises(config.ConfigurationError, match="missing"):
+        config.configs()
+    (inside / "mine.jsonnet").write_text("// What it is.\n{}\n")
+    assert config.configs() == {"mine": inside / "mine.jsonnet"}
+    assert config.summary(inside / "mine.jsonnet") == "What it is."

@@ -1,0 +1,62 @@
+"""`transformer-elmo config`: the training configs that come with this package."""
+
+import argparse
+import re
+import textwrap
+from pathlib import Path
+from typing import Dict
+
+from transformer_elmo.errors import ConfigurationError
+
+DESCRIPTION = """
+Print one of the training configs that come with this package, for `allennlp train`, or list them
+all. What is printed needs no other file: save it anywhere.
+"""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IMPORT = re.compile(r"\bimport\s+'([^']+)'")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("name", nargs="?", help="the config to print; without it, all are listed")
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command does."""
+    found = configs()
+    if args.name is None:
+        width = max(map(len, found))
+        for name, path in found.items():
+            print(f"{name:{width}}  {summary(path)}")
+        return
+    name = args.name.removesuffix(".jsonnet")
+    if name not in found:
+        raise ConfigurationError(f"There is no config {args.name}. There are {', '.join(found)}.")
+    print(self_contained(found[name]), end="")
+
+
+def configs() -> Dict[str, Path]:
+    """The configs by name: in the package where it is installed, beside it in a checkout."""
+    inside = _PACKAGE / "training_config"
+    folder = inside if inside.is_dir() else _PACKAGE.parent / "training_config"
+    found = {path.stem: path for path in sorted(folder.glob("*.jsonnet"))}
+    if not found:
+        raise ConfigurationError(f"The configs are missing from {inside}: install this again.")
+    return found
+
+
+def summary(path: Path) -> str:
+    """What a config is, by the comment in its first line."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("/ ").rstrip()
+
+
+def self_contained(path: Path) -> str:
+    """A config's text, with each file that it imports in place of the import."""
+
+    def imported(match: "re.Match[str]") -> str:
+        text = self_contained(path.parent / match[1]).rstrip()
+        return f"(\n{textwrap.indent(text, '  ')}\n)"
+
+    return _IMPORT.sub(imported, path.read_text(encoding="utf-8"))
