@@ -4,7 +4,6 @@ sentences.
 """
 
 import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import (
@@ -31,22 +30,18 @@ from transformer_elmo import progress as bars
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.experiments import NotStandardError
 from transformer_elmo.nn.layers import Layers, all_layers, layer_number, mixed
-from transformer_elmo.nn.long_texts import segments
+from transformer_elmo.nn.long_texts import SEGMENT_LENGTH, Job, jobs_of
 from transformer_elmo.nn.perplexity import Totals
 from transformer_elmo.nn.precision import checked_precision
 from transformer_elmo.nn.scoring import SentenceScores, score_encoded
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.text.corpus import find_shards, read_sentences, variables_with
-from transformer_elmo.text.sentences import Sentence, in_batches
+from transformer_elmo.text.sentences import Sentence, checked_sentences, in_batches
 from transformer_elmo.text.vocabulary import WordList
 
 Corpus = Union[str, "os.PathLike[str]", Iterable[Sentence]]
 
 T = TypeVar("T")
-
-# The longest sentence that the embeddings' positions were made for. Vectors of longer ones are made
-# in segments of this many tokens: attention costs the square of the length.
-SEGMENT_LENGTH = 5000
 
 EXPECTED = "Expected a model folder, a model.tar.gz, the folder of a training run, or a URL."
 
@@ -89,15 +84,6 @@ They are asked in turn.
 
 adapters: List[Callable[[Any, Any, Any], Optional[Tuple[Any, SentenceReader]]]] = []
 """From a model and a reader that somebody else made, and a tokenizer, to ours."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Tokens to be embedded together, and which of their vectors are wanted."""
-
-    tokens: List[str]
-    keep: slice
-    ends_sentence: bool
 
 
 class TransformerElmo:
@@ -201,6 +187,7 @@ class TransformerElmo:
         *,
         with_softmax: bool = True,
         dtype: str = "float32",
+        onnx: bool = False,
         replace: bool = False,
     ) -> None:
         """
@@ -214,6 +201,9 @@ class TransformerElmo:
             model.
         dtype : `str`, optional (default = `"float32"`)
             "float32", "float16" or "bfloat16": how weights are written.
+        onnx : `bool`, optional (default = `False`)
+            Whether to write `model.onnx` as well, for the vectors: see
+            `transformer_elmo.integrations.onnx`.
         replace : `bool`, optional (default = `False`)
             Whether a folder that isn't empty may give way.
 
@@ -221,7 +211,7 @@ class TransformerElmo:
 
         `ConfigurationError`
             If the folder is taken or can't be written, or the model has parts that a folder has no
-            place for.
+            place for; if ONNX's packages aren't there.
         """
         config = getattr(self.model, "config", None)
         if config is None:
@@ -231,8 +221,20 @@ class TransformerElmo:
             )
         reader: Any = self._reader
         opened = model_folder.Opened(self.model, reader, config, self.model.card)
+        more: Optional[Callable[[Path], None]] = None
+        if onnx:
+            # Nobody else needs its packages.
+            from transformer_elmo.integrations.onnx import check_packages, write_onnx
+
+            check_packages()
+            more = partial(write_onnx, self.model)
         model_folder.save_folder(
-            opened, folder, with_softmax=with_softmax, dtype=dtype, replace_existing=replace
+            opened,
+            folder,
+            with_softmax=with_softmax,
+            dtype=dtype,
+            replace_existing=replace,
+            more=more,
         )
 
     def __repr__(self) -> str:
@@ -358,7 +360,7 @@ class TransformerElmo:
         gradients flow through them to the model's parameters.
         """
         with torch.set_grad_enabled(track_gradients):
-            return list(self._embedded(_sentences(sentences), layers, weights))
+            return list(self._embedded(checked_sentences(sentences), layers, weights))
 
     def embed_stream(
         self,
@@ -373,7 +375,7 @@ class TransformerElmo:
         batches' worth of them are in memory.
         """
         iterator = self._embedded(
-            _tracked(_sentences(sentences), "embedding", progress), layers, weights
+            _tracked(checked_sentences(sentences), "embedding", progress), layers, weights
         )
         while True:
             # Not around the `yield`: the caller's own computations are none of our business.
@@ -389,7 +391,12 @@ class TransformerElmo:
         layers = self.checked_layers(layers, weights)
         run = partial(self._run, layers=layers, weights=weights)
         parts: List[torch.Tensor] = []
-        jobs = self._jobs(sentences)
+        jobs = jobs_of(
+            map(self._reader.words, sentences),
+            self._reader.start_tokens,
+            self._reader.end_tokens,
+            self.segment_length,
+        )
         for vectors, ends_sentence in in_batches(
             jobs, lambda job: len(job.tokens), run, self.max_tokens
         ):
@@ -430,28 +437,8 @@ class TransformerElmo:
             )
         return layers if number is None else number
 
-    def _jobs(self, sentences: Iterable[Sentence]) -> Iterator[_Job]:
-        num_start, num_end = len(self._reader.start_tokens), len(self._reader.end_tokens)
-        for sentence in sentences:
-            words = self._reader.words(sentence)
-            if not words:
-                yield _Job([], slice(0, 0), True)
-                continue
-            tokens = self._reader.with_boundaries(words)
-            first, last = num_start, len(tokens) - num_end
-            if self.segment_length is None or len(tokens) <= self.segment_length:
-                yield _Job(tokens, slice(first, last), True)
-                continue
-            for part in segments(len(tokens), self.segment_length):
-                begin, end = max(part.keep_begin, first), min(part.keep_end, last)
-                yield _Job(
-                    tokens[part.begin : part.end],
-                    slice(begin - part.begin, max(begin, end) - part.begin),
-                    part.end == len(tokens),
-                )
-
     def _run(
-        self, jobs: List[_Job], layers: Layers, weights: Optional[Sequence[float]]
+        self, jobs: List[Job], layers: Layers, weights: Optional[Sequence[float]]
     ) -> List[Tuple[torch.Tensor, bool]]:
         filled = [job.tokens for job in jobs if job.tokens]
         embedded = iter(self._layers(filled, layers, weights) if filled else ())
@@ -514,7 +501,7 @@ class TransformerElmo:
         self, sentences: Iterable[Sentence], top_k: int = 0, *, progress: bool = False
     ) -> Iterator[SentenceScores]:
         """As `score`, for any number of sentences: results come one by one, in order."""
-        tracked = _tracked(_sentences(sentences), "scoring", progress)
+        tracked = _tracked(checked_sentences(sentences), "scoring", progress)
         return self.score_tokens(
             (self._reader.with_boundaries(self._reader.words(sentence)) for sentence in tracked),
             top_k,
@@ -705,14 +692,6 @@ def _tracked(items: Iterable[T], desc: str, progress: bool) -> Iterable[T]:
     if not progress:
         return items
     return bars.tracked(items, desc, len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
-
-
-def _sentences(sentences: Iterable[Sentence]) -> Iterable[Sentence]:
-    if isinstance(sentences, str):
-        raise TypeError(
-            f"Expected a list of sentences, got one string: put it in a list, [{sentences!r:.60}]."
-        )
-    return sentences
 
 
 def _device(device: Union[str, int, torch.device, None]) -> torch.device:

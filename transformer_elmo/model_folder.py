@@ -5,13 +5,14 @@ A language model as a folder that needs no AllenNLP to be opened:
     model.safetensors   its weights, which are mapped into memory and not copied
     vocabulary.txt      the words it predicts, one a line, most frequent first
     README.md           a model card
+    model.onnx          if wanted, its vectors for ONNX's runtimes: `integrations.onnx`
 """
 
 import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -276,6 +277,7 @@ def save_folder(
     with_softmax: bool = True,
     dtype: str = "float32",
     replace_existing: bool = False,
+    more: Optional[Callable[[Path], None]] = None,
 ) -> None:
     """
     Writes a model folder, whole or not at all.
@@ -289,6 +291,9 @@ def save_folder(
     dtype : `str`, optional (default = `"float32"`)
         "float32", "float16" or "bfloat16": how weights are written.
     replace_existing : `bool`, optional (default = `False`)
+    more : `Callable[[Path], None]`, optional (default = `None`)
+        Called with the folder when all these files are in it, before it gets its name: what it
+        writes there is a part of the whole.
 
     # Raises
 
@@ -326,6 +331,8 @@ def save_folder(
         (target / CONFIG).write_text(text, encoding="utf-8")
         card = model_card(replace(opened, config=config), dtype)
         (target / CARD).write_text(card, encoding="utf-8")
+        if more is not None:
+            more(target)
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:

@@ -9,9 +9,10 @@ from typing import Any, Dict, Iterator, List, Optional
 
 from transformer_elmo import progress
 from transformer_elmo.commands.vectors_file import VectorsFile, checked_format
-from transformer_elmo.elmo import SEGMENT_LENGTH, TransformerElmo
+from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.layers import Layers
+from transformer_elmo.nn.long_texts import SEGMENT_LENGTH
 from transformer_elmo.text.corpus import count_lines, find_shards, is_blank, read_lines
 from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line
 

@@ -4,11 +4,12 @@ import argparse
 
 from transformer_elmo.commands.model_arguments import MODEL_HELP
 from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.integrations.onnx import check_packages
 from transformer_elmo.model_folder import DTYPES
 
 DESCRIPTION = """
 Write a language model as a folder that opens without AllenNLP: config.json, model.safetensors,
-vocabulary.txt and a model card.
+vocabulary.txt and a model card; with --onnx, model.onnx as well.
 """
 
 
@@ -24,16 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="float32", help="how weights are written"
     )
+    parser.add_argument(
+        "--onnx",
+        action="store_true",
+        help="write model.onnx as well, for onnxruntime: the vectors of all layers, in float32",
+    )
     parser.add_argument("--force", action="store_true", help="replace the folder if it isn't empty")
 
 
 def run(args: argparse.Namespace) -> None:
     """What the command does."""
+    if args.onnx:
+        # Opening a large archive takes half a minute.
+        check_packages()
     elmo = TransformerElmo.open(args.model, device="cpu")
     elmo.save(
         args.folder,
         with_softmax=not args.without_softmax,
         dtype=args.dtype,
+        onnx=args.onnx,
         replace=args.force,
     )
     print(f"wrote {args.folder}")

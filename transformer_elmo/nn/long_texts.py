@@ -1,9 +1,13 @@
 """Texts too long for one forward pass, cut into segments that overlap."""
 
 from dataclasses import dataclass
-from typing import List
+from typing import Iterable, Iterator, List, Optional, Sequence
 
 from transformer_elmo.errors import ConfigurationError
+
+# The longest sentence that the embeddings' positions were made for. Vectors of longer ones are made
+# in segments of this many tokens: attention costs the square of the length.
+SEGMENT_LENGTH = 5000
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,62 @@ def segments(length: int, size: int) -> List[Segment]:
         result.append(Segment(begin, end, kept, end - context))
         kept = end - context
     return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    Tokens to be embedded together.
+
+    # Attributes
+
+    tokens : `List[str]`
+        None for a sentence without words.
+    keep : `slice`
+        Those whose vectors are wanted.
+    ends_sentence : `bool`
+        Whether the next job is of another sentence.
+    """
+
+    tokens: List[str]
+    keep: slice
+    ends_sentence: bool
+
+
+def jobs_of(
+    sentences: Iterable[Sequence[str]],
+    start_tokens: Sequence[str],
+    end_tokens: Sequence[str],
+    segment_length: Optional[int],
+) -> Iterator[Job]:
+    """
+    # Parameters
+
+    sentences : `Iterable[Sequence[str]]`
+        Their words.
+    start_tokens, end_tokens : `Sequence[str]`
+        Boundary tokens, which are read and not kept.
+    segment_length : `int`, optional
+        Sentences of more tokens are cut into segments of so many; `None` never cuts.
+
+    # Returns
+
+    `Iterator[Job]`
+        What they keep, one after the other, are the words.
+    """
+    for words in sentences:
+        if not words:
+            yield Job([], slice(0, 0), True)
+            continue
+        tokens = [*start_tokens, *words, *end_tokens]
+        first, last = len(start_tokens), len(tokens) - len(end_tokens)
+        if segment_length is None or len(tokens) <= segment_length:
+            yield Job(tokens, slice(first, last), True)
+            continue
+        for part in segments(len(tokens), segment_length):
+            begin, end = max(part.keep_begin, first), min(part.keep_end, last)
+            yield Job(
+                tokens[part.begin : part.end],
+                slice(begin - part.begin, max(begin, end) - part.begin),
+                part.end == len(tokens),
+            )

@@ -136,6 +136,20 @@ def words_of(sentence: Sentence, split: Callable[[str], List[str]]) -> List[str]
     return words
 
 
+def checked_sentences(sentences: Iterable[Sentence]) -> Iterable[Sentence]:
+    """
+    # Raises
+
+    `TypeError`
+        If it is a string, whose letters would each be taken for a sentence.
+    """
+    if isinstance(sentences, str):
+        raise TypeError(
+            f"Expected a list of sentences, got one string: put it in a list, [{sentences!r:.60}]."
+        )
+    return sentences
+
+
 def indexed_words(sentences: Sequence[Sequence[str]]) -> Any:
     """
     # Returns
