@@ -180,7 +180,7 @@ class TransformerElmo:
         `ConfigurationError`
             If there is no model, or another kind of model; if there is no such device.
         """
-        where = _device(device)
+        where = device_of(device)
         if precision is not None:
             checked_precision(precision)
         name = os.fspath(path)
@@ -715,7 +715,15 @@ def _sentences(sentences: Iterable[Sentence]) -> Iterable[Sentence]:
     return sentences
 
 
-def _device(device: Union[str, int, torch.device, None]) -> torch.device:
+def device_of(device: Union[str, int, torch.device, None]) -> torch.device:
+    """
+    The device that `TransformerElmo.open` understands by its argument.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is no such device.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(device, int):
