@@ -17,12 +17,13 @@ ROOMS = [
     ["text"],
     ["nn.kernels"],
     ["nn"],
-    ["model_config", "experiments", "model_folder"],
+    ["model_config", "experiments", "model_folder", "onnx_graph"],
     ["legacy"],
-    ["archives", "archived_models"],
+    ["archives", "carried_models", "archived_models"],
     ["elmo"],
     ["integrations"],
     ["commands", "cli"],
+    ["torchvision_stand_in"],
     ["plugin"],
     ["plugin.compat"],
 ]
@@ -38,6 +39,8 @@ def imports() -> Dict[str, Set[str]]:
     paths = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
         for path in PACKAGE.rglob("*.py")
+        # No modules of ours, but what is copied.
+        if "files" not in path.relative_to(PACKAGE).parts
     }
     paths = {name.removesuffix("__init__").rstrip("."): path for name, path in paths.items()}
     graph: Dict[str, Set[str]] = {}

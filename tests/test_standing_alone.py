@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def test_the_language_model_in_a_tagger(work, language_model, alone, capsys):
     opened.dataset_reader.apply_token_indexers(instance)
     instance.index_fields(opened.model.vocab)
     characters = instance.as_tensor_dict()["tokens"]["elmo"]["elmo_tokens"].unsqueeze(0)
-    mix = embedder._scalar_mix
+    mix: Any = embedder._scalar_mix
     weights = torch.softmax(torch.cat(list(mix.scalar_parameters)), 0) * mix.gamma
     mixed = torch.tensordot(weights, torch.from_numpy(found), 1)
     assert torch.allclose(mixed, embedder(characters)[0], atol=1e-5)

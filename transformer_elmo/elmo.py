@@ -166,7 +166,7 @@ class TransformerElmo:
         `ConfigurationError`
             If there is no model, or another kind of model; if there is no such device.
         """
-        where = _device(device)
+        where = device_of(device)
         if precision is not None:
             checked_precision(precision)
         name = os.fspath(path)
@@ -203,7 +203,7 @@ class TransformerElmo:
             "float32", "float16" or "bfloat16": how weights are written.
         onnx : `bool`, optional (default = `False`)
             Whether to write `model.onnx` as well, for the vectors: see
-            `transformer_elmo.integrations.onnx`.
+            `transformer_elmo.onnx_graph`.
         replace : `bool`, optional (default = `False`)
             Whether a folder that isn't empty may give way.
 
@@ -224,7 +224,7 @@ class TransformerElmo:
         more: Optional[Callable[[Path], None]] = None
         if onnx:
             # Nobody else needs its packages.
-            from transformer_elmo.integrations.onnx import check_packages, write_onnx
+            from transformer_elmo.onnx_graph import check_packages, write_onnx
 
             check_packages()
             more = partial(write_onnx, self.model)
@@ -694,7 +694,15 @@ def _tracked(items: Iterable[T], desc: str, progress: bool) -> Iterable[T]:
     return bars.tracked(items, desc, len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
 
 
-def _device(device: Union[str, int, torch.device, None]) -> torch.device:
+def device_of(device: Union[str, int, torch.device, None]) -> torch.device:
+    """
+    The device that `TransformerElmo.open` understands by its argument.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is no such device.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(device, int):

@@ -5,7 +5,7 @@ A language model as a folder that needs no AllenNLP to be opened:
     model.safetensors   its weights, which are mapped into memory and not copied
     vocabulary.txt      the words it predicts, one a line, most frequent first
     README.md           a model card
-    model.onnx          if wanted, its vectors for ONNX's runtimes: `integrations.onnx`
+    model.onnx          if wanted, its vectors for ONNX's runtimes: `onnx_graph`
 """
 
 import json

@@ -15,7 +15,7 @@ import math
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, ClassVar, Iterator, List, Tuple
+from typing import Any, Callable, ClassVar, Dict, Iterator, List, Tuple
 from unittest import mock
 
 import torch
@@ -51,7 +51,7 @@ class PretendTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, real: torch.Tensor) -> "PretendTensor":
-        layout = {}
+        layout: Dict[str, Any] = {}
         if real.layout == torch.strided:
             layout = {"strides": real.stride(), "storage_offset": real.storage_offset()}
         made = torch.Tensor._make_wrapper_subclass(
@@ -64,7 +64,7 @@ class PretendTensor(torch.Tensor):
         return f"PretendTensor({self.held!r})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})

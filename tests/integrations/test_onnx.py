@@ -8,17 +8,18 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from typing import Any, List
 
 import numpy as np
 import pytest
 import torch
 
 from transformer_elmo import TransformerElmo
+from transformer_elmo import onnx_graph as exporter
 from transformer_elmo.cli import main
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.integrations import onnx as exporter
-from transformer_elmo.integrations import onnx_session
-from transformer_elmo.integrations.onnx_session import OnnxElmo
+from transformer_elmo.integrations import onnx as session
+from transformer_elmo.integrations.onnx import OnnxElmo
 from transformer_elmo.model_config import (
     CharactersConfig,
     ContextualizerConfig,
@@ -368,7 +369,7 @@ def test_options(onnxruntime, exported):
 def test_the_snippet(exported, tmp_path, monkeypatch):
     (tmp_path / "model_folder").symlink_to(exported)
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", onnx_session.__doc__, re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", session.__doc__, re.DOTALL)
     names = {}
     exec(block, names)
     assert [len(rows) for rows in names["vectors"]] == [6, 3]
@@ -385,8 +386,9 @@ def test_wrong_sentences_and_layers(exported):
     with pytest.raises(TypeError, match="put it in a list"):
         ours.inputs("the cat")
     with pytest.raises(TypeError, match="list of strings"):
-        ours.embed([["the", 3]])
-    for layers in ("middle", 3, -4, True, None):
+        ours.embed([["the", 3]])  # type: ignore[list-item]
+    wrong: List[Any] = ["middle", 3, -4, True, None]
+    for layers in wrong:
         with pytest.raises(ConfigurationError, match=r"to 2 \(top\)"):
             ours.embed(["the"], layers)
     with pytest.raises(ValueError, match="3 numbers"):

@@ -1,3 +1,5 @@
+import copy
+import pickle
 import random
 
 import pytest
@@ -8,7 +10,8 @@ from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
 from allennlp.modules.token_embedders import Embedding, EmptyEmbedder, TokenCharactersEncoder
 
 from transformer_elmo.nn import word_encoder, word_vector_cache
-from transformer_elmo.nn.word_encoder import CharacterCnn, distinct_words
+from transformer_elmo.nn.batch import WordBatch
+from transformer_elmo.nn.word_encoder import CharacterCnn, WordEncoder, distinct_words
 from transformer_elmo.plugin import text_fields
 from transformer_elmo.plugin.text_fields import embed_text_field, text_field_mask
 
@@ -332,6 +335,20 @@ def test_archives_and_copies_know_nothing_of_the_cache():
     number = len(text_fields._caches)
     del module
     assert len(text_fields._caches) == number - 1
+
+
+def test_copies_and_pickles_of_a_cache_are_empty():
+    cache = word_vector_cache.WordVectorCache(max_words=10)
+    words, weight = characters_of(["a", "bc"]), torch.eye(262)
+    cache.vectors(words, [weight], lambda new: weight[new].sum(1))
+    assert len(cache) == 2
+    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert len(other) == 0 and other.max_words == 10
+    encoder = WordEncoder(262, 4, [(1, 4), (2, 4)], num_highway=1, projection_dim=8)
+    batch = WordBatch(torch.cat([torch.zeros_like(words[:1]), words]), torch.tensor([[1, 2]]))
+    expected = encoder.requires_grad_(False)(batch)
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert torch.equal(other(batch), expected)
 
 
 def test_gradients_are_the_same_to_the_bit_every_time():

@@ -4,8 +4,8 @@ import argparse
 
 from transformer_elmo.commands.model_arguments import MODEL_HELP
 from transformer_elmo.elmo import TransformerElmo
-from transformer_elmo.integrations.onnx import check_packages
 from transformer_elmo.model_folder import DTYPES
+from transformer_elmo.onnx_graph import check_packages
 
 DESCRIPTION = """
 Write a language model as a folder that opens without AllenNLP: config.json, model.safetensors,

@@ -1,7 +1,7 @@
 """Vectors of words met before, for a word encoder whose weights stand still."""
 
 import threading
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple, Type
 
 import torch
 
@@ -64,9 +64,9 @@ class WordVectorCache:
     def __len__(self) -> int:
         return self._num_words
 
-    def __reduce__(self) -> Any:
-        # A copy, or what comes out of a pickle, has weights elsewhere: it begins with no words.
-        return WordVectorCache, (self.max_words,)
+    def __reduce__(self) -> Tuple[Type["WordVectorCache"], Tuple[int]]:
+        # Copies and pickles of a model begin with an empty one; a lock can't be copied.
+        return type(self), (self.max_words,)
 
     def vectors(
         self,

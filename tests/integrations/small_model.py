@@ -1,0 +1,49 @@
+"""A small model, made without AllenNLP, as a folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transformer_elmo.model_config import (
+    CharactersConfig,
+    ContextualizerConfig,
+    ModelConfig,
+    SoftmaxConfig,
+    TextConfig,
+)
+from transformer_elmo.model_folder import Opened, reader_of, save_folder
+from transformer_elmo.text.vocabulary import UNKNOWN, WordList
+
+WORDS = ["</S>", "<S>", UNKNOWN, *"the a cat dog sat ran in on Berlin Paris Anna Otto . ,".split()]
+DIM = 16
+
+CONFIG = ModelConfig(
+    words=CharactersConfig(
+        num_characters=262,
+        character_dim=4,
+        filters=[(1, 4), (2, 4), (3, 8)],
+        num_highway=1,
+        projection_dim=DIM,
+        do_layer_norm=True,
+    ),
+    contextualizer=ContextualizerConfig(input_dim=DIM, hidden_dim=32, num_layers=2),
+    text=TextConfig(start_tokens=["<S>"], end_tokens=["</S>"]),
+    softmax=SoftmaxConfig(num_words=len(WORDS) + 1),
+)
+
+
+def save_small_model(folder: Path, seed: int = 0, **options: Any) -> Path:
+    """
+    # Parameters
+
+    folder : `Path`
+    seed : `int`, optional (default = `0`)
+    options
+        `save_folder`'s.
+    """
+    torch.manual_seed(seed)
+    model = CONFIG.build().eval()
+    opened = Opened(model, reader_of(CONFIG, WordList(WORDS)), CONFIG, {"corpus": "made up"})
+    save_folder(opened, folder, **options)
+    return folder

@@ -1,0 +1,262 @@
+"""Transformer ELMo as a component of spaCy's pipelines."""
+
+import os
+from collections import deque
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Union
+
+import numpy as np
+import srsly
+import torch
+from spacy.language import Language
+from spacy.pipeline import Pipe
+from spacy.tokens import Doc
+
+from transformer_elmo.elmo import TransformerElmo, device_of
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.integrations.opening import (
+    one_vector_a_word,
+    open_for_vectors,
+    vector_dim,
+)
+from transformer_elmo.integrations.spacy_hooks import add_hooks
+from transformer_elmo.model_folder import (
+    CONFIG,
+    VOCABULARY,
+    WEIGHTS,
+    Opened,
+    open_folder,
+    save_folder,
+)
+
+# The folder within what spaCy gives a component for its own.
+FOLDER = "model"
+
+
+class _Words(NamedTuple):
+    """A sentence's words, and where they stand in the document: whitespace is no word."""
+
+    places: List[int]
+    words: List[str]
+
+
+class TransformerElmoComponent(Pipe):
+    """
+    Sets `doc.tensor` to a vector for each token, and with it the vectors and similarities of
+    documents, spans and tokens. It is best the last component: `tok2vec` and what listens to it
+    keep vectors of their own in `doc.tensor`.
+
+    The model sees a sentence at a time, where something before it in the pipeline finds
+    sentences; or else all of a document. Tokens are its words, as they are. Whitespace it doesn't
+    see; its vectors are zero.
+
+    The model is opened when it is first needed. What spaCy writes of the pipeline has all of it
+    but the softmax, so that nothing else is needed to load it.
+
+    # Parameters
+
+    name : `str`
+        In the pipeline.
+    path : `str`
+        A model folder, a `model.tar.gz`, the folder of a training run, or a URL. A pipeline that
+        was loaded doesn't need it any more.
+    layers : `str` or `int`
+        "mix" is the mean of all layers, "top" the last one, "all" each of them, side by side, a
+        number that one: 0 is the word vectors, -1 the top.
+    max_tokens : `int`
+        Tokens in a batch, padding included. A longer sentence goes alone.
+    device : `str`, optional
+        "cpu" or "cuda:1", say; `None` is a GPU if there is one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        layers: Union[int, str],
+        max_tokens: int,
+        device: Optional[str],
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.layers = layers
+        self.max_tokens = max_tokens
+        self.device = device
+        self._opened: Optional[Opened] = None
+        self._elmo: Optional[TransformerElmo] = None
+        self._process = os.getpid()
+
+    @property
+    def elmo(self) -> TransformerElmo:
+        """
+        The model.
+
+        # Raises
+
+        `ConfigurationError` or `ValueError`
+            If there is none at the path, or it has no such layer; if there is no such device.
+        """
+        if self._elmo is None:
+            self._use(open_for_vectors(self.path))
+        assert self._elmo is not None
+        return self._elmo
+
+    def _use(self, opened: Opened) -> None:
+        model = opened.model.to(device_of(self.device))
+        elmo = TransformerElmo(model, opened.reader, max_tokens=self.max_tokens)
+        elmo.checked_layers(self.layers)
+        self._opened, self._elmo = opened, elmo
+
+    def initialize(
+        self, get_examples: Callable[[], Iterable[Any]], *, nlp: Optional[Language] = None
+    ) -> None:
+        """Opens the model, so that a training doesn't find out later that there is none."""
+        pass
+
+    def __call__(self, doc: Doc) -> Doc:
+        """The document itself, with vectors."""
+        (doc,) = self._annotated(deque([doc]))
+        return doc
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
+        """
+        # Parameters
+
+        stream : `Iterable[Doc]`
+        batch_size : `int`, optional (default = `128`)
+            Documents whose sentences are sorted into batches together.
+
+        # Returns
+
+        `Iterator[Doc]`
+            The documents themselves, in order, with vectors.
+        """
+        docs = iter(stream)
+        while waiting := deque(islice(docs, batch_size)):
+            try:
+                yield from self._annotated(waiting)
+            except Exception as error:
+                self.get_error_handler()(self.name, self, list(waiting), error)
+
+    def _annotated(self, waiting: "deque[Doc]") -> Iterator[Doc]:
+        """
+        Takes documents away one by one, as their vectors are there: whoever reads them one by one
+        needs the memory of some, and not of all.
+        """
+        elmo = self.elmo
+        if os.getpid() != self._process:
+            # One of several processes. Threads that the first one had started are dead here, and
+            # would be waited for without end.
+            torch.set_num_threads(1)
+        plans = [_sentences(doc) for doc in waiting]
+        vectors = elmo.embed_stream(
+            (sentence.words for plan in plans for sentence in plan), self.layers
+        )
+        dim = vector_dim(elmo.num_layers, elmo.dim, self.layers)
+        for plan in plans:
+            tensor: np.ndarray = np.zeros((len(waiting[0]), dim), dtype=np.float32)
+            for sentence in plan:
+                rows = torch.from_numpy(next(vectors))
+                tensor[sentence.places] = one_vector_a_word(rows, self.layers).numpy()
+            doc = waiting.popleft()
+            doc.tensor = tensor
+            yield add_hooks(doc)
+
+    # Writing and reading
+
+    def to_disk(self, path: Union[str, Path], *, exclude: Iterable[str] = ()) -> None:
+        """
+        Writes the model to a folder.
+
+        # Parameters
+
+        path : `str` or `Path`
+        exclude : `Iterable[str]`, optional
+            spaCy's, for components with parts that can be left out. This one has none.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is no model, or the folder can't be written.
+        """
+        self.elmo  # noqa: B018 (it opens the model)
+        assert self._opened is not None
+        save_folder(self._opened, Path(path) / FOLDER, with_softmax=False, replace_existing=True)
+
+    def from_disk(
+        self, path: Union[str, Path], *, exclude: Iterable[str] = ()
+    ) -> "TransformerElmoComponent":
+        """
+        Reads what :meth:`to_disk` has written. Parameters are the same.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is no such thing, or it is damaged.
+        """
+        self._use(open_folder(Path(path) / FOLDER, with_softmax=False))
+        return self
+
+    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
+        """As :meth:`to_disk`, as bytes."""
+        with TemporaryDirectory() as folder:
+            self.to_disk(folder)
+            return srsly.msgpack_dumps(
+                {name: (Path(folder) / FOLDER / name).read_bytes() for name in _FILES}
+            )
+
+    def from_bytes(
+        self, bytes_data: bytes, *, exclude: Iterable[str] = ()
+    ) -> "TransformerElmoComponent":
+        """As :meth:`from_disk`, from what :meth:`to_bytes` has made."""
+        try:
+            files = srsly.msgpack_loads(bytes_data)
+            contents = {name: bytes(files[name]) for name in _FILES}
+        except Exception as error:
+            raise ConfigurationError(
+                f"These bytes are not what transformer_elmo's to_bytes makes: {error!r:.200}"
+            ) from None
+        with TemporaryDirectory() as folder:
+            (Path(folder) / FOLDER).mkdir()
+            for name, content in contents.items():
+                (Path(folder) / FOLDER / name).write_bytes(content)
+            # The weights are mapped into memory from a file that is gone by its name only.
+            return self.from_disk(folder)
+
+
+_FILES = (CONFIG, VOCABULARY, WEIGHTS)
+
+
+def _sentences(doc: Doc) -> List[_Words]:
+    spans = doc.sents if doc.has_annotation("SENT_START") else [doc[:]]
+    found = []
+    for span in spans:
+        words = [token for token in span if not token.is_space]
+        if words:
+            found.append(_Words([token.i for token in words], [token.text for token in words]))
+    return found
+
+
+@Language.factory(
+    "transformer_elmo",
+    default_config={"layers": "mix", "max_tokens": 2000, "device": None},
+    assigns=["doc.tensor"],
+)
+def make_transformer_elmo(
+    nlp: Language,
+    name: str,
+    path: str,
+    layers: Union[int, str],
+    max_tokens: int,
+    device: Optional[str],
+) -> TransformerElmoComponent:
+    """
+    The component that `nlp.add_pipe("transformer_elmo", config={"path": "folder"})` adds. By
+    default, `layers` is "mix", `max_tokens` 2000, and `device` a GPU if there is one.
+    """
+    return TransformerElmoComponent(name, path, layers, max_tokens, device)
+
+
+__all__ = ["TransformerElmoComponent", "add_hooks", "make_transformer_elmo"]
