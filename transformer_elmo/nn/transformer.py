@@ -250,7 +250,11 @@ class PositionalEncoding(torch.nn.Module):
     def __init__(self, input_dim: int, max_len: int = 5000) -> None:
         super().__init__()
         self.positional_encoding: torch.Tensor
-        self.register_buffer("positional_encoding", positional_encoding(max_len, input_dim))
+        # On the meta device torch would import its compiler for this arithmetic, which takes longer
+        # than opening a model.
+        with torch.device("cpu"):
+            table = positional_encoding(max_len, input_dim)
+        self.register_buffer("positional_encoding", table.to(torch.get_default_device()))
 
     @overrides(check_signature=False)
     def forward(self, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:

@@ -18,6 +18,7 @@ from transformer_elmo.nn.kernels.character_windows import Convolution, max_over_
 from transformer_elmo.nn.kernels.layer_norm import layer_norm
 from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
 from transformer_elmo.nn.transformer import LayerNorm
+from transformer_elmo.nn.word_embedding import random_embedding
 from transformer_elmo.nn.word_vector_cache import WordVectorCache, word_hashes
 
 # Distinct words are encoded in groups of similar width; each group costs a few small kernels.
@@ -281,7 +282,7 @@ class WordEncoder(torch.nn.Module):
         self._projects_first = projection_location == "after_cnn"
         num_filters = sum(number for _, number in filters)
         highway_dim = projection_dim if self._projects_first else num_filters
-        self.embedding = torch.nn.Embedding(num_characters, character_dim)
+        self.embedding = random_embedding(num_characters, character_dim)
         self.convolutions = torch.nn.ModuleList(
             torch.nn.Conv1d(character_dim, number, width) for width, number in filters
         )
