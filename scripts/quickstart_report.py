@@ -76,7 +76,7 @@ def nearest_words(archive: Path, sentence: str) -> None:
     """Embeds a sentence, and for each of its words names the other one that is nearest to it."""
     embedder = BidirectionalLanguageModelTokenEmbedder(archive_file=str(archive)).eval()
     tokens = [Token(word) for word in sentence.split()]
-    indexed = ELMoTokenCharactersIndexer().tokens_to_indices(tokens, embedder._lm.vocab)
+    indexed = ELMoTokenCharactersIndexer().tokens_to_indices(tokens, embedder.vocab)
     with torch.no_grad():
         vectors = embedder(torch.tensor([indexed["elmo_tokens"]]))[0]
     print(f"\nEmbedded: {sentence}\n  {len(tokens)} words, {vectors.size(-1)} numbers each.")

@@ -230,7 +230,7 @@ def test_over_word_embeddings(tmp_path, vocabulary):
     embedder = BidirectionalLanguageModelTokenEmbedder(archive_file=archive).eval()
     indexer = SingleIdTokenIndexer()
     words = [Token(word) for word in SENTENCES[0]]
-    ids = torch.tensor([indexer.tokens_to_indices(words, embedder._lm.vocab)["tokens"]])
+    ids = torch.tensor([indexer.tokens_to_indices(words, embedder.vocab)["tokens"]])
     assert embedder(ids).shape == (1, len(words), 2 * DIM)
     padded = torch.nn.functional.pad(ids, (0, 3))
     assert torch.allclose(embedder(padded)[:, : len(words)], embedder(ids), atol=1e-6)
@@ -521,7 +521,7 @@ def test_downstream_over_ids_of_another_vocabulary(tmp_path, vocabulary, kind):
     direct = BidirectionalLanguageModelTokenEmbedder(archive_file=archive).eval()
     lm_indexer = TokenIndexer.from_params(Params(copy.deepcopy(indexer)))
     for row, words in enumerate((["zebra", "cat", "dog"], ["unheard", "the"])):
-        indexed = lm_indexer.tokens_to_indices([Token(word) for word in words], direct._lm.vocab)
+        indexed = lm_indexer.tokens_to_indices([Token(word) for word in words], direct.vocab)
         padded = lm_indexer.as_padded_tensor_dict(indexed, lm_indexer.get_padding_lengths(indexed))
         (ids,) = padded.values()
         expected = direct(ids.unsqueeze(0))[0]

@@ -164,6 +164,11 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
     def get_output_dim(self) -> int:
         return self._lm.output_dim
 
+    @property
+    def vocab(self) -> Vocabulary:
+        """The language model's vocabulary: what its indexer takes."""
+        return self._lm.vocab
+
     def extend_vocab(self, extended_vocab: Vocabulary, *args: Any, **kwargs: Any) -> None:
         """
         Follows a vocabulary on top that has grown, or is known only now. AllenNLP calls it for
