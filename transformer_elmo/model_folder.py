@@ -338,7 +338,7 @@ def save_folder(
 
 def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in weights.items():
-        # `isfinite` would need as much memory again as the softmax; a NaN is the least and the most.
+        # Not `isfinite`, whose result is a copy as long; a NaN is both the least and the most here.
         if tensor.numel() and not all(map(math.isfinite, map(float, torch.aminmax(tensor)))):
             raise ConfigurationError(
                 f"The weight {name} has a NaN or an infinity in it: this model is broken. Take an "
