@@ -113,7 +113,7 @@ class TransformerElmoComponent(Pipe):
         self, get_examples: Callable[[], Iterable[Any]], *, nlp: Optional[Language] = None
     ) -> None:
         """Opens the model, so that a training doesn't find out later that there is none."""
-        pass
+        self.elmo  # noqa: B018 (it opens the model)
 
     def __call__(self, doc: Doc) -> Doc:
         """The document itself, with vectors."""
