@@ -1,11 +1,22 @@
-"""Transformer ELMo as a component of spaCy's pipelines."""
+"""
+Transformer ELMo as a component of spaCy's pipelines. spaCy finds it by itself, without an import.
+
+```python
+import spacy
+
+nlp = spacy.blank("en")
+nlp.add_pipe("sentencizer")
+nlp.add_pipe("transformer_elmo", config={"path": "elmo"})
+print(nlp("The cat sat on the mat.")[1].similarity(nlp("The dog ran home.")[1]))
+```
+"""
 
 import os
 from collections import deque
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
 
 import numpy as np
 import srsly
@@ -67,8 +78,8 @@ class TransformerElmoComponent(Pipe):
         number that one: 0 is the word vectors, -1 the top.
     max_tokens : `int`
         Tokens in a batch, padding included. A longer sentence goes alone.
-    device : `str`, optional
-        "cpu" or "cuda:1", say; `None` is a GPU if there is one.
+    device : `int` or `str`, optional
+        "cpu" or "cuda:1", say, or a GPU's number; `None` is a GPU if there is one.
     """
 
     def __init__(
@@ -77,7 +88,7 @@ class TransformerElmoComponent(Pipe):
         path: str,
         layers: Union[int, str],
         max_tokens: int,
-        device: Optional[str],
+        device: Union[int, str, None],
     ) -> None:
         self.name = name
         self.path = path
@@ -87,6 +98,10 @@ class TransformerElmoComponent(Pipe):
         self._opened: Optional[Opened] = None
         self._elmo: Optional[TransformerElmo] = None
         self._process = os.getpid()
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        # Where it is unpickled, threads are alive.
+        self.__dict__.update(state, _process=os.getpid())
 
     @property
     def elmo(self) -> TransformerElmo:
@@ -250,7 +265,7 @@ def make_transformer_elmo(
     path: str,
     layers: Union[int, str],
     max_tokens: int,
-    device: Optional[str],
+    device: Union[int, str, None],
 ) -> TransformerElmoComponent:
     """
     The component that `nlp.add_pipe("transformer_elmo", config={"path": "folder"})` adds. By
