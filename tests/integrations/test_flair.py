@@ -309,7 +309,8 @@ def test_fine_tuned_model_as_a_folder(folder, tmp_path):
 def test_stacked_with_another_model(tmp_path, monkeypatch):
     folders = [save_small_model(tmp_path / str(n) / "folder", seed=n) for n in (1, 2)]
     parts = [
-        TransformerElmoEmbeddings(folder, layers) for folder, layers in zip(folders, (0, "all"))
+        TransformerElmoEmbeddings(folders[0], 0),
+        TransformerElmoEmbeddings(folders[1], "all"),
     ]
     # flair would take one for the other if their names were the same.
     names = {TransformerElmoEmbeddings(folder, "top").name for folder in folders}

@@ -16,7 +16,7 @@ from collections import deque
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Union
 
 import numpy as np
 import srsly
@@ -44,6 +44,9 @@ from transformer_elmo.model_folder import (
 
 # The folder within what spaCy gives a component for its own.
 FOLDER = "model"
+
+# A process that was forked has another.
+_PROCESS = os.getpid()
 
 
 class _Words(NamedTuple):
@@ -97,11 +100,6 @@ class TransformerElmoComponent(Pipe):
         self.device = device
         self._opened: Optional[Opened] = None
         self._elmo: Optional[TransformerElmo] = None
-        self._process = os.getpid()
-
-    def __setstate__(self, state: Dict[str, Any]) -> None:
-        # Where it is unpickled, threads are alive.
-        self.__dict__.update(state, _process=os.getpid())
 
     @property
     def elmo(self) -> TransformerElmo:
@@ -161,7 +159,7 @@ class TransformerElmoComponent(Pipe):
         needs the memory of some, and not of all.
         """
         elmo = self.elmo
-        if os.getpid() != self._process:
+        if os.getpid() != _PROCESS:
             # One of several processes. Threads that the first one had started are dead here, and
             # would be waited for without end.
             torch.set_num_threads(1)
