@@ -484,8 +484,8 @@ def test_a_graph_that_cannot_be_written_leaves_the_old_folder(
 
 
 def test_pickled(exported, exported_ids, tmp_path, monkeypatch):
-    monkeypatch.chdir(exported_ids.parent)
     for folder in (exported, exported_ids.name):
+        monkeypatch.chdir(exported_ids.parent)
         ours = OnnxElmo(folder, tokenizer=list, max_tokens=20, providers=["CPUExecutionProvider"])
         expected = ours.embed(["abc"])[0]
         data = pickle.dumps(ours)
