@@ -1,5 +1,6 @@
 """A small model, made without AllenNLP, as a folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformer_elmo.model_config import (
     ModelConfig,
     SoftmaxConfig,
     TextConfig,
+    WordIdsConfig,
 )
 from transformer_elmo.model_folder import Opened, reader_of, save_folder
 from transformer_elmo.text.vocabulary import UNKNOWN, WordList
@@ -32,18 +34,24 @@ CONFIG = ModelConfig(
     softmax=SoftmaxConfig(num_words=len(WORDS) + 1),
 )
 
+OF_IDS = replace(CONFIG, words=WordIdsConfig(len(WORDS) + 1, DIM), words_name="tokens")
 
-def save_small_model(folder: Path, seed: int = 0, **options: Any) -> Path:
+
+def save_small_model(
+    folder: Path, seed: int = 0, config: ModelConfig = CONFIG, **options: Any
+) -> Path:
     """
     # Parameters
 
     folder : `Path`
     seed : `int`, optional (default = `0`)
+    config : `ModelConfig`, optional (default = `CONFIG`)
+        `OF_IDS` is one that knows words by their numbers.
     options
         `save_folder`'s.
     """
     torch.manual_seed(seed)
-    model = CONFIG.build().eval()
-    opened = Opened(model, reader_of(CONFIG, WordList(WORDS)), CONFIG, {"corpus": "made up"})
+    model = config.build().eval()
+    opened = Opened(model, reader_of(config, WordList(WORDS)), config, {"corpus": "made up"})
     save_folder(opened, folder, **options)
     return folder

@@ -1,4 +1,15 @@
-"""Transformer ELMo as word embeddings of flair, for its taggers and classifiers."""
+"""
+Transformer ELMo as word embeddings of flair, for its taggers and classifiers.
+
+```python
+from flair.data import Sentence
+from transformer_elmo.integrations.flair import TransformerElmoEmbeddings
+
+embeddings = TransformerElmoEmbeddings("elmo")  # a SequenceTagger takes them
+(sentence,) = embeddings.embed(Sentence("The cat sat on the mat ."))
+print([token.embedding.shape for token in sentence])
+```
+"""
 
 import hashlib
 import os
@@ -151,7 +162,8 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
         except KeyError as error:
             raise ConfigurationError(f"{SAVED} have no {error}: they are damaged.") from None
         check_vocabulary(config, vocabulary, SAVED)
-        model = config.build()
+        # Whatever torch's default type is now: the weights that come into it are of float32.
+        model = config.build().float()
         model.config, model.card = config, card
         opened = Opened(model, reader_of(config, vocabulary), config, card)
         return cls(opened, layers, **options)

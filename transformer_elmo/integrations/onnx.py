@@ -2,11 +2,12 @@
 A model folder's `model.onnx` at work: vectors of sentences by onnxruntime.
 
 ```python
+from transformer_elmo import TransformerElmo
 from transformer_elmo.integrations.onnx import OnnxElmo
 
-elmo = OnnxElmo("model_folder")  # of `transformer-elmo export ARCHIVE model_folder --onnx`
-vectors = elmo.embed(["It is raining in Seattle .", ["Still", "raining", "?"]])
-layers = elmo.embed(["It is raining in Seattle ."], layers="all")[0]
+TransformerElmo.open("elmo").save("elmo_onnx", onnx=True)
+(vectors,) = OnnxElmo("elmo_onnx").embed(["The cat sat on the mat ."])
+print(vectors.shape)
 ```
 
 What is computed, onnxruntime and NumPy compute. The package as a whole imports torch, so torch must
@@ -39,7 +40,7 @@ from transformer_elmo.text.vocabulary import WordList
 class OnnxElmo:
     """
     `TransformerElmo` for vectors, without a model of torch. It may be used by several threads at
-    once.
+    once, and can be pickled as long as the folder stays where it is.
 
     # Parameters
 
@@ -70,7 +71,7 @@ class OnnxElmo:
         segment_length: Optional[int] = SEGMENT_LENGTH,
         **options: Any,
     ) -> None:
-        folder = Path(folder)
+        folder = Path(folder).absolute()
         config, _ = read_config(folder)
         vocabulary = WordList([])
         self._by_ids = isinstance(config.words, WordIdsConfig)
@@ -82,8 +83,16 @@ class OnnxElmo:
             self._reader.split = tokenizer_of(tokenizer)
         self.max_tokens = max_tokens
         self.segment_length = segment_length
+        self._folder, self._options = folder, options
         self._session = _session(folder / MODEL, options)
         self.num_layers, _, _, self.dim = self._session.get_outputs()[0].shape
+
+    def __getstate__(self) -> Dict[str, Any]:
+        # onnxruntime's sessions can't be pickled.
+        return {name: value for name, value in vars(self).items() if name != "_session"}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        vars(self).update(state, _session=_session(state["_folder"] / MODEL, state["_options"]))
 
     def embed(
         self,

@@ -1,4 +1,15 @@
-"""Transformer ELMo as a component of spaCy's pipelines."""
+"""
+Transformer ELMo as a component of spaCy's pipelines. spaCy finds it by itself, without an import.
+
+```python
+import spacy
+
+nlp = spacy.blank("en")
+nlp.add_pipe("sentencizer")
+nlp.add_pipe("transformer_elmo", config={"path": "elmo"})
+print(nlp("The cat sat on the mat.")[1].similarity(nlp("The dog ran home.")[1]))
+```
+"""
 
 import os
 from collections import deque
@@ -34,6 +45,9 @@ from transformer_elmo.model_folder import (
 # The folder within what spaCy gives a component for its own.
 FOLDER = "model"
 
+# A process that was forked has another.
+_PROCESS = os.getpid()
+
 
 class _Words(NamedTuple):
     """A sentence's words, and where they stand in the document: whitespace is no word."""
@@ -67,8 +81,8 @@ class TransformerElmoComponent(Pipe):
         number that one: 0 is the word vectors, -1 the top.
     max_tokens : `int`
         Tokens in a batch, padding included. A longer sentence goes alone.
-    device : `str`, optional
-        "cpu" or "cuda:1", say; `None` is a GPU if there is one.
+    device : `int` or `str`, optional
+        "cpu" or "cuda:1", say, or a GPU's number; `None` is a GPU if there is one.
     """
 
     def __init__(
@@ -77,7 +91,7 @@ class TransformerElmoComponent(Pipe):
         path: str,
         layers: Union[int, str],
         max_tokens: int,
-        device: Optional[str],
+        device: Union[int, str, None],
     ) -> None:
         self.name = name
         self.path = path
@@ -86,7 +100,6 @@ class TransformerElmoComponent(Pipe):
         self.device = device
         self._opened: Optional[Opened] = None
         self._elmo: Optional[TransformerElmo] = None
-        self._process = os.getpid()
 
     @property
     def elmo(self) -> TransformerElmo:
@@ -113,7 +126,7 @@ class TransformerElmoComponent(Pipe):
         self, get_examples: Callable[[], Iterable[Any]], *, nlp: Optional[Language] = None
     ) -> None:
         """Opens the model, so that a training doesn't find out later that there is none."""
-        pass
+        self.elmo  # noqa: B018 (it opens the model)
 
     def __call__(self, doc: Doc) -> Doc:
         """The document itself, with vectors."""
@@ -146,7 +159,7 @@ class TransformerElmoComponent(Pipe):
         needs the memory of some, and not of all.
         """
         elmo = self.elmo
-        if os.getpid() != self._process:
+        if os.getpid() != _PROCESS:
             # One of several processes. Threads that the first one had started are dead here, and
             # would be waited for without end.
             torch.set_num_threads(1)
@@ -250,7 +263,7 @@ def make_transformer_elmo(
     path: str,
     layers: Union[int, str],
     max_tokens: int,
-    device: Optional[str],
+    device: Union[int, str, None],
 ) -> TransformerElmoComponent:
     """
     The component that `nlp.add_pipe("transformer_elmo", config={"path": "folder"})` adds. By
