@@ -600,10 +600,8 @@ def plan(session: Session) -> List[Row]:
         else:
             for name in ["ours", *peers]:
                 other(evaluation, precision, small, name)
-    for where, precision in (
-        ("CPU", "float32"),
-        *([("device", "float32"), ("device", "bfloat16")] if on_gpu or session.small else []),
-    ):
+    places = [("device", "float32"), ("device", "bfloat16")] if on_gpu or session.small else []
+    for where, precision in (*places, ("CPU", "float32")):
         device = session.device if where == "device" else torch.device("cpu")
         seconds = 15 if where == "device" else 40
         add("curves", f"{where}, {precision}", seconds, curve, device, precision)
