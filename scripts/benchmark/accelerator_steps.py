@@ -298,6 +298,7 @@ def training(session: Session, precision: str, tokens: int, name: str) -> Dict[s
         first = session.seconds_of(lambda: side.steps([next(sequence)]))
         side.steps(itertools.islice(sequence, a_block - 1))
         workload.reset_peak_memory(session.device)
+        before = workload.current_memory(session.device)
         begin = time.perf_counter()
         while len(rates) < 2 or (
             not session.small and time.perf_counter() - begin < SECONDS_A_ROW and len(rates) < 12
@@ -315,7 +316,7 @@ def training(session: Session, precision: str, tokens: int, name: str) -> Dict[s
         "ms a step": 1000 * num_tokens / len(samples) / rate,
         "s of the first": first,
         "TFLOP/s": 3 * sum(sample.flops for sample in samples) / num_tokens * rate / 1e12,
-        "peak GB": workload.peak_memory(session.device),
+        "beyond the models, GB": workload.peak_memory(session.device) - before,
         "loss": float(side.loss),
     }
 
