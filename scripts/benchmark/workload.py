@@ -86,46 +86,80 @@ def vocabulary(text: Sequence[Sequence[str]], size: int) -> Vocabulary:
 
 
 def batches(
-    text: Sequence[Sequence[str]], vocab: Vocabulary, tokens_per_batch: int, seed: int = 13
+    text: Sequence[Sequence[str]],
+    vocab: Vocabulary,
+    tokens_per_batch: int,
+    seed: int = 13,
+    most: Optional[int] = None,
 ) -> List[Batch]:
     """
     AllenNLP's tensors. Sentences of similar length share a batch, as both projects' loaders see to;
-    the batches come in random order.
+    the batches come in random order, the first `most` of them.
     """
     unknown = vocab.get_token_index("@@UNKNOWN@@")
     ids = vocab.get_token_to_index_vocabulary()
-    characters: Dict[str, List[int]] = {}
-    mapper = ELMoCharacterMapper()
-
-    def indexed(word: str) -> Tuple[int, List[int]]:
-        if word not in characters:
-            characters[word] = mapper.convert_word_to_char_ids(word)
-        return ids.get(word, unknown), characters[word]
 
     groups: List[List[Sequence[str]]] = [[]]
     for words in sorted(text, key=len):
         if groups[-1] and (len(groups[-1]) + 1) * (len(words) + 2) > tokens_per_batch:
             groups.append([])
         groups[-1].append(words)
+    groups = groups[:-1] or groups
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    chosen = [groups[number] for number in order[:most]]
+
+    # A row for each distinct word, and row 0 for padding.
+    row = {"<S>": 1}
+    for group in chosen:
+        for words in group:
+            for word in [*words, "</S>"]:
+                row.setdefault(word, len(row) + 1)
+    mapper = ELMoCharacterMapper()
+    token_of_row = torch.tensor([0, *(ids.get(word, unknown) for word in row)])
+    characters_of_row = torch.tensor(
+        [[0] * NUM_CHARACTERS, *(mapper.convert_word_to_char_ids(word) for word in row)]
+    )
     made = []
-    for group in groups[:-1] or groups:
+    for group in chosen:
         longest = max(map(len, group)) + 2
-        token_ids = torch.zeros(len(group), longest, dtype=torch.long)
-        character_ids = torch.zeros(len(group), longest, NUM_CHARACTERS, dtype=torch.long)
-        for row, words in enumerate(group):
-            pairs = [indexed(word) for word in ["<S>", *words, "</S>"]]
-            token_ids[row, : len(pairs)] = torch.tensor([token for token, _ in pairs])
-            character_ids[row, : len(pairs)] = torch.tensor([chars for _, chars in pairs])
+        rows = torch.zeros(len(group), longest, dtype=torch.long)
+        for number, words in enumerate(group):
+            found = [row[word] for word in ["<S>", *words, "</S>"]]
+            rows[number, : len(found)] = torch.tensor(found)
         made.append(
-            {"tokens": {"tokens": token_ids}, "token_characters": {"elmo_tokens": character_ids}}
+            {
+                "tokens": {"tokens": token_of_row[rows]},
+                "token_characters": {"elmo_tokens": characters_of_row[rows]},
+            }
         )
-    order = torch.randperm(len(made), generator=torch.Generator().manual_seed(seed))
-    return [made[number] for number in order]
+    return made
+
+
+def with_distinct_words(batch: Batch) -> Dict[str, Dict[str, Any]]:
+    """What our loader sends with `distinct_words`, from AllenNLP's tensors on the CPU."""
+    from transformer_elmo.nn.batch import HostFacts, longest_word
+    from transformer_elmo.nn.word_encoder import distinct_words
+    from transformer_elmo.plugin.text_fields import FACTS
+
+    mask = batch["tokens"]["tokens"] > 0
+    words, index = distinct_words(batch["token_characters"]["elmo_tokens"][mask])
+    characters = torch.cat([words.new_zeros(1, NUM_CHARACTERS), words])
+    word_index = torch.zeros_like(batch["tokens"]["tokens"])
+    word_index[mask] = index + 1
+    facts = HostFacts(mask.sum(-1).numpy(), longest_word(characters.numpy()))
+    return {
+        "tokens": batch["tokens"],
+        "token_characters": {"elmo_tokens": characters, "word_index": word_index, FACTS: facts},
+    }
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Its tensors; what else there is stays as it is."""
     return {
-        name: {key: tensor.to(device) for key, tensor in entry.items()}
+        name: {
+            key: value.to(device) if isinstance(value, torch.Tensor) else value
+            for key, value in entry.items()
+        }
         for name, entry in batch.items()
     }
 
@@ -197,13 +231,18 @@ def arithmetic(section: Dict[str, Any], batch: Batch, num_softmax_words: int) ->
     """
     # Parameters
 
+    batch : `Batch`
+        With or without distinct words.
     num_softmax_words : `int`
         Logits for each token and direction: the number of samples, or the whole vocabulary, or 0.
     """
     encoder = section["text_field_embedder"]["token_embedders"]["token_characters"]["encoder"]
     transformer = section["contextualizer"]
-    words = batch["token_characters"]["elmo_tokens"].flatten(0, 1)
-    words = torch.unique(words[(words > 0).any(-1)], dim=0)
+    words = batch["token_characters"]["elmo_tokens"]
+    if words.dim() == 3:
+        words = torch.unique(words.flatten(0, 1), dim=0)
+    # One row is padding.
+    words = words[(words > 0).any(-1)]
     # The first and the last character are marks; one window beyond the word still counts.
     lengths = (words != words[:, -1:]).sum(-1)
     products = (
