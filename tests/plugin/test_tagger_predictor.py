@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from functools import partial
 from typing import Any, Dict
 
 import pytest
@@ -173,9 +174,7 @@ def test_command_writes_utf_8_in_any_locale(tagger, tmp_path, monkeypatch):
     (tmp_path / "in.txt").write_text("the käse 東京\n", encoding="utf-8")
     output = tmp_path / "out.jsonl"
     monkeypatch.setattr("allennlp.commands.import_plugins", lambda: None)
-    monkeypatch.setattr(
-        predict, "open", lambda path, mode: open(path, mode, encoding="ascii"), raising=False
-    )
+    monkeypatch.setattr(predict, "open", partial(open, encoding="ascii"), raising=False)
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
     arguments = ["predict", str(tagger), str(tmp_path / "in.txt"), "--output-file", str(output)]
