@@ -215,6 +215,9 @@ class EncodingModel(torch.nn.Module):
     def precision(self, precision: str) -> None:
         self.language_model.precision = precision
 
+    def word_vectors(self, batch: SourceBatch) -> torch.Tensor:
+        return self.language_model.word_vectors(batch.source)
+
     def encode(self, batch: SourceBatch) -> Encoded:
         return self.language_model.encode(batch.source)
 
