@@ -293,8 +293,14 @@ def test_lines():
     # Spaces are JSON, too, and quotation marks are text, too.
     assert parse_line(' { "tokens" : ["the", "cat"] }') == ["the", "cat"]
     assert parse_line('{ " said he }') == '{ " said he }'
-    for line in ('{"tokens": 3}', '{"tokens": [3]}', '{"words": []}', '{"tokens": ['):
+    assert parse_line('{"words": ["the", "cat"]}') == ["the", "cat"]
+    assert parse_line('["the", "cat"]') == ["the", "cat"]
+    assert parse_line('{"words": []}') == parse_line("[]", "json") == []
+    # What is no list of words is text.
+    for line in ('["the" cat', '["the", 3]', "[]", '[ "the" ]', '["the", "cat"] said he'):
+        assert parse_line(line) == line
+    for line in ('{"tokens": 3}', '{"tokens": [3]}', '{"word": []}', '{"tokens": ['):
         with pytest.raises(ConfigurationError, match=r"^Line 4 "):
             parse_line(line, number=4)
     with pytest.raises(ConfigurationError, match="JSON"):
-        parse_line("[]", "json")
+        parse_line("[3]", "json")

@@ -5,6 +5,7 @@ sentences.
 
 import os
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import (
     Any,
@@ -17,6 +18,7 @@ from typing import (
     Optional,
     Protocol,
     Sequence,
+    Set,
     Tuple,
     TypeVar,
     Union,
@@ -35,6 +37,7 @@ from transformer_elmo.nn.perplexity import Totals
 from transformer_elmo.nn.precision import checked_precision
 from transformer_elmo.nn.scoring import SentenceScores, score_encoded
 from transformer_elmo.nn.softmax import Softmax
+from transformer_elmo.nn.word_table import WORDS_AT_ONCE, Directions, WordTable
 from transformer_elmo.text.corpus import find_shards, read_sentences, variables_with
 from transformer_elmo.text.sentences import Sentence, checked_sentences, in_batches
 from transformer_elmo.text.vocabulary import WordList
@@ -42,6 +45,12 @@ from transformer_elmo.text.vocabulary import WordList
 Corpus = Union[str, "os.PathLike[str]", Iterable[Sentence]]
 
 T = TypeVar("T")
+
+# How a gap is written.
+GAP = "___"
+
+# Words that may be like one in a sentence, by the language model and by their own vectors each.
+CANDIDATES = 100
 
 EXPECTED = "Expected a model folder, a model.tar.gz, the folder of a training run, or a URL."
 
@@ -51,6 +60,13 @@ class Candidate(NamedTuple):
 
     word: str
     probability: float
+
+
+class Neighbor(NamedTuple):
+    """A word that is like another, and the cosine of their vectors."""
+
+    word: str
+    similarity: float
 
 
 class SentenceReader(Protocol):
@@ -112,6 +128,9 @@ class TransformerElmo:
         `transformer_elmo.nn.long_texts`). `None` never cuts. Scores are never made in segments.
     """
 
+    name: str = ""
+    """What it was opened from."""
+
     def __init__(
         self,
         model: Any,
@@ -131,6 +150,7 @@ class TransformerElmo:
         self.max_tokens = max_tokens
         self.segment_length = segment_length
         self._reader: SentenceReader = reader
+        self._word_table = WordTable()
         if tokenizer is not None:
             reader.split = model_folder.tokenizer_of(tokenizer)
 
@@ -177,7 +197,9 @@ class TransformerElmo:
         model, reader = _opened(name, overrides, weights_file)
         if precision is not None:
             model.precision = precision
-        return cls(model.to(where), reader, **options)
+        elmo = cls(model.to(where), reader, **options)
+        elmo.name = name
+        return elmo
 
     from_archive = open
 
@@ -237,12 +259,27 @@ class TransformerElmo:
             more=more,
         )
 
+    def _description(self) -> Dict[str, str]:
+        layers = f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one"
+        softmax = "" if self.model.softmax is not None else " (their vectors, no probabilities)"
+        return {
+            "model": self.name or type(self.model).__name__,
+            "layers": layers,
+            "dimensions": f"{self.dim:,}",
+            "words": f"{len(self.vocab):,}{softmax}",
+            "device": str(self.device),
+        }
+
     def __repr__(self) -> str:
-        layers = f"{self.num_layers - 1} layers and words" if self.has_all_layers else "top layer"
-        return (
-            f"TransformerElmo({layers}, {self.dim} dimensions, {len(self.vocab):,} words, "
-            f"{self.device})"
+        parts = ", ".join(f"{name}: {value}" for name, value in self._description().items())
+        return f"TransformerElmo({parts})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{escape(value)}</td></tr>"
+            for name, value in self._description().items()
         )
+        return f"<table><caption>TransformerElmo</caption><tbody>{rows}</tbody></table>"
 
     @property
     def device(self) -> torch.device:
@@ -317,13 +354,14 @@ class TransformerElmo:
         *,
         weights: Optional[Sequence[float]] = None,
         track_gradients: bool = False,
+        progress: bool = False,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """
         As `embed`, in one tensor.
 
         # Parameters
 
-        sentences, layers, weights
+        sentences, layers, weights, progress
             See `embed`.
         track_gradients : `bool`, optional (default = `False`)
             Whether gradients flow to the model's parameters.
@@ -336,7 +374,11 @@ class TransformerElmo:
             boolean.
         """
         vectors = self.embed_tensors(
-            sentences, layers, weights=weights, track_gradients=track_gradients
+            sentences,
+            layers,
+            weights=weights,
+            track_gradients=track_gradients,
+            progress=progress,
         )
         lengths = torch.tensor([v.size(-2) for v in vectors], dtype=torch.long, device=self.device)
         longest = int(lengths.max()) if vectors else 0
@@ -354,13 +396,15 @@ class TransformerElmo:
         *,
         weights: Optional[Sequence[float]] = None,
         track_gradients: bool = False,
+        progress: bool = False,
     ) -> List[torch.Tensor]:
         """
         As `embed`, with tensors on the model's device instead of arrays. With `track_gradients`,
         gradients flow through them to the model's parameters.
         """
         with torch.set_grad_enabled(track_gradients):
-            return list(self._embedded(checked_sentences(sentences), layers, weights))
+            tracked = _tracked(checked_sentences(sentences), "embedding", progress)
+            return list(self._embedded(tracked, layers, weights))
 
     def embed_stream(
         self,
@@ -591,11 +635,11 @@ class TransformerElmo:
             )
         return totals.metrics()
 
-    def perplexity(self, corpus: Corpus) -> float:
+    def perplexity(self, corpus: Corpus, *, progress: bool = False) -> float:
         """`evaluate(corpus)["perplexity"]`."""
-        return self.evaluate(corpus)["perplexity"]
+        return self.evaluate(corpus, progress=progress)["perplexity"]
 
-    def fill(self, sentence: Sentence, top_k: int = 5, gap: str = "___") -> List[Candidate]:
+    def fill(self, sentence: Sentence, top_k: int = 5, gap: str = GAP) -> List[Candidate]:
         """
         The likeliest words for a gap, given what is to its left and to its right: `combined` in
         `SentenceScores`.
@@ -626,9 +670,7 @@ class TransformerElmo:
             )
         return gaps[0]
 
-    def fill_all(
-        self, sentence: Sentence, top_k: int = 5, gap: str = "___"
-    ) -> List[List[Candidate]]:
+    def fill_all(self, sentence: Sentence, top_k: int = 5, gap: str = GAP) -> List[List[Candidate]]:
         """
         As `fill`, for a sentence with any number of gaps, in their order. Each is filled by itself:
         the others are unknown words to it.
@@ -636,8 +678,7 @@ class TransformerElmo:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}.")
         words = self._words_with_gaps(sentence, gap)
-        boundaries = [*self._reader.start_tokens, *self._reader.end_tokens]
-        no_words = {*boundaries, self.vocab.unknown_word}
+        no_words = self._no_words()
         tokens = self._reader.with_boundaries(words)
         (scores,) = self.score_tokens([tokens], top_k + len(no_words))
         view = scores.forward if scores.combined is None else scores.combined
@@ -651,6 +692,103 @@ class TransformerElmo:
             found = [Candidate(*pair) for pair in top if pair[0] not in no_words]
             filled.append(found[:top_k])
         return filled
+
+    # Words that are alike
+
+    def nearest(
+        self,
+        word: str,
+        top_k: int = 10,
+        *,
+        sentence: Optional[Sentence] = None,
+        progress: bool = False,
+    ) -> List[Neighbor]:
+        """
+        Words of the vocabulary that are like a word, by the cosine of their vectors, from which
+        the mean of all has been taken away.
+
+        By itself, a word's vector is made of its characters. In a sentence it is the mean of all
+        layers, and others are like it if they get a vector like its own when they stand in its
+        place. Tried are those that are likely there, and those that are like the word by itself.
+
+        # Parameters
+
+        word : `str`
+            Needn't be in the vocabulary, if the model knows words by their characters.
+        top_k : `int`, optional (default = `10`)
+        sentence : `Sentence`, optional (default = `None`)
+            One of its words is `word`; of several, the first one is meant.
+        progress : `bool`, optional (default = `False`)
+            Whether to draw a bar. The first call encodes the vocabulary, 793,471 words in some
+            minutes of a CPU.
+
+        # Returns
+
+        `List[Neighbor]`
+            The most similar first, without the word itself, boundary tokens, and the entry for
+            unknown words.
+
+        # Raises
+
+        `ValueError`
+            If `word` isn't in `sentence`.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        if not isinstance(word, str) or not word:
+            raise ValueError(f"Expected a word, got {word!r:.80}.")
+        if sentence is None:
+            return self._nearest_by_itself(word, top_k, progress)
+        words = self._reader.words(sentence)
+        if word not in words:
+            raise ValueError(f"There is no word {word!r:.80} in {words!r:.200}.")
+        place = words.index(word)
+        before, after = words[:place], words[place + 1 :]
+        number = max(CANDIDATES, top_k)
+        likely = (
+            self.fill([*before, GAP, *after], number, GAP)
+            if self.model.softmax is not None and len(words) > 1
+            else []
+        )
+        similar = self._nearest_by_itself(word, number, progress)
+        found = {word: None, **dict.fromkeys(pair[0] for pair in [*similar, *likely])}
+        vectors = self.embed_tensors(
+            ([*before, candidate, *after] for candidate in found),
+            "mix" if self.has_all_layers else "top",
+        )
+        here = torch.stack([rows[place] for rows in vectors])
+        similarities = Directions(here).similarities(here[0]).tolist()
+        neighbors = [pair for pair in map(Neighbor, found, similarities) if pair.word != word]
+        return sorted(neighbors, key=lambda neighbor: -neighbor.similarity)[:top_k]
+
+    def _nearest_by_itself(self, word: str, top_k: int, progress: bool) -> List[Neighbor]:
+        vocabulary = [self.vocab[number] for number in range(1, len(self.vocab) + 1)]
+
+        def make() -> Iterator[torch.Tensor]:
+            starts = range(0, len(vocabulary), WORDS_AT_ONCE)
+            for start in _tracked(starts, "encoding the vocabulary", progress):
+                yield self._word_vectors(vocabulary[start : start + WORDS_AT_ONCE])
+
+        with torch.no_grad():
+            directions = self._word_table.directions(self.model, make)
+            similarities = directions.similarities(self._word_vectors([word])[0])
+        left_out = self._no_words() | {word}
+        best = similarities.topk(min(len(vocabulary), top_k + len(left_out)))
+        found = [
+            Neighbor(vocabulary[row], similarity)
+            for row, similarity in zip(best.indices.tolist(), best.values.tolist())
+        ]
+        return [neighbor for neighbor in found if neighbor.word not in left_out][:top_k]
+
+    def _word_vectors(self, words: List[str]) -> torch.Tensor:
+        """Without context. Shape `(num_words, word_dim)`."""
+        batch = self._reader.batch([words], self.device, with_ids=self.model.embeds_ids)
+        return self.model.word_vectors(batch)[0]
+
+    def _no_words(self) -> Set[str]:
+        """What the vocabulary has beside words."""
+        boundaries = [*self._reader.start_tokens, *self._reader.end_tokens]
+        return {*boundaries, self.vocab.unknown_word}
 
     def _words_with_gaps(self, sentence: Sentence, gap: str) -> List[str]:
         words = self._reader.words(sentence)

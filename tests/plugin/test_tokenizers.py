@@ -1,48 +1,75 @@
-from typing import Any, List
+from typing import Any, Dict, List
 
 import pytest
+from allennlp.common import util as common_util
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import Tokenizer
 from allennlp.data.token_indexers import ELMoTokenCharactersIndexer, SingleIdTokenIndexer
-from allennlp.data.tokenizers import spacy_tokenizer
+from allennlp.data.tokenizers import SpacyTokenizer, spacy_tokenizer
+from allennlp.data.tokenizers.sentence_splitter import SpacySentenceSplitter
 
 from transformer_elmo import SimpleLanguageModelingDatasetReader
 from transformer_elmo.plugin import tokenizers
+from transformer_elmo.plugin.sentences import allennlp_tokenizer
 
 
 @pytest.fixture
 def no_models(monkeypatch):
     """spaCy's models can't be downloaded; what AllenNLP has loaded is forgotten."""
-    loaded = {}
-
-    def get(*options):
-        if options not in loaded:
-            raise SystemExit("no network\nat all")
-        return loaded[options]
-
+    loaded: Dict[Any, Any] = {}
     monkeypatch.setattr(tokenizers, "LOADED_SPACY_MODELS", loaded)
-    monkeypatch.setattr(spacy_tokenizer, "get_spacy_model", get)
+    monkeypatch.setattr(common_util, "LOADED_SPACY_MODELS", loaded)
+
+    def refuse(name):
+        asked.append(name)
+        raise SystemExit("no network\nat all")
+
+    asked: List[str] = []
+    monkeypatch.setattr(common_util, "spacy_download", refuse)
+    return asked
 
 
 def spacy(*options):
     return Tokenizer.by_name("spacy")(*options)
 
 
-@pytest.mark.usefixtures("no_models")
+def texts(tokens):
+    return [str(token) for token in tokens]
+
+
 class TestWithoutModels:
-    def test_words_take_no_model(self, caplog):
-        words = [str(t) for t in spacy("en_core_web_sm", False).tokenize("Don't! It's 3 p.m.")]
+    def test_words_take_no_model(self, no_models, caplog):
+        words = texts(spacy("en_core_web_xyz", False).tokenize("Don't! It's 3 p.m."))
         assert words == ["Do", "n't", "!", "It", "'s", "3", "p.m."]
-        assert "en_core_web_sm is not installed" in caplog.text
-        assert "no network)" in caplog.text
+        assert "en_core_web_xyz is not installed" in caplog.text
+        assert no_models == [], "a download was tried"
+
+    def test_words_of_a_language(self, no_models, caplog):
+        assert texts(spacy("fi", False).tokenize("Don't go.")) == ["Don't", "go", "."]
+        assert not caplog.text
 
     @pytest.mark.parametrize(
         "options",
-        [("en_core_web_sm",), ("en_core_web_sm", False, True), ("xyz_core_news_sm", False)],
+        [("en_core_web_xyz",), ("en_core_web_xyz", False, True), ("xyz_core_news_sm", False)],
     )
-    def test_tags_do(self, options):
-        with pytest.raises(ConfigurationError, match=f"python -m spacy download {options[0]}"):
+    def test_tags_do(self, no_models, options):
+        with pytest.raises(ConfigurationError) as raised:
             spacy(*options)
+        assert f"python -m spacy download {options[0]}" in raised.value.message
+        assert "(SystemExit: no network)" in raised.value.message
+        assert "pos_tags" in raised.value.message
+        assert no_models == [options[0]]
+
+    def test_allennlps_own_say_the_same(self, no_models):
+        for make in (SpacyTokenizer, SpacySentenceSplitter):
+            with pytest.raises(ConfigurationError, match="is not installed and could not be"):
+                make("en_core_web_xyz")
+
+    def test_splitting_takes_none(self, no_models):
+        assert allennlp_tokenizer("spacy")("Don't") == ["Do", "n't"]
+        assert allennlp_tokenizer({"type": "spacy"})("Don't") == ["Do", "n't"]
+        with pytest.raises(ConfigurationError, match="python -m spacy download"):
+            allennlp_tokenizer({"type": "spacy", "language": "en_core_web_xyz", "pos_tags": True})
 
 
 def test_a_reader_of_words_asks_for_no_tags(monkeypatch):

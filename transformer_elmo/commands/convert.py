@@ -16,7 +16,14 @@ from transformer_elmo.archives import unpack
 from transformer_elmo.config_files import evaluated_file
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, write_text, written_whole
-from transformer_elmo.legacy import Change, archived_files, find_key, modern_weights, modernize
+from transformer_elmo.legacy import (
+    Change,
+    archived_files,
+    find_key,
+    modern_weights,
+    modernize,
+    without_this_package,
+)
 from transformer_elmo.legacy.archived_files import FOLDER, NAMES_FILE
 
 DESCRIPTION = """
@@ -30,19 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", type=Path, help="the config or archive to read")
     parser.add_argument("new", type=Path, help="the config or archive to write")
     parser.add_argument("--force", action="store_true", help="replace NEW if it exists")
+    parser.add_argument(
+        "--stock",
+        action="store_true",
+        help="write AllenNLP's own data loader in place of this package's, so that a language "
+        "model's archive is evaluated by allennlp-models alone; OLD may be of any version",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """What the command does."""
-    changes = convert(args.old, args.new, args.force)
+    changes = convert(args.old, args.new, args.force, args.stock)
     for change in changes:
         print(f"{'DROPPED ' if change.dropped else ''}{change}")
     if not changes:
-        print(f"{args.old} has nothing of AllenNLP 0.x in it.")
+        more = " and nothing of this package's" if args.stock else ""
+        print(f"{args.old} has nothing of AllenNLP 0.x in it{more}.")
     print(f"wrote {args.new}")
 
 
-def convert(old: Path, new: Path, force: bool = False) -> List[Change]:
+def convert(old: Path, new: Path, force: bool = False, stock: bool = False) -> List[Change]:
     """
     Writes the modern form of a config file or of an archive. The file appears under its name only
     when it is complete.
@@ -55,6 +69,8 @@ def convert(old: Path, new: Path, force: bool = False) -> List[Change]:
         What to write.
     force : `bool`, optional (default = `False`)
         Whether `new` may be there already.
+    stock : `bool`, optional (default = `False`)
+        Whether the result needs no parts of this package: see `without_this_package`.
 
     # Returns
 
@@ -79,8 +95,11 @@ def convert(old: Path, new: Path, force: bool = False) -> List[Change]:
             f"{old} and {new}: an archive becomes an archive, a config a config."
         )
     if is_archive(old):
-        return _convert_archive(old, new)
+        return _convert_archive(old, new, stock)
     modern, changes = modernize(_object(evaluated_file(old), old))
+    if stock:
+        modern, more = without_this_package(modern)
+        changes = [*changes, *more]
     write_text(new, _text(modern))
     return changes
 
@@ -100,7 +119,7 @@ def _text(config: Any) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def _convert_archive(old: Path, new: Path) -> List[Change]:
+def _convert_archive(old: Path, new: Path, stock: bool) -> List[Change]:
     with tempfile.TemporaryDirectory(dir=new.parent, prefix=f".{new.name}.") as name:
         directory = Path(name)
         unpack(old, directory)
@@ -109,6 +128,9 @@ def _convert_archive(old: Path, new: Path) -> List[Change]:
         files = archived_files(directory)
         if files:
             modern = _rename_archived_files(config, files, directory)
+        if stock:
+            modern, more = without_this_package(modern)
+            changes = [*changes, *more]
         (directory / CONFIG).write_text(_text(modern), encoding="utf-8")
         if (directory / WEIGHTS[0]).is_file():
             _convert_weights(directory / WEIGHTS[0], config)

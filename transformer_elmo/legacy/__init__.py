@@ -16,6 +16,7 @@ from transformer_elmo.legacy.overrides import (
 from transformer_elmo.legacy.predictors import modern_predictor
 from transformer_elmo.legacy.report import Change, log_changes
 from transformer_elmo.legacy.sections import ITERATORS, TOP_LEVEL_KEYS, is_experiment
+from transformer_elmo.legacy.stock import without_this_package
 from transformer_elmo.legacy.trainer import check_trainer_keys
 from transformer_elmo.legacy.weights import modern_weights
 
@@ -36,4 +37,5 @@ __all__ = [
     "modern_weights",
     "modernize",
     "shared_with_validation",
+    "without_this_package",
 ]

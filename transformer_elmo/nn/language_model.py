@@ -173,6 +173,11 @@ class LanguageModel(torch.nn.Module):
         """The contextualizer's layers, and one more for the word vectors beneath them."""
         return self.contextualizer.num_layers + 1
 
+    def word_vectors(self, batch: WordBatch) -> torch.Tensor:
+        """What `encode` gives of words alone. Shape `(batch_size, timesteps, word_dim)`."""
+        with computing(self.precision, self.compiles, batch.word_index.device):
+            return self.words(batch)
+
     def encode(self, batch: WordBatch) -> Encoded:
         """
         All layers of a batch, without the softmax. It changes nothing in the model, so that threads

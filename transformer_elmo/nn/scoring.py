@@ -12,6 +12,7 @@ import torch
 from transformer_elmo.nn.kernels.token_losses import blocks_of_logits
 from transformer_elmo.nn.language_model import Encoded
 from transformer_elmo.nn.perplexity import perplexity
+from transformer_elmo.nn.score_tables import Row, ScoreTable, cells_of
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.text.vocabulary import WordList
 
@@ -138,6 +139,27 @@ class SentenceScores:
         if self.backward is None:
             return None
         return perplexity(self.backward.log_prob, self.backward.num_tokens)
+
+    def __str__(self) -> str:
+        """A table of probabilities and ranks."""
+        return self._table().to_text()
+
+    def _repr_html_(self) -> str:
+        """The same, in a notebook."""
+        return self._table().to_html()
+
+    def _table(self) -> ScoreTable:
+        views = {"forward": self.forward, "backward": self.backward, "both": self.combined}
+        present = {name: scores for name, scores in views.items() if scores is not None}
+        rows = []
+        for number, (token, outside) in enumerate(zip(self.tokens, self.out_of_vocabulary)):
+            pairs = [(v.log_probs[number], v.ranks[number]) for v in present.values()]
+            rows.append(Row(token, outside, [cell for pair in pairs for cell in cells_of(*pair)]))
+        unknown = sum(self.out_of_vocabulary)
+        summary = f"perplexity {self.perplexity:,.2f} over {self.num_tokens} tokens"
+        if unknown:
+            summary += f", {unknown} of them unknown (*)"
+        return ScoreTable(list(present), rows, summary)
 
     def to_json(self) -> Dict[str, Any]:
         """The same as a dictionary for `json`; a view that isn't there has no entries."""

@@ -24,16 +24,24 @@ from transformer_elmo.plugin import (
     predictor_names,
     resumption,
     sentences,
+    tagger_predictor,
     token_embedders,
     tokenizers,
     vocabulary,
 )
-from transformer_elmo.plugin.compat import archived, configs, peer, shown_errors, training
+from transformer_elmo.plugin.compat import (
+    archived,
+    configs,
+    peer,
+    prediction,
+    shown_errors,
+    training,
+)
 from transformer_elmo.text import corpus
 
 patches.check_version()
 peer.claim_names()
-for _module in (configs, archived, training, shown_errors):
+for _module in (configs, archived, training, prediction, shown_errors):
     _module.install()
 
 
@@ -63,6 +71,7 @@ __all__ = [
     "predictor_names",
     "resumption",
     "sentences",
+    "tagger_predictor",
     "token_embedders",
     "tokenizers",
     "vocabulary",

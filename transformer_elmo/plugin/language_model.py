@@ -281,6 +281,11 @@ class LanguageModel(Model):
         """Whether the contextualizer gives all its layers, or its top one only."""
         return bool(getattr(self._contextualizer, "_return_all_layers", False))
 
+    def word_vectors(self, source: TextFieldTensors) -> torch.Tensor:
+        """What `encode` gives of words alone. Shape `(batch_size, timesteps, word_dim)`."""
+        with computing(self.precision, self.compiles, text_field_mask(source).device):
+            return embed_text_field(self._text_field_embedder, source)
+
     def encode(self, source: TextFieldTensors) -> Encoded:
         """
         All that the contextualizer gives of a batch, without the softmax. It changes nothing in the

@@ -1,6 +1,6 @@
 """`allennlp predict` with a language model: the probability of every word."""
 
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional
 
 from allennlp.common.util import JsonDict
 from allennlp.data import DatasetReader, Instance
@@ -12,7 +12,7 @@ from overrides import overrides
 from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line
+from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line, sentence_in
 
 
 @Predictor.register("language_model", exist_ok=True)
@@ -21,8 +21,8 @@ class LanguageModelPredictor(Predictor):
     Scores sentences: one object a sentence, in the input's order, with what
     `SentenceScores.to_json` documents.
 
-    The input has one sentence a line: text for the reader's tokenizer, or a JSON object with
-    `tokens` (a list of words) or `sentence` (a text). `allennlp predict` passes over blank lines.
+    The input has one sentence a line: text for the reader's tokenizer, or JSON as
+    `transformer_elmo.text.sentences.parse_line` has it. `allennlp predict` passes over blank lines.
     It reads `--batch-size` lines at a time, one by default: set it to some 64.
 
     Registered as a `Predictor` with name "language_model", the default one of language models.
@@ -41,7 +41,7 @@ class LanguageModelPredictor(Predictor):
     tokenizer : `str`, optional (default = the reader's)
         The name of another tokenizer for text.
     input_format : `str`, optional (default = `"auto"`)
-        "text", "json", or decided for each line: what begins with `{"` is JSON.
+        "text", "json", or decided for each line: what begins with `{"` or `["` is JSON.
 
     # Raises
 
@@ -131,11 +131,10 @@ class LanguageModelPredictor(Predictor):
         return self._dataset_reader.text_to_instance(" ".join(words))
 
 
-def _sentence(inputs: Dict[str, Any]) -> Union[str, List[str]]:
-    if "tokens" in inputs:
-        return inputs["tokens"]
-    if "sentence" in inputs:
-        return inputs["sentence"]
-    raise ConfigurationError(
-        f'Expected "sentence" (a text) or "tokens" (a list of words): got {sorted(inputs)}.'
-    )
+def _sentence(inputs: Dict[str, Any]) -> Sentence:
+    sentence = sentence_in(inputs)
+    if sentence is None:
+        raise ConfigurationError(
+            f'Expected "sentence" (a text) or "tokens" (a list of words): got {repr(inputs)[:100]}.'
+        )
+    return sentence

@@ -5,7 +5,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from allennlp.common import Params
 from allennlp.data import (
     Batch,
     DatasetReader,
@@ -26,6 +25,7 @@ from transformer_elmo.plugin.dataset_reader import reader_attribute
 from transformer_elmo.plugin.indexers import column_of, fits_a_table
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.text_fields import FACTS
+from transformer_elmo.plugin.tokenizers import tokenizer_named
 from transformer_elmo.plugin.vocabulary import word_list
 from transformer_elmo.text.sentences import Sentence, indexed_words, words_of
 from transformer_elmo.text.vocabulary import WordList
@@ -152,16 +152,8 @@ def allennlp_tokenizer(tokenizer: Any) -> Callable[[str], List[str]]:
     `ConfigurationError`
         If there is no such tokenizer.
     """
-    if isinstance(tokenizer, str):
-        tokenizer = {"type": tokenizer}
-    if isinstance(tokenizer, dict):
-        name = tokenizer.get("type", "spacy")
-        if name not in Tokenizer.list_available():
-            raise ConfigurationError(
-                f"There is no tokenizer {name!r}. There are: "
-                f"{', '.join(sorted(Tokenizer.list_available()))}."
-            )
-        tokenizer = Tokenizer.from_params(Params(dict(tokenizer)))
+    if isinstance(tokenizer, (str, dict)):
+        tokenizer = tokenizer_named(tokenizer)
     return _Split(tokenizer) if isinstance(tokenizer, Tokenizer) else tokenizer
 
 
@@ -222,6 +214,9 @@ class EncodingModel(torch.nn.Module):
     @precision.setter
     def precision(self, precision: str) -> None:
         self.language_model.precision = precision
+
+    def word_vectors(self, batch: SourceBatch) -> torch.Tensor:
+        return self.language_model.word_vectors(batch.source)
 
     def encode(self, batch: SourceBatch) -> Encoded:
         return self.language_model.encode(batch.source)

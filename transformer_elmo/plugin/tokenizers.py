@@ -1,9 +1,11 @@
-"""spaCy's tokenizer where spaCy's models can't be had."""
+"""Tokenizers by name, and spaCy's where its models can't be had."""
 
 import logging
-from typing import Any, Optional, Tuple
+from pathlib import Path
+from typing import Any, Dict, Optional, Union
 
 import spacy
+from allennlp.common import Params
 from allennlp.common.util import LOADED_SPACY_MODELS
 from allennlp.data.tokenizers import SpacyTokenizer, Tokenizer
 
@@ -12,13 +14,38 @@ from transformer_elmo.errors import ConfigurationError, first_line
 logger = logging.getLogger(__name__)
 
 
+class NoSpacyModelError(ConfigurationError):
+    """
+    A spaCy model that isn't installed and can't be downloaded.
+
+    # Parameters
+
+    name : `str`
+    error : `BaseException`
+        What came of the attempt.
+    """
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        self.problem = (
+            f"spaCy's model {name} is not installed and could not be downloaded "
+            f"({type(error).__name__}: {first_line(error)[:80]}). Install it: "
+            f"python -m spacy download {name}."
+        )
+        super().__init__(
+            f"{self.problem} Where a config names a tokenizer, words alone need no model: "
+            '{"type": "spacy", "pos_tags": false}, or "just_spaces" for text that is split '
+            "already."
+        )
+
+
 @Tokenizer.register("spacy", exist_ok=True)
 class WordSplittingSpacyTokenizer(SpacyTokenizer):
     """
-    AllenNLP's `SpacyTokenizer`. If the spaCy model can't be installed and no tags are asked for,
-    words are split by rules, which come with spaCy.
+    AllenNLP's `SpacyTokenizer`. If no tags are asked for and the spaCy model isn't installed, words
+    are split by the rules for its language, which come with spaCy.
 
-    Registered as a `Tokenizer` with name "spacy". Its parameters are those of `SpacyTokenizer`.
+    Registered as a `Tokenizer` with name "spacy". Its parameters are those of `SpacyTokenizer`;
+    `language` may be a language alone, such as "fi", if no tags are asked for.
     """
 
     def __init__(
@@ -32,29 +59,64 @@ class WordSplittingSpacyTokenizer(SpacyTokenizer):
         start_tokens: Optional[Any] = None,
         end_tokens: Optional[Any] = None,
     ) -> None:
-        options = (keep_spacy_tokens, split_on_spaces, start_tokens, end_tokens)
-        try:
-            super().__init__(language, pos_tags, parse, ner, *options)
-        # Its download ends the program where there is no such model.
-        except (Exception, SystemExit) as error:
-            _load_rules(language, (pos_tags, parse, ner), error)
-            super().__init__(language, pos_tags, parse, ner, *options)
+        if not (pos_tags or parse or ner):
+            _load_rules(language)
+        super().__init__(
+            language,
+            pos_tags,
+            parse,
+            ner,
+            keep_spacy_tokens,
+            split_on_spaces,
+            start_tokens,
+            end_tokens,
+        )
 
 
-def _load_rules(name: str, wants: Tuple[bool, bool, bool], error: BaseException) -> None:
-    """Puts rules where AllenNLP looks for a model that couldn't be loaded."""
-    problem = (
-        f"spaCy's model {name} is not installed and could not be downloaded "
-        f"({type(error).__name__}: {first_line(error)[:80]})"
-    )
+def _load_rules(name: str) -> None:
+    """Puts rules where AllenNLP looks for a model for words alone, if it isn't installed."""
+    key = (name, False, False, False)
+    if key in LOADED_SPACY_MODELS or spacy.util.is_package(name) or Path(name).exists():
+        return
     language = name.partition("_")[0]
     try:
-        if any(wants):
-            raise ImportError
-        LOADED_SPACY_MODELS[name, wants[0], wants[1], wants[2]] = spacy.blank(language)
+        LOADED_SPACY_MODELS[key] = spacy.blank(language)
     except ImportError:
+        # A language that spaCy has no rules for: AllenNLP says that there is no such model.
+        return
+    if name != language:
+        logger.warning(
+            "spaCy's model %s is not installed. Words are split by spaCy's rules for %r alone.",
+            name,
+            language,
+        )
+
+
+def tokenizer_named(tokenizer: Union[str, Dict[str, Any]]) -> Tokenizer:
+    """
+    # Parameters
+
+    tokenizer : `str` or `Dict[str, Any]`
+        A name that AllenNLP knows, such as "just_spaces", or a tokenizer's config. spaCy's finds
+        words alone, which takes no model, unless the config says otherwise.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is no such tokenizer.
+    """
+    if isinstance(tokenizer, str):
+        tokenizer = {"type": tokenizer}
+    if not isinstance(tokenizer, dict):
         raise ConfigurationError(
-            f"{problem}. Install it: python -m spacy download {name}. A tokenizer that is to find "
-            'words only needs no model: give it "pos_tags": false.'
-        ) from None
-    logger.warning("%s. Words are split by spaCy's rules for %r alone.", problem, language)
+            f'A tokenizer is a name or a config, such as "just_spaces": got {tokenizer!r:.80}.'
+        )
+    name = tokenizer.get("type", "spacy")
+    if name not in Tokenizer.list_available():
+        raise ConfigurationError(
+            f"There is no tokenizer {name!r}. There are: "
+            f"{', '.join(sorted(Tokenizer.list_available()))}."
+        )
+    if name == "spacy":
+        tokenizer = {"pos_tags": False, **tokenizer}
+    return Tokenizer.from_params(Params(dict(tokenizer)))

@@ -221,20 +221,23 @@ def in_batches(
 INPUT_FORMATS = ("auto", "text", "json")
 
 # Spaces are allowed in JSON, but text may have such a beginning, too.
-_PERHAPS_JSON = re.compile(r'\s*\{\s*"')
+_PERHAPS_JSON = re.compile(r'\s*\{\s*"|\["')
+# What a JSON object may call the words of a sentence.
+WORD_KEYS = ("tokens", "words")
 
 
 def parse_line(line: str, input_format: str = "auto", number: Optional[int] = None) -> Sentence:
     """
-    A sentence from a line: the line itself; or a JSON object with `tokens`, a list of words, or
-    with `sentence`, a text.
+    A sentence from a line: the line itself; or a JSON object with `tokens` or `words`, a list of
+    words, or with `sentence`, a text; or a list of words in JSON.
 
     # Parameters
 
     line : `str`
     input_format : `str`, optional (default = `"auto"`)
-        "text" or "json" says what it is; by default it is JSON if it begins with `{"`. Where there
-        are spaces before or in that, it must be readable as JSON besides.
+        "text" or "json" says what it is; by default it is JSON if it begins with `{"` or `["`. In
+        the latter case, and where there are spaces in the former, it must be readable as JSON
+        besides.
     number : `int`, optional (default = `None`)
         The line's number, for messages.
 
@@ -259,13 +262,37 @@ def parse_line(line: str, input_format: str = "auto", number: Optional[int] = No
             f"{where} begins like JSON but can't be read as such ({error}): {line:.80}. If it is "
             'plain text, say so: input format "text".'
         ) from None
-    if isinstance(value, dict):
-        tokens, text = value.get("tokens"), value.get("sentence")
-        if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
-            return tokens
-        if tokens is None and isinstance(text, str):
-            return text
+    sentence = sentence_in(value)
+    if sentence is not None:
+        return sentence
+    if isinstance(value, list) and input_format == "auto":
+        return line
     raise ConfigurationError(
-        f'{where} is JSON, but not an object with "tokens" (a list of words) or "sentence" (a '
-        f"text): {line:.80}"
+        f'{where} is JSON, but not an object with "tokens" or "words" (a list of words) or '
+        f'"sentence" (a text), nor a list of words: {line:.80}'
     )
+
+
+def sentence_in(value: Any) -> Optional[Sentence]:
+    """
+    # Parameters
+
+    value : `Any`
+        What was read from JSON.
+
+    # Returns
+
+    `str` or `List[str]`, optional
+        The sentence that it holds, as `parse_line` has it; `None` if it holds none.
+    """
+    if not isinstance(value, dict):
+        return value if _is_list_of_words(value) else None
+    for key in WORD_KEYS:
+        if value.get(key) is not None:
+            return value[key] if _is_list_of_words(value[key]) else None
+    text = value.get("sentence")
+    return text if isinstance(text, str) else None
+
+
+def _is_list_of_words(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)

@@ -1,0 +1,165 @@
+"""`allennlp predict` with a tagger: sentences that are split already, and texts."""
+
+from typing import Any, Dict, List, Optional, Union
+
+from allennlp.common.util import JsonDict
+from allennlp.data import DatasetReader, Instance, Token, Tokenizer
+from allennlp.models import Model
+from allennlp.predictors import Predictor
+from allennlp.predictors.sentence_tagger import SentenceTaggerPredictor
+from overrides import overrides
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.tokenizers import NoSpacyModelError, tokenizer_named
+from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line, sentence_in
+
+# What taggers put out for each word.
+OF_WORDS = {"tags", "logits", "class_probabilities", "mask"}
+
+WAYS_WITHOUT = (
+    'A tagger needs no spaCy for sentences that are split already: give {"words": ["It", '
+    '"rained", "."]} a line, or lines of words with spaces between them; or have {"sentence": '
+    '...} split at spaces: --predictor-args \'{"tokenizer": "just_spaces"}\'.'
+)
+
+
+@Predictor.register("sentence_tagger", exist_ok=True)
+class TaggerPredictor(SentenceTaggerPredictor):
+    """
+    AllenNLP's `SentenceTaggerPredictor`, which takes sentences that are split already as well. A
+    line of the input is one of
+
+    - `{"words": [...]}` or `{"tokens": [...]}`, or a plain list of words in JSON;
+    - words with spaces between them;
+    - `{"sentence": "..."}`, a text for spaCy, as AllenNLP has it.
+
+    Only the last one needs a spaCy model. A sentence without words gets no tags.
+
+    Registered as a `Predictor` with name "sentence_tagger", the default one of `simple_tagger` and
+    `crf_tagger`.
+
+    # Parameters
+
+    model : `Model`, required.
+    dataset_reader : `DatasetReader`, required.
+        Its `text_to_instance` takes a list of tokens.
+    language : `str`, optional (default = `"en_core_web_sm"`)
+        The spaCy model for `{"sentence": ...}`.
+    tokenizer : `str` or `Dict[str, Any]`, optional (default = `None`)
+        What splits `{"sentence": ...}` and lines of text instead: a name, such as "just_spaces", or
+        a tokenizer's config, such as `{"type": "spacy", "language": "fi"}`.
+    input_format : `str`, optional (default = `"auto"`)
+        "text", "json", or decided for each line: what begins with `{"` or `["` is JSON.
+    frozen : `bool`, optional (default = `True`)
+
+    # Raises
+
+    `ConfigurationError`
+        If there is no such argument, tokenizer or format.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        dataset_reader: DatasetReader,
+        language: str = "en_core_web_sm",
+        tokenizer: Union[str, Dict[str, Any], None] = None,
+        input_format: str = "auto",
+        frozen: bool = True,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise ConfigurationError(
+                f"The predictor has no argument {', '.join(sorted(unknown))}. It has language, "
+                "tokenizer and input_format."
+            )
+        if input_format not in INPUT_FORMATS:
+            raise ConfigurationError(
+                f"input_format must be one of {', '.join(INPUT_FORMATS)}: got {input_format!r}."
+            )
+        # Not the parent's, which loads spaCy's model whether it is needed or not.
+        Predictor.__init__(self, model, dataset_reader, frozen)
+        self._language = language
+        self._input_format = input_format
+        self._chosen: Optional[Tokenizer] = None
+        if tokenizer is not None:
+            self._chosen = tokenizer_named(tokenizer)
+        self._spacy: Optional[Tokenizer] = None
+
+    def predict(self, sentence: Sentence) -> JsonDict:
+        """
+        # Parameters
+
+        sentence : `str` or `List[str]`
+            A text for the tokenizer, or its words.
+        """
+        key = "sentence" if isinstance(sentence, str) else "words"
+        return self.predict_json({key: sentence})
+
+    @overrides
+    def load_line(self, line: str) -> JsonDict:
+        line = line.rstrip("\r\n")
+        sentence = parse_line(line, self._input_format)
+        if not isinstance(sentence, str):
+            return {"words": sentence}
+        if sentence != line:
+            # The text of a JSON object.
+            return {"sentence": sentence}
+        # Nothing says what language a line is in, so it isn't split by one's rules.
+        return {"words": self._split(line) if self._chosen else line.split()}
+
+    @overrides(check_signature=False)
+    def predict_json(self, inputs: JsonDict) -> JsonDict:
+        (output,) = self.predict_batch_json([inputs])
+        return output
+
+    @overrides(check_signature=False)
+    def predict_batch_json(self, inputs: List[JsonDict]) -> List[JsonDict]:
+        sentences = list(map(self._tokens, inputs))
+        # An encoder has nothing to say of no words.
+        filled = [self._dataset_reader.text_to_instance(tokens) for tokens in sentences if tokens]
+        outputs = iter(self.predict_batch_instance(filled) if filled else ())
+        return [next(outputs) if tokens else {"words": [], "tags": []} for tokens in sentences]
+
+    @overrides
+    def predict_batch_instance(self, instances: List[Instance]) -> List[JsonDict]:
+        """`SimpleTagger` tags the padding behind a sentence, too: that is left out."""
+        outputs = super().predict_batch_instance(instances)
+        lengths = [len(instance["tokens"]) for instance in instances]  # type: ignore[arg-type]
+        for output, length in zip(outputs, lengths):
+            for key in OF_WORDS & output.keys():
+                if len(output[key]) == max(lengths):
+                    output[key] = output[key][:length]
+        return outputs
+
+    @overrides
+    def _json_to_instance(self, json_dict: JsonDict) -> Instance:
+        return self._dataset_reader.text_to_instance(self._tokens(json_dict))
+
+    def _tokens(self, inputs: JsonDict) -> List[Token]:
+        sentence = sentence_in(inputs)
+        if sentence is None:
+            raise ConfigurationError(
+                'Expected "words" (a list of words) or "sentence" (a text): got '
+                f"{repr(inputs)[:100]}."
+            )
+        if not isinstance(sentence, str):
+            return [Token(word) for word in sentence]
+        return self._tokenizer.tokenize(sentence)
+
+    def _split(self, text: str) -> List[str]:
+        return [str(token.text) for token in self._tokenizer.tokenize(text)]
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        """What splits texts. spaCy's model is loaded when there is one."""
+        if self._chosen is not None:
+            return self._chosen
+        if self._spacy is None:
+            try:
+                self._spacy = tokenizer_named(
+                    {"type": "spacy", "language": self._language, "pos_tags": True}
+                )
+            except NoSpacyModelError as error:
+                raise ConfigurationError(f"{error.problem} {WAYS_WITHOUT}") from None
+        return self._spacy
