@@ -293,6 +293,7 @@ def test_moved_rows(seed, num_rows, num_moved, dim, dtype, layout):
     source = laid_out(torch.randn(num_rows, dim, 3).to(dtype), layout)
     index = torch.randperm(num_rows)[:num_moved]
     assert_same_function(moved_rows, plain_moved_rows, [source], index, tolerance=0)
+    assert moved_rows(source, index).dtype == dtype
     # To every place, and back.
     order = torch.randperm(num_rows)
     assert_same_function(

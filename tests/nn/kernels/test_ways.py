@@ -322,11 +322,12 @@ def test_a_compiled_model_is_the_same_function(graphs, make_model, vocabulary):
     for wanted in (False, True):
         torch.manual_seed(1)
         model.zero_grad()
-        with compiling(wanted):
+        with compiling(wanted), watched() as ways:
             losses.append(model.train()(**batch)["loss"])
         losses[-1].backward()
         gradients.append([p.grad.to_dense() for p in model.parameters()])
-    assert graphs
+    # What is compiled listens to nobody: counting would be part of it.
+    assert graphs and "linear: torch" not in ways
     assert torch.allclose(*losses, rtol=1e-5)
     for plain, ours in zip(*gradients):
         assert torch.allclose(plain, ours, atol=1e-5)
