@@ -1,7 +1,10 @@
 import pytest
 from allennlp.common.checks import ConfigurationError
+from hypothesis import given
+from hypothesis import strategies as st
 
-from transformer_elmo.nn.long_texts import Segment, segments
+from tests.nn.kernels.comparing import MANY
+from transformer_elmo.nn.long_texts import Job, Segment, jobs_of, segments
 
 
 @pytest.mark.parametrize("size", [4, 5, 8, 16, 64])
@@ -23,3 +26,50 @@ def test_short_texts_are_whole():
     assert segments(9, 9) == [Segment(0, 9, 0, 9)]
     with pytest.raises(ConfigurationError, match="at least 4"):
         segments(9, 3)
+
+
+def test_context_is_an_eighth():
+    assert segments(30, 16) == [
+        Segment(0, 16, 0, 14),
+        Segment(12, 28, 14, 26),
+        Segment(14, 30, 26, 30),
+    ]
+
+
+words = st.lists(st.text("abc", min_size=1, max_size=2), max_size=30)
+
+
+@MANY
+@given(
+    st.lists(words, max_size=4),
+    st.sampled_from([[], ["<S>"], ["<1>", "<2>"]]),
+    st.sampled_from([[], ["</S>"], ["</1>", "</2>", "</3>"]]),
+    st.one_of(st.none(), st.integers(4, 20)),
+)
+def test_jobs(sentences, start, end, segment_length):
+    jobs = list(jobs_of(sentences, start, end, segment_length))
+    # What they keep, sentence by sentence, are the words.
+    kept, found = [], []
+    for job in jobs:
+        kept += job.tokens[job.keep]
+        assert 0 <= job.keep.start <= job.keep.stop <= len(job.tokens)
+        if job.ends_sentence:
+            found.append(kept)
+            kept = []
+    assert not kept and found == sentences
+    longest = max((len(job.tokens) for job in jobs), default=0)
+    assert segment_length is None or longest <= segment_length
+    remaining = iter(jobs)
+    for sentence in sentences:
+        job = next(remaining)
+        if not sentence:
+            assert job == Job([], slice(0, 0), True)
+            continue
+        tokens = [*start, *sentence, *end]
+        cut = [] if segment_length is None else segments(len(tokens), segment_length)
+        if len(cut) < 2:
+            assert job.tokens == tokens and job.ends_sentence
+            continue
+        for number, segment in enumerate(cut):
+            job = next(remaining) if number else job
+            assert job.tokens == tokens[segment.begin : segment.end]

@@ -4,12 +4,9 @@ import pytest
 import torch
 from allennlp.common.checks import ConfigurationError
 from allennlp.modules.layer_norm import LayerNorm as AllenNLPLayerNorm
-from torch.nn import functional as F
 
 from transformer_elmo import BidirectionalLanguageModelTransformer
 from transformer_elmo.nn import transformer as module
-from transformer_elmo.nn.kernels import attention
-from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.packing import Packing
 from transformer_elmo.nn.transformer import LayerNorm
 
@@ -130,39 +127,6 @@ def test_gradients_equal_plain_ones(name, training):
     )
     for ours, theirs in zip(got, wanted):
         assert torch.allclose(ours, theirs, atol=1e-4 * max(1.0, float(theirs.abs().max())))
-
-
-def test_attention_written_out_is_attention():
-    query, key, value = torch.randn(3, 2, 8, 6, 2)
-    attended = attention.written_out_attention(query, key, value, Dropout(0.4).eval())
-    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    assert torch.allclose(attended, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("scores_in_memory", [0, 2**20])
-def test_attention_in_bfloat16(monkeypatch, scores_in_memory):
-    """Written out or fused."""
-    monkeypatch.setattr(attention, "SCORES_IN_MEMORY", scores_in_memory)
-    dropout = Dropout(0.1).eval()
-    for shape in ((0, 8, 3, 2), (5, 8, 7, 2), (3, 8, 5, 2)):
-        query, key, value = torch.randn(3, *shape)
-        expected = attention.causal_attention(query, key, value, dropout)
-        rounded = attention.causal_attention(
-            query.bfloat16(), key.bfloat16(), value.bfloat16(), dropout
-        )
-        assert rounded.dtype == torch.bfloat16
-        assert torch.allclose(rounded.float(), expected, atol=0.1)
-
-
-def test_dropout_keeps_the_expectation_of_attention():
-    query, key, value = torch.randn(3, 1, 8, 5, 2)
-    draws = (4000, -1, -1, -1)
-    mean = attention.causal_attention(
-        query.expand(draws), key.expand(draws), value.expand(draws), Dropout(0.4).train()
-    ).mean(0)
-    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)[0]
-    assert torch.allclose(mean, expected, atol=0.1)
-    assert not torch.equal(mean, expected)
 
 
 def test_no_direction_sees_the_other_side():

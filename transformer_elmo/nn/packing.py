@@ -69,7 +69,7 @@ class Packing:
         batch = torch.cat(halves, -1).to(dtype)
         if self.tokens.numel() < self.mask.numel():
             batch = batch * self.mask.reshape(-1, 1).to(dtype)
-        return batch.view(*self.mask.shape, -1)
+        return batch.view(*self.mask.shape, batch.size(-1))
 
 
 class _Places:
@@ -174,13 +174,13 @@ class ReadingOrder:
         """
         if not self.padded:
             rows = moved_rows(rows, self._token_of_place, self._place_of_token)
-        heads = rows.view(*self.shape, 3, num_heads, -1)
+        heads = rows.view(*self.shape, 3, num_heads, rows.size(-1) // (3 * num_heads))
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         return query, key, value
 
     def rows_of_heads(self, heads: torch.Tensor) -> torch.Tensor:
         """From shape `(batch_size, num_heads, timesteps, dim)` to `(num_rows, num_heads * dim)`."""
-        rows = heads.transpose(1, 2).reshape(self.shape.numel(), -1)
+        rows = heads.transpose(1, 2).reshape(self.shape.numel(), heads.size(1) * heads.size(3))
         return rows if self.padded else moved_rows(rows, self._place_of_token)
 
     def batch_of_rows(self, rows: torch.Tensor) -> torch.Tensor:

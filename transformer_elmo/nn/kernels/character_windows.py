@@ -151,12 +151,12 @@ class _MaxOfProduct(torch.autograd.Function):
         flat = spread.flatten(0, 1)
         grad_rows = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_windows = torch.mm(flat, weight).view(num_words, ctx.num_windows, -1)
+            grad_windows = torch.mm(flat, weight).view(num_words, ctx.num_windows, weight.size(1))
             grad_rows = torch.ops.aten.unfold_backward(
                 grad_windows, rows.shape, 1, weight.size(1), ctx.dim
             )
         if ctx.needs_input_grad[1]:
-            windows = rows.unfold(1, weight.size(1), ctx.dim).reshape(flat.size(0), -1)
+            windows = rows.unfold(1, weight.size(1), ctx.dim).reshape(-1, weight.size(1))
             grad_weight = torch.mm(flat.t(), windows)
         return grad_rows, grad_weight, None, None
 

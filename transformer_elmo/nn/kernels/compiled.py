@@ -56,6 +56,7 @@ class Compilable:
 
     def __call__(self, *args: Any) -> Any:
         if not is_wanted() or torch.compiler.is_compiling():
+            taken(self.function.__name__, "as written")
             return self.function(*args)
         if self._backend != BACKEND:
             self._compiled = torch.compile(self.function, backend=BACKEND)

@@ -16,7 +16,7 @@ from transformer_elmo.nn.kernels.ways import taken
 
 
 def _by_onednn(rows: torch.Tensor) -> bool:
-    """Float32 on a CPU, with a PyTorch that has oneDNN."""
+    """Float32 on a CPU, with a PyTorch that has oneDNN and a user who hasn't switched it off."""
     return (
         not torch.compiler.is_compiling()
         and rows.device.type == "cpu"
@@ -24,6 +24,7 @@ def _by_onednn(rows: torch.Tensor) -> bool:
         and rows.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 

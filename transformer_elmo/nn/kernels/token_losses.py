@@ -256,6 +256,7 @@ def _streamed_logsumexp(
             logits = product(embeddings, words.to(embeddings.dtype))
             total = torch.logaddexp(total, _logsumexp(logits, of_words))
         return total
+    taken("exact softmax", "in place")
     for _, logits in blocks_of_logits(embeddings, weight, bias):
         largest = logits.amax(-1)
         sums = logits.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
@@ -308,6 +309,7 @@ class _SampledTokenLoss(torch.autograd.Function):
             hit = sampled_ids[column] == targets
             logits = product(cast, sampled_weight)
             way = _probabilities_at_once if is_wanted() else _probabilities_in_blocks
+            taken("sampled softmax", "at once" if is_wanted() else "in blocks")
             unscaled, log_normalizers, scale = way(
                 logits, sampled_bias, column.unsqueeze(-1), hit.unsqueeze(-1), target_logits
             )

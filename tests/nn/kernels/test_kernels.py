@@ -1,0 +1,594 @@
+"""Each fast function against the plain one beside it: outputs and gradients."""
+
+import math
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from tests.device.pretend import moved, pretend_device
+from tests.nn.kernels.comparing import (
+    FEW,
+    MANY,
+    Blocks,
+    assert_same_function,
+    close,
+    dense,
+    dtypes,
+    gradients,
+    laid_out,
+    layouts,
+    pieces,
+    seeds,
+    widths,
+)
+from transformer_elmo.nn.kernels import attention, character_windows, sparse_gradients, token_losses
+from transformer_elmo.nn.kernels.attention import causal_attention, written_out_attention
+from transformer_elmo.nn.kernels.character_windows import max_over_windows, plain_max_over_windows
+from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.kernels.layer_norm import (
+    layer_norm,
+    norms_in_precision,
+    plain_layer_norm,
+)
+from transformer_elmo.nn.kernels.linear import linear, plain_linear, product
+from transformer_elmo.nn.kernels.moved_rows import moved_rows, plain_moved_rows
+from transformer_elmo.nn.kernels.precision import (
+    in_precision,
+    plain_in_precision,
+    products_dtype,
+)
+from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, merged_rows
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+
+# Products with weights.
+
+
+@MANY
+@given(seeds, st.integers(0, 70), widths, widths, dtypes, layouts, layouts)
+def test_linear(seed, num_rows, input_dim, output_dim, dtype, of_rows, of_weight):
+    torch.manual_seed(seed)
+    rows = laid_out(torch.randn(num_rows, input_dim).to(dtype), of_rows)
+    weight = laid_out(torch.randn(output_dim, input_dim).to(dtype), of_weight)
+    bias = torch.randn(output_dim).to(dtype)
+    assert_same_function(linear, plain_linear, [rows, weight, bias], tolerance=TOLERANCE[dtype])
+    assert linear(rows, weight, bias).dtype == product(rows, weight).dtype == dtype
+    assert close(product(rows, weight), rows.float() @ weight.float().t(), TOLERANCE[dtype])
+
+
+def test_linear_gradients_that_repeat_themselves_in_memory():
+    rows, weight = torch.randn(6, 4, requires_grad=True), torch.randn(3, 4)
+    # The gradient of a sum is a single number, expanded.
+    linear(rows, weight, torch.zeros(3)).sum().backward()
+    assert torch.allclose(rows.grad, weight.sum(0).expand(6, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", range(3))
+def test_linear_makes_only_gradients_that_are_asked_for(wanted):
+    tensors = [torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)]
+    tensors[wanted].requires_grad_()
+    with mock.patch.object(torch, "mm", wraps=torch.mm) as mm:
+        linear(*tensors).sum().backward()
+    assert [tensor.grad is not None for tensor in tensors] == [n == wanted for n in range(3)]
+    assert mm.call_count == (wanted == 1)
+
+
+def test_linear_under_autocast():
+    rows, weight, bias = torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(rows, weight, bias).dtype == torch.bfloat16
+        assert product(rows, weight).dtype == torch.bfloat16
+
+
+def test_linear_of_other_types():
+    for dtypes_of in ((torch.float64,) * 3, (torch.float16,) * 3):
+        rows, weight, bias = (
+            torch.randn(*shape).to(dtype) for shape, dtype in zip([(4, 3), (2, 3), (2,)], dtypes_of)
+        )
+        assert torch.equal(linear(rows, weight, bias), F.linear(rows, weight, bias))
+    with pytest.raises(RuntimeError, match="dtype"):
+        linear(torch.randn(4, 3), torch.randn(2, 3), torch.randn(2).double())
+
+
+# Attention.
+
+
+def attention_by_definition(query, key, value):
+    """A position at a time, each with itself and those before it."""
+    scale = 1 / math.sqrt(query.size(-1))
+    positions = []
+    for here in range(query.size(2)):
+        seen = slice(0, here + 1)
+        scores = (query[:, :, here : here + 1] * key[:, :, seen]).sum(-1) * scale
+        positions.append((scores.softmax(-1).unsqueeze(-1) * value[:, :, seen]).sum(2))
+    return torch.stack(positions, 2) if positions else query + key + value
+
+
+@MANY
+@given(
+    *(seeds, st.integers(0, 3), st.integers(1, 3), st.integers(0, 11), st.integers(1, 9)),
+    *(dtypes, st.sampled_from(["as it chooses", "fused", "written out"]), st.booleans()),
+)
+def test_attention(seed, batch, heads, timesteps, dim, dtype, way, beside_each_other):
+    torch.manual_seed(seed)
+    if beside_each_other:
+        # As a layer has them: one product made all three, a token at a time.
+        rows = torch.randn(batch, timesteps, 3, heads, dim).to(dtype)
+        tensors = list(rows.permute(2, 0, 3, 1, 4))
+    else:
+        tensors = list(torch.randn(3, batch, heads, timesteps, dim).to(dtype))
+    dropout = Dropout(0.5).eval()
+    # The bound is on the number of scores, both sides of which are within reach.
+    scores = {"fused": -1, "written out": 2**25, "as it chooses": 100}[way]
+    with mock.patch.object(attention, "SCORES_IN_MEMORY", scores):
+
+        def fast(*heads):
+            if way == "written out":
+                return written_out_attention(*heads, dropout)
+            return causal_attention(*heads, dropout)
+
+        assert fast(*tensors).dtype == dtype
+        assert_same_function(fast, attention_by_definition, tensors, tolerance=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_drops_probabilities(training):
+    """What remains of a probability is scaled up, and the rest of them are as they were."""
+    torch.manual_seed(3)
+    tensors = [torch.randn(2, 3, 5, 4, requires_grad=True) for _ in range(3)]
+    dropout = Dropout(0.4).train(training)
+    torch.manual_seed(4)
+    got = causal_attention(*tensors, dropout)
+    torch.manual_seed(4)
+    factors = dropout(torch.ones(6, 5, 5))
+    assert (factors == 0).any() == training
+
+    scores = tensors[0].flatten(0, 1) @ tensors[1].flatten(0, 1).transpose(1, 2) / 2
+    scores = scores + torch.full((5, 5), -math.inf).triu(1)
+    wanted = ((scores.softmax(-1) * factors) @ tensors[2].flatten(0, 1)).view_as(got)
+    assert close(got, wanted, 1e-5)
+    for ours, theirs in zip(gradients(got, tensors), gradients(wanted, tensors)):
+        assert close(ours, theirs, 1e-5)
+
+
+def test_attention_of_large_scores_is_finite():
+    tensors = torch.randn(3, 1, 2, 9, 4) * 1000
+    for dtype in (torch.float32, torch.bfloat16):
+        attended = causal_attention(*tensors.to(dtype), Dropout(0.0))
+        assert attended.isfinite().all()
+        # The first position has nobody but itself.
+        assert torch.equal(attended[:, :, 0], tensors[2, :, :, 0].to(dtype))
+
+
+# Convolutions of characters.
+
+
+def convolutions_of(shapes, dim):
+    return [
+        (torch.randn(number, dim, width, requires_grad=True), torch.randn(number))
+        for width, number in shapes
+    ]
+
+
+WAYS_OF_WINDOWS = [max_over_windows, character_windows._all_widths]
+
+
+@pytest.mark.parametrize("way", WAYS_OF_WINDOWS, ids=["as it chooses", "one product"])
+@MANY
+@given(
+    *(seeds, st.integers(0, 6), st.integers(1, 9), layouts),
+    *(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 6)), min_size=1, max_size=5),),
+    st.integers(0, 6),
+)
+def test_windows(way, seed, num_words, dim, layout, shapes, spare):
+    torch.manual_seed(seed)
+    # From words that the widest filter just fits in.
+    length = max(width for width, _ in shapes) + spare
+    characters = laid_out(torch.randn(num_words, length, dim), layout)
+    convolutions = convolutions_of(shapes, dim)
+    flat = [characters, *(tensor.detach() for pair in convolutions for tensor in pair)]
+
+    def called(function):
+        return lambda first, *rest: function(first, list(zip(rest[::2], rest[1::2])))
+
+    assert_same_function(called(way), called(plain_max_over_windows), flat)
+
+
+@pytest.mark.parametrize("way", WAYS_OF_WINDOWS, ids=["as it chooses", "one product"])
+def test_windows_in_bfloat16(way):
+    torch.manual_seed(0)
+    characters = torch.randn(7, 11, 5)
+    convolutions = convolutions_of([(1, 4), (3, 7), (6, 2)], 5)
+    exact = plain_max_over_windows(characters, convolutions)
+    rounded = [
+        (weight.detach().bfloat16().requires_grad_(), bias.bfloat16().requires_grad_())
+        for weight, bias in convolutions
+    ]
+    rows = characters.bfloat16().requires_grad_()
+    got = way(rows, rounded)
+    assert got.dtype == torch.bfloat16
+    assert close(got, exact, 3e-2)
+    got.sum().backward()
+    # Which window is the largest may differ, but not that there is one a word.
+    for weight, bias in rounded:
+        assert weight.grad.dtype == torch.bfloat16 and weight.grad.abs().sum() > 0
+        assert bias.grad.tolist() == [7.0] * bias.numel()
+
+
+@pytest.mark.parametrize("frozen", ["characters", "filters"])
+def test_windows_of_what_stands_still(frozen):
+    torch.manual_seed(0)
+    characters = torch.randn(3, 9, 4, requires_grad=frozen != "characters")
+    convolutions = convolutions_of([(2, 3), (4, 2)], 4)
+    weights = [weight.requires_grad_(frozen != "filters") for weight, _ in convolutions]
+    asked = [tensor for tensor in (characters, *weights) if tensor.requires_grad]
+    wanted = gradients(plain_max_over_windows(characters, convolutions), asked)
+    for way in WAYS_OF_WINDOWS:
+        for ours, theirs in zip(gradients(way(characters, convolutions), asked), wanted):
+            assert close(ours, theirs, 1e-5)
+
+
+# Layer normalization.
+
+
+@MANY
+@given(
+    *(seeds, st.integers(0, 9), widths, dtypes, layouts),
+    st.sampled_from([1e-6, 1.0, 1e4]),
+    st.booleans(),
+)
+def test_layer_norm(seed, num_rows, dim, dtype, layout, scale, same_type):
+    assume(dim > 1)
+    torch.manual_seed(seed)
+    rows = laid_out((torch.randn(num_rows, dim) * scale).to(dtype), layout)
+    gamma, beta = torch.randn(2, dim)
+    if same_type:
+        gamma, beta = gamma.to(dtype), beta.to(dtype)
+    assert layer_norm(rows, gamma, beta).dtype == dtype
+    assert plain_layer_norm(rows, gamma, beta).dtype == dtype
+    # Deviations near zero make gradients as large as their errors.
+    tolerance = TOLERANCE[dtype] * (20 if dim < 4 else 3)
+    assert close(layer_norm(rows, gamma, beta), plain_layer_norm(rows, gamma, beta), tolerance)
+    if scale == 1.0 and dim > 3:
+        assert_same_function(layer_norm, plain_layer_norm, [rows, gamma, beta], tolerance=tolerance)
+
+
+def test_layer_norm_of_batches_and_under_autocast():
+    rows, gamma, beta = torch.randn(2, 3, 5), torch.randn(5), torch.randn(5)
+    plain = plain_layer_norm(rows, gamma, beta)
+    assert close(layer_norm(rows, gamma, beta), plain, 1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer_norm(rows.bfloat16(), gamma, beta).dtype == torch.bfloat16
+        assert layer_norm(rows, gamma, beta).dtype == torch.float32
+
+
+def test_norms_in_precision():
+    weights = [torch.randn(5), torch.randn(5)]
+    assert norms_in_precision(torch.bfloat16, []) == []
+    for given_weight, made in zip(weights, norms_in_precision(torch.bfloat16, weights)):
+        assert made is given_weight
+    with pretend_device():
+        rows = torch.randn(4, 5).bfloat16()
+        there = norms_in_precision(torch.bfloat16, moved(weights))
+        assert [weight.dtype for weight in there] == [torch.bfloat16] * 2
+        # Whether they were cast before or not.
+        for gamma, beta in (there, moved(weights)):
+            normed = layer_norm(moved(rows), gamma, beta)
+            assert normed.dtype == torch.bfloat16
+            assert close(normed.held, plain_layer_norm(rows, *weights), 3e-2)
+
+
+# Rows taken to other places.
+
+
+@MANY
+@given(seeds, st.integers(0, 20), st.integers(0, 20), st.integers(0, 5), dtypes, layouts)
+def test_moved_rows(seed, num_rows, num_moved, dim, dtype, layout):
+    torch.manual_seed(seed)
+    num_moved = min(num_moved, num_rows)
+    source = laid_out(torch.randn(num_rows, dim, 3).to(dtype), layout)
+    index = torch.randperm(num_rows)[:num_moved]
+    assert_same_function(moved_rows, plain_moved_rows, [source], index, tolerance=0)
+    assert moved_rows(source, index).dtype == dtype
+    # To every place, and back.
+    order = torch.randperm(num_rows)
+    assert_same_function(
+        lambda rows: moved_rows(rows, order, order.argsort()),
+        lambda rows: plain_moved_rows(rows, order),
+        [source],
+        tolerance=0,
+    )
+
+
+def test_moved_rows_some_of_which_do_not_matter():
+    """A place without a token has the first one's row, and no gradient comes from it."""
+    source = torch.randn(3, 2, requires_grad=True)
+    places = moved_rows(source, torch.tensor([0, 2, 0, 1, 0]), torch.tensor([0, 3, 1]))
+    assert torch.equal(places, source[[0, 2, 0, 1, 0]])
+    grad = torch.randn(5, 2)
+    places.backward(grad)
+    assert torch.equal(source.grad, grad[[0, 3, 1]])
+
+
+def test_moved_rows_of_a_batch_of_padding():
+    source = torch.zeros(0, 4, requires_grad=True)
+    moved_to = moved_rows(source, torch.zeros(6, dtype=torch.long), torch.zeros(0).long())
+    assert torch.equal(moved_to, torch.zeros(6, 4))
+    moved_to.sum().backward()
+    assert source.grad.shape == (0, 4)
+
+
+# Weights in another precision.
+
+
+@MANY
+@given(
+    *(seeds, dtypes, dtypes),
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=4),
+    st.integers(1, 7),
+    st.booleans(),
+)
+def test_in_precision(seed, from_type, to_type, sizes, dim, of_matrices):
+    torch.manual_seed(seed)
+    rest = (dim, 2) if of_matrices else ()
+    groups = [[torch.randn(size, *rest).to(from_type) for size in group] for group in sizes]
+    flat = [weight.detach().requires_grad_() for group in groups for weight in group]
+    left = iter(flat)
+    groups = [[next(left) for _ in group] for group in groups]
+    made = in_precision(to_type, groups)
+    plain = plain_in_precision(to_type, groups)
+    assert [tensor.dtype for tensor in made] == [to_type] * len(groups)
+    for ours, theirs in zip(made, plain):
+        assert torch.equal(ours, theirs)
+    # Not all of them are used.
+    used = [number for number in range(len(groups)) if number != 1]
+    for ours, theirs in zip(
+        gradients(torch.cat([made[n].flatten() for n in used]), flat),
+        gradients(torch.cat([plain[n].flatten() for n in used]), flat),
+    ):
+        assert ours.dtype == from_type
+        assert torch.equal(ours, theirs)
+
+
+def test_in_precision_begins_where_products_like_it():
+    groups = [[torch.randn(size, 3)] for size in (1, 5, 7, 2)]
+    made = in_precision(torch.bfloat16, groups)
+    first = made[0].data_ptr()
+    assert [(tensor.data_ptr() - first) % 32 for tensor in made] == [0] * 4
+    # A stretch of memory, and not four.
+    assert len({tensor.untyped_storage().data_ptr() for tensor in made}) == 1
+    weight = torch.randn(3)
+    assert in_precision(torch.float32, [[weight]])[0] is weight
+
+
+def test_products_dtype():
+    assert products_dtype(torch.zeros(1).double()) == torch.float64
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert products_dtype(torch.zeros(1)) == torch.bfloat16
+
+
+# Gradients of few rows.
+
+
+@MANY
+@given(seeds, st.integers(0, 12), st.integers(1, 5), st.integers(1, 12))
+def test_merged_rows(seed, num_rows, dim, num_parameters):
+    torch.manual_seed(seed)
+    ids, values = torch.randint(num_parameters, (num_rows,)), torch.randn(num_rows, dim, 2)
+    sums = torch.zeros(num_parameters, dim, 2).index_add(0, ids, values)
+    given_values = values.clone()
+    assert close(merged_rows(ids, values), sums[ids], 1e-6)
+    assert torch.equal(values, given_values)
+
+
+@FEW
+@given(seeds, st.sampled_from([1e-3, 0.5, 1e3]), st.booleans())
+def test_clip_norm(seed, max_norm, coalesced):
+    torch.manual_seed(seed)
+    dense_one, without, sparse_one = (
+        torch.zeros(*shape, requires_grad=True) for shape in ((3, 4), (2,), (9, 2))
+    )
+    dense_one.grad = torch.randn(3, 4)
+    rows = torch.sparse_coo_tensor(torch.tensor([[7, 1, 7]]), torch.randn(3, 2), (9, 2))
+    sparse_one.grad = rows.coalesce() if coalesced else rows
+    plain = [torch.zeros_like(dense_one), torch.zeros_like(sparse_one)]
+    plain[0].grad, plain[1].grad = dense_one.grad.clone(), rows.to_dense()
+    wanted = torch.nn.utils.clip_grad_norm_(plain, max_norm)
+    assert torch.allclose(clip_norm([dense_one, without, sparse_one], max_norm), wanted)
+    assert without.grad is None and sparse_one.grad.is_sparse
+    for ours, theirs in zip((dense_one, sparse_one), plain):
+        assert close(dense(ours.grad, ours), theirs.grad, 1e-6)
+
+
+@FEW
+@given(seeds, st.lists(st.integers(0, 6), min_size=1, max_size=4))
+def test_rows_averaged_over_processes(seed, counts):
+    """Each process in its turn; what the others have to say is known beforehand."""
+    torch.manual_seed(seed)
+    parts = [(torch.randperm(9)[:count].sort().values, torch.randn(count, 3)) for count in counts]
+    total = sum(torch.zeros(9, 3).index_add(0, ids, values) for ids, values in parts)
+    union = sorted({number for ids, _ in parts for number in ids.tolist()})
+    longest = max(counts)
+
+    def padded(tensor):
+        return F.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, longest - tensor.size(0)))
+
+    said = [
+        [torch.tensor([count]) for count in counts],
+        [padded(ids) for ids, _ in parts],
+        [padded(values) for _, values in parts],
+    ]
+    for number, (ids, values) in enumerate(parts):
+        rounds = iter(said)
+
+        def gathered(tensor, number=number, rounds=rounds):
+            of_round = next(rounds)
+            assert torch.equal(tensor, of_round[number])
+            return of_round
+
+        with (
+            mock.patch.object(sparse_gradients, "_gathered", gathered),
+            mock.patch.object(sparse_gradients.dist, "get_world_size", lambda: len(counts)),
+        ):
+            found, mean = sparse_gradients.rows_averaged_over_processes(ids, values)
+        assert found.tolist() == union
+        assert close(mean, total[found] / len(counts), 1e-6)
+
+
+# The losses of tokens.
+
+
+def losses_case(seed, num_tokens, num_words, dim):
+    torch.manual_seed(seed)
+    embeddings, weight = torch.randn(num_tokens, dim), torch.randn(num_words, dim)
+    return embeddings, weight, torch.randn(num_words), torch.randint(num_words, (num_tokens,))
+
+
+@FEW
+@given(
+    *(seeds, st.integers(1, 9), st.integers(1, 19), st.integers(1, 7), layouts, layouts),
+    *(st.integers(5, 60), st.integers(1, 6), st.booleans()),
+)
+def test_exact_losses(
+    seed, num_tokens, num_words, dim, of_rows, of_weight, memory, tokens_at_once, on_a_device
+):
+    embeddings, weight, bias, targets = losses_case(seed, num_tokens, num_words, dim)
+    embeddings, weight = laid_out(embeddings, of_rows), laid_out(weight, of_weight)
+    inputs = [tensor.detach().requires_grad_() for tensor in (embeddings, weight, bias)]
+    wanted = token_losses.plain_exact_token_losses(*inputs, targets)
+    # The bound of the device that computes, and not the other one's.
+    mine, other = ("GPU", "CPU") if on_a_device else ("CPU", "GPU")
+    constants = {f"{mine}_LOGITS_IN_MEMORY": memory, f"{other}_LOGITS_IN_MEMORY": 10**6}
+    expected = [
+        rows * words
+        for rows in pieces(num_tokens, tokens_at_once)
+        for words in pieces(num_words, max(1, memory // rows))
+    ]
+    with Blocks(TOKENS_PER_BLOCK=tokens_at_once, **constants) as blocks:
+        if not on_a_device:
+            losses = token_losses.exact_token_losses(*inputs, targets)
+            assert blocks.sizes == expected
+            found = gradients(losses, inputs)
+        else:
+            with pretend_device():
+                there = [tensor.requires_grad_() for tensor in moved([t.detach() for t in inputs])]
+                losses = token_losses.exact_token_losses(*there, moved(targets))
+                assert blocks.sizes == expected
+                found = [gradient.held for gradient in gradients(losses, there)]
+                losses = losses.held
+    # The backward pass makes every block once more.
+    assert sorted(blocks.sizes) == sorted(2 * expected)
+    assert losses.dtype == torch.float32
+    assert close(losses, wanted, 1e-5)
+    for ours, theirs in zip(found, gradients(wanted, inputs)):
+        assert close(ours, theirs, 1e-5)
+
+
+@FEW
+@given(seeds, st.integers(1, 13), st.integers(1, 29), st.integers(1, 60), st.booleans())
+def test_exact_losses_in_bfloat16(seed, num_tokens, num_words, memory, autocast):
+    embeddings, weight, bias, targets = losses_case(seed, num_tokens, num_words, 5)
+    inputs = [tensor.requires_grad_() for tensor in (embeddings, weight, bias)]
+    wanted = token_losses.plain_exact_token_losses(*inputs, targets)
+    given_type = torch.float32 if autocast else torch.bfloat16
+    ours = [tensor.detach().to(given_type).requires_grad_() for tensor in inputs]
+    with Blocks(CPU_LOGITS_IN_MEMORY=memory, TOKENS_PER_BLOCK=7):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            losses = token_losses.exact_token_losses(*ours, targets)
+        found = gradients(losses, ours)
+    assert losses.dtype == torch.float32
+    assert close(losses, wanted, 3e-2)
+    for of_ours, of_theirs in zip(found, gradients(wanted, inputs)):
+        assert of_ours.dtype == given_type
+        assert close(of_ours, of_theirs, 6e-2)
+
+
+def test_losses_of_no_tokens():
+    inputs = [tensor.requires_grad_() for tensor in losses_case(0, 0, 9, 4)[:3]]
+    none = torch.zeros(0)
+    for losses in (
+        token_losses.exact_token_losses(*inputs, none.long()),
+        token_losses.sampled_token_losses(
+            *inputs, none.long(), none, torch.tensor([2, 5]), torch.zeros(2), False
+        ),
+    ):
+        assert losses.shape == (0,) and losses.dtype == torch.float32
+        for gradient, tensor in zip(gradients(losses, inputs), inputs):
+            assert torch.equal(gradient, torch.zeros_like(tensor))
+
+
+def test_exact_losses_of_large_logits():
+    embeddings, weight, bias, targets = losses_case(0, 5, 23, 4)
+    embeddings *= 1000
+    with Blocks(CPU_LOGITS_IN_MEMORY=20):
+        losses = token_losses.exact_token_losses(embeddings, weight, bias, targets)
+    wanted = token_losses.plain_exact_token_losses(embeddings, weight, bias, targets)
+    assert losses.isfinite().all() and (losses >= 0).all()
+    assert close(losses, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("loss", ["exact", "sampled"])
+@pytest.mark.parametrize("asked", [(0,), (1,), (2,), (0, 2), (1, 2)])
+def test_losses_make_only_gradients_that_are_asked_for(loss, asked):
+    embeddings, weight, bias, targets = losses_case(1, 6, 11, 3)
+    inputs = [embeddings, weight, bias]
+    for number in asked:
+        inputs[number].requires_grad_()
+    if loss == "exact":
+        fast, plain = token_losses.exact_token_losses, token_losses.plain_exact_token_losses
+        losses, wanted = fast(*inputs, targets), plain(*inputs, targets)
+    else:
+        rest = (targets, torch.randn(6), torch.tensor([0, 3, 8, 9]), torch.randn(4))
+        losses = token_losses.sampled_token_losses(*inputs, *rest, False)
+        wanted = token_losses.plain_sampled_token_losses(*inputs, *rest)
+    wanted_from = [inputs[number] for number in asked]
+    for ours, theirs in zip(gradients(losses, wanted_from), gradients(wanted, wanted_from)):
+        assert close(ours, theirs, 1e-5)
+
+
+@MANY
+@given(
+    *(seeds, st.integers(0, 13), st.integers(2, 29), st.integers(1, 7), st.integers(1, 9)),
+    *(st.integers(1, 40), st.sampled_from(["dense", "sparse", "sparse on a device"])),
+    *(st.booleans(), st.booleans()),
+)
+def test_sampled_losses(
+    seed, num_tokens, num_words, dim, num_samples, memory, gradient, column_bias, autocast
+):
+    assume(num_samples < num_words)
+    embeddings, weight, bias, targets = losses_case(seed, num_tokens, num_words, dim)
+    # AllenNLP's layout of the bias of sparse weights.
+    bias = bias.unsqueeze(-1) if column_bias else bias
+    sampled_ids = torch.randperm(num_words)[:num_samples].sort().values
+    rest = (targets, torch.randn(num_tokens), sampled_ids, torch.randn(num_samples))
+    inputs = [tensor.requires_grad_() for tensor in (embeddings, weight, bias)]
+    wanted = token_losses.plain_sampled_token_losses(*inputs, *rest)
+    sparse, on_a_device = gradient != "dense", gradient == "sparse on a device"
+    constants = {"CPU_LOGITS_IN_MEMORY": memory, "GPU_LOGITS_IN_MEMORY": memory}
+    dtype = torch.bfloat16 if autocast else torch.float32
+    with Blocks(**constants):
+        if not on_a_device:
+            with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+                losses = token_losses.sampled_token_losses(*inputs, *rest, sparse)
+            found = gradients(losses, inputs)
+        else:
+            with pretend_device() as device:
+                there = [tensor.requires_grad_() for tensor in moved([t.detach() for t in inputs])]
+                with torch.autocast(device.type, dtype=dtype, enabled=autocast):
+                    losses = token_losses.sampled_token_losses(*there, *moved(rest), sparse)
+                grads = torch.autograd.grad(losses.sum(), there)
+                assert [gradient.is_sparse for gradient in grads] == [False, True, True]
+                losses, found = losses.held, [dense(g.held, t) for g, t in zip(grads, inputs)]
+    assert losses.dtype == torch.float32
+    tolerance = 6e-2 if autocast else 2e-5
+    assert close(losses, wanted, tolerance)
+    expected = (
+        torch.autograd.grad(wanted.sum(), inputs) if on_a_device else gradients(wanted, inputs)
+    )
+    for ours, theirs in zip(found, expected):
+        assert ours.dtype == torch.float32
+        assert close(ours, theirs, tolerance)

@@ -1,0 +1,108 @@
+"""Where tokens stand, against what a mask says by itself, a sentence at a time."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.nn.kernels.comparing import MANY, seeds
+from transformer_elmo.nn.packing import Packing
+
+masks = st.integers(0, 6).flatmap(
+    lambda timesteps: st.lists(
+        st.lists(st.booleans(), min_size=timesteps, max_size=timesteps), min_size=0, max_size=5
+    ).map(lambda rows: torch.tensor(rows, dtype=torch.bool).view(len(rows), timesteps))
+)
+# Little padding goes another way than much.
+nearly_full = st.tuples(st.integers(3, 6), st.integers(7, 9), st.integers(0, 20)).map(
+    lambda sizes: torch.arange(sizes[0] * sizes[1]).view(sizes[:2]) != sizes[2]
+)
+DIM = 3
+
+
+def in_reading_order(padded, mask, backward):
+    """Sentences pushed to the left, and reversed; zero behind them."""
+    result = torch.zeros_like(padded)
+    for row, present in enumerate(mask):
+        words = padded[row, present]
+        result[row, : len(words)] = words.flip(0) if backward else words
+    return result
+
+
+@MANY
+@given(seeds, st.one_of(masks, nearly_full))
+def test_tokens_come_and_go(seed, mask):
+    torch.manual_seed(seed)
+    packing = Packing(mask)
+    padded = torch.randn(*mask.shape, DIM, requires_grad=True)
+    tokens = packing.pack(padded)
+    assert torch.equal(tokens, padded[mask])
+    lengths = mask.sum(-1)
+    behind = torch.arange(mask.size(1)) < lengths[:, None]
+    for order, backward in ((packing.forward, False), (packing.backward, True)):
+        rows = order.rows(tokens)
+        assert rows.shape == (order.num_rows, DIM)
+        assert order.num_rows == (mask.numel() if order.padded else mask.sum())
+        # Attention finds each sentence in order.
+        heads = order.heads(rows.repeat(1, 6) * torch.arange(1, 7).repeat_interleave(DIM), 2)
+        placed = in_reading_order(padded, mask, backward)
+        for number, head in enumerate(heads):
+            assert head.shape == (mask.size(0), 2, mask.size(1), DIM)
+            for which in range(2):
+                wanted = placed * (2 * number + which + 1)
+                assert torch.equal(head[:, which][behind], wanted[behind])
+            assert head.isfinite().all()
+        # And it goes back to where it came from.
+        again = order.rows_of_heads(heads[0])
+        assert again.shape == (order.num_rows, 2 * DIM)
+        batch = order.batch_of_rows(again).view(*mask.shape, 2 * DIM)
+        assert torch.equal(batch[mask][:, :DIM], tokens)
+        assert torch.equal(batch[mask][:, DIM:], 2 * tokens)
+        numbers = torch.randperm(tokens.size(0))[: tokens.size(0) // 2]
+        assert torch.equal(order.tokens_of_rows(rows, numbers), tokens[numbers])
+
+    both = packing.unpack(
+        packing.forward.rows(tokens), 2 * packing.backward.rows(tokens), torch.float64
+    )
+    assert both.dtype == torch.float64
+    assert torch.equal(both[mask].float(), torch.cat([tokens, 2 * tokens], -1))
+    assert not both[~mask].any()
+    weights = torch.randn(*mask.shape, 2 * DIM, dtype=torch.float64)
+    (both * weights).sum().backward()
+    wanted = (weights[..., :DIM] + 2 * weights[..., DIM:]).float() * mask.unsqueeze(-1)
+    assert torch.allclose(padded.grad, wanted, atol=1e-6)
+
+
+@MANY
+@given(st.one_of(masks, nearly_full))
+def test_neighbours(mask):
+    """Tokens with another one behind them, and with one before them, in their sentence."""
+    packing, count = Packing(mask), 0
+    with_next, with_previous = [], []
+    for present in mask:
+        length = int(present.sum())
+        with_next += range(count, count + length - 1)
+        with_previous += range(count + 1, count + length)
+        count += length
+    assert packing.with_next.tolist() == with_next
+    assert packing.with_previous.tolist() == with_previous
+
+
+@MANY
+@given(st.lists(st.integers(0, 7), max_size=5), st.integers(0, 2))
+def test_lengths_that_the_host_knows(lengths, spare):
+    timesteps = max(lengths, default=0) + spare
+    mask = torch.arange(timesteps) < torch.tensor(lengths, dtype=torch.long)[:, None]
+    told, found = Packing(mask, np.array(lengths, dtype=np.int64)), Packing(mask)
+    for name in ("tokens", "with_next", "with_previous"):
+        assert torch.equal(getattr(told, name), getattr(found, name))
+    assert told.forward.padded == found.forward.padded
+
+
+@pytest.mark.parametrize("padding, padded", [(0, True), (5, True), (6, False)])
+def test_little_padding_stays(padding, padded):
+    mask = torch.arange(100).view(10, 10) < 100 - padding
+    packing = Packing(mask)
+    assert packing.forward.padded == packing.backward.padded == padded
+    assert packing.backward.num_rows == (100 if padded else 94)
