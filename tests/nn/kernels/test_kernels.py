@@ -42,6 +42,7 @@ from transformer_elmo.nn.kernels.precision import (
     products_dtype,
 )
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, merged_rows
+from transformer_elmo.nn.kernels.ways import watched
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -71,10 +72,12 @@ def test_linear_gradients_that_repeat_themselves_in_memory():
 def test_linear_makes_only_gradients_that_are_asked_for(wanted):
     tensors = [torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)]
     tensors[wanted].requires_grad_()
-    with mock.patch.object(torch, "mm", wraps=torch.mm) as mm:
+    with mock.patch.object(torch, "mm", wraps=torch.mm) as mm, watched() as ways:
         linear(*tensors).sum().backward()
     assert [tensor.grad is not None for tensor in tensors] == [n == wanted for n in range(3)]
-    assert mm.call_count == (wanted == 1)
+    if "linear: oneDNN" in ways:
+        assert ways == {"linear: oneDNN": 1 + (wanted == 0)}
+        assert mm.call_count == (wanted == 1)
 
 
 def test_linear_under_autocast():
@@ -320,6 +323,8 @@ def test_moved_rows_of_a_batch_of_padding():
     assert torch.equal(moved_to, torch.zeros(6, 4))
     moved_to.sum().backward()
     assert source.grad.shape == (0, 4)
+    half = source.detach().bfloat16()
+    assert moved_rows(half, torch.zeros(2, dtype=torch.long)).dtype == torch.bfloat16
 
 
 # Weights in another precision.
@@ -363,6 +368,14 @@ def test_in_precision_begins_where_products_like_it():
     assert len({tensor.untyped_storage().data_ptr() for tensor in made}) == 1
     weight = torch.randn(3)
     assert in_precision(torch.float32, [[weight]])[0] is weight
+
+
+def test_in_precision_without_what_is_not_used():
+    weights = [torch.randn(2, 3, requires_grad=True) for _ in range(4)]
+    _, used = in_precision(torch.bfloat16, [weights[:2], weights[2:]])
+    used.sum().backward()
+    assert [weight.grad is None for weight in weights] == [True, True, False, False]
+    assert torch.equal(weights[3].grad, torch.ones(2, 3))
 
 
 def test_products_dtype():

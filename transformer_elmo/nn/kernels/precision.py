@@ -34,6 +34,8 @@ class _Cast(torch.autograd.Function):
     def forward(
         ctx: Any, dtype: torch.dtype, sizes: Tuple[int, ...], *weights: torch.Tensor
     ) -> Tuple[torch.Tensor, ...]:
+        # What isn't used has no gradient, and not one of zeros.
+        ctx.set_materialize_grads(False)
         ctx.dtype, left = weights[0].dtype, iter(weights)
         ctx.groups = [[next(left).shape for _ in range(size)] for size in sizes]
         parts, joined = _stretch(weights[0], dtype, ctx.groups)
