@@ -71,7 +71,7 @@ def test_tokens_come_and_go(seed, mask):
     weights = torch.randn(*mask.shape, 2 * DIM, dtype=torch.float64)
     (both * weights).sum().backward()
     wanted = (weights[..., :DIM] + 2 * weights[..., DIM:]).float() * mask.unsqueeze(-1)
-    assert torch.allclose(padded.grad, wanted, atol=1e-6)
+    assert padded.grad is not None and torch.allclose(padded.grad, wanted, atol=1e-6)
 
 
 @MANY

@@ -17,7 +17,7 @@ from transformer_elmo.nn.kernels.ways import taken
 
 def _by_onednn(rows: torch.Tensor) -> bool:
     """Float32 on a CPU, with a PyTorch that has oneDNN and a user who hasn't switched it off."""
-    return (
+    return bool(
         not torch.compiler.is_compiling()
         and rows.device.type == "cpu"
         and rows.dtype == torch.float32
