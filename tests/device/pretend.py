@@ -6,9 +6,9 @@ device fails here: an operation with tensors of both. What would make the host w
 is counted (`waits`), and so is each operation that a device would be sent (`launches`), each under
 the line of the package that asked for it.
 
-It shows neither speed nor the numerics of any device. Three of PyTorch's operations choose their
-way by the device, and have stand-ins here that go a GPU's way: attention and dropout in one
-operation, and casts under autocast.
+It shows neither speed nor the numerics of any device. Some of PyTorch's operations choose their way
+by the device, and have stand-ins here that go a GPU's way: attention and dropout in one operation,
+casts under autocast, and Adam's one kernel for all tensors.
 """
 
 import math
@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from transformer_elmo.plugin import optimizer
 
 # The one device besides the CPU that every PyTorch can name without a driver.
 DEVICE = torch.device("meta")
@@ -59,6 +61,9 @@ class PretendTensor(torch.Tensor):
         )
         made.held = real
         return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self), (self.held,)
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PretendTensor({self.held!r})"
@@ -191,6 +196,9 @@ class _Attention(torch.autograd.Function):
         return (None, None, *map(PretendTensor, grads))
 
 
+_stock_attention = F.scaled_dot_product_attention
+
+
 def _attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -198,6 +206,8 @@ def _attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
 ) -> torch.Tensor:
+    if not isinstance(query, PretendTensor):
+        return _stock_attention(query, key, value, dropout_p=dropout_p, is_causal=is_causal)
     return _Attention.apply(is_causal, dropout_p, query, key, value)
 
 
@@ -274,6 +284,7 @@ def pretend_device() -> Iterator[torch.device]:
             (torch, "autocast", _Autocast),
             (F, "scaled_dot_product_attention", _attention),
             (F, "dropout", _dropout),
+            (optimizer, "FUSED_DEVICES", (*optimizer.FUSED_DEVICES, DEVICE.type)),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         stack.enter_context(_Arrivals())

@@ -175,6 +175,13 @@ def test_vectors(elmos, layers, sentences):
         assert np.allclose(one, other, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_vectors(elmos, lm_archive, sentences, precision):
+    compiled = TransformerElmo.open(lm_archive, device=DEVICE, precision=precision, compile=True)
+    for one, other in zip(elmos[0].embed(sentences), compiled.embed(sentences)):
+        assert np.allclose(one, other, atol=1e-4 if precision == "float32" else 5e-2)
+
+
 def test_long_text(elmos):
     text = " ".join(random_sentences(800, seed=5))
     here, there = (elmo.embed([text], "mix")[0] for elmo in elmos)
