@@ -5,6 +5,9 @@ devices, and the host hardly ever waits.
 
 import copy
 import json
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -18,6 +21,7 @@ from allennlp.predictors import Predictor
 from allennlp.training import GradientDescentTrainer, gradient_descent_trainer
 from allennlp.training.checkpointer import Checkpointer
 from allennlp.training.optimizers import Optimizer
+from torch.nn import functional as F
 
 from tests.device.pretend import DEVICE, PretendTensor, launches, moved, pretend_device, waits
 from tests.small_lm import model_config, random_sentences, reader_config, tensors
@@ -26,6 +30,7 @@ from transformer_elmo import (
     LanguageModelingEvaluator,
     TransformerElmo,
 )
+from transformer_elmo.nn.kernels import attention
 from transformer_elmo.nn.kernels.ways import watched
 from transformer_elmo.nn.perplexity import Totals
 from transformer_elmo.plugin.text_fields import FACTS
@@ -401,3 +406,59 @@ def test_each_kernel_takes_the_way_of_a_device(make_model, vocabulary):
     assert {"attention: fused", "character windows: one product", "precision: together"} <= found
     assert "softmax gradient: rows as they come" in found
     assert not any("oneDNN" in name or "written out" in name for name in found)
+
+
+def sentence_by_sentence(query, key, value, bounds, bounds_of_keys, longest, longest_key):
+    """A stand-in for `varlen_attn`, causal, which needs a GPU."""
+    assert bounds.dtype == torch.int32 and bounds_of_keys is bounds
+    results, lengths = [], []
+    for begin, end in pairwise(bounds.held.tolist()):
+        heads = (tensor.held[begin:end].transpose(0, 1) for tensor in (query, key, value))
+        attended = F.scaled_dot_product_attention(*heads, is_causal=True)
+        results.append(attended.transpose(0, 1))
+        lengths.append(end - begin)
+    assert longest == longest_key == max(lengths)
+    return PretendTensor(torch.cat(results))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_attention_without_padding(make_model, vocabulary, monkeypatch, precision):
+    monkeypatch.setattr(attention, "attention_of_sentences", lambda: sentence_by_sentence)
+    if precision == "float32":
+        # It takes half precision only; but so the numbers can be compared closely.
+        allowed = "transformer_elmo.nn.packing.can_skip_padding"
+        monkeypatch.setattr(allowed, lambda *_: bool(attention.DEVICES_WITHOUT_PADDING))
+    model = make_model(precision=precision).eval()
+    results, ways_of = [], []
+    with pretend_device():
+        moved(model)
+        batch = moved(tensors(PADDED, vocabulary))
+        for devices in ((), (DEVICE.type,)):
+            monkeypatch.setattr(attention, "DEVICES_WITHOUT_PADDING", devices)
+            with watched() as ways, torch.no_grad():
+                results.append(model(**batch))
+            ways_of.append(ways)
+        with watched() as ways_with_gradients:
+            if precision == "bfloat16":
+                model(**batch)
+    # Two layers in each direction.
+    assert "attention: without padding" not in ways_of[0]
+    assert ways_of[1]["attention: without padding"] == 4 and "attention: fused" not in ways_of[1]
+    assert "attention: without padding" not in ways_with_gradients
+    for name in ("lm_embeddings", "loss", "backward_loss"):
+        one, other = (numbers(result[name]) for result in results)
+        assert torch.allclose(one, other, atol=1e-5 if precision == "float32" else 6e-2), name
+
+
+@pytest.mark.parametrize("parameter, value", [("window_size", (-1, 0)), ("is_causal", True)])
+def test_attention_without_padding_is_causal(monkeypatch, parameter, value):
+    """Whichever parameter says so in this version of PyTorch."""
+    namespace = {}
+    exec(f"def varlen_attn(query, {parameter}=None): return {parameter}", namespace)
+    found = SimpleNamespace(varlen_attn=namespace["varlen_attn"])
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", found)
+    assert attention.attention_of_sentences.__wrapped__()(None) == value
+    found.varlen_attn = lambda query: None
+    assert attention.attention_of_sentences.__wrapped__() is None
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert attention.attention_of_sentences.__wrapped__() is None
