@@ -35,6 +35,8 @@ waits: "Counter[str]" = Counter()
 launches: "Counter[str]" = Counter()
 
 _WAITING_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+# PyTorch tags it as none of these, but how many rows are left is for the host to know.
+_WAITING = {aten._coalesce.default}
 _INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
 # Neither computes anything.
 _IDLE = {
@@ -89,7 +91,8 @@ class PretendTensor(torch.Tensor):
             for index in tree_leaves(args[1])
         ):
             waits[f"boolean index at {_asked_by()}"] += 1
-        if to_cpu or (not indices and _WAITING_TAGS & set(function.tags)):
+        asks = function in _WAITING or bool(_WAITING_TAGS & set(function.tags))
+        if to_cpu or (asks and not indices):
             waits[f"{'copy to the CPU' if to_cpu else function} at {_asked_by()}"] += 1
         elif function not in _IDLE and not _is_view(function):
             launches[f"{function} at {_asked_by()}"] += 1
