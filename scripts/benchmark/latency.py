@@ -75,7 +75,7 @@ def main() -> None:
         "ours, new words": lambda words: elmo.embed([words]),
     }
     if not options.without_peer:
-        peer = workload.peer_model(section, vocab, model).to(device).eval()
+        peer: Any = workload.peer_model(section, vocab, model).to(device).eval()
         peer.delete_softmax()
         sides["the peer"] = lambda words: peer_embed(peer, words, device)
         with torch.no_grad():

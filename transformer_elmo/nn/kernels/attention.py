@@ -105,9 +105,10 @@ def attention_of_sentences() -> Optional[Callable[..., torch.Tensor]]:
     except ImportError:
         return None
     # Its parameter for that has changed with PyTorch's versions.
+    attention: Any = varlen_attn
     for name, value in (("window_size", (-1, 0)), ("is_causal", True)):
-        if name in inspect.signature(varlen_attn).parameters:
-            return functools.partial(varlen_attn, **{name: value})
+        if name in inspect.signature(attention).parameters:
+            return functools.partial(attention, **{name: value})
     return None
 
 
