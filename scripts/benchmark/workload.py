@@ -164,10 +164,16 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     }
 
 
+def experiment() -> Dict[str, Any]:
+    """The billion-word run's config."""
+    ext_vars = {"BIDIRECTIONAL_LM_TRAIN_PATH": "text", "BIDIRECTIONAL_LM_VOCAB_PATH": "vocabulary"}
+    found: Dict[str, Any] = json.loads(_jsonnet.evaluate_file(str(CONFIG), ext_vars=ext_vars))
+    return found
+
+
 def model_section() -> Dict[str, Any]:
     """The billion-word model's parameters, nothing shrunk."""
-    ext_vars = {"BIDIRECTIONAL_LM_TRAIN_PATH": "text", "BIDIRECTIONAL_LM_VOCAB_PATH": "vocabulary"}
-    section = json.loads(_jsonnet.evaluate_file(str(CONFIG), ext_vars=ext_vars))["model"]
+    section: Dict[str, Any] = experiment()["model"]
     del section["type"]
     return section
 

@@ -6,9 +6,9 @@ device fails here: an operation with tensors of both. What would make the host w
 is counted (`waits`), and so is each operation that a device would be sent (`launches`), each under
 the line of the package that asked for it.
 
-It shows neither speed nor the numerics of any device. Three of PyTorch's operations choose their
-way by the device, and have stand-ins here that go a GPU's way: attention and dropout in one
-operation, and casts under autocast.
+It shows neither speed nor the numerics of any device. Some of PyTorch's operations choose their way
+by the device, and have stand-ins here that go a GPU's way: attention and dropout in one operation,
+casts under autocast, and Adam's one kernel for all tensors.
 """
 
 import math
@@ -24,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from transformer_elmo.plugin import optimizer
+
 # The one device besides the CPU that every PyTorch can name without a driver.
 DEVICE = torch.device("meta")
 
@@ -33,6 +35,8 @@ waits: "Counter[str]" = Counter()
 launches: "Counter[str]" = Counter()
 
 _WAITING_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+# PyTorch tags it as none of these, but how many rows are left is for the host to know.
+_WAITING = {aten._coalesce.default}
 _INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
 # Neither computes anything.
 _IDLE = {
@@ -60,6 +64,9 @@ class PretendTensor(torch.Tensor):
         made.held = real
         return made
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self), (self.held,)
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PretendTensor({self.held!r})"
 
@@ -84,7 +91,8 @@ class PretendTensor(torch.Tensor):
             for index in tree_leaves(args[1])
         ):
             waits[f"boolean index at {_asked_by()}"] += 1
-        if to_cpu or (not indices and _WAITING_TAGS & set(function.tags)):
+        asks = function in _WAITING or bool(_WAITING_TAGS & set(function.tags))
+        if to_cpu or (asks and not indices):
             waits[f"{'copy to the CPU' if to_cpu else function} at {_asked_by()}"] += 1
         elif function not in _IDLE and not _is_view(function):
             launches[f"{function} at {_asked_by()}"] += 1
@@ -191,6 +199,9 @@ class _Attention(torch.autograd.Function):
         return (None, None, *map(PretendTensor, grads))
 
 
+_stock_attention = F.scaled_dot_product_attention
+
+
 def _attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -198,6 +209,8 @@ def _attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
 ) -> torch.Tensor:
+    if not isinstance(query, PretendTensor):
+        return _stock_attention(query, key, value, dropout_p=dropout_p, is_causal=is_causal)
     return _Attention.apply(is_causal, dropout_p, query, key, value)
 
 
@@ -274,6 +287,7 @@ def pretend_device() -> Iterator[torch.device]:
             (torch, "autocast", _Autocast),
             (F, "scaled_dot_product_attention", _attention),
             (F, "dropout", _dropout),
+            (optimizer, "FUSED_DEVICES", (*optimizer.FUSED_DEVICES, DEVICE.type)),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         stack.enter_context(_Arrivals())

@@ -18,6 +18,8 @@ from allennlp.training import gradient_descent_trainer
 
 from tests.small_lm import experiment_config, random_sentences, tensors
 from transformer_elmo import DenseSparseAdam, TransformerElmo
+from transformer_elmo.nn.kernels.attention import attention_of_sentences
+from transformer_elmo.nn.kernels.ways import watched
 from transformer_elmo.plugin.text_fields import FACTS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -173,6 +175,24 @@ def test_vectors(elmos, layers, sentences):
     here, there = (elmo.embed([*sentences, ""], layers) for elmo in elmos)
     for one, other in zip(here, there):
         assert np.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_vectors(elmos, lm_archive, sentences, precision):
+    compiled = TransformerElmo.open(lm_archive, device=DEVICE, precision=precision, compile=True)
+    for one, other in zip(elmos[0].embed(sentences), compiled.embed(sentences)):
+        assert np.allclose(one, other, atol=1e-4 if precision == "float32" else 5e-2)
+
+
+def test_attention_without_padding(elmos, lm_archive, sentences):
+    """Sentences of many lengths in one batch; where PyTorch has it."""
+    model = TransformerElmo.open(lm_archive, device=DEVICE, precision="bfloat16")
+    with watched() as ways:
+        vectors = model.embed(sentences, "top")
+    if attention_of_sentences() is not None:
+        assert ways["attention: without padding"]
+    for one, other in zip(elmos[0].embed(sentences, "top"), vectors):
+        assert np.allclose(one, other, atol=5e-2)
 
 
 def test_long_text(elmos):

@@ -3,12 +3,19 @@ Where the tokens of a padded batch stand: in the batch, in the matrix that linea
 and in the sentences that attention reads.
 """
 
+import functools
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from transformer_elmo.nn.kernels.attention import (
+    can_skip_padding,
+    causal_attention,
+    unpadded_attention,
+)
+from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.moved_rows import moved_rows
 
 Index = NDArray[np.int64]
@@ -50,9 +57,11 @@ class Packing:
         )
         places = _Places(present)
         indices = _on_device(places.indices(), mask.device)
-        self.tokens, self.with_next, self.with_previous, *orders = indices
-        self.forward = ReadingOrder(mask.shape, places.num_rows, places.padded, orders[:4])
-        self.backward = ReadingOrder(mask.shape, places.num_rows, places.padded, orders[4:])
+        self.tokens, self.with_next, self.with_previous, mirrored, bounds, *orders = indices
+        shared = (mask.shape, places.num_rows, places.padded)
+        sentences = Sentences(bounds, places.longest)
+        self.forward = ReadingOrder(*shared, orders[:4], sentences)
+        self.backward = ReadingOrder(*shared, orders[4:], sentences, mirrored)
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """From shape `(batch_size, timesteps, dim)` to `(num_tokens, dim)`."""
@@ -81,6 +90,8 @@ class _Places:
         num_places, num_tokens = present.size, len(self._tokens)
         self.padded = num_tokens >= (1.0 - PADDING_WORTH_REMOVING) * num_places > 0
         self.num_rows = num_places if self.padded else num_tokens
+        self._lengths = present.sum(-1, dtype=np.int64)
+        self.longest = int(self._lengths.max(initial=0))
 
     def indices(self) -> List[Index]:
         present = self._present
@@ -97,6 +108,8 @@ class _Places:
             self._tokens,
             numbers[of_token < last],
             numbers[of_token > 1],
+            numbers + last - 2 * of_token + 1,
+            np.append(0, self._lengths[self._lengths > 0].cumsum()),
             *self._order(begin + np.where(present, rank - 1, behind), numbers),
             *self._order(begin + np.where(present, length - rank, behind), numbers),
         ]
@@ -126,6 +139,28 @@ def _on_device(indices: Sequence[Index], device: torch.device) -> Tuple[torch.Te
     return block.split([len(index) for index in indices])
 
 
+class Sentences:
+    """
+    A batch's tokens as sentences one behind the other.
+
+    # Parameters
+
+    bounds : `torch.Tensor`
+        Shape `(num_sentences + 1,)`: the number of each one's first token, and that of all tokens.
+    longest : `int`
+        How many tokens the longest one has.
+    """
+
+    def __init__(self, bounds: torch.Tensor, longest: int) -> None:
+        self._bounds = bounds
+        self.longest = longest
+
+    @functools.cached_property
+    def bounds(self) -> torch.Tensor:
+        """32-bit integers."""
+        return self._bounds.int()
+
+
 class ReadingOrder:
     """
     How one direction's layers hold the tokens: as rows of a matrix, from which attention makes
@@ -145,12 +180,23 @@ class ReadingOrder:
     indices : `Sequence[torch.Tensor]`
         Which token each place of this order has, shape `(num_places,)`; the place of each token,
         shape `(num_tokens,)`; and from rows to the batch and back.
+    sentences : `Sentences`
+    mirrored : `torch.Tensor`, optional (default = `None`)
+        Shape `(num_tokens,)`: the token that each one becomes when its sentence is reversed, if
+        this order reverses sentences.
     """
 
     def __init__(
-        self, shape: torch.Size, num_rows: int, padded: bool, indices: Sequence[torch.Tensor]
+        self,
+        shape: torch.Size,
+        num_rows: int,
+        padded: bool,
+        indices: Sequence[torch.Tensor],
+        sentences: Sentences,
+        mirrored: Optional[torch.Tensor] = None,
     ) -> None:
         self.shape, self.num_rows, self.padded = shape, num_rows, padded
+        self._sentences, self._mirrored = sentences, mirrored
         self._token_of_place, self._place_of_token, *self._rows_to_batch = indices
 
     def rows(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -164,6 +210,34 @@ class ReadingOrder:
         return moved_rows(
             rows, self._place_of_token.index_select(0, numbers) if self.padded else numbers
         )
+
+    def attended(self, rows: torch.Tensor, num_heads: int, dropout: Dropout) -> torch.Tensor:
+        """
+        Causal attention in this order.
+
+        # Parameters
+
+        rows : `torch.Tensor`
+            Shape `(num_rows, 3 * dim)`: queries, keys and values, one beside the other.
+        num_heads : `int`
+        dropout : `Dropout`
+            On the attention probabilities.
+
+        # Returns
+
+        `torch.Tensor`
+            Shape `(num_rows, dim)`.
+        """
+        if self.padded or not can_skip_padding(rows, dropout):
+            heads = self.heads(rows, num_heads)
+            return self.rows_of_heads(causal_attention(*heads, dropout=dropout))
+        if self._mirrored is not None:
+            rows = rows.index_select(0, self._mirrored)
+        heads_of_tokens = rows.view(rows.size(0), 3, num_heads, -1)
+        sentences = self._sentences
+        rows = unpadded_attention(heads_of_tokens, sentences.bounds, sentences.longest).flatten(1)
+        # Reversed twice is as it was.
+        return rows if self._mirrored is None else rows.index_select(0, self._mirrored)
 
     def heads(
         self, rows: torch.Tensor, num_heads: int

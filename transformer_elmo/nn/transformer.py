@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.kernels.attention import causal_attention
 from transformer_elmo.nn.kernels.compiled import compilable
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
@@ -158,8 +157,8 @@ class TransformerLayer(torch.nn.Module):
             Shape `(num_rows, input_dim)`.
         """
         attention, feed_forward = cast(List[ResidualNorm], list(self.sublayer))
-        heads = order.heads(_before_attention(rows, weights), NUM_HEADS)
-        attended = order.rows_of_heads(causal_attention(*heads, dropout=self.self_attn.dropout))
+        projected = _before_attention(rows, weights)
+        attended = order.attended(projected, NUM_HEADS, self.self_attn.dropout)
         dropouts = (attention.dropout, self.feed_forward.dropout, feed_forward.dropout)
         return _after_attention(attended, rows, weights, dropouts)
 

@@ -1,9 +1,12 @@
 """Vectors of words met before, for a word encoder whose weights stand still."""
 
+import functools
 import threading
 from typing import Callable, List, Optional, Sequence, Tuple, Type
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 # 65,536 words of the billion-word model take 150 MB; they are nine tenths and more of any English
 # text.
@@ -27,10 +30,15 @@ def word_hashes(characters: torch.Tensor) -> torch.Tensor:
     `torch.Tensor`
         Shape `(num_words,)`, 64-bit integers.
     """
-    width = characters.size(1)
+    return (characters * _factors(characters.size(1), characters.device)).sum(-1)
+
+
+@functools.lru_cache(maxsize=16)
+def _factors(width: int, device: torch.device) -> torch.Tensor:
+    """Odd numbers, one for each character of a word."""
     generator = torch.Generator().manual_seed(width)
     factors = torch.randint(-(2**62), 2**62, (width,), generator=generator) * 2 + 1
-    return (characters * factors.to(characters.device)).sum(-1)
+    return factors.to(device)
 
 
 class WordVectorCache:
@@ -47,8 +55,10 @@ class WordVectorCache:
     def __init__(self, max_words: int = WORDS_IN_CACHE) -> None:
         self.max_words = max_words
         self._lock = threading.Lock()
+        # What the weights were, and numbers of theirs: where they are, and what they were.
         self._weights: Optional[List[Tuple]] = None
-        self._samples: List[torch.Tensor] = []
+        self._views: List[torch.Tensor] = []
+        self._sample: Optional[torch.Tensor] = None
         self.clear()
 
     def clear(self) -> None:
@@ -100,20 +110,21 @@ class WordVectorCache:
             return self._vectors_of(words, encode)
 
     def _still_true(self, weights: Sequence[torch.Tensor], setting: Tuple) -> bool:
-        # Changes made behind autograd's back, through `.data`, aren't counted in the version.
         described: List[Tuple] = [setting]
-        samples = []
         for weight in weights:
             version = None if weight.is_inference() else weight._version
             described.append((weight.data_ptr(), version, weight.dtype, weight.device))
-            flat = weight.detach().reshape(-1)
-            samples.append(flat[:: max(1, flat.numel() // _NUMBERS_IN_SAMPLE)])
-        same = described == self._weights and all(
-            torch.equal(old, new) for old, new in zip(self._samples, samples)
-        )
-        if not same:
-            self._weights, self._samples = described, [sample.clone() for sample in samples]
-        return same
+        if described == self._weights and self._sample is not None:
+            # Changes made behind autograd's back, through `.data`, aren't counted in the version.
+            # All numbers are compared at once, because a host waits for its device to say.
+            if torch.equal(self._sample, torch.cat(self._views)):
+                return True
+        self._weights = described
+        flat = [weight.detach().reshape(-1) for weight in weights]
+        # They hold on to the memory, so that nothing else can come to lie there.
+        self._views = [part[:: max(1, part.numel() // _NUMBERS_IN_SAMPLE)] for part in flat]
+        self._sample = torch.cat(self._views)
+        return False
 
     def _vectors_of(
         self, words: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]
@@ -129,13 +140,19 @@ class WordVectorCache:
         # Two words may share a hash; then the second is never found, and encoded each time.
         taken = self._hashes[place] == hashes
         known = taken & (self._words[row] == words).all(-1)
-        missing = (~known).nonzero().squeeze(-1)
         vectors = self._vectors[row]
-        if missing.numel():
-            encoded = encode(words[missing])
-            vectors[missing] = encoded
-            new = ~taken[missing]
-            self._remember(words[missing][new], hashes[missing][new], encoded[new])
+        # Both in one copy, for which a host has to wait for its device.
+        taken_known = torch.stack([taken, known]).cpu().numpy()
+        missing = np.flatnonzero(~taken_known[1])
+        if missing.size:
+            places = _on_device(missing, words.device)
+            encoded = encode(words[places])
+            vectors[places] = encoded
+            is_new = np.flatnonzero(~taken_known[0, missing])
+            if is_new.size < missing.size:
+                of_new = _on_device(is_new, words.device)
+                places, encoded = places[of_new], encoded[of_new]
+            self._remember(words[places], hashes[places], encoded)
         return vectors
 
     def _remember(self, words: torch.Tensor, hashes: torch.Tensor, vectors: torch.Tensor) -> None:
@@ -154,6 +171,10 @@ class WordVectorCache:
         self._hashes, order = hashes.sort()
         self._rows = rows[order]
         self._num_words = stop
+
+
+def _on_device(numbers: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(numbers).to(device, non_blocking=True)
 
 
 def _with_room(

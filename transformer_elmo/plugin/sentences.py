@@ -215,6 +215,15 @@ class EncodingModel(torch.nn.Module):
     def precision(self, precision: str) -> None:
         self.language_model.precision = precision
 
+    @property
+    def compiles(self) -> bool:
+        """Whether what works row by row is compiled on a GPU."""
+        return self.language_model.compiles
+
+    @compiles.setter
+    def compiles(self, compiles: bool) -> None:
+        self.language_model.compiles = compiles
+
     def word_vectors(self, batch: SourceBatch) -> torch.Tensor:
         return self.language_model.word_vectors(batch.source)
 

@@ -3,9 +3,11 @@ Causal scaled dot-product attention (Vaswani et al. 2017), by the quickest way o
 hand.
 """
 
+import functools
+import inspect
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Callable, Optional
 
 import torch
 from torch.nn import functional as F
@@ -25,6 +27,11 @@ SCORES_IN_MEMORY = 2**25
 SHORT = 64
 _FOR_SHORT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _FOR_LONG = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+# Where attention may take sentences one behind the other, without padding between them. It is meant
+# for batches of sentences of different lengths; whether it is faster there hasn't been measured.
+DEVICES_WITHOUT_PADDING = ("cuda",)
 
 
 def causal_attention(
@@ -88,3 +95,62 @@ def written_out_attention(
     )
     probabilities = dropout(scores.softmax(-1))
     return torch.bmm(probabilities, value.flatten(0, 1)).view_as(query)
+
+
+@functools.lru_cache(maxsize=1)
+def attention_of_sentences() -> Optional[Callable[..., torch.Tensor]]:
+    """PyTorch's attention without padding, made causal; `None` where PyTorch has none yet."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    # Its parameter for that has changed with PyTorch's versions.
+    attention: Any = varlen_attn
+    for name, value in (("window_size", (-1, 0)), ("is_causal", True)):
+        if name in inspect.signature(attention).parameters:
+            return functools.partial(attention, **{name: value})
+    return None
+
+
+def can_skip_padding(rows: torch.Tensor, dropout: Dropout) -> bool:
+    """
+    Whether `unpadded_attention` can be used: in half precision on a GPU, without dropout and
+    without gradients.
+
+    # Parameters
+
+    rows : `torch.Tensor`
+        Queries, keys and values.
+    dropout : `Dropout`
+    """
+    return (
+        rows.device.type in DEVICES_WITHOUT_PADDING
+        and rows.dtype in (torch.float16, torch.bfloat16)
+        and not (dropout.training and dropout.p)
+        and not torch.is_grad_enabled()
+        and attention_of_sentences() is not None
+    )
+
+
+def unpadded_attention(heads: torch.Tensor, bounds: torch.Tensor, longest: int) -> torch.Tensor:
+    """
+    What `causal_attention` computes without dropout, for sentences one behind the other.
+
+    # Parameters
+
+    heads : `torch.Tensor`
+        Shape `(num_tokens, 3, num_heads, dim)`: queries, keys and values.
+    bounds : `torch.Tensor`
+        Shape `(num_sentences + 1,)`, 32-bit integers: where each sentence begins, and the end.
+    longest : `int`
+        How many tokens the longest one has.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(num_tokens, num_heads, dim)`.
+    """
+    taken("attention", "without padding")
+    attention = attention_of_sentences()
+    assert attention is not None
+    return attention(*heads.unbind(1), bounds, bounds, longest, longest)
