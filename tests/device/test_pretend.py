@@ -454,6 +454,24 @@ def test_attention_without_padding(make_model, vocabulary, monkeypatch, precisio
         assert torch.allclose(one, other, atol=1e-5 if precision == "float32" else 6e-2), name
 
 
+def not_causal(query, key, value, *bounds):
+    return value
+
+
+def missing_here(*_):
+    raise RuntimeError("no kernel image is available for execution on the device")
+
+
+@pytest.mark.parametrize(
+    "kernel, right", [(sentence_by_sentence, True), (not_causal, False), (missing_here, False)]
+)
+def test_attention_without_padding_is_tried_first(monkeypatch, kernel, right):
+    monkeypatch.setattr(attention, "attention_of_sentences", lambda: kernel)
+    tried: Any = attention._is_right_without_padding.__wrapped__
+    with pretend_device():
+        assert tried(DEVICE, torch.bfloat16, 16) is right
+
+
 @pytest.mark.parametrize("parameter, value", [("window_size", (-1, 0)), ("is_causal", True)])
 def test_attention_without_padding_is_causal(monkeypatch, parameter, value):
     """Whichever parameter says so in this version of PyTorch."""

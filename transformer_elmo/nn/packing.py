@@ -228,7 +228,7 @@ class ReadingOrder:
         `torch.Tensor`
             Shape `(num_rows, dim)`.
         """
-        if self.padded or not can_skip_padding(rows, dropout):
+        if self.padded or not can_skip_padding(rows, num_heads, dropout):
             heads = self.heads(rows, num_heads)
             return self.rows_of_heads(causal_attention(*heads, dropout=dropout))
         if self._mirrored is not None:

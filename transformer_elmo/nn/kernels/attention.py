@@ -112,7 +112,7 @@ def attention_of_sentences() -> Optional[Callable[..., torch.Tensor]]:
     return None
 
 
-def can_skip_padding(rows: torch.Tensor, dropout: Dropout) -> bool:
+def can_skip_padding(rows: torch.Tensor, num_heads: int, dropout: Dropout) -> bool:
     """
     Whether `unpadded_attention` can be used: in half precision on a GPU, without dropout and
     without gradients.
@@ -120,7 +120,8 @@ def can_skip_padding(rows: torch.Tensor, dropout: Dropout) -> bool:
     # Parameters
 
     rows : `torch.Tensor`
-        Queries, keys and values.
+        Shape `(num_tokens, 3 * num_heads * dim)`: queries, keys and values.
+    num_heads : `int`
     dropout : `Dropout`
     """
     return (
@@ -129,7 +130,32 @@ def can_skip_padding(rows: torch.Tensor, dropout: Dropout) -> bool:
         and not (dropout.training and dropout.p)
         and not torch.is_grad_enabled()
         and attention_of_sentences() is not None
+        and _is_right_without_padding(rows.device, rows.dtype, rows.size(-1) // (3 * num_heads))
     )
+
+
+@functools.lru_cache(maxsize=None)
+def _is_right_without_padding(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
+    """
+    Tried once, against attention written out: the kernel is new in PyTorch, and not every GPU and
+    every width has it.
+    """
+    lengths = [3, 5]
+    numbers = torch.randn(sum(lengths), 3, 2, dim, generator=torch.Generator().manual_seed(0))
+    heads = numbers.to(device, dtype)
+    bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device)
+    attention = attention_of_sentences()
+    assert attention is not None
+    try:
+        found = attention(*heads.unbind(1), bounds, bounds, max(lengths), max(lengths))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    expected = [
+        written_out_attention(*sentence.permute(1, 2, 0, 3).unsqueeze(1), dropout=Dropout(0.0))[0]
+        for sentence in heads.float().split(lengths)
+    ]
+    difference = found.float() - torch.cat(expected, dim=1).transpose(0, 1)
+    return bool((difference.abs() < 0.05).all())
 
 
 def unpadded_attention(heads: torch.Tensor, bounds: torch.Tensor, longest: int) -> torch.Tensor:
