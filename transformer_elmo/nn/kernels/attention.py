@@ -134,7 +134,7 @@ def can_skip_padding(rows: torch.Tensor, num_heads: int, dropout: Dropout) -> bo
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _is_right_without_padding(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
     """
     Tried once, against attention written out: the kernel is new in PyTorch, and not every GPU and
