@@ -61,8 +61,9 @@ def test_in_a_sentence(elmo, sentence):
 def test_under_allennlp(elmo, lm_archive):
     archive = load_archive(lm_archive, overrides={"model.contextualizer.return_all_layers": True})
     theirs = TransformerElmo(archive.model, archive.dataset_reader)
-    for options in ({}, {"sentence": "the dog ran"}):
-        for one, other in zip(elmo.nearest("dog", **options), theirs.nearest("dog", **options)):
+    for sentence in (None, "the dog ran"):
+        found = [model.nearest("dog", sentence=sentence) for model in (elmo, theirs)]
+        for one, other in zip(*found):
             assert one.word == other.word
             assert one.similarity == pytest.approx(other.similarity, abs=1e-5)
 
@@ -78,9 +79,12 @@ def test_the_vocabulary_is_encoded_once_for_the_same_weights(lm_archive, monkeyp
     elmo = TransformerElmo.open(lm_archive, device="cpu")
     encoded = []
     encode = elmo._word_vectors
-    monkeypatch.setattr(
-        elmo, "_word_vectors", lambda words: encoded.append(len(words)) or encode(words)
-    )
+
+    def counted(words):
+        encoded.append(len(words))
+        return encode(words)
+
+    monkeypatch.setattr(elmo, "_word_vectors", counted)
     before = elmo.nearest("dog")
     assert encoded == [len(elmo.vocab), 1] and len(elmo.vocab) < WORDS_AT_ONCE
     assert elmo.nearest("dog") == before

@@ -115,7 +115,7 @@ local MAX_TOKENS = 2000;
       save_every_num_batches: 20000,
     },
     callbacks: [
-      // --recover goes on at the batch where the run stopped, without reading what came before.
+      // --recover goes on at the batch after the last checkpoint, without reading what came before.
       { type: 'resume_data' },
       {
         type: 'tensorboard',

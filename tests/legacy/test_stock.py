@@ -44,6 +44,7 @@ def test_loaders_and_model_become_allennlps():
     assert "precision" not in new["model"] and changes["model.precision"].dropped
     # Long sentences are kept by the reader instead.
     limited, unlimited = new["dataset_reader"], new["validation_dataset_reader"]
+    assert "max_sequence_length" not in unlimited
     assert {**unlimited, "max_sequence_length": 400} == limited == reader_config()
 
 

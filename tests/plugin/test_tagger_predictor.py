@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Dict
 
 import pytest
+import torch
 from allennlp.commands import main, predict
 from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.commands.train import train_model
@@ -232,4 +233,6 @@ class TestClassifier:
         from allennlp.nn import util
 
         with pytest.raises(NotImplementedError, match="heuristic"):
-            util.get_token_ids_from_text_field_tensors({"elmo": {"elmo_tokens": None}})
+            util.get_token_ids_from_text_field_tensors(
+                {"elmo": {"elmo_tokens": torch.zeros(1, 2, 50)}}
+            )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
 from transformer_elmo import progress
+from transformer_elmo.commands.standard_input import file_of
 from transformer_elmo.commands.vectors_file import VectorsFile, checked_format
 from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input_file",
         help="text, one sentence a line, or JSON lines with a list of words as tokens; "
-        "may be compressed; blank lines keep their numbers",
+        "may be compressed; blank lines keep their numbers; - for the standard input",
     )
     parser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -107,27 +108,32 @@ def run(args: argparse.Namespace) -> None:
         layers = "top"
     elif args.layer is not None:
         layers = args.layer
+    output = args.output_file
+    # Before the whole input is waited for.
+    checked_format(Path(output), args.force)
     try:
-        embed_file(
-            args.archive_file,
-            args.input_file,
-            args.output_file,
-            layers,
-            weights=args.weights,
-            dtype=args.dtype,
-            input_format=args.input_format,
-            forget_sentences=args.forget_sentences,
-            force=args.force,
-            archive_options={
-                "device": args.cuda_device,
-                "precision": args.precision,
-                "overrides": args.overrides or None,
-                "weights_file": args.weights_file,
-                "tokenizer": args.tokenizer,
-                "max_tokens": args.max_tokens,
-                "segment_length": args.segment_length,
-            },
-        )
+        with file_of(args.input_file) as (input_file, input_digest):
+            embed_file(
+                args.archive_file,
+                input_file,
+                output,
+                layers,
+                input_digest=input_digest,
+                weights=args.weights,
+                dtype=args.dtype,
+                input_format=args.input_format,
+                forget_sentences=args.forget_sentences,
+                force=args.force,
+                archive_options={
+                    "device": args.cuda_device,
+                    "precision": args.precision,
+                    "overrides": args.overrides or None,
+                    "weights_file": args.weights_file,
+                    "tokenizer": args.tokenizer,
+                    "max_tokens": args.max_tokens,
+                    "segment_length": args.segment_length,
+                },
+            )
     except KeyboardInterrupt:
         print("The same command goes on from here.", file=sys.stderr)
         raise
@@ -145,6 +151,7 @@ def embed_file(
     forget_sentences: bool = False,
     force: bool = False,
     archive_options: Optional[Dict[str, Any]] = None,
+    input_digest: Optional[str] = None,
 ) -> None:
     """
     What `allennlp embed` does.
@@ -162,6 +169,9 @@ def embed_file(
     force : `bool`, optional (default = `False`)
     archive_options : `Dict[str, Any]`, optional (default = `None`)
         See `TransformerElmo.open`.
+    input_digest : `str`, optional (default = `None`)
+        What tells the same text again where the file is a copy of it. By default its name, size
+        and time do.
 
     # Raises
 
@@ -179,7 +189,7 @@ def embed_file(
     layers = elmo.checked_layers(layers, weights)
     settings = {
         "archive": _identity(archive_file),
-        "input": [_identity(str(shard)) for shard in find_shards(input_file)],
+        "input": input_digest or [_identity(str(shard)) for shard in find_shards(input_file)],
         "layers": layers,
         "weights": weights,
         "dtype": dtype,

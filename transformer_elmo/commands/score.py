@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import IO, Iterator, Optional
 
 from transformer_elmo.commands.model_arguments import add_model_arguments, open_model
+from transformer_elmo.commands.standard_input import STANDARD_INPUT, standard_input_lines
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, written_whole
-from transformer_elmo.text.corpus import is_blank, read_lines, split_lines
+from transformer_elmo.text.corpus import is_blank, read_lines
 from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line
 
 SCORE = """
@@ -62,21 +63,9 @@ def input_sentences(path: str, input_format: str) -> Iterator[Sentence]:
     The sentences of a file, or of the standard input where the path is "-". A blank line is one
     without words.
     """
-    lines = _standard_input() if path == "-" else read_lines(path)
+    lines = standard_input_lines() if path == STANDARD_INPUT else read_lines(path)
     for number, line in enumerate(lines, start=1):
         yield [] if is_blank(line) else parse_line(line, input_format, number)
-
-
-def _standard_input() -> Iterator[str]:
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ConfigurationError(
-                f"The standard input, line {number}, is not UTF-8. Convert it, for example with "
-                "iconv."
-            ) from None
-        yield from split_lines(text.removeprefix("\ufeff") if number == 1 else text)
 
 
 def run_score(args: argparse.Namespace) -> None:

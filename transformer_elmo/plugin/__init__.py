@@ -32,6 +32,7 @@ from transformer_elmo.plugin import (
 from transformer_elmo.plugin.compat import (
     archived,
     configs,
+    optional_packages,
     peer,
     prediction,
     shown_errors,
@@ -41,7 +42,7 @@ from transformer_elmo.text import corpus
 
 patches.check_version()
 peer.claim_names()
-for _module in (configs, archived, training, prediction, shown_errors):
+for _module in (configs, archived, training, prediction, optional_packages, shown_errors):
     _module.install()
 
 

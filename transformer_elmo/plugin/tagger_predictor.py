@@ -125,7 +125,7 @@ class TaggerPredictor(SentenceTaggerPredictor):
     def predict_batch_instance(self, instances: List[Instance]) -> List[JsonDict]:
         """`SimpleTagger` tags the padding behind a sentence, too: that is left out."""
         outputs = super().predict_batch_instance(instances)
-        lengths = [len(instance["tokens"]) for instance in instances]  # type: ignore[arg-type]
+        lengths = [len(instance["tokens"]) for instance in instances]
         for output, length in zip(outputs, lengths):
             for key in OF_WORDS & output.keys():
                 if len(output[key]) == max(lengths):
@@ -145,13 +145,12 @@ class TaggerPredictor(SentenceTaggerPredictor):
             )
         if not isinstance(sentence, str):
             return [Token(word) for word in sentence]
-        return self._tokenizer.tokenize(sentence)
+        return self._text_tokenizer().tokenize(sentence)
 
     def _split(self, text: str) -> List[str]:
-        return [str(token.text) for token in self._tokenizer.tokenize(text)]
+        return [str(token.text) for token in self._text_tokenizer().tokenize(text)]
 
-    @property
-    def _tokenizer(self) -> Tokenizer:
+    def _text_tokenizer(self) -> Tokenizer:
         """What splits texts. spaCy's model is loaded when there is one."""
         if self._chosen is not None:
             return self._chosen
