@@ -151,8 +151,9 @@ def _is_right_without_padding(device: torch.device, dtype: torch.dtype, dim: int
     except (RuntimeError, TypeError, ValueError):
         return False
     expected = [
-        written_out_attention(*sentence.permute(1, 2, 0, 3).unsqueeze(1), dropout=Dropout(0.0))[0]
+        written_out_attention(query, key, value, Dropout(0.0))[0]
         for sentence in heads.float().split(lengths)
+        for query, key, value in [sentence.permute(1, 2, 0, 3).unsqueeze(1)]
     ]
     difference = found.float() - torch.cat(expected, dim=1).transpose(0, 1)
     return bool((difference.abs() < 0.05).all())
