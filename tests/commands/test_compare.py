@@ -51,7 +51,7 @@ def by_hand(model, text, words):
 
 def test_what_is_compared(lm_archive, other, text):
     models = [TransformerElmo.open(path) for path in (lm_archive, other)]
-    found = compare(*models, str(text))
+    found = compare(models[0], models[1], str(text))
     shared = set(WORDS[:11])
     for model, perplexity in zip(models, found.perplexities):
         listed, _ = by_hand(model, text, shared)
@@ -64,7 +64,7 @@ def test_what_is_compared(lm_archive, other, text):
     assert found.ratio == pytest.approx(found.perplexities[1] / found.perplexities[0])
     assert found.interval[0] < found.ratio < found.interval[1]
     assert {word.word for word in found.words} <= shared
-    total = sum(word.count * word.gain for word in found.words)
+    total = sum(word.times * word.gain for word in found.words)
     assert math.exp(-total / found.num_predictions) == pytest.approx(found.ratio)
     assert found.num_sentences == 41 and found.num_shared_words == len(shared) + 2
 
@@ -83,7 +83,7 @@ def test_the_command(lm_archive, other, text, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Better with A" in printed and "bits per character" in printed
     found = json.loads(output.read_text())
-    assert f"{found['perplexities'][1]:.2f}" in printed and found["words"][0]["count"] > 0
+    assert f"{found['perplexities'][1]:.2f}" in printed and found["words"][0]["times"] > 0
     assert main(arguments) == 1
     assert "Give --force" in capsys.readouterr().err
 
@@ -94,7 +94,7 @@ def test_models_that_read_otherwise(lm_archive, text, make_model, tmp_path):
     archive = write_archive(tmp_path / "by-characters", config, make_model())
     models = [TransformerElmo.open(path) for path in (lm_archive, archive)]
     with pytest.raises(ConfigurationError, match=r"split sentence 1 of .* differently"):
-        compare(*models, str(text))
+        compare(models[0], models[1], str(text))
     (tmp_path / "none.txt").write_text("unheard-of\n")
     with pytest.raises(ConfigurationError, match="no word that both models know"):
         compare(models[0], models[0], str(tmp_path / "none.txt"))

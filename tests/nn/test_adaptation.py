@@ -57,7 +57,7 @@ def test_new_rows_are_what_word_vectors_say(num_words):
     old_rows = torch.arange(num_words)
     new_words = torch.tensor([5, 50, num_words - 1])
     old_rows[new_words] = -1
-    new = tuple(torch.zeros_like(part) for part in old)
+    new = torch.zeros_like(old[0]), torch.zeros_like(old[1])
     asked = []
 
     def word_vectors(numbers):

@@ -229,6 +229,14 @@ def test_other_language_models(work, make_model, kind, caplog):
         row = old.softmax.word_weights()[0][numbers[words[i]] - 1]
         assert torch.equal(new.softmax.word_weights()[0][i - 1], row)
     batch = tensors(NEW_TEXT, vocab, config["dataset_reader"])
+    if kind == "lstm":
+        # It reads forward only: nothing predicts the first token.
+        with torch.no_grad():
+            (contexts,) = new.eval().encode(batch["source"]).predicting(False)
+            weight, bias = new.softmax.word_weights()
+            average = torch.softmax(contexts @ weight.t() + bias, 1).mean(0)
+        numbers = vocab.get_token_to_index_vocabulary()
+        assert average[numbers["<S>"] - 1] < 0.01 < 0.05 < average[numbers["</S>"] - 1]
     assert math.isfinite(new.eval()(**batch)["loss"].item())
 
 

@@ -51,7 +51,7 @@ class Word(NamedTuple):
     # Attributes
 
     word : `str`
-    count : `int`
+    times : `int`
         Predictions of it, of both directions.
     gain : `float`
         How much likelier the second model finds it: the mean difference of its log-probability, in
@@ -59,7 +59,7 @@ class Word(NamedTuple):
     """
 
     word: str
-    count: int
+    times: int
     gain: float
 
 
@@ -77,7 +77,7 @@ class Comparison(NamedTuple):
     num_shared_words : `int`
         How many words the vocabularies share.
     words : `List[Word]`
-        By falling `count * gain`: what the second model has gained most on comes first.
+        By falling `times * gain`: what the second model has gained most on comes first.
     bits_per_character : `Tuple[float, float]`, optional
         `None` where a model's text has no boundary tokens.
     """
@@ -158,7 +158,7 @@ def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Compa
         int(log_probs[2]),
         len(sums),
         len(shared),
-        sorted(words, key=lambda word: -word.count * word.gain),
+        sorted(words, key=lambda word: -word.times * word.gain),
         _bits(first, second, text),
     )
 
@@ -249,5 +249,5 @@ def report(found: Comparison, names: Sequence[str], top_k: int) -> str:
     ):
         if words:
             lines += ["", f"{title:24}{'times':>10}{'as likely':>10}"]
-            lines += [f"{w.word:24}{w.count:10,}{math.exp(w.gain):10.2f}" for w in words]
+            lines += [f"{w.word:24}{w.times:10,}{math.exp(w.gain):10.2f}" for w in words]
     return "\n".join(lines)

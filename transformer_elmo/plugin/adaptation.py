@@ -282,8 +282,11 @@ def set_biases(reader: DatasetReader, model: LanguageModel, data_path: DataPath)
     """
     assert model.softmax is not None
     words = word_list(model.vocab)
-    counts = count_with_reader(data_path, reader)[NAMESPACE]
+    counts = dict(count_with_reader(data_path, reader)[NAMESPACE])
     boundaries = [*_texts(reader, "start"), *_texts(reader, "end")]
+    if not model.is_bidirectional:
+        # Nothing comes before the first token, to predict it from.
+        counts.update(dict.fromkeys(_texts(reader, "start"), 0))
     loader = LanguageModelingDataLoader(reader, data_path, max_tokens=1000, quiet=True)
     loader.index_with(model.vocab)
     training, contexts, found = model.training, [], 0

@@ -115,8 +115,6 @@ class PretrainedVocabulary(Vocabulary):
                 f"{len(counter[NAMESPACE])} distinct words were counted. Give more text, or a "
                 'smaller "min_count" in the vocabulary.'
             )
-        # Whoever makes the model's biases asks how frequent words are.
-        vocab._retained_counter = counter
         return vocab
 
 
