@@ -50,6 +50,10 @@ logger = logging.getLogger(__name__)
 
 CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary", ("weights.th", "best.th")
 
+# The `type` of a model, and of a vocabulary, that began as another one, and where the folder of the
+# training run has the model's whole section.
+ADAPTED, WHOLE_SECTION = "from_pretrained_lm", "adapted_model.json"
+
 _SOFTMAX = "_softmax_loss."
 
 
@@ -193,6 +197,9 @@ def with_its_model(
     experiment: Dict[str, Any], shown: str, seen: FrozenSet[str] = frozenset()
 ) -> Dict[str, Any]:
     """As `resolved_config`, for a config that is read already."""
+    if adapted_from(experiment) is not None:
+        with small_parts(shown, shown) as folder:
+            return with_own_sections(experiment, folder, shown)
     base = base_of(experiment)
     if base is None:
         return experiment
@@ -201,6 +208,67 @@ def with_its_model(
     with small_parts(base, shown) as below:
         before = resolved_config(below, base, seen | {base})
     return {**experiment, "model": before.get("model")}
+
+
+def adapted_from(experiment: Mapping[str, Any]) -> Optional[str]:
+    """The archive that a config names for an adaptation to other text; `None` if it has none."""
+    model = experiment.get("model")
+    if isinstance(model, dict) and model.get("type") == ADAPTED:
+        return str(model.get("archive_file"))
+    return None
+
+
+def with_own_sections(
+    experiment: Dict[str, Any], folder: Path, shown: Optional[str] = None
+) -> Dict[str, Any]:
+    """
+    The config of a run that adapted a model, without the archive that this was: with the model's
+    whole section, which the run keeps, and without what made the vocabulary. Other configs are
+    given back as they are.
+
+    # Parameters
+
+    experiment : `Dict[str, Any]`
+    folder : `Path`
+        Of the run.
+    shown : `str`, optional (default = `folder`)
+        What messages call it.
+
+    # Raises
+
+    `ConfigurationError`
+        If the run lacks that section.
+    """
+    experiment = dict(experiment)
+    vocabulary = experiment.get("vocabulary")
+    if isinstance(vocabulary, dict) and vocabulary.get("type") == ADAPTED:
+        names = {k: v for k, v in vocabulary.items() if k in ("padding_token", "oov_token")}
+        experiment["vocabulary"] = {"type": "from_files", "directory": VOCABULARY, **names}
+    base = adapted_from(experiment)
+    if base is None:
+        return experiment
+    try:
+        section = json.loads((folder / WHOLE_SECTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigurationError(
+            f"{shown or folder} was trained from {base} and has no readable {WHOLE_SECTION}, which "
+            "says what model that is. Training writes it when it begins; if the run never got that "
+            "far, start it again."
+        ) from None
+    own = ("type", "archive_file", "data_path")
+    changes = {k: v for k, v in experiment["model"].items() if k not in own}
+    experiment["model"] = merged_section(section, changes)
+    return experiment
+
+
+def merged_section(section: Mapping[str, Any], changes: Mapping[str, Any]) -> Dict[str, Any]:
+    """A section of a config with changes: values that are objects are changed in turn."""
+    result = dict(section)
+    for key, value in changes.items():
+        before = result.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        result[key] = merged_section(before, value) if both else value  # type: ignore[arg-type]
+    return result
 
 
 def _resolved_words(folder: Path, shown: str) -> WordList:
@@ -266,7 +334,7 @@ def read_experiment(folder: Path, shown: str) -> Dict[str, Any]:
     """
     modern, changes = modernize(read_json(folder, shown))
     log_changes(changes, shown)
-    return modern
+    return with_own_sections(modern, folder, shown)
 
 
 def read_json(folder: Path, shown: str) -> Dict[str, Any]:

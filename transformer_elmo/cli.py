@@ -51,6 +51,7 @@ COMMANDS: Dict[str, Command] = {
     "fill": Command(
         "the likeliest words for gaps", "score", "add_fill_arguments", "run_fill", "FILL"
     ),
+    "compare": Command("two models on one text", "compare"),
     "report": Command("a training run, or a model, in one HTML page", "report.command"),
     "export": Command("a model folder out of an archive", "export"),
     "convert": Command("configs and archives of AllenNLP 0.x for AllenNLP 2", "convert"),

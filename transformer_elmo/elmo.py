@@ -31,12 +31,14 @@ from transformer_elmo import model_folder
 from transformer_elmo import progress as bars
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.experiments import NotStandardError
+from transformer_elmo.nn.language_model import predicted
 from transformer_elmo.nn.layers import Layers, all_layers, layer_number, mixed
 from transformer_elmo.nn.long_texts import SEGMENT_LENGTH, Job, jobs_of
-from transformer_elmo.nn.perplexity import Totals
+from transformer_elmo.nn.perplexity import ListedTotals, Totals
 from transformer_elmo.nn.precision import checked_precision
 from transformer_elmo.nn.scoring import SentenceScores, score_encoded
 from transformer_elmo.nn.softmax import Softmax
+from transformer_elmo.nn.whole_text import WholeText
 from transformer_elmo.nn.word_table import WORDS_AT_ONCE, Directions, WordTable
 from transformer_elmo.text.corpus import find_shards, read_sentences, variables_with
 from transformer_elmo.text.sentences import Sentence, checked_sentences, in_batches
@@ -310,6 +312,11 @@ class TransformerElmo:
     def vocab(self) -> WordList:
         """The words that the model predicts."""
         return self._reader.vocabulary
+
+    @property
+    def num_boundaries(self) -> Tuple[int, int]:
+        """How many boundary tokens there are before and after a sentence's words."""
+        return len(self._reader.start_tokens), len(self._reader.end_tokens)
 
     def words(self, sentence: Sentence) -> List[str]:
         """A sentence's words, without boundary tokens."""
@@ -593,7 +600,14 @@ class TransformerElmo:
             )
         return softmax
 
-    def evaluate(self, corpus: Corpus, *, progress: bool = False) -> Dict[str, Any]:
+    def evaluate(
+        self,
+        corpus: Corpus,
+        *,
+        words_of: Union[str, "os.PathLike[str]", Sequence[str], None] = None,
+        bits_per_character: bool = False,
+        progress: bool = False,
+    ) -> Dict[str, Any]:
         """
         What `allennlp evaluate` reports, with the same numbers.
 
@@ -602,6 +616,12 @@ class TransformerElmo:
         corpus : `str`, `PathLike` or `Iterable[Sentence]`
             A file, directory, glob or URL of text, one sentence a line; or sentences. Those without
             a word are skipped, as blank lines are.
+        words_of : `str`, `PathLike` or `Sequence[str]`, optional (default = `None`)
+            A file of words, one a line, or the words: see
+            `transformer_elmo.nn.perplexity.ListedTotals`.
+        bits_per_character : `bool`, optional (default = `False`)
+            Whether to say what the text costs, its unknown words spelled out: see
+            `transformer_elmo.nn.whole_text`.
         progress : `bool`, optional (default = `False`)
             Whether to draw a bar.
 
@@ -609,7 +629,9 @@ class TransformerElmo:
 
         `Dict[str, Any]`
             `loss`, `perplexity`, `forward_perplexity`, `backward_perplexity` (if bidirectional),
-            `num_sentences`, `num_tokens`, `num_out_of_vocabulary`.
+            `num_sentences`, `num_tokens`, `num_out_of_vocabulary`; with `words_of`
+            `listed_perplexity` and `num_listed_predictions`, with `bits_per_character` that and
+            `num_characters`.
 
         # Raises
 
@@ -623,15 +645,28 @@ class TransformerElmo:
         else:
             name, sentences = "these sentences", corpus
         self._softmax()
-        totals = Totals()
+        totals, listed = Totals(), None
+        if words_of is not None:
+            by_name = isinstance(words_of, (str, os.PathLike))
+            listed = ListedTotals(
+                WordList.read(words_of).words if by_name else list(words_of),  # type: ignore[arg-type]
+                self.vocab,
+            )
+        whole = WholeText(self._reader, self.vocab) if bits_per_character else None
 
         def run(batch: List[List[str]]) -> List[int]:
             made = self._reader.batch(batch, self.device)
             with torch.no_grad():
-                losses = self.model.losses(self.model.encode(made), made.token_ids)
+                encoded = self.model.encode(made)
+                losses = self.model.losses(encoded, made.token_ids)
             unknown = self.vocab.unknown
             outside = 0 if unknown is None else int((made.token_ids == unknown).sum())
             totals.add(losses, len(batch), outside)
+            if listed is not None:
+                rows = predicted(encoded.packing, made.token_ids, self.model.is_bidirectional)
+                listed.add(losses, rows)
+            if whole is not None:
+                whole.add(batch)
             return [1] * len(batch)
 
         filled = filter(None, map(self._reader.words, _tracked(sentences, "evaluating", progress)))
@@ -641,7 +676,12 @@ class TransformerElmo:
             raise ConfigurationError(
                 f"There is no word to predict in {name}: {totals.num_sentences} sentences."
             )
-        return totals.metrics()
+        metrics = totals.metrics()
+        if listed is not None:
+            metrics.update(listed.metrics())
+        if whole is not None:
+            metrics.update(whole.metrics(totals))
+        return metrics
 
     def perplexity(self, corpus: Corpus, *, progress: bool = False) -> float:
         """`evaluate(corpus)["perplexity"]`."""

@@ -1,10 +1,16 @@
 """Perplexity as a total over words, so that it never depends on how they were batched."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Sequence
 
 import torch
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.text.vocabulary import UNKNOWN, WordList
+
+logger = logging.getLogger(__name__)
 
 DIRECTIONS = ("forward", "backward")
 
@@ -75,3 +81,64 @@ class Totals:
         result["num_tokens"] = self.num_tokens
         result["num_out_of_vocabulary"] = self.num_out_of_vocabulary
         return result
+
+
+class ListedTotals:
+    """
+    What a model has said so far about the words of a list, wherever they stand in a text. Over a
+    list that two models' vocabularies share, their perplexities can be compared.
+
+    # Parameters
+
+    listed : `Sequence[str]`
+        The entry for unknown words doesn't count.
+    vocabulary : `WordList`
+        The model's. Words of the list that it lacks can't be predicted: they are left out, with a
+        warning.
+
+    # Raises
+
+    `ConfigurationError`
+        If no word of the list is in the vocabulary.
+    """
+
+    def __init__(self, listed: Sequence[str], vocabulary: WordList) -> None:
+        ids, special = vocabulary.ids, {vocabulary.unknown_word, UNKNOWN}
+        words = {word for word in listed if word not in special}
+        rows = [ids[word] - 1 for word in words if ids.get(word)]
+        if not rows:
+            raise ConfigurationError(
+                f"None of the {len(words):,} listed words is in the model's vocabulary of "
+                f"{len(vocabulary):,} words. Expected one word a line."
+            )
+        if len(rows) < len(words):
+            logger.warning(
+                "%d of the %d listed words aren't in the model's vocabulary and are left out. To "
+                "compare models, list the words that all of them have.",
+                len(words) - len(rows),
+                len(words),
+            )
+        # One row of the softmax more than there are words.
+        self._listed = torch.zeros(len(vocabulary) + 1, dtype=torch.bool)
+        self._listed[rows] = True
+        self.loss = 0.0
+        self.num_predictions = 0
+
+    def add(self, losses: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
+        """
+        # Parameters
+
+        losses, targets : `Sequence[torch.Tensor]`
+            For each direction, the loss of each prediction and the row of the word predicted.
+        """
+        for of_direction, rows in zip(losses, targets):
+            listed = self._listed.to(rows.device)[rows]
+            self.loss += float(of_direction.detach()[listed].sum(dtype=torch.float64))
+            self.num_predictions += int(listed.sum())
+
+    def metrics(self) -> Dict[str, Any]:
+        """`listed_perplexity`, and how many predictions of all directions it is the mean of."""
+        return {
+            "listed_perplexity": perplexity(-self.loss, self.num_predictions),
+            "num_listed_predictions": self.num_predictions,
+        }

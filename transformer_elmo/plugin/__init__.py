@@ -10,6 +10,7 @@ from allennlp.common.tqdm import Tqdm
 from transformer_elmo import elmo, model_folder, progress
 from transformer_elmo.legacy import registered
 from transformer_elmo.plugin import (
+    adaptation,
     commands,
     contextualizer,
     data_loader,
@@ -22,6 +23,7 @@ from transformer_elmo.plugin import (
     patches,
     predictor,
     predictor_names,
+    pretrained_vocabulary,
     resumption,
     sentences,
     tagger_predictor,
@@ -59,6 +61,7 @@ elmo.adapters.append(sentences.adapted)
 registered.is_registered = _is_registered
 
 __all__ = [
+    "adaptation",
     "commands",
     "contextualizer",
     "data_loader",
@@ -70,6 +73,7 @@ __all__ = [
     "optimizer",
     "predictor",
     "predictor_names",
+    "pretrained_vocabulary",
     "resumption",
     "sentences",
     "tagger_predictor",

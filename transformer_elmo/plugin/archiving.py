@@ -27,6 +27,7 @@ from transformer_elmo.archived_models import (
     read_json,
     resolved_config,
     small_parts,
+    with_own_sections,
 )
 from transformer_elmo.carried_models import FOLDER
 from transformer_elmo.errors import ConfigurationError
@@ -50,8 +51,9 @@ def archive_model(
 ) -> str:
     """
     AllenNLP's function of this name, for archives that stand alone. In the config, the model's own
-    section takes the place of `from_archive` and the path of another archive; what token embedders
-    need of their language models goes along. The file is written whole or not at all.
+    section takes the place of `from_archive` or `from_pretrained_lm` and the path of another
+    archive; what token embedders need of their language models goes along. The file is written
+    whole or not at all.
 
     # Parameters
 
@@ -109,13 +111,13 @@ def _standing_alone(run: Path, space: Path) -> Tuple[Dict[str, Any], Path, Path]
     The config to archive, and the folders of the vocabulary and of the language models carried;
     `space` is a folder for what has to be made.
     """
-    config = read_json(run, str(run))
+    config = with_own_sections(read_json(run, str(run)), run)
     base = base_of(config)
     if base is None:
         return config, run / VOCABULARY, run / FOLDER
     try:
         whole = resolved_config(run, str(run))
-        vocab = _vocabulary(run, str(run), space / FOLDER)
+        vocab = vocabulary_of_run(run, str(run), space / FOLDER)
     except (ConfigurationError, OSError) as error:
         logger.warning("This archive will open only where %s is: %s", base, error)
         return config, run / VOCABULARY, run / FOLDER
@@ -123,23 +125,32 @@ def _standing_alone(run: Path, space: Path) -> Tuple[Dict[str, Any], Path, Path]
     return {**config, "model": whole["model"]}, space / VOCABULARY, space / FOLDER
 
 
-def _vocabulary(folder: Path, shown: str, carried: Path) -> Vocabulary:
+def vocabulary_of_run(folder: Path, shown: str, carried: Optional[Path] = None) -> Vocabulary:
     """
     The vocabulary of the model in a run, as `Model.from_archive` makes it: that of the archive that
-    it began with, and then the run's own words. What these carry is copied to a folder.
+    it began with, and then the run's own words.
+
+    # Parameters
+
+    folder : `Path`
+        Of the run, or where an archive was unpacked to.
+    shown : `str`
+        What messages call it.
+    carried : `Path`, optional (default = `None`)
+        A folder to copy the language models to that these carry.
     """
     experiment = read_experiment(folder, shown)
     section = experiment.get("vocabulary") or {}
     vocab = Vocabulary.from_files(
         str(folder / VOCABULARY), section.get("padding_token"), section.get("oov_token")
     )
-    if (folder / FOLDER).is_dir():
+    if carried is not None and (folder / FOLDER).is_dir():
         shutil.copytree(folder / FOLDER, carried, dirs_exist_ok=True)
     base = base_of(experiment)
     if base is None:
         return vocab
     with small_parts(base, shown) as below:
-        before = _vocabulary(below, base, carried)
+        before = vocabulary_of_run(below, base, carried)
     before.extend_from_vocab(vocab)
     return before
 

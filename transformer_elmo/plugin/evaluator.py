@@ -13,18 +13,22 @@ from allennlp.common.tqdm import Tqdm
 from allennlp.common.util import dump_metrics, int_to_device
 from allennlp.data import DataLoader
 from allennlp.evaluation import Evaluator, SimpleEvaluator
-from allennlp.evaluation.serializers.serializers import SimpleSerializer
+from allennlp.evaluation.serializers.serializers import Serializer, SimpleSerializer
 from allennlp.models import Model
 from allennlp.nn import util
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, written_whole
-from transformer_elmo.nn.perplexity import Totals
+from transformer_elmo.nn.language_model import predicted
+from transformer_elmo.nn.perplexity import ListedTotals, Totals
 from transformer_elmo.nn.scoring import score_encoded
+from transformer_elmo.nn.whole_text import WholeText
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.patches import note
+from transformer_elmo.plugin.sentences import DatasetSentenceReader
 from transformer_elmo.plugin.vocabulary import word_list
+from transformer_elmo.text.vocabulary import WordList
 
 
 @Evaluator.register("language_modeling")
@@ -43,10 +47,37 @@ class LanguageModelingEvaluator(SimpleEvaluator):
     - data without a word to predict is an error.
 
     Registered as an `Evaluator` with name "language_modeling", which this package makes the
-    default. For any other model it does what AllenNLP's own does. Its parameters are those of
-    `SimpleEvaluator`; a `batch_serializer` of another kind than AllenNLP's simple one writes
-    predictions its own way.
+    default. For any other model it does what AllenNLP's own does. A config's section `evaluation`
+    has its parameters.
+
+    # Parameters
+
+    batch_serializer, cuda_device, postprocessor_fn_name
+        As in `SimpleEvaluator`; a `batch_serializer` of another kind than AllenNLP's simple one
+        writes predictions its own way.
+    words_of : `str`, optional (default = `None`)
+        A file of words, one a line. The metrics gain `listed_perplexity`, over predictions of these
+        words alone, and their number, `num_listed_predictions`. Over words that the vocabularies of
+        two models share, their perplexities can be compared.
+    bits_per_character : `bool`, optional (default = `False`)
+        The metrics gain `bits_per_character`, what the whole text costs with unknown words spelled
+        out, and `num_characters`: see `transformer_elmo.nn.whole_text`. That compares models of any
+        vocabularies.
     """
+
+    def __init__(
+        self,
+        batch_serializer: Optional[Serializer] = None,
+        cuda_device: Union[int, torch.device] = -1,
+        postprocessor_fn_name: str = "make_output_human_readable",
+        words_of: Optional[str] = None,
+        bits_per_character: bool = False,
+    ) -> None:
+        # AllenNLP's default is None, whatever its annotation says.
+        serializer: Any = batch_serializer
+        super().__init__(serializer, cuda_device, postprocessor_fn_name)
+        self.words_of = words_of
+        self.bits_per_character = bits_per_character
 
     @overrides(check_signature=False)
     def __call__(
@@ -116,6 +147,11 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         # What was counted before this data is not part of it.
         model.get_metrics(reset=True)
         totals, words = Totals(), word_list(model.vocab)
+        listed = None
+        if self.words_of is not None:
+            listed = ListedTotals(WordList.read(self.words_of).words, words)
+        # What is wrong with it is better known before the work than after.
+        whole = _whole_text(model, data_loader) if self.bits_per_character else None
         progress = Tqdm.tqdm(data_loader, desc="evaluating")
         for batch in progress:
             source = util.move_to_device(batch, self.cuda_device)["source"]
@@ -123,7 +159,11 @@ class LanguageModelingEvaluator(SimpleEvaluator):
             encoded = model.encode(source)
             outside = 0 if words.unknown is None else int((token_ids == words.unknown).sum())
             num_sentences = int(encoded.mask.any(-1).sum())
-            totals.add(model.losses(encoded, token_ids), num_sentences, outside)
+            losses = model.losses(encoded, token_ids)
+            totals.add(losses, num_sentences, outside)
+            if listed is not None:
+                rows = predicted(encoded.packing, token_ids, model.is_bidirectional)
+                listed.add(losses, rows)
             if totals.num_tokens:
                 progress.set_description(f"loss: {totals.loss:.4f} ||", refresh=False)
             if predictions is None:
@@ -145,7 +185,26 @@ class LanguageModelingEvaluator(SimpleEvaluator):
                 + f": it has {totals.num_sentences} sentences. Expected text, one sentence a line; "
                 "of a sentence's tokens, boundary tokens included, all but one are predicted."
             )
-        return totals.metrics()
+        metrics = totals.metrics()
+        if listed is not None:
+            metrics.update(listed.metrics())
+        if whole is not None:
+            metrics.update(whole.metrics(totals))
+        return metrics
+
+
+def _whole_text(model: LanguageModel, data_loader: DataLoader) -> WholeText:
+    """The words of the data, which batches have as numbers only."""
+    reader = getattr(data_loader, "reader", None)
+    if reader is None:
+        raise ConfigurationError(
+            "bits_per_character needs the words of the text, which a data loader of type "
+            f"{type(data_loader).__name__} doesn't give. Use the one called language_modeling."
+        )
+    text = WholeText(DatasetSentenceReader(reader, model), word_list(model.vocab))
+    for instance in data_loader.iter_instances():
+        text.add([[str(token) for token in instance["source"]]])  # type: ignore[attr-defined]
+    return text
 
 
 def _data_path(data_loader: DataLoader) -> Any:

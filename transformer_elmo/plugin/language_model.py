@@ -1,5 +1,6 @@
 """The language models as AllenNLP's configs name them."""
 
+import logging
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -14,6 +15,7 @@ from overrides import overrides
 from torch.nn.parallel import DistributedDataParallel
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.frequency_order import FrequencyOrder
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.nn.language_model import Encoded, losses_of_directions, predicted
@@ -31,6 +33,9 @@ from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTra
 from transformer_elmo.plugin.metrics import TokenPerplexity
 from transformer_elmo.plugin.patches import note
 from transformer_elmo.plugin.text_fields import embed_text_field, host_facts, text_field_mask
+from transformer_elmo.plugin.vocabulary import word_list
+
+logger = logging.getLogger(__name__)
 
 WITHOUT_IDS = (
     "Probabilities of words need the words' ids, but the text field has entries for {} only. Add a "
@@ -133,6 +138,9 @@ class LanguageModel(Model):
                     num_words, self._forward_dim, num_samples, sparse=sparse_embeddings
                 )
         self._loads_softmax = making_softmaxes() == "to be loaded"
+        self._order: Optional[FrequencyOrder] = None
+        if isinstance(self._softmax_loss, SampledSoftmaxLoss):
+            self._order = FrequencyOrder(word_list(vocab))
 
         if self._softmax_loss is not None and num_samples is not None and sparse_embeddings:
             # The loss averages its own rows over processes, where this one would send every word's.
@@ -345,6 +353,10 @@ class LanguageModel(Model):
         assert self._softmax_loss is not None
         embeddings = [self._dropout(rows) for rows in encoded.predicting(self._bidirectional)]
         targets = predicted(encoded.packing, token_ids, self._bidirectional)
+        if self.training and self._order is not None and not self._order.is_over:
+            problem = self._order.problem(targets[0])
+            if problem is not None:
+                logger.warning("%s", problem)
         with computing(self.precision, self.compiles, token_ids.device):
             return losses_of_directions(self._softmax_loss, embeddings, targets)
 

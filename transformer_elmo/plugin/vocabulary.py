@@ -131,7 +131,7 @@ class CorpusVocabulary(Vocabulary):
                 'without a "reader"; with one, its own are counted.'
             )
         else:
-            counter = _count_with_reader(data_path, reader)
+            counter = count_with_reader(data_path, reader)
         # AllenNLP's own signature says `int` where it means `Optional[int]`.
         options: Dict[str, Any] = {
             "min_count": min_count,
@@ -153,7 +153,11 @@ class CorpusVocabulary(Vocabulary):
 Vocabulary.register("from_corpus", constructor="from_corpus", exist_ok=True)(CorpusVocabulary)
 
 
-def _count_with_reader(data_path: DataPath, reader: DatasetReader) -> Dict[str, Dict[str, int]]:
+def count_with_reader(data_path: DataPath, reader: DatasetReader) -> Dict[str, Dict[str, int]]:
+    """
+    How often each entry of each namespace occurs in a corpus, boundary tokens included, in the
+    order in which they first occur.
+    """
     counter: DefaultDict[str, Dict[str, int]] = defaultdict(lambda: defaultdict(int))
     if (
         isinstance(reader, SimpleLanguageModelingDatasetReader)

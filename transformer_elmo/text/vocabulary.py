@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -339,3 +339,27 @@ def _frequent_words(
         )
     kept.sort(key=lambda item: (-item[1], item[0]))
     return WordList(special + [word for word, _ in kept[:max_vocab_size]])
+
+
+def extended_words(old: Sequence[str], counts: Mapping[str, int], min_count: int = 3) -> List[str]:
+    """
+    An old vocabulary with the words of new text, by falling frequency in that text: a sampled
+    softmax draws the first words most often. Old words of the same frequency keep their order, and
+    those that the text doesn't have come last.
+
+    # Parameters
+
+    old : `Sequence[str]`
+    counts : `Mapping[str, int]`
+        How often each word occurs in the new text.
+    min_count : `int`, optional (default = `3`)
+        New words that occur less often are left out.
+
+    # Returns
+
+    `List[str]`
+    """
+    known = set(old)
+    new = (w for w, count in counts.items() if count >= min_count and w not in known)
+    # Sorting is stable.
+    return sorted([*old, *new], key=lambda word: -counts.get(word, 0))

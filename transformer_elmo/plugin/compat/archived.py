@@ -66,6 +66,9 @@ def _load_model(
     if model_folder.is_model_folder(folder):
         return _model_of_folder(config, folder, cuda_device)
     check_vocabulary_folder(folder / "vocabulary", archive_of(folder))
+    if archived_models.adapted_from(config.as_dict(quiet=True)) is not None:
+        # The folder of a run: what it began with isn't asked any more.
+        config = Params(archived_models.with_own_sections(config.as_dict(quiet=True), folder))
     return stock(config, weights_path, serialization_dir, cuda_device)
 
 

@@ -1,0 +1,169 @@
+"""Two models of different vocabularies on one text."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from allennlp.common import Params
+from allennlp.data import Vocabulary
+from allennlp.evaluation import Evaluator
+from allennlp.models import Model
+
+from tests.small_lm import WORDS, experiment_config, model_config, random_sentences, write_archive
+from transformer_elmo import ConfigurationError, TransformerElmo
+from transformer_elmo.cli import main
+from transformer_elmo.commands.compare import compare
+from transformer_elmo.text.spelling import SpellingModel
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Of fewer words, in another order."""
+    vocabulary = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
+    for token in ["</S>", "<S>", *WORDS[10::-1], "owl"]:
+        vocabulary.add_token_to_namespace(token)
+    torch.manual_seed(7)
+    model = Model.from_params(vocab=vocabulary, params=Params(model_config()))
+    return write_archive(tmp_path_factory.mktemp("other"), experiment_config(), model)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join([*random_sentences(40, seed=2), "an owl"]) + "\n")
+    return path
+
+
+def by_hand(model, text, words):
+    """The log-probabilities of some words, and what else the text costs."""
+    listed, everything = [], 0.0
+    for scores in model.score(text.read_text().split("\n")[:-1]):
+        for view in (scores.forward, scores.backward):
+            for token, log_prob in zip(scores.tokens, view.log_probs):
+                if log_prob is not None:
+                    everything += log_prob
+                    if token in words:
+                        listed.append(log_prob)
+    return listed, everything
+
+
+def test_what_is_compared(lm_archive, other, text):
+    models = [TransformerElmo.open(path) for path in (lm_archive, other)]
+    found = compare(models[0], models[1], str(text))
+    shared = set(WORDS[:11])
+    for model, perplexity in zip(models, found.perplexities):
+        listed, _ = by_hand(model, text, shared)
+        assert math.exp(-np.mean(listed)) == pytest.approx(perplexity, rel=1e-5)
+        assert len(listed) == found.num_predictions
+        # The same by way of a list of words.
+        metrics = model.evaluate(str(text), words_of=sorted(shared))
+        assert metrics["listed_perplexity"] == pytest.approx(perplexity, rel=1e-5)
+        assert metrics["num_listed_predictions"] == found.num_predictions
+    assert found.ratio == pytest.approx(found.perplexities[1] / found.perplexities[0])
+    assert found.interval[0] < found.ratio < found.interval[1]
+    assert {word.word for word in found.words} <= shared
+    total = sum(word.times * word.gain for word in found.words)
+    assert math.exp(-total / found.num_predictions) == pytest.approx(found.ratio)
+    assert found.num_sentences == 41 and found.num_shared_words == len(shared) + 2
+
+
+def test_a_model_and_itself(lm_archive, text, capsys):
+    assert main(["compare", str(lm_archive), str(lm_archive), str(text)]) == 0
+    printed = capsys.readouterr().out
+    assert "1.000 of A's (95 %: 1.000 to 1.000), so that either" in printed
+    assert "Better with" not in printed
+
+
+def test_the_command(lm_archive, other, text, tmp_path, capsys):
+    output = tmp_path / "out.json"
+    arguments = ["compare", str(lm_archive), str(other), str(text), "--output-file", str(output)]
+    assert main([*arguments, "--top-k", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "Better with A" in printed and "bits per character" in printed
+    found = json.loads(output.read_text())
+    assert f"{found['perplexities'][1]:.2f}" in printed and found["words"][0]["times"] > 0
+    assert main(arguments) == 1
+    assert "Give --force" in capsys.readouterr().err
+
+
+def test_models_that_read_otherwise(lm_archive, text, make_model, tmp_path):
+    config = experiment_config()
+    config["dataset_reader"]["tokenizer"] = {"type": "character"}
+    archive = write_archive(tmp_path / "by-characters", config, make_model())
+    models = [TransformerElmo.open(path) for path in (lm_archive, archive)]
+    with pytest.raises(ConfigurationError, match=r"split sentence 1 of .* differently"):
+        compare(models[0], models[1], str(text))
+    (tmp_path / "none.txt").write_text("unheard-of\n")
+    with pytest.raises(ConfigurationError, match="no word that both models know"):
+        compare(models[0], models[0], str(tmp_path / "none.txt"))
+
+
+def test_bits_per_character(lm_archive, other, text):
+    """Unknown words are spelled, so that knowing fewer words is no gain."""
+    for path in (lm_archive, other):
+        model = TransformerElmo.open(path)
+        found = model.evaluate(str(text), bits_per_character=True)
+        words = text.read_text().split()
+        assert found["num_characters"] == len(text.read_text().replace("\n", " "))
+        unknown = [word for word in words if word not in model.vocab]
+        assert unknown
+        _, log_prob = by_hand(model, text, ())
+        bits = -log_prob / 2 / math.log(2) + SpellingModel(model.vocab.words).bits(unknown).sum()
+        expected = bits / found["num_characters"]
+        assert found["bits_per_character"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluate_under_allennlp(lm_archive, text, tmp_path):
+    from allennlp.models.archival import load_archive
+
+    from tests.plugin.test_evaluator import loader
+
+    words = tmp_path / "words.txt"
+    words.write_text("the\ncat\nnever-seen\n")
+    archive = load_archive(lm_archive)
+    section = {"type": "language_modeling", "words_of": str(words), "bits_per_character": True}
+    expected = TransformerElmo.open(lm_archive).evaluate(
+        str(text), words_of=str(words), bits_per_character=True
+    )
+    for options in ({"max_tokens": 300, "distinct_words": True}, {"max_tokens": 90}):
+        data = loader(text, archive.model.vocab, **options)
+        found = Evaluator.from_params(Params(dict(section)))(archive.model, data)
+        assert found == pytest.approx(expected, rel=1e-5)
+    plain = Evaluator.from_params(Params({"type": "language_modeling"}))(archive.model, data)
+    assert set(found) - set(plain) == {
+        "listed_perplexity",
+        "num_listed_predictions",
+        "bits_per_character",
+        "num_characters",
+    }
+
+
+def test_words_that_nobody_knows(lm_archive, text, caplog):
+    model = TransformerElmo.open(lm_archive)
+    with pytest.raises(ConfigurationError, match="None of the 1 listed words"):
+        model.evaluate(str(text), words_of=["never-seen", "@@UNKNOWN@@"])
+    model.evaluate(str(text), words_of=["the", "never-seen"])
+    assert "1 of the 2 listed words" in caplog.text
+
+
+class TestSpelling:
+    def test_adds_up(self):
+        """No more than 1, over all strings of up to two of its letters and some more."""
+        letters = "catrdog"
+        model = SpellingModel(["ca", "cat", "cart", "dog", "do", "a"])
+        short = ["", *letters, *(a + b for a in letters for b in letters)]
+        whole = 2.0 ** -model.bits([*short, *(a + b for a in short[8:] for b in letters)])
+        assert 0.5 < whole.sum() < 1
+        assert len(whole) == 1 + 7 + 49 + 343
+
+    def test_what_looks_like_a_word_is_cheaper(self):
+        model = SpellingModel(WORDS)
+        alike, other = model.bits(["treehouse", "xqjzkvwpf"])
+        assert alike < other / 2
+        assert model.bits([]).shape == (0,)
+
+    def test_no_vocabulary(self):
+        expected = [3 * math.log2(257), math.log2(257)]
+        assert SpellingModel([]).bits(["ab", ""]) == pytest.approx(expected)

@@ -1,0 +1,159 @@
+"""A softmax for another vocabulary: rows that come over, are made, and are set by text."""
+
+import logging
+
+import pytest
+import torch
+
+from transformer_elmo.nn.adaptation import (
+    WORDS_AT_A_TIME,
+    adapt_softmax,
+    calibrate,
+    old_rows_of,
+    shares_of,
+)
+from transformer_elmo.nn.frequency_order import SAMPLE, FrequencyOrder
+from transformer_elmo.text.vocabulary import WordList, extended_words
+
+DIM = 6
+
+
+def rows(num_words, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_words + 1, DIM, generator=generator), torch.randn(
+        num_words + 1, generator=generator
+    )
+
+
+def words(*names):
+    return WordList(["@@UNKNOWN@@", *names])
+
+
+def test_shared_rows_come_over_whatever_their_places():
+    old, new = words("a", "b", "c"), WordList(["c", "x", "@@UNKNOWN@@", "a"])
+    assert old_rows_of(old, new).tolist() == [3, -1, 0, 1]
+    before, after = rows(4), rows(4, seed=1)
+    report = adapt_softmax(before, after, old_rows_of(old, new), None)
+    for mine, its in ((0, 3), (2, 0), (3, 1), (4, 4)):
+        assert torch.equal(after[0][mine], before[0][its]) and after[1][mine] == before[1][its]
+    assert torch.allclose(after[0][1], before[0].mean(0))
+    assert (report.num_kept, report.num_made, report.num_dropped) == (3, 1, 1)
+    assert "are the mean" in str(report) and "3 rows of the softmax came over" in str(report)
+
+
+def test_unknown_words_are_the_same_under_two_names():
+    old = WordList(["<UNK>", "a"], unknown_word="<UNK>")
+    assert old_rows_of(old, WordList(["a", "@@UNKNOWN@@"])).tolist() == [1, 0]
+    # A word that merely has that name isn't it.
+    assert old_rows_of(WordList(["a"], "<UNK>"), words("a")).tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize("num_words", [100, WORDS_AT_A_TIME + 100])
+def test_new_rows_are_what_word_vectors_say(num_words):
+    """Where rows are a function of word vectors, new words get theirs exactly, and in blocks."""
+    vectors, matrix = rows(num_words)[0], torch.randn(DIM, DIM)
+    made = vectors @ matrix + 3
+    old = (made, vectors @ torch.arange(float(DIM)))
+    old_rows = torch.arange(num_words)
+    new_words = torch.tensor([5, 50, num_words - 1])
+    old_rows[new_words] = -1
+    new = torch.zeros_like(old[0]), torch.zeros_like(old[1])
+    asked = []
+
+    def word_vectors(numbers):
+        asked.append(len(numbers))
+        return vectors[numbers]
+
+    report = adapt_softmax(old, new, old_rows, word_vectors)
+    assert report.explained > 0.99 and report.num_made == 3
+    assert torch.allclose(new[0][new_words], old[0][new_words], atol=1e-2)
+    assert torch.allclose(new[1][new_words], old[1][new_words], atol=1e-2)
+    assert max(asked) <= WORDS_AT_A_TIME
+
+
+def test_a_regression_that_explains_nothing_gives_way_to_the_mean():
+    old, new = rows(200), rows(200, seed=1)
+    old_rows = torch.arange(200)
+    old_rows[100:] = -1
+    report = adapt_softmax(old, new, old_rows, lambda numbers: torch.zeros(len(numbers), DIM))
+    assert report.explained is None
+    assert torch.allclose(new[0][150], old[0].mean(0), atol=1e-6)
+
+
+def test_nothing_shared():
+    old, new = rows(50), rows(60, seed=1)
+    report = adapt_softmax(old, new, torch.full((60,), -1), lambda numbers: torch.zeros(0, DIM))
+    assert (report.num_kept, report.num_made, report.num_dropped) == (0, 60, 50)
+    assert torch.isfinite(new[0]).all()
+
+
+def test_biases_are_set_by_the_text():
+    weight, bias = rows(40)
+    contexts = rows(3000, seed=2)[0]
+    shares = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) ** 4
+    shares = (shares + 0.001) / (shares + 0.001).sum()
+
+    def average():
+        return torch.softmax(contexts @ weight.t() + bias, 1).mean(0)[:-1].double()
+
+    def distance():
+        return float((average().log() - shares.log()).abs().mean())
+
+    last, before = bias[-1].item(), distance()
+    calibrate((weight, bias), contexts, shares)
+    assert distance() < 0.3 * before and bias[-1].item() == last
+    # Where contexts say nothing, all at once but for the row of no word.
+    weight.zero_()
+    bias[-1] = -50.0
+    calibrate((weight, bias), contexts, shares)
+    assert torch.allclose(average(), shares, atol=1e-5)
+
+
+def test_shares():
+    vocabulary = words("<S>", "</S>", "the", "gone")
+    counts = {"<S>": 10, "</S>": 10, "the": 15, "rare": 2, "rarer": 3}
+    shares = shares_of(vocabulary, counts, ["<S>", "</S>"])
+    expected = torch.tensor([5.0, 5, 5, 15, 0.5], dtype=torch.float64)
+    assert torch.allclose(shares, expected / expected.sum())
+
+
+def test_an_extended_vocabulary_falls_by_the_new_text():
+    counts = {"new": 3, "rare": 2, "b": 5, "c": 1}
+    assert extended_words(["a", "b", "c", "d"], counts) == ["b", "new", "c", "a", "d"]
+    assert extended_words([], counts, min_count=1) == ["b", "new", "rare", "c"]
+
+
+class TestOrder:
+    def targets(self, number):
+        generator = torch.Generator().manual_seed(number)
+        # Zipf's law, near enough.
+        return (torch.rand(SAMPLE // 4, generator=generator) * 6.9).exp().long() - 1
+
+    def test_falling(self):
+        order = FrequencyOrder(words(*map(str, range(1000))))
+        assert not any(order.problem(self.targets(n)) for n in range(8))
+        assert order.is_over
+
+    def test_another(self):
+        order = FrequencyOrder(words(*map(str, range(1000))))
+        found = [order.problem(999 - self.targets(n)) for n in range(8)]
+        assert [bool(problem) for problem in found] == [False] * 3 + [True] + [False] * 4
+        assert "'998' on line 1,000" in found[3] and "num_samples" in found[3]
+
+
+def test_training_tells_of_the_order(make_model, caplog, sentences, vocabulary, monkeypatch):
+    """Whatever made the vocabulary, and only where words are sampled."""
+    from tests.small_lm import tensors
+
+    monkeypatch.setattr("transformer_elmo.nn.frequency_order.SAMPLE", 50)
+    monkeypatch.setattr("transformer_elmo.nn.frequency_order.LIMIT", 0.5)
+    batch = tensors(sentences, vocabulary)
+    caplog.set_level(logging.WARNING)
+    for changes, told in (({}, True), ({"num_samples": None, "sparse_embeddings": False}, False)):
+        caplog.clear()
+        model = make_model(**changes)
+        model.eval()(**batch)
+        assert "falling order" not in caplog.text
+        model.train()(**batch)
+        model(**batch)
+        assert caplog.text.count("falling order") == told

@@ -1,0 +1,326 @@
+"""
+A language model taken to other text: what comes over, what training leaves, and what is told. All
+archives are moved and their origin is deleted before they are opened.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from allennlp.commands.evaluate import evaluate_from_archive
+from allennlp.commands.train import train_model, train_model_from_file
+from allennlp.common import Params
+from allennlp.data import Vocabulary
+from allennlp.models import Model
+from allennlp.models.archival import load_archive
+
+from tests.peer_lm import peer_model
+from tests.small_lm import (
+    DIM,
+    experiment_config,
+    model_config,
+    tensors,
+    write_archive,
+)
+from tests.test_standing_alone import TAGGED, tagger_config
+from transformer_elmo import ConfigurationError, TransformerElmo
+from transformer_elmo.cli import main
+
+CONFIG = Path(__file__).parents[2] / "training_config" / "fine_tune_language_model.jsonnet"
+
+NEW_TEXT = [
+    "the owl flew over the barn .",
+    "an owl and a cat sat in the barn .",
+    "then the cat ran , and an owl sat .",
+    "the barn was very old ; an owl was in it .",
+]
+CHANGES = {"trainer.num_epochs": 1, "trainer.callbacks": [], "trainer.checkpointer": None}
+
+
+def vocabulary_of(archive, **options):
+    section = {"type": "from_pretrained_lm", "archive_file": str(archive), **options}
+    return Vocabulary.from_params(Params(section))
+
+
+def model_of(archive, vocab, **options):
+    section = {"type": "from_pretrained_lm", "archive_file": str(archive), **options}
+    return Model.from_params(Params(section), vocab=vocab)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch, lm_archive):
+    """Where adaptation takes place, with a language model of other text."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    shutil.copy(lm_archive, folder / "lm.tar.gz")
+    (folder / "new.txt").write_text("\n".join(NEW_TEXT * 3) + "\n")
+    (folder / "tagged.txt").write_text(TAGGED)
+    monkeypatch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", "lm.tar.gz")
+    monkeypatch.setenv("BIDIRECTIONAL_LM_TRAIN_PATH", "new.txt")
+    return folder
+
+
+def moved_alone(work, monkeypatch, name):
+    """The only thing left is a file or folder of that name, elsewhere."""
+    away = work.parent / "away"
+    away.mkdir()
+    path = Path(shutil.move(str(work / name), str(away / "it.tar.gz")))
+    for text in ("new.txt", "tagged.txt"):
+        shutil.copy(work / text, away)
+    shutil.rmtree(work)
+    monkeypatch.chdir(away)
+    return path
+
+
+def test_the_shipped_config(work, monkeypatch):
+    overrides = {**CHANGES, "validation_data_path": "new.txt"}
+    train_model_from_file(str(CONFIG), "out", json.dumps(overrides))
+    log = Path("out/out.log").read_text()
+    assert "rows of the softmax came over" in log and "Biases are set" in log
+    elmo = TransformerElmo.open("out/model.tar.gz")
+    assert "owl" in elmo.vocab and "dog" not in elmo.vocab
+    with tarfile.open("out/model.tar.gz") as tar:
+        assert not [name for name in tar.getnames() if "adapted" in name]
+        config = tar.extractfile("config.json").read().decode()
+    assert "lm.tar.gz" not in config and "from_pretrained_lm" not in config
+    assert json.loads(config)["model"]["contextualizer"]["dropout"] == 0.2
+    assert json.loads(config)["model"]["contextualizer"]["num_layers"] == 2
+    whole = evaluate_from_archive("out/model.tar.gz", "new.txt")
+    vectors = elmo.embed(["an owl flew ."], "all")[0]
+
+    archive = moved_alone(work, monkeypatch, "out/model.tar.gz")
+    assert evaluate_from_archive(archive, "new.txt") == whole
+    elmo = TransformerElmo.open(archive)
+    assert np.array_equal(elmo.embed(["an owl flew ."], "all")[0], vectors)
+    assert elmo.perplexity("new.txt") == pytest.approx(whole["perplexity"], rel=1e-5)
+    assert main(["export", str(archive), "folder"]) == 0
+    assert TransformerElmo.open("folder").perplexity("new.txt") == pytest.approx(
+        whole["perplexity"], rel=1e-5
+    )
+    train_model(Params(tagger_config(archive)), "tagger")
+    assert load_archive("tagger/model.tar.gz").config["model"]["type"] == "simple_tagger"
+    # Adapted again, from the archive and from the folder.
+    for name in (str(archive), "folder"):
+        vocab = vocabulary_of(name, words="keep")
+        again = model_of(name, vocab)
+        for key, tensor in load_archive(archive).model.state_dict().items():
+            if key != "_last_average_loss":
+                assert torch.equal(again.state_dict()[key], tensor), (name, key)
+
+
+def test_the_run_itself_opens_without_its_origin(work, monkeypatch):
+    train_model_from_file(str(CONFIG), "out", json.dumps(CHANGES))
+    whole = evaluate_from_archive("out/model.tar.gz", "new.txt")
+    run = moved_alone(work, monkeypatch, "out")
+    assert TransformerElmo.open(run).perplexity("new.txt") == pytest.approx(whole["perplexity"])
+    assert evaluate_from_archive(str(run), "new.txt") == whole
+    train_model(Params(tagger_config(run)), "tagger")
+    shutil.rmtree(run)
+    assert evaluate_from_archive("tagger/model.tar.gz", "tagged.txt")
+
+
+def test_a_run_is_taken_up_again_without_its_origin(work):
+    changes = {**CHANGES, "trainer.checkpointer": {"type": "crash_safe"}}
+    train_model_from_file(str(CONFIG), "out", json.dumps(changes))
+    weights = torch.load("out/best.th")
+    vocab = Vocabulary.from_files("out/vocabulary")
+    os.remove("lm.tar.gz")
+    model = model_of("lm.tar.gz", vocab, serialization_dir="out", dropout=0.3)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in weights.items()
+    }
+    os.remove("out/adapted_model.json")
+    with pytest.raises(ConfigurationError, match=r"There is no archive 'lm\.tar\.gz'"):
+        model_of("lm.tar.gz", vocab, serialization_dir="out")
+    with pytest.raises(ConfigurationError, match=r"adapted_model\.json"):
+        TransformerElmo.open("out")
+
+
+def test_rows_stand_where_the_new_vocabulary_has_them(work):
+    old = load_archive("lm.tar.gz").model
+    vocab = vocabulary_of("lm.tar.gz", data_path="new.txt")
+    words = vocab.get_index_to_token_vocabulary()
+    # Counted with the archive's reader, by falling frequency; the entry for unknown words first.
+    assert words[1] == "@@UNKNOWN@@" and {words[i] for i in range(2, 8)} >= {"owl", "<S>", "</S>"}
+    new = model_of("lm.tar.gz", vocab)
+    before, after = old.softmax.word_weights(), new.softmax.word_weights()
+    numbers = old.vocab.get_token_to_index_vocabulary()
+    shared = [i for i in words if i and words[i] in numbers]
+    assert len(shared) < len(words) - 1
+    for i in shared:
+        assert torch.equal(after[0][i - 1], before[0][numbers[words[i]] - 1])
+        assert after[1][i - 1] == before[1][numbers[words[i]] - 1]
+    for name, tensor in old.state_dict().items():
+        if not name.startswith("_softmax_loss."):
+            assert torch.equal(new.state_dict()[name], tensor)
+
+
+def test_biases_fit_the_new_text(work):
+    vocab = vocabulary_of("lm.tar.gz", data_path="new.txt", words="extend")
+    assert "dog" in vocab.get_token_to_index_vocabulary()
+    losses = []
+    for options in ({}, {"data_path": "new.txt"}):
+        model = model_of("lm.tar.gz", vocab, **options).eval()
+        losses.append(model(**tensors(NEW_TEXT, vocab))["loss"].item())
+    assert losses[1] < losses[0] - 0.2
+
+
+def test_keep_goes_on_where_the_model_was(work):
+    """And with other settings of training."""
+    old = load_archive("lm.tar.gz").model
+    vocab = vocabulary_of("lm.tar.gz", words="keep")
+    assert vocab.get_index_to_token_vocabulary() == old.vocab.get_index_to_token_vocabulary()
+    new = model_of("lm.tar.gz", vocab, num_samples=None, sparse_embeddings=False, dropout=0.5)
+    batch = tensors(NEW_TEXT, vocab)
+    assert torch.equal(new.eval()(**batch)["loss"], old.eval()(**batch)["loss"])
+    assert new.softmax.softmax_w.shape == old.softmax.softmax_w.weight.t().shape
+
+
+def test_allennlp_models_opens_it(work):
+    pytest.importorskip("allennlp_models")
+    train_model_from_file(str(CONFIG), "out", json.dumps(CHANGES))
+    archive = load_archive("out/model.tar.gz")
+    peer = peer_model(archive.model.vocab, archive.config["model"].as_dict())
+    peer.load_state_dict(archive.model.state_dict())
+    batch = tensors(NEW_TEXT, archive.model.vocab)
+    theirs = peer.eval()(**batch)["forward_loss"]
+    assert torch.allclose(theirs, archive.model.eval()(**batch)["forward_loss"], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["word level", "lstm"])
+def test_other_language_models(work, make_model, kind, caplog):
+    caplog.set_level(logging.INFO)
+    config = experiment_config()
+    if kind == "word level":
+        config["model"]["text_field_embedder"] = {
+            "token_embedders": {"tokens": {"type": "embedding", "embedding_dim": DIM}}
+        }
+        config["dataset_reader"]["token_indexers"] = {"tokens": {"type": "single_id"}}
+    else:
+        config["model"]["type"] = "language_model"
+        config["model"]["contextualizer"] = {
+            "type": "lstm",
+            "input_size": DIM,
+            "hidden_size": DIM,
+        }
+    old = make_model(**config["model"])
+    write_archive(work / "other", config, old)
+    vocab = vocabulary_of("other/model.tar.gz", data_path="new.txt")
+    new = model_of("other/model.tar.gz", vocab, data_path="new.txt")
+    words = vocab.get_index_to_token_vocabulary()
+    numbers = old.vocab.get_token_to_index_vocabulary()
+    shared = [i for i in words if words[i] in numbers]
+    if kind == "word level":
+        before = old._text_field_embedder.token_embedder_tokens.weight
+        after = new._text_field_embedder.token_embedder_tokens.weight
+        for i in words:
+            expected = before[numbers.get(words[i], numbers["@@UNKNOWN@@"])]
+            assert torch.equal(after[i], expected), words[i]
+        assert "are the mean of the old ones" in caplog.text
+    for i in shared[1:]:
+        row = old.softmax.word_weights()[0][numbers[words[i]] - 1]
+        assert torch.equal(new.softmax.word_weights()[0][i - 1], row)
+    batch = tensors(NEW_TEXT, vocab, config["dataset_reader"])
+    if kind == "lstm":
+        # It reads forward only: nothing predicts the first token.
+        with torch.no_grad():
+            (contexts,) = new.eval().encode(batch["source"]).predicting(False)
+            weight, bias = new.softmax.word_weights()
+            average = torch.softmax(contexts @ weight.t() + bias, 1).mean(0)
+        numbers = vocab.get_token_to_index_vocabulary()
+        assert average[numbers["<S>"] - 1] < 0.01 < 0.05 < average[numbers["</S>"] - 1]
+    assert math.isfinite(new.eval()(**batch)["loss"].item())
+
+
+def test_another_script_altogether(work, caplog):
+    (work / "new.txt").write_text("თბილისი ქუთაისი ။\nბათუმი თბილისი ။\n" * 5)
+    vocab = vocabulary_of("lm.tar.gz", data_path="new.txt")
+    for token in ("<S>", "</S>"):
+        assert token in vocab.get_token_to_index_vocabulary()
+    model_of("lm.tar.gz", vocab, data_path="new.txt")
+    assert "No word of the new vocabulary" in caplog.text
+
+
+def test_habits_that_differ_are_told(work):
+    changes = {**CHANGES, "dataset_reader.start_tokens": ["<BOS>"]}
+    train_model_from_file(str(CONFIG), "out", json.dumps(changes))
+    log = Path("out/out.log").read_text()
+    found = [line for line in log.splitlines() if "plugin.adaptation - dataset_reader." in line]
+    assert len(found) == 1 and "start_tokens" in found[0] and '["<BOS>"]' in found[0]
+
+
+class TestWrongInput:
+    def test_no_softmax(self, work):
+        TransformerElmo.open("lm.tar.gz").save("folder", with_softmax=False)
+        with pytest.raises(ConfigurationError, match="folder has no softmax"):
+            model_of("folder", vocabulary_of("folder", words="keep"))
+
+    def test_no_archive(self, work, vocabulary):
+        for make in (
+            lambda name: vocabulary_of(name, words="keep"),
+            lambda name: model_of(name, vocabulary),
+        ):
+            with pytest.raises(ConfigurationError, match=r"There is no archive 'none\.tar\.gz'"):
+                make("none.tar.gz")
+
+    def test_no_language_model(self, work, vocabulary):
+        train_model(Params(tagger_config("lm.tar.gz")), "tagger")
+        for make in (
+            lambda name: vocabulary_of(name, words="keep"),
+            lambda name: model_of(name, vocabulary),
+        ):
+            with pytest.raises(ConfigurationError, match="'simple_tagger', but only a language"):
+                make("tagger/model.tar.gz")
+
+    def test_other_sizes(self, work, vocabulary):
+        for changes, told in (
+            ({"hidden_dim": 128}, r"feed_forward.* has shape .* after the changes"),
+            ({"num_layers": 3}, "want a weight _contextualizer"),
+            ({"num_layers": 1}, "and none after the changes"),
+        ):
+            with pytest.raises(ConfigurationError, match=told):
+                model_of("lm.tar.gz", vocabulary, contextualizer=changes)
+
+    def test_options_of_the_vocabulary(self, work):
+        for options, told in (
+            ({"words": "more", "data_path": "new.txt"}, "one of replace, extend, keep: got 'more'"),
+            ({}, '"replace" needs "data_path"'),
+            ({"words": "extend", "data_path": "new.txt", "max_vocab_size": 3}, "max_vocab_size"),
+            ({"data_path": "new.txt", "min_count": 1000}, "No word of new.txt occurs 1000 times"),
+        ):
+            with pytest.raises(ConfigurationError, match=told):
+                vocabulary_of("lm.tar.gz", **options)
+
+    def test_no_memory(self, work, vocabulary, monkeypatch, caplog):
+        path = "transformer_elmo.plugin.adaptation._available_memory"
+        monkeypatch.setattr(path, lambda: 1e-7)
+        with pytest.raises(ConfigurationError, match="Take fewer words"):
+            model_of("lm.tar.gz", vocabulary)
+        needed = vocabulary.get_vocab_size() * (DIM + 1) * 4 / 1e9
+        monkeypatch.setattr(path, lambda: 2 * needed)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        model_of("lm.tar.gz", vocabulary)
+        assert "Take fewer words" in caplog.text
+
+
+def test_ten_sentences(work):
+    """As few as there may be."""
+    (work / "new.txt").write_text("\n".join(NEW_TEXT[:2] * 5))
+    train_model_from_file(str(CONFIG), "out", json.dumps(CHANGES))
+    assert TransformerElmo.open("out/model.tar.gz").perplexity("new.txt") > 1
+
+
+def test_samples_as_the_archive_had_them(work):
+    """Where the new vocabulary allows that."""
+    vocab = vocabulary_of("lm.tar.gz", words="keep")
+    assert model_of("lm.tar.gz", vocab).softmax.num_samples == model_config()["num_samples"]
+    with pytest.raises(ConfigurationError, match="num_samples"):
+        model_of("lm.tar.gz", vocab, num_samples=1000)

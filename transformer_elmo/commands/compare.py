@@ -1,0 +1,253 @@
+"""`transformer-elmo compare`: two language models on one text."""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transformer_elmo.commands.model_arguments import MODEL_HELP
+from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import check_can_write, written_whole
+from transformer_elmo.nn.perplexity import perplexity
+from transformer_elmo.nn.scoring import SentenceScores
+from transformer_elmo.text.corpus import find_shards, read_sentences
+
+DESCRIPTION = """
+Two language models on one text, whatever their vocabularies: the perplexity over the words that
+both know, with a 95 % interval for the difference (paired bootstrap over sentences, Koehn 2004),
+the words that differ most, and the bits per character of the whole text with unknown words spelled
+out.
+"""
+
+SAMPLES = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("first", metavar="A", help=MODEL_HELP)
+    parser.add_argument("second", metavar="B", help="likewise")
+    parser.add_argument("text", metavar="TEXT", help="a file, directory or glob: a sentence a line")
+    parser.add_argument(
+        "--top-k", type=int, default=10, help="words to name on either side (default: 10)"
+    )
+    parser.add_argument(
+        "--output-file", type=Path, help="everything as JSON, all words that both know among it"
+    )
+    parser.add_argument("--max-tokens", type=int, default=2000, help="tokens of a batch")
+    parser.add_argument(
+        "--cuda-device", type=int, default=-1, help="a GPU's number; by default the CPU"
+    )
+    parser.add_argument("--force", action="store_true", help="replace a file of that name")
+
+
+class Word(NamedTuple):
+    """
+    # Attributes
+
+    word : `str`
+    times : `int`
+        Predictions of it, of both directions.
+    gain : `float`
+        How much likelier the second model finds it: the mean difference of its log-probability, in
+        nats.
+    """
+
+    word: str
+    times: int
+    gain: float
+
+
+class Comparison(NamedTuple):
+    """
+    # Attributes
+
+    perplexities : `Tuple[float, float]`
+        Over predictions of words that both vocabularies have.
+    ratio : `float`
+        The second one over the first one.
+    interval : `Tuple[float, float]`
+        Of the ratio: 95 % of the bootstrap's samples.
+    num_predictions, num_sentences : `int`
+    num_shared_words : `int`
+        How many words the vocabularies share.
+    words : `List[Word]`
+        By falling `times * gain`: what the second model has gained most on comes first.
+    bits_per_character : `Tuple[float, float]`, optional
+        `None` where a model's text has no boundary tokens.
+    """
+
+    perplexities: Tuple[float, float]
+    ratio: float
+    interval: Tuple[float, float]
+    num_predictions: int
+    num_sentences: int
+    num_shared_words: int
+    words: List[Word]
+    bits_per_character: Optional[Tuple[float, float]]
+
+    def to_json(self) -> Dict[str, Any]:
+        """For `json`."""
+        return {**self._asdict(), "words": [word._asdict() for word in self.words]}
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command does."""
+    if args.top_k < 0:
+        raise ConfigurationError(f"--top-k must not be negative, got {args.top_k}.")
+    if args.output_file is not None:
+        if args.output_file.exists() and not args.force:
+            raise ConfigurationError(f"{args.output_file} exists. Give --force to replace it.")
+        check_can_write(args.output_file)
+    options = {"device": args.cuda_device, "max_tokens": args.max_tokens}
+    models = [TransformerElmo.open(path, **options) for path in (args.first, args.second)]
+    found = compare(models[0], models[1], args.text)
+    print(report(found, (args.first, args.second), args.top_k))
+    if args.output_file is not None:
+        with written_whole(args.output_file) as file:
+            file.write(json.dumps(found.to_json(), ensure_ascii=False, indent=1).encode() + b"\n")
+
+
+def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Comparison:
+    """
+    # Parameters
+
+    first, second : `TransformerElmo`
+    text : `str`
+        What :func:`~transformer_elmo.text.corpus.find_shards` takes.
+
+    # Raises
+
+    `ConfigurationError`
+        If they split a line differently, or there is no word that both know.
+    """
+    shared = set(first.vocab.words) & set(second.vocab.words)
+    shared -= {first.vocab.unknown_word, second.vocab.unknown_word}
+    sums: List[Tuple[float, float, int]] = []
+    gains: Dict[str, List[float]] = defaultdict(list)
+    numbered = enumerate(_sentences(text), start=1)
+    streams = (model.score_stream(_sentences(text)) for model in (first, second))
+    for (number, line), one, two in zip(numbered, *streams):
+        if _words(first, one) != _words(second, two):
+            raise ConfigurationError(
+                f"The models split sentence {number} of {text} differently: "
+                f"{_words(first, one)!r:.60} and {_words(second, two)!r:.60} of {line!r:.60}. Only "
+                "models that read alike can be compared."
+            )
+        pairs = list(_pairs(first, one, second, two, shared))
+        for word, before, after in pairs:
+            gains[word].append(after - before)
+        sums.append((sum(p[1] for p in pairs), sum(p[2] for p in pairs), len(pairs)))
+    totals = np.asarray(sums, dtype=np.float64).reshape(-1, 3)
+    if not totals[:, 2].sum():
+        raise ConfigurationError(
+            f"{text} has no word that both models know: their vocabularies share {len(shared):,} "
+            "words."
+        )
+    log_probs = totals.sum(0)
+    words = [Word(word, len(found), float(np.mean(found))) for word, found in gains.items()]
+    return Comparison(
+        (perplexity(log_probs[0], int(log_probs[2])), perplexity(log_probs[1], int(log_probs[2]))),
+        _ratio(log_probs),
+        _interval(totals),
+        int(log_probs[2]),
+        len(sums),
+        len(shared),
+        sorted(words, key=lambda word: -word.times * word.gain),
+        _bits(first, second, text),
+    )
+
+
+def _sentences(text: str) -> Iterator[str]:
+    return (line for shard in find_shards(text) for line in read_sentences(shard))
+
+
+def _words(model: TransformerElmo, scores: SentenceScores) -> List[str]:
+    start, end = model.num_boundaries
+    return scores.tokens[start : len(scores.tokens) - end]
+
+
+def _pairs(
+    first: TransformerElmo,
+    one: SentenceScores,
+    second: TransformerElmo,
+    two: SentenceScores,
+    shared: "set[str]",
+) -> Iterator[Tuple[str, float, float]]:
+    """Words that both know, with what either model says of each, where both say something."""
+    for before, after in ((one.forward, two.forward), (one.backward, two.backward)):
+        if before is None or after is None:
+            continue
+        start, length = first.num_boundaries[0], len(_words(first, one))
+        other = second.num_boundaries[0]
+        for place in range(length):
+            word = one.tokens[start + place]
+            values = before.log_probs[start + place], after.log_probs[other + place]
+            known = not (
+                one.out_of_vocabulary[start + place] or two.out_of_vocabulary[other + place]
+            )
+            if known and word in shared and values[0] is not None and values[1] is not None:
+                yield word, values[0], values[1]
+
+
+def _ratio(sums: NDArray[np.float64]) -> float:
+    return float(np.exp((sums[0] - sums[1]) / sums[2]))
+
+
+def _interval(totals: NDArray[np.float64]) -> Tuple[float, float]:
+    """Sentences are drawn with replacement, the same ones for both models."""
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(SAMPLES):
+        sums = totals[rng.integers(len(totals), size=len(totals))].sum(0)
+        if sums[2]:
+            ratios.append(_ratio(sums))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _bits(
+    first: TransformerElmo, second: TransformerElmo, text: str
+) -> Optional[Tuple[float, float]]:
+    if not all(model.num_boundaries == (1, 1) for model in (first, second)):
+        return None
+    one, two = (
+        model.evaluate(text, bits_per_character=True)["bits_per_character"]
+        for model in (first, second)
+    )
+    return one, two
+
+
+def report(found: Comparison, names: Sequence[str], top_k: int) -> str:
+    """What the command prints."""
+    low, high = found.interval
+    clear = "" if low > 1 or high < 1 else ", so that either may be the better one"
+    lines = [
+        f"A  {names[0]}",
+        f"B  {names[1]}",
+        f"{found.num_sentences:,} sentences, {found.num_predictions:,} predictions of words that "
+        f"both know; their vocabularies share {found.num_shared_words:,}",
+        "",
+        f"{'':24}{'A':>10}{'B':>10}",
+        f"{'perplexity':24}{found.perplexities[0]:10.2f}{found.perplexities[1]:10.2f}",
+    ]
+    if found.bits_per_character is not None:
+        one, two = found.bits_per_character
+        lines.append(f"{'bits per character':24}{one:10.4f}{two:10.4f}")
+    lines += [
+        "",
+        f"B's perplexity is {found.ratio:.3f} of A's (95 %: {low:.3f} to {high:.3f}){clear}.",
+    ]
+    for title, words in (
+        ("Better with B", [w for w in found.words if w.gain > 0][:top_k]),
+        ("Better with A", [w for w in reversed(found.words) if w.gain < 0][:top_k]),
+    ):
+        if words:
+            lines += ["", f"{title:24}{'times':>10}{'as likely':>10}"]
+            lines += [f"{w.word:24}{w.times:10,}{math.exp(w.gain):10.2f}" for w in words]
+    return "\n".join(lines)

@@ -1,0 +1,267 @@
+"""
+A softmax for another vocabulary. Rows of words that both vocabularies have come over. Those of new
+words begin where a ridge regression puts them, from what words look like (their word vectors) to
+the rows that training gave them. Biases are set by a sample of the new text, so that on average
+each word is predicted as often as it occurs.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Callable, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+
+from transformer_elmo.text.vocabulary import WordList
+
+# Words whose vectors and rows are in memory at a time: 16 MB of each for the billion-word model.
+WORDS_AT_A_TIME = 2**13
+
+# Fractions of the features' mean square. The one that serves words left out best is taken.
+RIDGES = tuple(10.0**exponent for exponent in range(-4, 4))
+
+# Every so many shared words, one is left out to choose the ridge by. With fewer words than the
+# second number, there is nothing to choose by.
+ONE_IN = 8
+LEAST_SHARED = 32
+
+# Probabilities in memory at a time, and predictions of the sample: with 500 the perplexity is half
+# a per cent from what it is with 9,000.
+_PROBABILITIES = 2**24
+SAMPLE = 4000
+
+# Weight, shape `(num_words, dim)`, and bias, shape `(num_words,)`.
+Rows = Tuple[torch.Tensor, torch.Tensor]
+
+# From rows of the new softmax to the vectors of their words, shape `(num_words, dim)`.
+WordVectors = Callable[[Sequence[int]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    What became of the rows.
+
+    # Attributes
+
+    num_kept, num_made, num_dropped : `int`
+        Words that both vocabularies have, new ones, and those that only the old one had.
+    explained : `float`, optional
+        The share of the variance, of rows of words left out, that the regression explains; `None`
+        if new rows are the mean of the old ones instead.
+    """
+
+    num_kept: int
+    num_made: int
+    num_dropped: int
+    explained: Optional[float] = None
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.num_kept:,} rows of the softmax came over, {self.num_made:,} were made for new "
+            f"words, {self.num_dropped:,} were dropped"
+        )
+        if not self.num_made:
+            return text
+        if self.explained is None:
+            return f"{text}; those made are the mean of the old ones"
+        return (
+            f"{text}; those made come from a regression on word vectors, which explains "
+            f"{self.explained:.1%} of the variance of rows that it wasn't fitted to"
+        )
+
+
+def old_rows_of(old: WordList, new: WordList) -> torch.Tensor:
+    """
+    # Returns
+
+    `torch.Tensor`
+        Shape `(len(new),)`: for each word of the new vocabulary its row in the old softmax, -1 for
+        a new word. The entries for unknown words are the same word, whatever they are called.
+    """
+    ids = old.ids
+    numbers = [ids.get(word, 0) for word in new.words]
+    if new.unknown is not None:
+        numbers[new.unknown - 1] = old.unknown or 0
+    return torch.tensor(numbers, dtype=torch.long) - 1
+
+
+class _Moments:
+    """A least-squares problem, whatever the number of its examples: float64, added up by blocks."""
+
+    def __init__(self, num_features: int, num_values: int) -> None:
+        self.features = torch.zeros(num_features, num_features, dtype=torch.float64)
+        self.products = torch.zeros(num_features, num_values, dtype=torch.float64)
+        self.sums = torch.zeros(num_values, dtype=torch.float64)
+        self.squares = 0.0
+        self.count = 0
+
+    def add(self, features: torch.Tensor, values: torch.Tensor) -> None:
+        features, values = features.double(), values.double()
+        self.features.addmm_(features.t(), features)
+        self.products.addmm_(features.t(), values)
+        self.sums += values.sum(0)
+        self.squares += float(values.square().sum())
+        self.count += features.size(0)
+
+    def __add__(self, other: "_Moments") -> "_Moments":
+        total = _Moments(*self.products.shape)
+        for part in (self, other):
+            total.features += part.features
+            total.products += part.products
+            total.sums += part.sums
+            total.squares += part.squares
+            total.count += part.count
+        return total
+
+    def solution(self, ridge: float) -> torch.Tensor:
+        """Shape `(num_features, num_values)`. The last feature is constant and not held back."""
+        # Each feature against its own size; a feature that is always 0 must not make it singular.
+        penalty = ridge * self.features.diagonal() + 1e-9 * self.count
+        penalty[-1] = 0.0
+        return torch.linalg.solve(self.features + torch.diag(penalty), self.products)
+
+    def explained(self, solution: torch.Tensor) -> float:
+        """The share of the variance that a solution explains here; negative if it misleads."""
+        error = self.squares - 2 * float((solution * self.products).sum())
+        error += float((solution * (self.features @ solution)).sum())
+        variance = self.squares - float(self.sums.square().sum()) / self.count
+        return 1 - error / variance if variance > 0 else 0.0
+
+
+def _features(vectors: torch.Tensor) -> torch.Tensor:
+    return torch.cat([vectors.float(), vectors.new_ones(vectors.size(0), 1).float()], 1)
+
+
+def _values(rows: Rows, numbers: torch.Tensor) -> torch.Tensor:
+    """Weights and biases side by side."""
+    weight, bias = rows
+    return torch.cat([weight[numbers].float(), bias[numbers].float().unsqueeze(1)], 1)
+
+
+@torch.no_grad()
+def adapt_softmax(
+    old: Rows,
+    new: Rows,
+    old_rows: torch.Tensor,
+    word_vectors: Optional[WordVectors],
+) -> Report:
+    """
+    Fills a softmax with the rows that another one gives. Beside the two softmaxes, memory is needed
+    for some thousand words only, and for sums as large as the square of a word vector.
+
+    # Parameters
+
+    old, new : `Rows`
+        The second one is written to. Both have one row more than words; it belongs to none.
+    old_rows : `torch.Tensor`
+        Shape `(num_new_words,)`: see :func:`old_rows_of`.
+    word_vectors : `WordVectors`, optional
+        `None` where a vector says nothing of a new word: then new rows are the mean of the old
+        ones, as they are where next to no word is shared, or the regression explains nothing.
+
+    # Returns
+
+    `Report`
+    """
+    weight, bias = new
+    shared = (old_rows >= 0).nonzero().squeeze(1)
+    made = (old_rows < 0).nonzero().squeeze(1)
+    solution: Optional[torch.Tensor] = None
+    explained: Optional[float] = None
+    if word_vectors is not None and made.numel() and shared.numel() >= LEAST_SHARED:
+        solution, explained = _regression(old, old_rows, shared, word_vectors)
+    for numbers in shared.split(WORDS_AT_A_TIME):
+        weight[numbers] = old[0][old_rows[numbers]].to(weight.dtype)
+        bias[numbers] = old[1][old_rows[numbers]].to(bias.dtype)
+    if made.numel() and solution is None:
+        weight[made], bias[made] = old[0].float().mean(0), old[1].float().mean()
+    for numbers in made.split(WORDS_AT_A_TIME) if solution is not None else ():
+        assert word_vectors is not None and solution is not None
+        values = _features(word_vectors(numbers.tolist())) @ solution.float()
+        weight[numbers], bias[numbers] = values[:, :-1], values[:, -1]
+    weight[-1], bias[-1] = old[0][-1], old[1][-1]
+    num_dropped = old[0].size(0) - 1 - int(torch.unique(old_rows[shared]).numel())
+    return Report(shared.numel(), made.numel(), num_dropped, explained)
+
+
+def _regression(
+    old: Rows, old_rows: torch.Tensor, shared: torch.Tensor, word_vectors: WordVectors
+) -> Tuple[Optional[torch.Tensor], Optional[float]]:
+    """From features of a word to its weights and bias; and what it explains of words left out."""
+    fitted: Optional[_Moments] = None
+    left_out: Optional[_Moments] = None
+    for numbers in shared.split(WORDS_AT_A_TIME):
+        features = _features(word_vectors(numbers.tolist()))
+        values = _values(old, old_rows[numbers])
+        if fitted is None or left_out is None:
+            shape = features.size(1), values.size(1)
+            fitted, left_out = _Moments(*shape), _Moments(*shape)
+        # By its place among the shared words: frequent and rare ones alike.
+        apart = torch.arange(numbers.numel()) % ONE_IN == ONE_IN - 1
+        fitted.add(features[~apart], values[~apart])
+        left_out.add(features[apart], values[apart])
+    assert fitted is not None and left_out is not None
+    explained, ridge = max((left_out.explained(fitted.solution(ridge)), ridge) for ridge in RIDGES)
+    if explained <= 0:
+        return None, None
+    return (fitted + left_out).solution(ridge), explained
+
+
+@torch.no_grad()
+def calibrate(rows: Rows, contexts: torch.Tensor, shares: torch.Tensor) -> None:
+    """
+    Sets biases such that, on average over contexts, each word is about as probable as it is
+    frequent: the frequencies of another text, which an adapted model would have to learn bias by
+    bias, each a learning rate at a time.
+
+    # Parameters
+
+    rows : `Rows`
+        Their biases are written to.
+    contexts : `torch.Tensor`
+        Shape `(num_contexts, dim)`: what the model predicts words of the new text from.
+    shares : `torch.Tensor`
+        Shape `(num_words,)`: how frequent each word of the vocabulary is, adding up to 1, none of
+        them 0. The row behind the last word stays as it is.
+    """
+    weight, bias = rows
+    if not contexts.size(0):
+        return
+    total = torch.zeros(bias.size(0), dtype=torch.float64)
+    for part in contexts.split(max(1, _PROBABILITIES // bias.size(0))):
+        logits = torch.addmm(bias, part.float(), weight.t())
+        total += torch.softmax(logits, 1).sum(0, dtype=torch.float64)
+    average = (total[:-1] / contexts.size(0)).clamp(min=1e-30)
+    bias[:-1] += (shares.double().log() - average.log()).to(bias.dtype)
+
+
+def shares_of(
+    words: WordList, counts: Mapping[str, int], boundaries: Sequence[str]
+) -> torch.Tensor:
+    """
+    How often each word of a vocabulary is to be predicted in a text.
+
+    # Parameters
+
+    words : `WordList`
+    counts : `Mapping[str, int]`
+        Of the text, boundary tokens included.
+    boundaries : `Sequence[str]`
+        Each direction predicts those at its own end of a sentence only: they count half.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(len(words),)`, float64, adding up to 1. A word that the text doesn't have counts as
+        half an occurrence.
+    """
+    numbers: List[float] = [float(counts.get(word, 0)) for word in words.words]
+    known = math.fsum(numbers)
+    if words.unknown is not None:
+        own = numbers[words.unknown - 1]
+        numbers[words.unknown - 1] = own + sum(counts.values()) - known
+    for token in boundaries:
+        if token in words:
+            numbers[words.ids[token] - 1] /= 2
+    shares = torch.tensor(numbers, dtype=torch.float64).clamp(min=0.5)
+    return shares / shares.sum()

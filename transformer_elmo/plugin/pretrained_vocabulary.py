@@ -1,0 +1,173 @@
+"""The vocabulary of a language model that is taken to other text."""
+
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Union
+
+from allennlp.common import Params
+from allennlp.data.dataset_readers.dataset_reader import DatasetReader
+from allennlp.data.vocabulary import (
+    DEFAULT_OOV_TOKEN,
+    DEFAULT_PADDING_TOKEN,
+    Vocabulary,
+)
+
+from transformer_elmo.archived_models import ADAPTED, resolved_config, small_parts
+from transformer_elmo.carried_models import is_language_model
+from transformer_elmo.elmo import EXPECTED
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.archiving import vocabulary_of_run
+from transformer_elmo.plugin.vocabulary import count_with_reader
+from transformer_elmo.text.corpus import variables_with
+from transformer_elmo.text.vocabulary import NAMESPACE, extended_words
+
+WORDS = ("replace", "extend", "keep")
+
+
+class PretrainedVocabulary(Vocabulary):
+    """
+    The home of the constructor "from_pretrained_lm"; what it makes are plain vocabularies.
+    """
+
+    @classmethod
+    def from_pretrained_lm(
+        cls,
+        archive_file: str,
+        data_path: Union[str, List[str], None] = None,
+        words: str = "replace",
+        reader: Optional[DatasetReader] = None,
+        min_count: int = 3,
+        max_vocab_size: Optional[int] = None,
+        padding_token: Optional[str] = DEFAULT_PADDING_TOKEN,
+        oov_token: Optional[str] = DEFAULT_OOV_TOKEN,
+    ) -> Vocabulary:
+        """
+        The words to predict once a language model has been taken to new text, by falling frequency
+        there, as sampled losses want them. Whatever else the archive's vocabulary has (the
+        characters of some models) stays as it is.
+
+        Registered as a `Vocabulary` with name "from_pretrained_lm".
+
+        # Parameters
+
+        archive_file : `str`
+            The language model's: what its `Model` of the same name takes.
+        data_path : `str` or `List[str]`
+            The new text: what :func:`~transformer_elmo.text.corpus.find_shards` takes. Only "keep"
+            can do without.
+        words : `str`, optional (default = `"replace"`)
+            "replace" takes the words of the new text; "extend" those and all of the archive's;
+            "keep" the archive's, in their order.
+        reader : `DatasetReader`, optional (default = the archive's)
+            What splits the new text into words.
+        min_count : `int`, optional (default = `3`)
+            New words that occur less often are left out.
+        max_vocab_size : `int`, optional (default = `None`)
+            The most words to take, with "replace".
+        padding_token, oov_token
+            As in AllenNLP's `Vocabulary`.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is no such archive, or no word is left.
+        """
+        if words not in WORDS:
+            raise ConfigurationError(
+                f'"words" of the vocabulary "{ADAPTED}" must be one of {", ".join(WORDS)}: got '
+                f"{words!r}."
+            )
+        if words != "keep" and data_path is None:
+            raise ConfigurationError(
+                f'The vocabulary "{ADAPTED}" with "words": "{words}" needs "data_path", the new '
+                "text to count words in."
+            )
+        if words != "replace" and max_vocab_size is not None:
+            raise ConfigurationError(
+                f'"max_vocab_size" of the vocabulary "{ADAPTED}" goes with "words": "replace" '
+                f'only: with "{words}", all words of the archive stay.'
+            )
+        check_archive_path(archive_file)
+        with small_parts(archive_file, archive_file) as folder:
+            experiment = resolved_config(folder, archive_file)
+            check_kind(experiment, archive_file)
+            old = vocabulary_of_run(folder, archive_file)
+        if words == "keep":
+            return old
+        if reader is None:
+            reader = DatasetReader.from_params(Params(experiment["dataset_reader"]))
+        assert data_path is not None
+        counter = {NAMESPACE: {}, **count_with_reader(data_path, reader)}
+        vocab = Vocabulary(
+            non_padded_namespaces=old._non_padded_namespaces,
+            padding_token=padding_token,
+            oov_token=oov_token,
+        )
+        for namespace in old.get_namespaces():
+            if namespace != NAMESPACE:
+                for token in old.get_token_to_index_vocabulary(namespace):
+                    vocab.add_token_to_namespace(token, namespace)
+        for token in _words(words, old, counter[NAMESPACE], min_count, max_vocab_size):
+            vocab.add_token_to_namespace(token, NAMESPACE)
+        if vocab.get_vocab_size(NAMESPACE) <= 2 + len(_boundaries(reader)):
+            raise ConfigurationError(
+                f"No word of {data_path} occurs {min_count} times or more: "
+                f"{len(counter[NAMESPACE])} distinct words were counted. Give more text, or a "
+                'smaller "min_count" in the vocabulary.'
+            )
+        return vocab
+
+
+Vocabulary.register(ADAPTED, constructor=ADAPTED, exist_ok=True)(PretrainedVocabulary)
+
+
+def check_archive_path(archive_file: str) -> None:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If there is nothing at the path of a language model.
+    """
+    if "://" not in archive_file and not (archive_file and Path(archive_file).exists()):
+        raise ConfigurationError(
+            f"There is no archive {archive_file!r}.{variables_with(archive_file)} {EXPECTED} The "
+            f"current directory is {os.getcwd()}."
+        )
+
+
+def check_kind(experiment: Mapping[str, Any], archive_file: str) -> None:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If a config isn't that of a language model.
+    """
+    if not is_language_model(experiment):
+        model = experiment.get("model")
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise ConfigurationError(
+            f"{archive_file} holds a model of type {kind!r}, but only a language model can be "
+            "taken to other text: expected an archive whose model type is language_model or "
+            "bidirectional_language_model."
+        )
+
+
+def _boundaries(reader: DatasetReader) -> List[str]:
+    tokens = [*getattr(reader, "start_tokens", ()), *getattr(reader, "end_tokens", ())]
+    return [token.text for token in tokens]
+
+
+def _words(
+    words: str,
+    old: Vocabulary,
+    counts: Dict[str, int],
+    min_count: int,
+    max_vocab_size: Optional[int],
+) -> List[str]:
+    if words == "extend":
+        numbers = old.get_index_to_token_vocabulary(NAMESPACE)
+        special = {old._padding_token, old._oov_token}
+        before = [numbers[i] for i in range(len(numbers)) if numbers[i] not in special]
+        return extended_words(before, counts, min_count)
+    new = extended_words([], counts, min_count)
+    return new[:max_vocab_size]
