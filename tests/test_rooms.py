@@ -17,7 +17,7 @@ ROOMS = [
     ["text"],
     ["nn.kernels"],
     ["nn"],
-    ["model_config", "experiments", "model_folder", "onnx_graph"],
+    ["model_config", "experiments", "checked_weights", "model_folder", "onnx_graph"],
     ["legacy"],
     ["archives", "carried_models", "archived_models"],
     ["elmo"],

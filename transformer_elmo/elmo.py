@@ -197,6 +197,9 @@ class TransformerElmo:
         model, reader = _opened(name, overrides, weights_file)
         if precision is not None:
             model.precision = precision
+        if where.type != "cpu" and hasattr(model, "check_softmax"):
+            # All of it is about to be read anyway.
+            model.check_softmax()
         elmo = cls(model.to(where), reader, **options)
         elmo.name = name
         return elmo
@@ -241,6 +244,8 @@ class TransformerElmo:
                 "This model has parts that the model folder has no place for: "
                 f"{getattr(self.model, 'not_standard', 'it was put together by hand')}"
             )
+        if with_softmax:
+            self._check_softmax()
         reader: Any = self._reader
         opened = model_folder.Opened(self.model, reader, config, self.model.card)
         more: Optional[Callable[[Path], None]] = None
@@ -583,7 +588,13 @@ class TransformerElmo:
                 "it can't say how probable a word is. Open the archive that was trained, or a "
                 "model folder with its softmax."
             )
+        self._check_softmax()
         return softmax
+
+    def _check_softmax(self) -> None:
+        check = getattr(self.model, "check_softmax", None)
+        if check is not None:
+            check()
 
     def evaluate(self, corpus: Corpus, *, progress: bool = False) -> Dict[str, Any]:
         """

@@ -152,6 +152,20 @@ class LanguageModel(torch.nn.Module):
         # What it was built from, and what is known of it: `transformer_elmo.model_config`.
         self.config: Any = None
         self.card: Dict[str, Any] = {}
+        # What of its weights nobody has looked at yet: `transformer_elmo.checked_weights`.
+        self.unchecked: Any = None
+
+    def check_softmax(self) -> None:
+        """
+        Looks at the softmax's weights, the first time.
+
+        # Raises
+
+        `ConfigurationError`
+            If they are damaged.
+        """
+        if self.unchecked is not None:
+            self.unchecked.check()
 
     @property
     def embeds_ids(self) -> bool:
