@@ -329,9 +329,7 @@ def _weights_in(folder: Path, shown: str, with_softmax: bool = True) -> Weights:
     return read_weights(path, with_softmax, f"{path.name} of {shown}")
 
 
-def read_weights(
-    path: Path, with_softmax: bool = True, shown: Optional[str] = None
-) -> Weights:
+def read_weights(path: Path, with_softmax: bool = True, shown: Optional[str] = None) -> Weights:
     """
     # Parameters
 

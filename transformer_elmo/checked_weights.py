@@ -1,7 +1,7 @@
 """
-Weights that are what was written: each has a checksum in its file, and none has a NaN. What is small
-is looked at when a model is opened; the softmax, which is most of a model and often not needed, when
-it is used first.
+Weights that are what was written: each has a checksum in its file, and none has a NaN. What is
+small is looked at when a model is opened; the softmax, which is most of a model and often not
+needed, when it is used first.
 """
 
 import json

@@ -418,13 +418,15 @@ class TransformerElmo:
         *,
         weights: Optional[Sequence[float]] = None,
         progress: bool = False,
+        skip: int = 0,
     ) -> Iterator[np.ndarray]:
         """
         As `embed`, for any number of sentences: arrays come one by one, in order, and only some
-        batches' worth of them are in memory.
+        batches' worth of them are in memory. The first `skip` sentences are only read: the others'
+        arrays are to the bit what they are without it.
         """
         iterator = self._embedded(
-            _tracked(checked_sentences(sentences), "embedding", progress), layers, weights
+            _tracked(checked_sentences(sentences), "embedding", progress), layers, weights, skip
         )
         while True:
             # Not around the `yield`: the caller's own computations are none of our business.
@@ -435,7 +437,11 @@ class TransformerElmo:
             yield vectors.cpu().numpy()
 
     def _embedded(
-        self, sentences: Iterable[Sentence], layers: Layers, weights: Optional[Sequence[float]]
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers,
+        weights: Optional[Sequence[float]],
+        skip: int = 0,
     ) -> Iterator[torch.Tensor]:
         layers = self.checked_layers(layers, weights)
         run = partial(self._run, layers=layers, weights=weights)
@@ -447,7 +453,7 @@ class TransformerElmo:
             self.segment_length,
         )
         for vectors, ends_sentence in in_batches(
-            jobs, lambda job: len(job.tokens), run, self.max_tokens
+            jobs, lambda job: len(job.tokens), run, self.max_tokens, lambda j: j.sentence >= skip
         ):
             parts.append(vectors)
             if ends_sentence:

@@ -170,6 +170,7 @@ def in_batches(
     length: Callable[[ItemT], int],
     run: Callable[[List[ItemT]], List[ResultT]],
     max_tokens: int,
+    wanted: Callable[[ItemT], bool] = lambda item: True,
 ) -> Iterator[ResultT]:
     """
     Runs a function over batches of items of about equal length, and gives its results in the items'
@@ -184,6 +185,9 @@ def in_batches(
         Gives one result for each item of a batch.
     max_tokens : `int`
         The most tokens of a batch, padding included. A longer item goes alone.
+    wanted : `Callable[[ItemT], bool]`, optional (default = all)
+        Whether an item's result is given. Batches are the same whatever is wanted; those of which
+        nothing is aren't run.
 
     # Returns
 
@@ -201,9 +205,11 @@ def in_batches(
         found: Dict[int, ResultT] = {}
         for batch in cut_into_batches(np.asarray(lengths, dtype=np.int64), max_tokens, None):
             indices = batch.tolist()
-            found.update(zip(indices, run([held[i] for i in indices])))
+            if any(wanted(held[i]) for i in indices):
+                found.update(zip(indices, run([held[i] for i in indices])))
         for i in range(len(held)):
-            yield found.pop(i)
+            if wanted(held[i]):
+                yield found.pop(i)
 
     held: List[ItemT] = []
     lengths: List[int] = []
