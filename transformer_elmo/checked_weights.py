@@ -6,6 +6,7 @@ needed, when it is used first.
 
 import json
 import math
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Callable, Collection, Dict, Mapping, Optional
 
 import torch
 
-from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.errors import ConfigurationError, first_line
 
 SOFTMAX = "_softmax_loss."
 
@@ -22,6 +23,12 @@ METADATA = "crc32"
 
 # Where a file was written without checksums, zip has this number.
 _NONE = 0
+
+# What a zip archive's reader says of one that is damaged.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(OSError, EOFError, ValueError, LookupError, OverflowError, RuntimeError),
+)
 
 # From a weight's name and the weight to the checksums that it may have; none if that isn't known.
 Sums = Callable[[str, torch.Tensor], Collection[int]]
@@ -199,8 +206,8 @@ def sums_of_zip(path: Path, shown: str) -> Sums:
                     by_size.setdefault(member.file_size, {})[member.CRC] = None
                 elif member.CRC != _NONE:
                     file.read(member)
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, zlib.error) as error:
-        raise damaged(shown, str(error)) from None
+    except _UNREADABLE as error:
+        raise damaged(shown, first_line(error)) from None
 
     def sums(name: str, tensor: torch.Tensor) -> Collection[int]:
         found = by_size.get(tensor.untyped_storage().nbytes(), {})

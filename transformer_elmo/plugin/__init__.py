@@ -36,12 +36,13 @@ from transformer_elmo.plugin.compat import (
     prediction,
     shown_errors,
     training,
+    wrong_values,
 )
 from transformer_elmo.text import corpus
 
 patches.check_version()
 peer.claim_names()
-for _module in (configs, archived, training, prediction, shown_errors):
+for _module in (configs, archived, training, prediction, wrong_values, shown_errors):
     _module.install()
 
 

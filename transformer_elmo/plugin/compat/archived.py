@@ -85,7 +85,7 @@ def _load_model(
 
 
 def _check_words(folder: Path, rows: Optional[int], source: str) -> None:
-    unpadded = WordList.read(folder / NAMESPACES_WITHOUT_PADDING).words
+    unpadded = (folder / NAMESPACES_WITHOUT_PADDING).read_text(encoding="utf-8").split()
     file = folder / f"{NAMESPACE}.txt"
     if rows is None or not file.is_file() or any(namespace_match(p, NAMESPACE) for p in unpadded):
         return

@@ -19,6 +19,8 @@ from requests.exceptions import RequestException
 from torch.multiprocessing import ProcessRaisedException
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.compat.archived import no_gpu
+from transformer_elmo.plugin.compat.wrong_values import of_construction, of_device
 from transformer_elmo.plugin.patches import note, wrap
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
@@ -82,6 +84,12 @@ def _message(error: BaseException) -> Optional[str]:
     """What to show alone, or `None`."""
     if isinstance(error, SHOWN_ALONE):
         return "".join(traceback.format_exception_only(type(error), error)).rstrip()
+    if of_device(error):
+        return f"ConfigurationError: {no_gpu(0)}"
+    if isinstance(error, Exception):
+        found_in_config = of_construction(error)
+        if found_in_config is not None:
+            return found_in_config
     if isinstance(error, ProcessRaisedException):
         # Holds the text of what one of several processes raised, its own calls first.
         found = _IN_A_PROCESS.search(str(error))
