@@ -1,0 +1,50 @@
+"""Properties of input of every kind: it ends well or in one clear message. `scripts/fuzz.py` goes
+on for as long as one likes."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scripts.fuzz import CASES, Made, try_case
+
+# As many as some seconds have room for.
+EXAMPLES = {
+    "corpus": 600,
+    "vocabulary": 60,
+    "archive": 100,
+    "folder": 60,
+    "config": 40,
+    "overrides": 60,
+    "embedding": 30,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return Made(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    return tmp_path_factory.mktemp("space")
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_input_of_every_kind(kind, made, space, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    @settings(
+        max_examples=EXAMPLES[kind],
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(seed=st.integers(0, 10**9))
+    def ends_as_it_should(seed):
+        assert try_case(kind, seed, made, space) in ("well", "message")
+        assert {path.name for path in space.iterdir()} == {"case"}
+        # What was unpacked is gone, too.
+        assert not list(tmp_path.iterdir())
+
+    ends_as_it_should()
