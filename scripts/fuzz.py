@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -346,12 +347,12 @@ def overrides(generator: random.Random, made: Made, space: Path) -> None:
 def embedding(generator: random.Random, made: Made, space: Path) -> None:
     """What is left of work on vectors, damaged, ends in the vectors that it would have ended in."""
     from transformer_elmo.commands import vectors_file
+    from transformer_elmo.text import sentences
 
     output = space / "out.npy"
     text = space / "text.txt"
     text.write_text("".join(f"{generator.choice(SENTENCES)}\n" for _ in range(40)))
-    options: Any = {"archive_options": {"device": -1, "max_tokens": 12}}
-    embed_file(str(made.folder), str(text), str(space / "whole.npy"), "top", **options)
+    options: Any = {"archive_options": {"device": -1, "max_tokens": 4}}
     append, left = vectors_file.VectorsFile.append, [generator.randrange(1, 40)]
 
     def stopping(self: Any, vectors: Any) -> None:
@@ -360,27 +361,28 @@ def embedding(generator: random.Random, made: Made, space: Path) -> None:
             raise KeyboardInterrupt
         append(self, vectors)
 
-    words = vectors_file.WORDS_PER_CHECKPOINT
-    vectors_file.VectorsFile.append = stopping  # type: ignore[method-assign]
-    vectors_file.WORDS_PER_CHECKPOINT = 9
+    words, section = vectors_file.WORDS_PER_CHECKPOINT, sentences.SECTION
+    vectors_file.WORDS_PER_CHECKPOINT, sentences.SECTION = 9, 2
     try:
-        embed_file(str(made.folder), str(text), str(output), "top", **options)
-    except KeyboardInterrupt:
-        pass
+        embed_file(str(made.folder), str(text), str(space / "whole.npy"), "top", **options)
+        vectors_file.VectorsFile.append = stopping  # type: ignore[method-assign]
+        with suppress(KeyboardInterrupt):
+            embed_file(str(made.folder), str(text), str(output), "top", **options)
+        vectors_file.VectorsFile.append = append  # type: ignore[method-assign]
+        partial = vectors_file.partial_folder(output)
+        names = [p.name for p in partial.iterdir()] if partial.is_dir() else []
+        if names and not output.exists():
+            file = partial / generator.choice(sorted(names))
+            if generator.random() < 0.2:
+                file.unlink()
+            elif file.name == "state.json" and generator.random() < 0.5:
+                file.write_text(json.dumps(changed(json.loads(file.read_text()), generator)))
+            else:
+                file.write_bytes(damaged(file.read_bytes(), generator))
+            embed_file(str(made.folder), str(text), str(output), "top", force=True, **options)
     finally:
         vectors_file.VectorsFile.append = append  # type: ignore[method-assign]
-        vectors_file.WORDS_PER_CHECKPOINT = words
-    partial = vectors_file.partial_folder(output)
-    names = [p.name for p in partial.iterdir()] if partial.is_dir() else []
-    if names and not output.exists():
-        file = partial / generator.choice(sorted(names))
-        if generator.random() < 0.2:
-            file.unlink()
-        elif file.name == "state.json" and generator.random() < 0.5:
-            file.write_text(json.dumps(changed(json.loads(file.read_text()), generator)))
-        else:
-            file.write_bytes(damaged(file.read_bytes(), generator))
-        embed_file(str(made.folder), str(text), str(output), "top", force=True, **options)
+        vectors_file.WORDS_PER_CHECKPOINT, sentences.SECTION = words, section
     expect(output.read_bytes() == (space / "whole.npy").read_bytes(), "other vectors")
 
 

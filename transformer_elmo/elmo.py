@@ -418,12 +418,12 @@ class TransformerElmo:
         *,
         weights: Optional[Sequence[float]] = None,
         progress: bool = False,
-        skip: int = 0,
+        skip: Optional[int] = None,
     ) -> Iterator[np.ndarray]:
         """
         As `embed`, for any number of sentences: arrays come one by one, in order, and only some
-        batches' worth of them are in memory. The first `skip` sentences are only read: the others'
-        arrays are to the bit what they are without it.
+        batches' worth of them are in memory. With `skip`, the first so many sentences are left
+        out, and on the CPU the others' arrays are to the bit what they are with `skip=0`.
         """
         iterator = self._embedded(
             _tracked(checked_sentences(sentences), "embedding", progress), layers, weights, skip
@@ -441,7 +441,7 @@ class TransformerElmo:
         sentences: Iterable[Sentence],
         layers: Layers,
         weights: Optional[Sequence[float]],
-        skip: int = 0,
+        skip: Optional[int] = None,
     ) -> Iterator[torch.Tensor]:
         layers = self.checked_layers(layers, weights)
         run = partial(self._run, layers=layers, weights=weights)
@@ -453,7 +453,13 @@ class TransformerElmo:
             self.segment_length,
         )
         for vectors, ends_sentence in in_batches(
-            jobs, lambda job: len(job.tokens), run, self.max_tokens, lambda j: j.sentence >= skip
+            jobs,
+            lambda job: len(job.tokens),
+            run,
+            self.max_tokens,
+            lambda job: job.sentence >= (skip or 0),
+            # Which words were met before decides which are encoded together, and so the last bit.
+            (lambda: None) if skip is None else self.model.forget_words,
         ):
             parts.append(vectors)
             if ends_sentence:

@@ -76,15 +76,17 @@ def model_config_of(experiment: Dict[str, Any], num_words: Optional[int]) -> Mod
         softmax = SoftmaxConfig(
             num_words, model.get("num_samples"), bool(model.get("sparse_embeddings", False))
         )
-    return ModelConfig(
+    config = ModelConfig(
         words,
         _contextualizer(model),
         text,
         softmax,
-        float(model.get("dropout") or 0.0),
+        model.get("dropout") or 0.0,
         model.get("precision", "float32"),
         name,
     )
+    # Every value has the type that it must have.
+    return ModelConfig.from_json(config.to_json(), "model")
 
 
 def experiment_of(config: ModelConfig) -> Dict[str, Any]:
@@ -254,7 +256,7 @@ def _words(embedder: Any) -> Tuple[str, Any]:
     return name, CharactersConfig(
         _int(embedding, "num_embeddings"),
         _int(embedding, "embedding_dim"),
-        [(int(width), int(number)) for width, number in encoder.get("filters", [])],
+        encoder.get("filters", []),
         _int(encoder, "num_highway"),
         _int(encoder, "projection_dim"),
         **{key: encoder[key] for key in options if key in encoder},
@@ -284,6 +286,8 @@ def _text(
 ) -> Tuple[TextConfig, Dict[str, int]]:
     reader = _section(experiment, "dataset_reader", (READER,))
     indexers = reader.get("token_indexers") or {"tokens": {"type": "single_id"}}
+    if not isinstance(indexers, dict):
+        raise _other("dataset_reader.token_indexers", indexers)
     tokens = _kind(indexers.get("tokens"))
     if tokens.get("type") != "single_id":
         raise _other("dataset_reader.token_indexers.tokens", indexers.get("tokens"))
@@ -302,19 +306,24 @@ def _text(
             raise _other(path, indexers.get(words_name))
         _check_keys(characters, path, ("tokens_to_add", "token_min_padding_length", "namespace"))
         own_characters = characters.get("tokens_to_add") or {}
+        if not isinstance(own_characters, dict):
+            raise _other(f"{path}.tokens_to_add", own_characters)
     elif words_name != "tokens":
         raise _other("model.text_field_embedder.token_embedders", [words_name])
     text = TextConfig(
         _kind(reader.get("tokenizer") or "spacy"),
-        _strings(reader.get("start_tokens")),
-        _strings(reader.get("end_tokens")),
+        _strings(reader, "start_tokens"),
+        _strings(reader, "end_tokens"),
         bool(tokens.get("lowercase_tokens", False)),
     )
     return text, own_characters
 
 
-def _strings(value: Any) -> List[str]:
-    return [str(item) for item in value or []]
+def _strings(reader: Dict[str, Any], key: str) -> List[str]:
+    value = reader.get(key) or []
+    if not isinstance(value, list):
+        raise _other(f"dataset_reader.{key}", value)
+    return [str(item) for item in value]
 
 
 def _kind(value: Any) -> Dict[str, Any]:

@@ -116,7 +116,8 @@ def stop_after(monkeypatch, count, error):
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch, killed):
-    options: Any = {"archive_options": {"device": -1, "max_tokens": 40}}
+    options: Any = {"archive_options": {"device": -1, "max_tokens": 10}}
+    monkeypatch.setattr("transformer_elmo.text.sentences.SECTION", 1)
     whole, again = tmp_path / "whole.npy", tmp_path / "again.npy"
     embed_file(str(lm_archive), str(text), str(whole), "top", **options)
     with monkeypatch.context() as patch:
@@ -162,7 +163,8 @@ def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch, killed)
 @pytest.fixture
 def partial(lm_archive, text, tmp_path, monkeypatch):
     """What is left of work cut short, with some places to go on from; and what it should become."""
-    options: Any = {"archive_options": {"device": -1, "max_tokens": 40}}
+    options: Any = {"archive_options": {"device": -1, "max_tokens": 4}}
+    monkeypatch.setattr("transformer_elmo.text.sentences.SECTION", 2)
 
     def embed(name, **more):
         embed_file(str(lm_archive), str(text), str(tmp_path / name), "top", **options, **more)

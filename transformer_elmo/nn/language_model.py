@@ -16,6 +16,7 @@ from transformer_elmo.nn.precision import checked_precision, computing
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 from transformer_elmo.nn.word_embedding import WordEmbedding
+from transformer_elmo.nn.word_encoder import WordEncoder
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,11 @@ class LanguageModel(torch.nn.Module):
         """
         if self.unchecked is not None:
             self.unchecked.check()
+
+    def forget_words(self) -> None:
+        """Forgets the vectors of words met before, if it has kept any."""
+        if isinstance(self.words, WordEncoder):
+            self.words.cache.forget()
 
     @property
     def embeds_ids(self) -> bool:
