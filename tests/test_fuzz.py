@@ -1,6 +1,8 @@
 """Properties of input of every kind: it ends well or in one clear message. `scripts/fuzz.py` goes
 on for as long as one likes."""
 
+from getpass import getuser
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,13 +11,13 @@ from scripts.fuzz import CASES, Made, try_case
 
 # As many as some seconds have room for.
 EXAMPLES = {
-    "corpus": 600,
-    "vocabulary": 60,
-    "archive": 100,
-    "folder": 60,
-    "config": 40,
-    "overrides": 60,
-    "embedding": 30,
+    "corpus": 400,
+    "vocabulary": 40,
+    "archive": 50,
+    "folder": 40,
+    "config": 30,
+    "overrides": 40,
+    "embedding": 15,
 }
 
 
@@ -44,7 +46,7 @@ def test_input_of_every_kind(kind, made, space, monkeypatch, tmp_path):
     def ends_as_it_should(seed):
         assert try_case(kind, seed, made, space) in ("well", "message")
         assert {path.name for path in space.iterdir()} == {"case"}
-        # What was unpacked is gone, too.
-        assert not list(tmp_path.iterdir())
+        # What was unpacked is gone, too; torch's compiler has a folder for itself.
+        assert {path.name for path in tmp_path.iterdir()} <= {f"torchinductor_{getuser()}"}
 
     ends_as_it_should()

@@ -15,7 +15,7 @@ from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
 
 import torch
 
-from transformer_elmo.archives import archive_of, extracted_archive, unpack
+from transformer_elmo.archives import extracted_archive, unpack
 from transformer_elmo.carried_models import (
     EMBEDDERS,
     carried_config,
@@ -350,9 +350,8 @@ def read_weights(path: Path, with_softmax: bool = True, shown: Optional[str] = N
         If it holds anything but tensors, is damaged, or has a NaN in it.
     """
     shown = shown or str(path)
-    # The checksum of an archive has just been looked at.
-    fresh = archive_of(path.parent) is not None
-    sums = _no_sums if fresh or not path.is_file() else sums_of_zip(path, shown)
+    # An archive has a checksum as well, but its weights may have been damaged before.
+    sums = sums_of_zip(path, shown) if path.is_file() else _no_sums
     return checked(
         {n: t for n, t in _tensors(path, shown).items() if with_softmax or not _is_softmax(n)},
         sums,
