@@ -1,13 +1,28 @@
 """Properties of input of every kind: it ends well or in one clear message. `scripts/fuzz.py` goes
 on for as long as one likes."""
 
+import importlib.util
 from getpass import getuser
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.fuzz import CASES, Made, try_case
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _loaded():
+    spec = importlib.util.spec_from_file_location("fuzz", ROOT / "scripts" / "fuzz.py")
+    assert spec is not None and spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FUZZ = _loaded()
+CASES, Made, try_case = FUZZ.CASES, FUZZ.Made, FUZZ.try_case
 
 # As many as some seconds have room for.
 EXAMPLES = {
