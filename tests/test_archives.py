@@ -1,7 +1,10 @@
+import errno
 import gzip
 import io
 import os
+import shutil
 import tarfile
+import time
 
 import pytest
 from allennlp.common.checks import ConfigurationError
@@ -98,6 +101,78 @@ def test_a_header_is_no_place_for_a_bomb(write, folder):
     assert os.listdir(folder) == []
 
 
+def block(name, kind=tarfile.REGTYPE, content=b""):
+    """A member as it stands in a tar file, whatever it is."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content)
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def attributes(count, first=0):
+    return b"".join(b"13 k%06d=v\n" % number for number in range(first, first + count))
+
+
+BOMBS = {
+    "folders": [block("/".join([str(i), *"d" * 48, "f"])) for i in range(200)],
+    "empty files": [block(str(i)) for i in range(3_000)],
+    "empty folders": [block(f"{i}/{i}", tarfile.DIRTYPE) for i in range(1_500)],
+    "one name": [block("a") * 100_000],
+    "headers of headers": [block("x", b"x", b"14 comment=ab\n") * 20_000],
+    "names of names": [block("x", b"L", b"ab\0") * 20_000],
+    "attributes for all": [
+        block("x", b"g", attributes(900, 900 * i)) + block(str(i)) for i in range(3)
+    ],
+    "attributes": [block("x", b"x", attributes(4000)) + block("a")] * 1000,
+    "much after the end": [block("a"), bytes(1024), bytes(20 << 20)],
+    "zeros": [block("a").replace(b"00000000000", b"37777777777", 1)],
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_what_takes_time_or_room_is_refused_soon(tmp_path, folder, kind):
+    path = tmp_path / "model.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for part in BOMBS[kind]:
+            file.write(part)
+    begin = time.monotonic()
+    with pytest.raises(ConfigurationError, match=r"model\.tar\.gz .*(Don't trust|not a complete)"):
+        unpack(path, folder)
+    assert time.monotonic() - begin < 20
+    assert sum(1 for _ in folder.rglob("*")) <= 2_000
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"size": "-7"}, {"size": "9" * 30}, {"path": "a\0b"}, {"GNU.sparse.map": "x"}]
+)
+def test_attributes_that_make_no_sense(tmp_path, folder, attributes):
+    path = tmp_path / "model.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(*map(_as_file, member("config.json", pax_headers=attributes)))
+    try:
+        unpack(path, folder)
+    except ConfigurationError as error:
+        assert "model.tar.gz" in str(error)
+    assert {p.name for p in folder.parent.rglob("*")} <= {"folder", "config.json"}
+
+
+def _as_file(part):
+    return io.BytesIO(part) if isinstance(part, bytes) else part
+
+
+def test_no_room_on_the_disk(write, folder, monkeypatch):
+    path = write(member("config.json"), member("weights.th", os.urandom(3000)))
+    usage = shutil.disk_usage(folder)._replace(free=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(ConfigurationError, match=r"weights\.th needs 3,000 bytes.*1,000 are"):
+            unpack(path, folder)
+    monkeypatch.setattr(
+        shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+    )
+    with pytest.raises(ConfigurationError, match=r"model\.tar\.gz can't be unpacked.*No space"):
+        unpack(path, folder)
+
+
 @pytest.mark.parametrize("limit", ["none", "-1", "0", "nan", "inf"])
 def test_a_limit_that_is_no_number_is_an_error(write, folder, monkeypatch, limit):
     monkeypatch.setenv(LIMIT_VARIABLE, limit)
@@ -107,7 +182,7 @@ def test_a_limit_that_is_no_number_is_an_error(write, folder, monkeypatch, limit
 
 def test_a_file_where_a_folder_is(write, folder):
     path = write(member("a"), member("a/b"))
-    with pytest.raises(ConfigurationError, match="same name"):
+    with pytest.raises(ConfigurationError, match=r"same name \(a/b\)"):
         unpack(path, folder)
 
 

@@ -11,7 +11,7 @@ import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional
+from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
 
 import torch
 
@@ -25,6 +25,7 @@ from transformer_elmo.carried_models import (
     inner_weights,
     is_language_model,
 )
+from transformer_elmo.checked_weights import SOFTMAX, Weights, checked, sums_of_zip
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.experiments import NotStandardError, experiment_of, model_config_of
 from transformer_elmo.legacy import log_changes, modernize
@@ -53,8 +54,6 @@ CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary", ("weights.th", "best.
 # The `type` of a model, and of a vocabulary, that began as another one, and where the folder of the
 # training run has the model's whole section.
 ADAPTED, WHOLE_SECTION = "from_pretrained_lm", "adapted_model.json"
-
-_SOFTMAX = "_softmax_loss."
 
 
 def open_archive(path: str, with_softmax: bool = True) -> Optional[Opened]:
@@ -106,8 +105,8 @@ def _open_run(folder: Path, shown: str, with_softmax: bool) -> Opened:
     experiment = resolved_config(folder, shown)
     if not is_language_model(experiment):
         return _open_inner(folder, experiment, shown)
-    weights = read_weights(weights_path(folder, shown), with_softmax)
-    config = model_config_of(experiment, _softmax_rows(weights))
+    weights = _weights_in(folder, shown, with_softmax)
+    config = model_config_of(experiment, softmax_rows(shapes_of(weights)))
     vocabulary = _resolved_words(folder, shown)
     return _put_together(config, weights, vocabulary, shown, _card(experiment, folder))
 
@@ -296,7 +295,7 @@ def _open_inner(folder: Path, experiment: Dict[str, Any], shown: str) -> Opened:
         )
     embedder = embedders[0]
     logger.info("%s: taking the language model in %s.", shown, embedder.path)
-    weights = inner_weights(read_weights(weights_path(folder, shown)), embedder.path)
+    weights = inner_weights(_weights_in(folder, shown), embedder.path)
     if not weights:
         raise ConfigurationError(f"The weights in {shown} have none of a language model's.")
     source = f"the language model in {shown}"
@@ -393,9 +392,12 @@ def weights_path(folder: Path, shown: str) -> Path:
     )
 
 
-def read_weights(
-    path: Path, with_softmax: bool = True, shown: Optional[str] = None
-) -> Dict[str, torch.Tensor]:
+def _weights_in(folder: Path, shown: str, with_softmax: bool = True) -> Weights:
+    path = weights_path(folder, shown)
+    return read_weights(path, with_softmax, f"{path.name} of {shown}")
+
+
+def read_weights(path: Path, with_softmax: bool = True, shown: Optional[str] = None) -> Weights:
     """
     # Parameters
 
@@ -407,15 +409,30 @@ def read_weights(
 
     # Returns
 
-    `Dict[str, torch.Tensor]`
+    `Weights`
         On the CPU, mapped from the file where it allows that.
 
     # Raises
 
     `ConfigurationError`
-        If it holds anything but tensors, or is damaged.
+        If it holds anything but tensors, is damaged, or has a NaN in it.
     """
     shown = shown or str(path)
+    # An archive has a checksum as well, but its weights may have been damaged before.
+    sums = sums_of_zip(path, shown) if path.is_file() else _no_sums
+    return checked(
+        {n: t for n, t in _tensors(path, shown).items() if with_softmax or not _is_softmax(n)},
+        sums,
+        shown,
+    )
+
+
+def read_shapes(path: Path, shown: str) -> Dict[str, Shape]:
+    """The shapes of the weights in a file, as `read_weights` reads it, which aren't looked at."""
+    return shapes_of(_tensors(path, shown))
+
+
+def _tensors(path: Path, shown: str) -> Dict[str, torch.Tensor]:
     try:
         state = _loaded(path)
     except pickle.UnpicklingError as error:
@@ -434,7 +451,15 @@ def read_weights(
             f"{shown} holds a {type(state).__name__} where names of tensors and tensors were "
             "expected."
         )
-    return {n: t for n, t in state.items() if with_softmax or not n.startswith(_SOFTMAX)}
+    return state
+
+
+def _is_softmax(name: str) -> bool:
+    return name.startswith(SOFTMAX)
+
+
+def _no_sums(name: str, tensor: torch.Tensor) -> Tuple[()]:
+    return ()
 
 
 def _loaded(path: Path) -> Any:
@@ -448,7 +473,7 @@ def _loaded(path: Path) -> Any:
         return torch.load(path, **options)
 
 
-def shapes_of(weights: Dict[str, torch.Tensor]) -> Dict[str, Shape]:
+def shapes_of(weights: Mapping[str, torch.Tensor]) -> Dict[str, Shape]:
     """The shapes of weights by their names."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
@@ -460,17 +485,18 @@ def _vocabulary(folder: Path, shown: str) -> WordList:
             f"{shown} has no folder {VOCABULARY}, so it is not a model archive."
         )
     unpadded = directory / NAMESPACES_WITHOUT_PADDING
-    if unpadded.is_file() and NAMESPACE in unpadded.read_text(encoding="utf-8").split():
+    shown_unpadded = f"{VOCABULARY}/{NAMESPACES_WITHOUT_PADDING} of {shown}"
+    if unpadded.is_file() and NAMESPACE in WordList.read(unpadded, shown_unpadded).words:
         raise NotStandardError(f"{shown}: its vocabulary has no padding.")
     name = f"{NAMESPACE}.txt"
     return WordList.read(directory / name, f"{VOCABULARY}/{name} of {shown}")
 
 
-def _softmax_rows(weights: Dict[str, torch.Tensor]) -> Optional[int]:
+def softmax_rows(shapes: Mapping[str, Shape]) -> Optional[int]:
     """A row for each word, and one that nobody uses; `None` without a softmax."""
-    for name, tensor in weights.items():
-        if re.fullmatch(r"_softmax_loss\.softmax_b(\.weight)?", name):
-            return tensor.size(0)
+    for name, shape in shapes.items():
+        if re.fullmatch(r"_softmax_loss\.softmax_b(\.weight)?", name) and shape:
+            return shape[0]
     return None
 
 

@@ -9,7 +9,7 @@ import tempfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Collection, Dict, Iterator, Optional, Union
+from typing import Collection, Dict, Iterator, Optional, Set, Union
 
 from overrides import overrides
 
@@ -22,16 +22,27 @@ LIMIT_VARIABLE = "TRANSFORMER_ELMO_MAX_ARCHIVE_GB"
 # The billion-word model unpacks to less than 2 GB.
 DEFAULT_LIMIT_GB = 32.0
 
-# A model archive has some ten files; one with this many fills a disk with empty ones.
-MAX_MEMBERS = 100_000
+# A model archive has some ten files. Folders count, those too that only a longer path implies: each
+# takes room and time.
+MAX_MEMBERS = 2_000
 
 # What a file system takes of a name, and of a path in the folder for temporary files.
 MAX_NAME = 255
 MAX_PATH = 1_000
 
-# Long names and the like are read whole before a member is known. None of a real archive's has this
-# many bytes, and contents are read in pieces of this many.
-CHUNK = 1 << 20
+# Weights are hardly smaller when they are compressed. From this size on, an archive that unpacks to
+# so many times its own size is no model's.
+BOMB_BYTES = 2_000_000_000
+BOMB_RATIO = 200
+
+# Contents are read in pieces of this many bytes. Long names and the like are read whole before a
+# member is known; none of a real archive's has so many, nor have all of them together.
+CHUNK = 1 << 16
+MAX_HEADERS = 16 << 20
+MAX_ATTRIBUTES = 1_000
+
+# What may come after the last member: tar fills up its last block, of 10 kB by default.
+MAX_REST = 16 << 20
 
 # Folders that hold an unpacked archive, and the archive, for messages that a user can read.
 _unpacked_from: Dict[str, str] = {}
@@ -83,47 +94,119 @@ def unpack(
 
     `ConfigurationError`
         If the file isn't a gzip-compressed tar file, or ends too soon; if a member is a link or a
-        device, would lie outside the directory, or has a name that no file can have; if the
-        members' declared sizes exceed `size_limit`.
+        device, would lie outside the directory, or has a name that no file can have; if there are
+        more members, headers or bytes than a model archive has, or than the disk has room for.
     """
-    limit = size_limit()
-    total = members = 0
+    seen = _Seen(archive, size_limit(), Path(directory))
     try:
         with _Stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
-                target = _target(member, Path(directory), archive)
-                members += 1
-                total += max(member.size, 0)
-                if total > limit:
-                    raise ConfigurationError(
-                        f"{archive} unpacks to more than {limit / 1e9:g} GB (up to its member "
-                        f"{member.name!r} it declares {total / 1e9:.1f} GB). If you trust it, "
-                        "raise the "
-                        f"limit: export {LIMIT_VARIABLE}=..."
-                    )
-                if members > MAX_MEMBERS:
-                    raise ConfigurationError(f"{archive} has more than {MAX_MEMBERS:,} members.")
-                if member.name in left_out:
-                    continue
-                if member.isdir():
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                content = tar.extractfile(member)
-                assert content is not None
-                with content, open(target, "wb") as file:
-                    shutil.copyfileobj(content, file, CHUNK)
-                if target.stat().st_size != member.size:
-                    raise EOFError
-            _check_sum(tar, limit)
-    except (EOFError, tarfile.ReadError, gzip.BadGzipFile, zlib.error) as error:
+                path = _path(member, archive)
+                seen.add(member, path, len(tar.pax_headers))
+                if member.name not in left_out:
+                    _write(tar, stream, member, Path(directory, path), archive)
+            _check_sum(stream, archive)
+    except (
+        EOFError,
+        tarfile.TarError,
+        gzip.BadGzipFile,
+        zlib.error,
+        # What tarfile makes of numbers, text and chains of headers that are none.
+        ValueError,
+        OverflowError,
+        LookupError,
+        RecursionError,
+    ) as error:
         raise _incomplete(archive, error) from None
-    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        raise ConfigurationError(
-            f"{archive} has a file and a folder of the same name ({error.filename})."
-        ) from None
-    if members == 0:
+    if not seen.members:
         raise ConfigurationError(f"{archive} is an empty .tar.gz file, not a model archive.")
+
+
+def _write(
+    tar: tarfile.TarFile,
+    stream: "_Stream",
+    member: tarfile.TarInfo,
+    target: Path,
+    archive: Union[str, os.PathLike],
+) -> None:
+    try:
+        if member.isdir():
+            target.mkdir(parents=True, exist_ok=True)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = tar.extractfile(member)
+        assert content is not None
+        with stream.reading_content(), content, open(target, "wb") as file:
+            shutil.copyfileobj(content, file, CHUNK)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        raise ConfigurationError(
+            f"{archive} has a file and a folder of the same name ({member.name})."
+        ) from None
+    except OSError as error:
+        if isinstance(error, gzip.BadGzipFile) or error.errno is None:
+            raise
+        raise ConfigurationError(
+            f"{archive} can't be unpacked to {target}: {os.strerror(error.errno)}. With the "
+            "environment variable TMPDIR, name a folder that has room."
+        ) from None
+    if target.stat().st_size != member.size:
+        raise EOFError
+
+
+class _Seen:
+    """What an archive has had so far, and whether that is more than a model archive has."""
+
+    def __init__(self, archive: Union[str, os.PathLike], limit: int, directory: Path) -> None:
+        self.members = 0
+        self._archive = archive
+        self._limit = limit
+        self._directory = directory
+        self._size = os.path.getsize(archive)
+        self._total = 0
+        self._folders: Set[PurePosixPath] = set()
+
+    def add(self, member: tarfile.TarInfo, path: PurePosixPath, num_common: int) -> None:
+        """
+        # Raises
+
+        `ConfigurationError`
+            If it is too much.
+        """
+        archive, name = self._archive, member.name
+        self.members += 1
+        self._total += max(member.size, 0)
+        above = path if member.isdir() else path.parent
+        while above.parts and above not in self._folders:
+            self._folders.add(above)
+            above = above.parent
+        if self.members + len(self._folders) > MAX_MEMBERS:
+            raise ConfigurationError(
+                f"{archive} has more than {MAX_MEMBERS:,} files and folders, and a model archive "
+                "has some ten. Don't trust this file."
+            )
+        if len(member.pax_headers) + num_common > MAX_ATTRIBUTES:
+            raise ConfigurationError(
+                f"{archive} has more than {MAX_ATTRIBUTES:,} attributes for its member {name!r}, "
+                "and a model archive has none. Don't trust this file."
+            )
+        if self._total > self._limit:
+            raise ConfigurationError(
+                f"{archive} unpacks to more than {self._limit / 1e9:g} GB (up to its member "
+                f"{name!r} it declares {self._total / 1e9:.1f} GB). If you trust it, raise the "
+                f"limit: export {LIMIT_VARIABLE}=..."
+            )
+        if self._total > max(BOMB_BYTES, BOMB_RATIO * self._size):
+            raise ConfigurationError(
+                f"{archive} ({self._size:,} bytes) unpacks to {self._total / 1e9:.1f} GB: weights "
+                "can't be compressed so far. Don't trust this file."
+            )
+        free = shutil.disk_usage(self._directory).free
+        if member.size > free:
+            raise ConfigurationError(
+                f"{archive} can't be unpacked to {self._directory}: {member.name} needs "
+                f"{member.size:,} bytes there, and {free:,} are free. With the environment "
+                "variable TMPDIR, name a folder that has room."
+            )
 
 
 class _Stream(gzip.GzipFile):
@@ -131,30 +214,52 @@ class _Stream(gzip.GzipFile):
 
     def __init__(self, archive: Union[str, os.PathLike]) -> None:
         super().__init__(archive, "rb")
+        self._headers: Optional[int] = 0
+
+    @contextmanager
+    def reading_content(self) -> Iterator[None]:
+        """As long as this lasts, what is read is no header."""
+        headers, self._headers = self._headers, None
+        yield
+        self._headers = headers
 
     @overrides(check_signature=False)
     def read(self, size: Optional[int] = -1) -> bytes:
         if size is None or not 0 <= size <= CHUNK:
-            raise ConfigurationError(
-                f"{self.name} has a header of {size:,} bytes, which is no model archive's. "
-                "Don't trust this file."
-            )
+            raise self._no_header(-1 if size is None else size)
+        if self._headers is not None:
+            self._headers += size
+            if self._headers > MAX_HEADERS:
+                raise self._no_header(self._headers)
         return super().read(size)
 
+    def _no_header(self, size: int) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self.name} has a header of {size:,} bytes, which is no model archive's. "
+            "Don't trust this file."
+        )
 
-def _check_sum(tar: tarfile.TarFile, limit: int) -> None:
+
+def _check_sum(stream: _Stream, archive: Union[str, os.PathLike]) -> None:
     """Reads on to the end of the compressed stream, where its checksum is, and is checked."""
-    assert tar.fileobj is not None
+    left = MAX_REST
     try:
-        while limit > 0 and (rest := tar.fileobj.read(CHUNK)):
-            limit -= len(rest)
+        with stream.reading_content():
+            while rest := stream.read(CHUNK):
+                left -= len(rest)
+                if left < 0:
+                    raise ConfigurationError(
+                        f"{archive} goes on for more than {MAX_REST:,} bytes after its last "
+                        "member, which no model archive does. Don't trust this file."
+                    )
     except gzip.BadGzipFile as error:
         # What somebody appended to a complete file does no harm.
         if "Not a gzipped file" not in str(error):
             raise
 
 
-def _target(member: tarfile.TarInfo, directory: Path, archive: Union[str, os.PathLike]) -> Path:
+def _path(member: tarfile.TarInfo, archive: Union[str, os.PathLike]) -> PurePosixPath:
+    """Where a member goes, in the folder that the archive is unpacked to."""
     name = member.name
     # A backslash or a drive is a path on some systems only, and no model archive has one.
     parts = PurePosixPath(name).parts
@@ -165,7 +270,8 @@ def _target(member: tarfile.TarInfo, directory: Path, archive: Union[str, os.Pat
                 "unpacked to. "
                 "Don't trust this file."
             )
-    if len(os.fsencode(name)) > MAX_PATH or any(len(os.fsencode(p)) > MAX_NAME for p in parts):
+    size, longest = len(_encoded(name)), max((len(_encoded(part)) for part in parts), default=0)
+    if size > MAX_PATH or longest > MAX_NAME or "\0" in name:
         raise ConfigurationError(
             f"{archive} has a member with a name of {len(name):,} characters, {name[:40]!r}..., "
             "which is no model archive's. Don't trust this file."
@@ -175,7 +281,11 @@ def _target(member: tarfile.TarInfo, directory: Path, archive: Union[str, os.Pat
             f"{archive} has a member {name!r} that is a link or a device. A model archive has only "
             "files and folders; don't trust this file."
         )
-    return directory.joinpath(*parts)
+    return PurePosixPath(*parts)
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _incomplete(archive: Union[str, os.PathLike], error: Exception) -> ConfigurationError:

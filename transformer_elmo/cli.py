@@ -41,6 +41,7 @@ COMMANDS: Dict[str, Command] = {
     "config": Command("the training configs that come with this package", "config"),
     "vocab": Command("count the words of a corpus", "vocab"),
     "embed": Command("vectors of every word of a text, in a file", "embed"),
+    "merge": Command("the parts that embed --part has written, as one file", "merge"),
     "score": Command(
         "the probability of every word of a text",
         "score",

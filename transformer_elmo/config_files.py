@@ -121,6 +121,9 @@ def _evaluated(name: str, text: str, variables: Dict[str, str], is_file: bool = 
         if is_file:
             return json.loads(_jsonnet.evaluate_file(name, ext_vars=variables))
         return json.loads(_jsonnet.evaluate_snippet(name, text, ext_vars=variables))
+    except ValueError as error:
+        # Text that jsonnet doesn't take, such as a null character.
+        raise ConfigurationError(f"{name} can't be understood: {first_line(error)}") from None
     except RuntimeError as error:
         raise (
             _unset_variables(error, text, name, variables)

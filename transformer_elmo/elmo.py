@@ -205,6 +205,9 @@ class TransformerElmo:
             model.precision = precision
         if compile is not None:
             model.compiles = compile
+        if where.type != "cpu" and hasattr(model, "check_softmax"):
+            # All of it is about to be read anyway.
+            model.check_softmax()
         elmo = cls(model.to(where), reader, **options)
         elmo.name = name
         return elmo
@@ -249,6 +252,8 @@ class TransformerElmo:
                 "This model has parts that the model folder has no place for: "
                 f"{getattr(self.model, 'not_standard', 'it was put together by hand')}"
             )
+        if with_softmax:
+            self._check_softmax()
         reader: Any = self._reader
         opened = model_folder.Opened(self.model, reader, config, self.model.card)
         more: Optional[Callable[[Path], None]] = None
@@ -428,13 +433,15 @@ class TransformerElmo:
         *,
         weights: Optional[Sequence[float]] = None,
         progress: bool = False,
+        skip: Optional[int] = None,
     ) -> Iterator[np.ndarray]:
         """
         As `embed`, for any number of sentences: arrays come one by one, in order, and only some
-        batches' worth of them are in memory.
+        batches' worth of them are in memory. With `skip`, the first so many sentences are left
+        out, and on the CPU the others' arrays are to the bit what they are with `skip=0`.
         """
         iterator = self._embedded(
-            _tracked(checked_sentences(sentences), "embedding", progress), layers, weights
+            _tracked(checked_sentences(sentences), "embedding", progress), layers, weights, skip
         )
         while True:
             # Not around the `yield`: the caller's own computations are none of our business.
@@ -445,7 +452,11 @@ class TransformerElmo:
             yield vectors.cpu().numpy()
 
     def _embedded(
-        self, sentences: Iterable[Sentence], layers: Layers, weights: Optional[Sequence[float]]
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers,
+        weights: Optional[Sequence[float]],
+        skip: Optional[int] = None,
     ) -> Iterator[torch.Tensor]:
         layers = self.checked_layers(layers, weights)
         run = partial(self._run, layers=layers, weights=weights)
@@ -457,7 +468,13 @@ class TransformerElmo:
             self.segment_length,
         )
         for vectors, ends_sentence in in_batches(
-            jobs, lambda job: len(job.tokens), run, self.max_tokens
+            jobs,
+            lambda job: len(job.tokens),
+            run,
+            self.max_tokens,
+            lambda job: job.sentence >= (skip or 0),
+            # Which words were met before decides which are encoded together, and so the last bit.
+            (lambda: None) if skip is None else self.model.forget_words,
         ):
             parts.append(vectors)
             if ends_sentence:
@@ -598,7 +615,13 @@ class TransformerElmo:
                 "it can't say how probable a word is. Open the archive that was trained, or a "
                 "model folder with its softmax."
             )
+        self._check_softmax()
         return softmax
+
+    def _check_softmax(self) -> None:
+        check = getattr(self.model, "check_softmax", None)
+        if check is not None:
+            check()
 
     def evaluate(
         self,

@@ -2,13 +2,14 @@
 AllenNLP's configs of language models, in its version 2, and what they say of the model.
 """
 
-from typing import Any, Collection, Dict, List, Optional, Tuple
+from typing import Any, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.model_config import (
     CharactersConfig,
     ContextualizerConfig,
     ModelConfig,
+    Shape,
     SoftmaxConfig,
     TextConfig,
     WordIdsConfig,
@@ -75,15 +76,17 @@ def model_config_of(experiment: Dict[str, Any], num_words: Optional[int]) -> Mod
         softmax = SoftmaxConfig(
             num_words, model.get("num_samples"), bool(model.get("sparse_embeddings", False))
         )
-    return ModelConfig(
+    config = ModelConfig(
         words,
         _contextualizer(model),
         text,
         softmax,
-        float(model.get("dropout") or 0.0),
+        model.get("dropout") or 0.0,
         model.get("precision", "float32"),
         name,
     )
+    # Every value has the type that it must have.
+    return ModelConfig.from_json(config.to_json(), "model")
 
 
 def experiment_of(config: ModelConfig) -> Dict[str, Any]:
@@ -151,6 +154,50 @@ def experiment_of(config: ModelConfig) -> Dict[str, Any]:
     }
 
 
+def check_sizes(section: Any, shapes: Mapping[str, Shape], source: str) -> None:
+    """
+    Compares a config with weights before a model is built from it: a number too large would take
+    all memory, and an error of that doesn't name the key.
+
+    # Parameters
+
+    section : `Any`
+        A model's section, or any part of one.
+    shapes : `Mapping[str, Shape]`
+        Of the weights.
+    source : `str`
+        What messages call the archive.
+
+    # Raises
+
+    `ConfigurationError`
+        If there are more layers than weights, or sizes that no weight has.
+    """
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for path, key, value in _numbers(section, "model"):
+        if key in ("num_layers", "num_highway"):
+            limit, what = len(shapes), f"there are only {len(shapes)} weights"
+        elif key.endswith("_dim") or key in ("num_embeddings", "filters"):
+            limit, what = largest, f"no dimension of a weight is larger than {largest}"
+        else:
+            continue
+        if value > limit:
+            raise ConfigurationError(f"{source}: the config has {path} = {value:,}, but {what}.")
+
+
+def _numbers(value: Any, path: str, key: str = "") -> Iterator[Tuple[str, str, int]]:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield path, key, value
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            yield from _numbers(below, f"{path}.{name}", name)
+    elif isinstance(value, list):
+        for number, below in enumerate(value):
+            yield from _numbers(below, f"{path}.{number}", key)
+
+
 def _words(embedder: Any) -> Tuple[str, Any]:
     """The name of what is embedded, and how."""
     path = "model.text_field_embedder"
@@ -209,7 +256,7 @@ def _words(embedder: Any) -> Tuple[str, Any]:
     return name, CharactersConfig(
         _int(embedding, "num_embeddings"),
         _int(embedding, "embedding_dim"),
-        [(int(width), int(number)) for width, number in encoder.get("filters", [])],
+        encoder.get("filters", []),
         _int(encoder, "num_highway"),
         _int(encoder, "projection_dim"),
         **{key: encoder[key] for key in options if key in encoder},
@@ -239,6 +286,8 @@ def _text(
 ) -> Tuple[TextConfig, Dict[str, int]]:
     reader = _section(experiment, "dataset_reader", (READER,))
     indexers = reader.get("token_indexers") or {"tokens": {"type": "single_id"}}
+    if not isinstance(indexers, dict):
+        raise _other("dataset_reader.token_indexers", indexers)
     tokens = _kind(indexers.get("tokens"))
     if tokens.get("type") != "single_id":
         raise _other("dataset_reader.token_indexers.tokens", indexers.get("tokens"))
@@ -257,19 +306,24 @@ def _text(
             raise _other(path, indexers.get(words_name))
         _check_keys(characters, path, ("tokens_to_add", "token_min_padding_length", "namespace"))
         own_characters = characters.get("tokens_to_add") or {}
+        if not isinstance(own_characters, dict):
+            raise _other(f"{path}.tokens_to_add", own_characters)
     elif words_name != "tokens":
         raise _other("model.text_field_embedder.token_embedders", [words_name])
     text = TextConfig(
         _kind(reader.get("tokenizer") or "spacy"),
-        _strings(reader.get("start_tokens")),
-        _strings(reader.get("end_tokens")),
+        _strings(reader, "start_tokens"),
+        _strings(reader, "end_tokens"),
         bool(tokens.get("lowercase_tokens", False)),
     )
     return text, own_characters
 
 
-def _strings(value: Any) -> List[str]:
-    return [str(item) for item in value or []]
+def _strings(reader: Dict[str, Any], key: str) -> List[str]:
+    value = reader.get(key) or []
+    if not isinstance(value, list):
+        raise _other(f"dataset_reader.{key}", value)
+    return [str(item) for item in value]
 
 
 def _kind(value: Any) -> Dict[str, Any]:

@@ -77,10 +77,7 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
     `ConfigurationError`
         If `path` is taken and `replace` is false, or the folder can't be written.
     """
-    if not replace and _is_taken(path):
-        raise ConfigurationError(
-            f"{path} exists and isn't empty. Choose another folder, or replace it with --force."
-        )
+    _check_not_taken(path, replace)
     with errors_of_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
@@ -96,6 +93,30 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def check_can_make_folder(path: Path, replace: bool = False) -> None:
+    """
+    Looks before minutes of work whether `folder_written_whole` could write a folder after them.
+
+    # Raises
+
+    `ConfigurationError`
+        If it couldn't.
+    """
+    _check_not_taken(path, replace)
+    parent = _existing_parent(path.absolute().parent)
+    probe = _temporary(parent / path.name)
+    with errors_of_disk(path):
+        probe.mkdir()
+        probe.rmdir()
+
+
+def _check_not_taken(path: Path, replace: bool) -> None:
+    if not replace and _is_taken(path):
+        raise ConfigurationError(
+            f"{path} exists and isn't empty. Choose another folder, or replace it with --force."
+        )
 
 
 @contextmanager

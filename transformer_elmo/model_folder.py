@@ -9,16 +9,26 @@ A language model as a folder that needs no AllenNLP to be opened:
 """
 
 import json
-import math
 import os
+import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from transformer_elmo.checked_weights import (
+    SOFTMAX,
+    Weights,
+    checked,
+    damaged,
+    is_finite,
+    metadata_of,
+    sums_of_metadata,
+)
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.files import folder_written_whole
 from transformer_elmo.model_config import (
@@ -122,32 +132,62 @@ def open_folder(folder: Union[str, "os.PathLike[str]"], with_softmax: bool = Tru
     if not with_softmax:
         config = config.without_softmax()
     weights = read_weights(folder / WEIGHTS, with_softmax)
-    vocabulary = WordList.read(folder / VOCABULARY)
-    check_vocabulary(config, vocabulary, str(folder))
+    vocabulary = read_vocabulary(folder, config)
     model = model_of(config, weights, str(folder))
     model.card = card
     return Opened(model, reader_of(config, vocabulary), config, card)
 
 
-def read_weights(path: Path, with_softmax: bool = True) -> Dict[str, torch.Tensor]:
+def read_weights(path: Path, with_softmax: bool = True) -> Weights:
     """
     # Returns
 
-    `Dict[str, torch.Tensor]`
-        The weights by their names in archives, mapped from the file.
+    `Weights`
+        Mapped from the file.
 
     # Raises
 
     `ConfigurationError`
-        If the file is no such file, or damaged.
+        If the file is no such file, is damaged, or has a NaN in it.
     """
+    with _opened_weights(path) as file:
+        weights = {
+            name: file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118 (it is no dictionary)
+            if with_softmax or not name.startswith(SOFTMAX)
+        }
+        sums = sums_of_metadata(file.metadata())
+    return checked(weights, lambda name, _: (sums[name],) if name in sums else (), str(path))
+
+
+def read_vocabulary(folder: Path, config: ModelConfig) -> WordList:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If the folder has no vocabulary, or one of other words than its weights were saved with.
+    """
+    path = folder / VOCABULARY
+    vocabulary = WordList.read(path)
+    check_vocabulary(config, vocabulary, str(folder))
+    with _opened_weights(folder / WEIGHTS) as file:
+        expected = sums_of_metadata(file.metadata()).get(VOCABULARY)
+    if expected is not None and zlib.crc32(_text_of(vocabulary)) != expected:
+        raise damaged(
+            str(path), f"these {len(vocabulary):,} words aren't those that the model was saved with"
+        )
+    return vocabulary
+
+
+def _text_of(vocabulary: WordList) -> bytes:
+    return "".join(vocabulary.lines()).encode("utf-8")
+
+
+@contextmanager
+def _opened_weights(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {
-                name: file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 (it is no dictionary)
-                if with_softmax or not name.startswith("_softmax_loss.")
-            }
+            yield file
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ConfigurationError(
             f"{path} is not a file of weights, or is damaged: {first_line(error)}"
@@ -181,8 +221,14 @@ def model_of(
             small = not core.startswith("softmax.")
             state[core] = tensor.float() if small else tensor
     config.check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, source)
-    with torch.device("meta"), softmaxes("to be loaded"):
-        model = config.build()
+    try:
+        with torch.device("meta"), softmaxes("to be loaded"):
+            model = config.build()
+    except (RuntimeError, ValueError, OverflowError) as error:
+        # Sizes that no computer has room for.
+        raise ConfigurationError(
+            f"{source}: no model can be built from the config: {first_line(error)}"
+        ) from None
     try:
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
@@ -198,6 +244,8 @@ def model_of(
             + (f"{len(unexpected)} have no place, such as {unexpected[0]}." if unexpected else "")
         )
     model.config = config
+    if isinstance(weights, Weights):
+        model.unchecked = weights.unchecked
     return model.eval()
 
 
@@ -263,12 +311,21 @@ def check_vocabulary(config: ModelConfig, vocabulary: WordList, source: str) -> 
     if isinstance(config.words, WordIdsConfig):
         rows.append(config.words.num_embeddings)
     for number in rows:
-        if number != len(vocabulary) + 1:
-            raise ConfigurationError(
-                f"{source}: the vocabulary has {len(vocabulary):,} words, the weights "
-                f"{number - 1:,}. Every word has its place: a line too many or too few moves all "
-                "after it."
-            )
+        check_number_of_words(len(vocabulary), number - 1, source)
+
+
+def check_number_of_words(in_vocabulary: int, in_weights: int, source: str) -> None:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If these aren't the same.
+    """
+    if in_vocabulary != in_weights:
+        raise ConfigurationError(
+            f"{source}: the vocabulary has {in_vocabulary:,} words, the weights {in_weights:,}. "
+            "Every word has its place: a line too many or too few moves all after it."
+        )
 
 
 def save_folder(
@@ -313,15 +370,12 @@ def save_folder(
         if config.softmax is not None or not name.startswith("softmax.")
     }
     _check_finite(weights)
+    vocabulary = _text_of(opened.reader.vocabulary)
     with folder_written_whole(Path(folder), replace_existing) as target:
-        save_file(
-            {n: t.to("cpu", DTYPES[dtype]).contiguous() for n, t in weights.items()},
-            target / WEIGHTS,
-            metadata={"format": "pt"},
-        )
-        (target / VOCABULARY).write_text(
-            "".join(opened.reader.vocabulary.lines()), encoding="utf-8", newline="\n"
-        )
+        written = {n: t.to("cpu", DTYPES[dtype]).contiguous() for n, t in weights.items()}
+        metadata = metadata_of(written, {VOCABULARY: vocabulary})
+        save_file(written, target / WEIGHTS, metadata=metadata)
+        (target / VOCABULARY).write_bytes(vocabulary)
         content = {
             "format": FORMAT,
             "format_version": VERSION,
@@ -338,8 +392,7 @@ def save_folder(
 
 def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in weights.items():
-        # Not `isfinite`, whose result is a copy as long; a NaN is both the least and the most here.
-        if tensor.numel() and not all(map(math.isfinite, map(float, torch.aminmax(tensor)))):
+        if not is_finite(tensor):
             raise ConfigurationError(
                 f"The weight {name} has a NaN or an infinity in it: this model is broken. Take an "
                 "earlier checkpoint."
@@ -395,11 +448,13 @@ Needs `pip install transformer-elmo`.
 
 __all__ = [
     "Opened",
+    "check_number_of_words",
     "check_vocabulary",
     "is_model_folder",
     "model_of",
     "open_folder",
     "read_config",
+    "read_vocabulary",
     "read_weights",
     "reader_of",
     "save_folder",

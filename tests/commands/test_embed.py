@@ -12,6 +12,7 @@ from allennlp.commands import main
 
 import transformer_elmo.commands.embed  # noqa: F401
 from tests.small_lm import DIM, random_sentences
+from transformer_elmo import __version__, cli
 from transformer_elmo.commands import vectors_file
 from transformer_elmo.commands.embed import embed_file
 from transformer_elmo.elmo import TransformerElmo
@@ -115,7 +116,8 @@ def stop_after(monkeypatch, count, error):
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch, killed):
-    options: Any = {"archive_options": {"device": -1, "max_tokens": 40}}
+    options: Any = {"archive_options": {"device": -1, "max_tokens": 10}}
+    monkeypatch.setattr("transformer_elmo.text.sentences.SECTION", 1)
     whole, again = tmp_path / "whole.npy", tmp_path / "again.npy"
     embed_file(str(lm_archive), str(text), str(whole), "top", **options)
     with monkeypatch.context() as patch:
@@ -143,18 +145,174 @@ def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch, killed)
 
     def watched(self, sentences, *arguments, **options):
         sentences = list(sentences)
-        embedded.extend(sentences)
+        embedded.extend(sentences[options["skip"] :])
         return stream(self, sentences, *arguments, **options)
 
     monkeypatch.setattr(TransformerElmo, "embed_stream", watched)
     embed_file(str(lm_archive), str(text), str(again), "top", **options)
     done = len(LINES) - len(embedded)
     assert 0 < done < 10 if killed else done == 10
-    assert np.abs(np.load(again) - np.load(whole)).max() < 1e-5
+    # To the bit: batches are cut where they would have been.
+    assert again.read_bytes() == whole.read_bytes()
     assert np.array_equal(
         np.load(tmp_path / "again.offsets.npy"), np.load(tmp_path / "whole.offsets.npy")
     )
     assert not (tmp_path / "again.npy.partial").exists()
+
+
+@pytest.fixture
+def partial(lm_archive, text, tmp_path, monkeypatch):
+    """What is left of work cut short, with some places to go on from; and what it should become."""
+    options: Any = {"archive_options": {"device": -1, "max_tokens": 4}}
+    monkeypatch.setattr("transformer_elmo.text.sentences.SECTION", 2)
+
+    def embed(name, **more):
+        embed_file(str(lm_archive), str(text), str(tmp_path / name), "top", **options, **more)
+        return (tmp_path / name).read_bytes()
+
+    whole = embed("whole.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors_file, "WORDS_PER_CHECKPOINT", 30)
+        stop_after(patch, 20, Stopped())
+        with pytest.raises(Stopped):
+            embed("again.npy")
+    return tmp_path / "again.npy.partial", lambda: embed("again.npy") == whole
+
+
+def zeroed(content, begin, size):
+    return content[:begin] + bytes(size) + content[begin + size :]
+
+
+@pytest.mark.parametrize(
+    "name, damage, kept",
+    [
+        ("vectors.npy", lambda c: zeroed(c, 20_000, 4096), True),
+        ("vectors.npy", lambda c: zeroed(c, 300, 64), False),
+        ("vectors.npy", lambda c: c[:-100], True),
+        ("vectors.npy", lambda c: b"", False),
+        ("lengths.raw", lambda c: zeroed(c, 18 * 8, 8), True),
+        ("lengths.raw", lambda c: c[8:], False),
+        ("places.jsonl", lambda c: c[:-20], True),
+        ("places.jsonl", lambda c: c.replace(b"[", b"{"), False),
+        ("places.jsonl", lambda c: b"[1, 2]\n" + c, False),
+        ("places.jsonl", lambda c: c.splitlines()[-1] * 3, False),
+        ("state.json", lambda c: b"[]", False),
+        ("state.json", lambda c: b"{}", False),
+        ("state.json", lambda c: b'{"settings": 3}', False),
+        ("state.json", lambda c: b"\0" * 4096, False),
+    ],
+)
+def test_damage_in_work_cut_short(partial, caplog, name, damage, kept):
+    folder, is_finished = partial
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    caplog.set_level("INFO", "transformer_elmo")
+    assert is_finished()
+    told = [record for record in caplog.records if "Going on after" in record.message]
+    assert bool(told) is kept
+    warnings = [r for r in caplog.records if r.levelname == "WARNING" and "damaged" in r.message]
+    assert name == "places.jsonl" or len(warnings) == 1
+    assert not folder.exists()
+
+
+def test_files_of_work_cut_short_that_are_gone(partial):
+    folder, is_finished = partial
+    (folder / "vectors.npy").unlink()
+    assert is_finished()
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out.npy", "out.hdf5"])
+def test_cut_short_after_it_got_its_name(embed, tmp_path, monkeypatch, name, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            vectors_file.VectorsFile, "_remove_folder", lambda _: (_ for _ in ()).throw(Stopped())
+        )
+        with pytest.raises(Stopped):
+            embed(name, "--top")
+    folder = tmp_path / f"{name}.partial"
+    assert folder.exists()
+    before = (tmp_path / name).read_bytes()
+    (folder / "lengths.raw").unlink()
+    # Other vectors than these are a file that is in the way.
+    assert f"{name} exists. Give --force" in refused(embed, name, "--layer", "0")
+    assert not folder.exists()
+    assert f"{name} exists. Give --force" in refused(embed, name, "--top")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            vectors_file.VectorsFile, "_remove_folder", lambda _: (_ for _ in ()).throw(Stopped())
+        )
+        with pytest.raises(Stopped):
+            embed(name, "--top", "--force")
+    embed(name, "--top")
+    assert not folder.exists()
+    if name == "out.npy":
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_what_an_hdf5_file_says_of_itself(embed, lm_archive):
+    with h5py.File(embed("out.hdf5", "--weights=1,0,1"), "r") as file:
+        assert dict(file.attrs) == {
+            "archive": str(lm_archive),
+            "layers": "mix",
+            "weights": "[1.0, 0.0, 1.0]",
+            "transformer_elmo": __version__,
+        }
+
+
+def command(*arguments):
+    return cli.main(list(map(str, arguments)))
+
+
+def test_parts(embed, tmp_path, text, capsys):
+    parts = [embed(f"{k}.npy", "--all", "--part", f"{k}/4") for k in (3, 1, 4, 2)]
+    whole = embed("whole.npy", "--all", "--max-tokens", "40")
+    for name in ("merged.npy", "merged.hdf5", "merged.npz"):
+        assert command("merge", tmp_path / name, *parts, "--sentences", text) == 0
+    assert np.abs(np.load(tmp_path / "merged.npy") - np.load(whole)).max() < 1e-5
+    offsets = np.load(tmp_path / "whole.offsets.npy")
+    assert np.array_equal(np.load(tmp_path / "merged.offsets.npy"), offsets)
+    with (
+        h5py.File(tmp_path / "merged.hdf5") as merged,
+        h5py.File(embed("whole.hdf5", "--all")) as expected,
+    ):
+        assert set(merged) == set(expected) and dict(merged.attrs) == dict(expected.attrs)
+        assert np.array_equal(merged["sentence_to_index"], expected["sentence_to_index"])
+        assert merged["3"].shape == expected["3"].shape
+    assert not list(tmp_path.glob("*.partial"))
+
+    other = embed("other.npy", "--top", "--part", "2/4")
+    capsys.readouterr()
+    for given, message in (
+        (parts[:3], "Of 4 parts, 2 is missing"),
+        (parts[:2], "Of 4 parts, 2, 4 are missing"),
+        ([*parts, parts[0]], "are both part 3 of 4"),
+        ([*parts[:3], other], "they differ in layers, word_shape"),
+        ([*parts[:3], whole], "is no part of a text's vectors"),
+    ):
+        assert command("merge", tmp_path / "no.npy", *given) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    content = parts[0].read_bytes()
+    for damaged in (zeroed(content, 900, 64), content[:-8], b""):
+        parts[0].write_bytes(damaged)
+        assert command("merge", tmp_path / "no.npy", *parts) == 1
+        assert "3.npy" in capsys.readouterr().err
+    assert not (tmp_path / "no.npy").exists()
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "3", "a/b", "1/-2", "1/0"])
+def test_parts_that_there_are_not(embed, tmp_path, part, capsys):
+    with pytest.raises(SystemExit):
+        embed("out.npy", "--top", "--part", part)
+    assert "such as 3/16" in capsys.readouterr().err
+    assert "A part goes to a .npy file" in refused(embed, "out.npz", "--top", "--part", "1/2")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_more_parts_than_lines(embed, tmp_path, text):
+    text.write_text("the cat\n\n")
+    parts = [embed(f"{k}.npy", "--top", "--part", f"{k}/5") for k in range(1, 6)]
+    assert command("merge", tmp_path / "merged.npy", *parts) == 0
+    assert np.array_equal(np.load(tmp_path / "merged.npy"), np.load(embed("whole.npy", "--top")))
 
 
 def test_work_begun_with_other_settings(embed, text, tmp_path, monkeypatch):
@@ -218,7 +376,7 @@ def test_a_real_limit_while_hdf5_is_written(embed, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5])
 def test_cut_short_while_it_gets_its_name(embed, tmp_path, monkeypatch, force, call):
     """Of the vectors and their offsets, a `.npy` file never has one set new and the other old."""
     names = ("out.npy", "out.offsets.npy")
@@ -229,7 +387,7 @@ def test_cut_short_while_it_gets_its_name(embed, tmp_path, monkeypatch, force, c
     replace, left = os.replace, [call]
 
     def dying(source, target):
-        # The first one is that of the notes.
+        # Settings, offsets, that it is done, vectors.
         left[0] -= 1
         if left[0] < 1:
             raise Stopped()
@@ -237,17 +395,17 @@ def test_cut_short_while_it_gets_its_name(embed, tmp_path, monkeypatch, force, c
 
     arguments = ["--top", "--force"] if force else ["--top"]
     with monkeypatch.context() as patch:
-        patch.setattr(vectors_file.os, "replace", dying)
-        if call < 4:
+        patch.setattr(os, "replace", dying)
+        if call < 5:
             with pytest.raises(Stopped):
                 embed(names[0], *arguments)
         else:
             # After the last name was given, the folder was still there.
             patch.setattr(vectors_file.shutil, "rmtree", lambda *_, **options: None)
             embed(names[0], *arguments)
-    if (tmp_path / names[0]).exists() and call < 4:
+    if (tmp_path / names[0]).exists() and call < 5:
         assert {name: (tmp_path / name).read_bytes() for name in names} == before
-    vectors = np.load(embed(names[0], *arguments[: 1 + (force or call == 4)], "--force"))
+    vectors = np.load(embed(names[0], *arguments[: 1 + (force or call == 5)], "--force"))
     offsets = np.load(tmp_path / names[1])
     assert offsets[-1] == len(vectors) == sum(len(sentence.split()) for sentence in EMBEDDED)
     assert not (tmp_path / "out.npy.partial").exists()

@@ -52,10 +52,11 @@ def test_jobs(start, end, segment_length):
     longest = max((len(job.tokens) for job in jobs), default=0)
     assert segment_length is None or longest <= segment_length
     remaining = iter(jobs)
-    for sentence in sentences:
+    for number_of_sentence, sentence in enumerate(sentences):
         job = next(remaining)
+        assert job.sentence == number_of_sentence
         if not sentence:
-            assert job == Job([], slice(0, 0), True)
+            assert job == Job([], slice(0, 0), True, number_of_sentence)
             continue
         tokens = [*start, *sentence, *end]
         cut = [] if segment_length is None else segments(len(tokens), segment_length)

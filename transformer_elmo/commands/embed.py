@@ -1,13 +1,14 @@
 """Vectors for every word of a text, in a file: `transformer-elmo embed`, `allennlp embed`."""
 
 import argparse
+import itertools
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from transformer_elmo import progress
+from transformer_elmo import __version__, progress
 from transformer_elmo.commands.standard_input import file_of
 from transformer_elmo.commands.vectors_file import VectorsFile, checked_format
 from transformer_elmo.elmo import TransformerElmo
@@ -23,7 +24,8 @@ DESCRIPTION = """
 Embed every word of a text with a Transformer ELMo and write the vectors to one file: HDF5, laid
 out as by AllenNLP 0.9's elmo command and bilm-tf (a dataset for each line, its number as the name,
 and sentence_to_index); or .npz or .npy with all vectors in one array, and offsets. If the command
-is cut short, the same command goes on where it stood.
+is cut short, the same command goes on where it stood, to the same numbers. The work can be split:
+--part 3/16 embeds the third of sixteen parts of the lines, and transformer-elmo merge joins them.
 """
 
 
@@ -81,6 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="HDF5 without sentence_to_index, which takes as much memory as the text",
     )
     parser.add_argument(
+        "--part",
+        type=_part,
+        metavar="K/N",
+        help="only the K-th of N parts of the lines, to a .npy file for transformer-elmo merge",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="replace a file of that name, or work begun on it"
     )
     parser.add_argument("--cuda-device", type=int, default=-1, help="a GPU's number")
@@ -97,6 +105,15 @@ def _numbers(text: str) -> List[float]:
         raise argparse.ArgumentTypeError(
             f"expected numbers with commas between them, got {text!r}"
         ) from None
+
+
+def _part(text: str) -> Tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise argparse.ArgumentTypeError(
+        f"expected the number of a part and how many there are, such as 3/16: got {text!r}"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -124,6 +141,7 @@ def run(args: argparse.Namespace) -> None:
                 input_format=args.input_format,
                 forget_sentences=args.forget_sentences,
                 force=args.force,
+                part=args.part,
                 archive_options={
                     "device": args.cuda_device,
                     "precision": args.precision,
@@ -150,6 +168,7 @@ def embed_file(
     input_format: str = "auto",
     forget_sentences: bool = False,
     force: bool = False,
+    part: Optional[Tuple[int, int]] = None,
     archive_options: Optional[Dict[str, Any]] = None,
     input_digest: Optional[str] = None,
 ) -> None:
@@ -167,6 +186,8 @@ def embed_file(
     forget_sentences : `bool`, optional (default = `False`)
         Leave out `sentence_to_index`.
     force : `bool`, optional (default = `False`)
+    part : `Tuple[int, int]`, optional (default = `None`)
+        The number of a part of the lines, from 1, and how many parts there are.
     archive_options : `Dict[str, Any]`, optional (default = `None`)
         See `TransformerElmo.open`.
     input_digest : `str`, optional (default = `None`)
@@ -181,10 +202,17 @@ def embed_file(
     output = Path(output_file)
     # Whatever can be found wrong is, before minutes go into opening a model.
     output_format = checked_format(output, force)
+    if part is not None and output_format != "npy":
+        raise ConfigurationError(
+            f"A part goes to a .npy file, which transformer-elmo merge reads: got {output}."
+        )
     num_lines = count_lines(input_file)
     if not num_lines:
         raise ConfigurationError(f"{input_file} is empty. Expected text, one sentence a line.")
     options = archive_options or {}
+    first, last = 0, num_lines
+    if part is not None:
+        first, last = ((number * num_lines) // part[1] for number in (part[0] - 1, part[0]))
     elmo = TransformerElmo.open(archive_file, **options)
     layers = elmo.checked_layers(layers, weights)
     settings = {
@@ -197,14 +225,25 @@ def embed_file(
         # How sentences are batched doesn't matter.
         "options": {k: v for k, v in options.items() if k not in ("max_tokens", "device")},
     }
+    about = {"archive": str(archive_file), "layers": layers, "weights": weights}
+    about["transformer_elmo"] = __version__
+    if part is not None:
+        settings["part"] = about["part"] = list(part)
+        about["lines"] = [first, last, num_lines]
     word_shape = [elmo.num_layers, elmo.dim] if layers == "all" else [elmo.dim]
-    file = VectorsFile(output, word_shape, dtype, settings, force)
+    file = VectorsFile(output, word_shape, dtype, settings, force, about)
+    if file.is_complete:
+        logger.info("%s was complete before.", output)
+        return
     if file.num_sentences:
         logger.info("Going on after %d lines.", file.num_sentences)
     try:
-        sentences = _sentences(input_file, input_format, file.num_sentences)
-        bar = progress.make(total=num_lines, initial=file.num_sentences, desc="embedding")
-        for vectors in elmo.embed_stream(sentences, layers, weights=weights):
+        sentences = _sentences(input_file, input_format, first, last)
+        total = last - first
+        bar = progress.make(total=total, initial=file.num_sentences, desc="embedding")
+        for vectors in elmo.embed_stream(
+            sentences, layers, weights=weights, skip=file.num_sentences
+        ):
             file.append(vectors.swapaxes(0, 1) if layers == "all" else vectors)
             bar.update()
         bar.close()
@@ -213,19 +252,23 @@ def embed_file(
         raise
     texts = None
     if output_format == "hdf5" and not forget_sentences:
-        texts = (
-            sentence.strip() if isinstance(sentence, str) else " ".join(sentence)
-            for sentence in _sentences(input_file, input_format, 0)
-        )
+        texts = texts_of(input_file, input_format)
     file.finish(texts)
     logger.info("Wrote the vectors of %d lines to %s.", file.num_sentences, output)
 
 
-def _sentences(input_file: str, input_format: str, first: int) -> Iterator[Sentence]:
-    for number, line in enumerate(read_lines(input_file)):
-        if number >= first:
-            # A blank line is a sentence without words.
-            yield parse_line(line, input_format, number + 1) if not is_blank(line) else []
+def texts_of(input_file: str, input_format: str) -> Iterator[str]:
+    """The keys of `sentence_to_index`, line by line."""
+    for sentence in _sentences(input_file, input_format):
+        yield sentence.strip() if isinstance(sentence, str) else " ".join(sentence)
+
+
+def _sentences(
+    input_file: str, input_format: str, first: int = 0, last: Optional[int] = None
+) -> Iterator[Sentence]:
+    for number, line in enumerate(itertools.islice(read_lines(input_file), first, last), first + 1):
+        # A blank line is a sentence without words.
+        yield parse_line(line, input_format, number) if not is_blank(line) else []
 
 
 def _identity(path: str) -> Any:

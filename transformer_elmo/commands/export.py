@@ -1,9 +1,11 @@
 """`transformer-elmo export`: a model folder out of an archive."""
 
 import argparse
+from pathlib import Path
 
 from transformer_elmo.commands.model_arguments import MODEL_HELP
 from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.files import check_can_make_folder
 from transformer_elmo.model_folder import DTYPES
 from transformer_elmo.onnx_graph import check_packages
 
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
     if args.onnx:
         # Opening a large archive takes half a minute.
         check_packages()
+    check_can_make_folder(Path(args.folder), args.force)
     elmo = TransformerElmo.open(args.model, device="cpu")
     elmo.save(
         args.folder,

@@ -4,20 +4,25 @@ that work cut short goes on where it stood.
 """
 
 import io
-import itertools
 import json
+import logging
 import os
 import shutil
 import zipfile
+import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterable, List, Optional
+from typing import IO, Any, Callable, Dict, Iterable, List, Optional, Union
 
 import numpy as np
 from filelock import FileLock, Timeout
 from overrides import overrides
 
+from transformer_elmo import progress
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import errors_of_disk, written_whole
+from transformer_elmo.files import check_can_write, errors_of_disk, write_text, written_whole
+
+logger = logging.getLogger(__name__)
 
 # Room for the header of a .npy file, whose shape is known last. NumPy aligns it to 64 bytes.
 HEADER_SIZE = 256
@@ -27,7 +32,24 @@ FORMATS = {".hdf5": "hdf5", ".h5": "hdf5", ".npy": "npy", ".npz": "npz"}
 # Words between two notes of how far the work is.
 WORDS_PER_CHECKPOINT = 20_000
 
-_STATE, _VECTORS, _LENGTHS, _LOCK = "state.json", "vectors.npy", "lengths.raw", "lock"
+_STATE, _PLACES, _VECTORS, _LENGTHS = "state.json", "places.jsonl", "vectors.npy", "lengths.raw"
+_LOCK, _DONE = "lock", "done.json"
+
+# Bytes that are read at a time.
+_CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    How far the work is: so many sentences and words, and the checksums of all that has been written
+    up to there.
+    """
+
+    num_sentences: int = 0
+    num_words: int = 0
+    vectors: int = 0
+    lengths: int = 0
 
 
 class VectorsFile:
@@ -60,6 +82,9 @@ class VectorsFile:
         All that the vectors depend on.
     force : `bool`, optional (default = `False`)
         Replace a file that is there, and begin anew what was begun otherwise.
+    about : `Dict[str, Any]`, optional (default = `None`)
+        What an HDF5 file says of itself in its attributes; with a key `part`, a file beside a
+        `.npy` file says it, `part_path`.
 
     # Raises
 
@@ -76,9 +101,12 @@ class VectorsFile:
         dtype: str,
         settings: Dict[str, Any],
         force: bool = False,
+        about: Optional[Dict[str, Any]] = None,
     ) -> None:
         self.path = path
         self.format = checked_format(path, force)
+        self.is_complete = False
+        self._about = about or {}
         self._word_shape = word_shape
         self._dtype = np.dtype(dtype)
         self._folder = partial_folder(path)
@@ -88,9 +116,7 @@ class VectorsFile:
         )
         # As it will be when it is read again.
         self._settings = json.loads(json.dumps(settings))
-        self.num_sentences = 0
-        self._num_words = 0
-        self._words_noted = 0
+        self._place = self._noted_place = Place()
         with errors_of_disk(self.path, self._advice):
             self._folder.mkdir(exist_ok=True)
             # The system lets go of it when the process ends, however it ends.
@@ -103,60 +129,119 @@ class VectorsFile:
                     "or choose another name."
                 ) from None
             try:
-                if force and not self._can_go_on():
-                    for name in (_STATE, _VECTORS, _LENGTHS):
-                        (self._folder / name).unlink(missing_ok=True)
-                self._open()
+                self._open(force)
             except BaseException:
                 self._lock.release()
                 raise
 
-    def _can_go_on(self) -> bool:
-        state = self._noted()
-        return state.get("settings") == self._settings and all(
-            _size(self._folder / name) >= size for name, size in self._sizes(state).items()
-        )
+    @property
+    def num_sentences(self) -> int:
+        return self._place.num_sentences
 
-    def _noted(self) -> Dict[str, Any]:
-        try:
-            return json.loads((self._folder / _STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-
-    def _sizes(self, state: Dict[str, Any]) -> Dict[str, int]:
-        """How long the files are at least, if so much has been made."""
-        return {
-            _VECTORS: HEADER_SIZE + state["num_words"] * self._bytes_per_word(),
-            _LENGTHS: 8 * state["num_sentences"],
-        }
-
-    def _open(self) -> None:
-        state = self._noted()
-        if state:
-            if state["settings"] != self._settings:
-                changed = sorted(
-                    name
-                    for name in {*state["settings"], *self._settings}
-                    if state["settings"].get(name) != self._settings.get(name)
-                )
-                raise ConfigurationError(
-                    f"{self._folder} holds work begun with other settings ({', '.join(changed)}). "
-                    "Repeat those to go on, or give --force to begin anew."
-                )
-            self.num_sentences, self._num_words = state["num_sentences"], state["num_words"]
+    def _open(self, force: bool) -> None:
+        noted = self._noted_settings()
+        if _is_done(self.path):
+            # Cut short between its last two steps.
+            if noted in (None, self._settings):
+                self._remove_folder()
+                self.is_complete = True
+                return
+            if not force:
+                self._remove_folder()
+                raise _exists(self.path)
+        if noted is not None and noted != self._settings and not force:
+            changed = sorted(
+                name
+                for name in {*noted, *self._settings}
+                if noted.get(name) != self._settings.get(name)
+            )
+            raise ConfigurationError(
+                f"{self._folder} holds work begun with other settings ({', '.join(changed)}). "
+                "Repeat those to go on, or give --force to begin anew."
+            )
+        if noted == self._settings:
+            self._place = self._last_good_place()
+        elif noted is None and _size(self._folder / _STATE):
+            logger.warning("%s is damaged: the work begins anew.", self._folder / _STATE)
         # What came after the last note may be half written: it is made again.
-        sizes = self._sizes({"num_words": self._num_words, "num_sentences": self.num_sentences})
-        self._vectors = self._reopen(_VECTORS, sizes[_VECTORS])
-        self._lengths = self._reopen(_LENGTHS, sizes[_LENGTHS])
-        self._words_noted = self._num_words
+        self._vectors = self._reopen(_VECTORS, HEADER_SIZE + self._bytes_up_to(self._place))
+        self._lengths = self._reopen(_LENGTHS, 8 * self._place.num_sentences)
+        if noted != self._settings:
+            self._reopen(_PLACES, 0).close()
+            write_text(self._folder / _STATE, json.dumps({"settings": self._settings}))
+        (self._folder / _DONE).unlink(missing_ok=True)
+        self._noted_place = self._place
 
-    def _bytes_per_word(self) -> int:
-        return int(np.prod(self._word_shape)) * self._dtype.itemsize
+    def _noted_settings(self) -> Optional[Dict[str, Any]]:
+        """`None` if there are none, or they can't be read."""
+        try:
+            state = json.loads((self._folder / _STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        settings = state.get("settings") if isinstance(state, dict) else None
+        return settings if isinstance(settings, dict) else None
+
+    def _last_good_place(self) -> Place:
+        """Reads all that has been made. What follows the first damage is made again."""
+        good = Place()
+        places = self._noted_places()
+        if places:
+            try:
+                with (
+                    open(self._folder / _VECTORS, "rb") as vectors,
+                    open(self._folder / _LENGTHS, "rb") as lengths,
+                ):
+                    vectors.seek(HEADER_SIZE)
+                    for place in places:
+                        size = self._bytes_up_to(place) - self._bytes_up_to(good)
+                        count = place.num_sentences - good.num_sentences
+                        if (
+                            _checksum(vectors, size, good.vectors) != place.vectors
+                            or _checksum(lengths, 8 * count, good.lengths) != place.lengths
+                        ):
+                            break
+                        good = place
+            except FileNotFoundError:
+                good = Place()
+            if good != places[-1]:
+                logger.warning(
+                    "%s is damaged: the work goes on after %d of %d lines.",
+                    self._folder,
+                    good.num_sentences,
+                    places[-1].num_sentences,
+                )
+        with open(self._folder / _PLACES, "wb") as file:
+            for place in places[: places.index(good) + 1 if good in places else 0]:
+                file.write(_line_of(place))
+        return good
+
+    def _noted_places(self) -> List[Place]:
+        try:
+            lines = (self._folder / _PLACES).read_bytes().splitlines()
+        except OSError:
+            return []
+        places: List[Place] = []
+        for line in lines:
+            try:
+                numbers = json.loads(line)
+                place = Place(*numbers)
+                assert all(type(number) is int for number in numbers)
+            except (ValueError, TypeError, AssertionError, RecursionError):
+                # Half written, or damaged.
+                break
+            before = places[-1] if places else Place()
+            if place.num_sentences <= before.num_sentences or place.num_words < before.num_words:
+                break
+            places.append(place)
+        return places
+
+    def _bytes_up_to(self, place: Place) -> int:
+        return place.num_words * int(np.prod(self._word_shape)) * self._dtype.itemsize
 
     def _reopen(self, name: str, size: int) -> IO[bytes]:
         path = self._folder / name
-        if self.num_sentences and _size(path) < size:
-            raise ConfigurationError(f"{path} is shorter than it was. Give --force to begin anew.")
+        if path.is_dir():
+            raise ConfigurationError(f"{path} is a folder. Remove {self._folder} to begin anew.")
         file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         # Grows a new file by zeros, for the header.
         file.truncate(size)
@@ -174,26 +259,31 @@ class VectorsFile:
         """
         with errors_of_disk(self.path, self._advice):
             assert list(vectors.shape[1:]) == self._word_shape
-            self._vectors.write(np.ascontiguousarray(vectors, dtype=self._dtype).tobytes())
-            self._lengths.write(np.int64(len(vectors)).tobytes())
-            self.num_sentences += 1
-            self._num_words += len(vectors)
-            if self._num_words - self._words_noted >= WORDS_PER_CHECKPOINT:
+            content = np.ascontiguousarray(vectors, dtype=self._dtype).tobytes()
+            length = np.int64(len(vectors)).tobytes()
+            self._vectors.write(content)
+            self._lengths.write(length)
+            self._place = Place(
+                self._place.num_sentences + 1,
+                self._place.num_words + len(vectors),
+                zlib.crc32(content, self._place.vectors),
+                zlib.crc32(length, self._place.lengths),
+            )
+            if self._place.num_words - self._noted_place.num_words >= WORDS_PER_CHECKPOINT:
                 self.note()
 
     def note(self) -> None:
         """Notes how far the work is, once that much is safely on the disk."""
+        if self._place == self._noted_place:
+            return
         for file in (self._vectors, self._lengths):
             file.flush()
             os.fsync(file.fileno())
-        state = {
-            "settings": self._settings,
-            "num_sentences": self.num_sentences,
-            "num_words": self._num_words,
-        }
-        with written_whole(self._folder / _STATE, advice=self._advice) as file:
-            file.write(json.dumps(state).encode())
-        self._words_noted = self._num_words
+        with open(self._folder / _PLACES, "ab") as places:
+            places.write(_line_of(self._place))
+            places.flush()
+            os.fsync(places.fileno())
+        self._noted_place = self._place
 
     def close(self) -> None:
         """Leaves the work, if there is any, for another time."""
@@ -202,9 +292,16 @@ class VectorsFile:
                 if self.num_sentences:
                     self.note()
             if not self.num_sentences:
-                shutil.rmtree(self._folder)
+                self._remove_folder()
         finally:
             self._lock.release()
+
+    def _remove_folder(self) -> None:
+        # That the work is done is forgotten last.
+        for name in (_VECTORS, _LENGTHS, _PLACES, _STATE, _LOCK, _DONE):
+            (self._folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self._folder)
+        self._lock.release()
 
     def finish(self, sentences: Optional[Iterable[str]] = None) -> None:
         """
@@ -218,13 +315,13 @@ class VectorsFile:
         try:
             with errors_of_disk(self.path, self._advice):
                 self._finish(sentences)
-                shutil.rmtree(self._folder)
+                self._remove_folder()
         finally:
             self._lock.release()
 
     def _finish(self, sentences: Optional[Iterable[str]]) -> None:
         self.note()
-        shape = (self._num_words, *self._word_shape)
+        shape = (self._place.num_words, *self._word_shape)
         self._vectors.seek(0)
         self._vectors.write(npy_header(shape, self._dtype))
         self._vectors.flush()
@@ -234,18 +331,29 @@ class VectorsFile:
         self._vectors.close()
         self._lengths.close()
         if self.format == "npy":
+            if "part" in self._about:
+                about = {**self._about, **asdict(self._place), "settings": self._settings}
+                about.update(word_shape=self._word_shape, dtype=self._dtype.name)
+                write_text(part_path(self.path), json.dumps(about, indent=2) + "\n")
             # Two files can't change at once. There are never vectors with other offsets.
             with written_whole(
                 offsets_path(self.path), lambda: self.path.unlink(missing_ok=True), self._advice
             ) as file:
                 np.save(file, offsets)
+            self._is_about_to_be_done(self._folder / _VECTORS)
             os.replace(self._folder / _VECTORS, self.path)
-        elif self.format == "npz":
-            with written_whole(self.path, advice=self._advice) as file:
+            return
+        with written_whole(self.path, advice=self._advice) as file:
+            if self.format == "npz":
                 self._write_npz(file, offsets)
-        else:
-            with written_whole(self.path, advice=self._advice) as file:
+            else:
                 self._write_hdf5(file, offsets, sentences)
+            file.flush()
+            self._is_about_to_be_done(file.fileno())
+
+    def _is_about_to_be_done(self, file: Union[int, Path]) -> None:
+        status = os.stat(file)
+        write_text(self._folder / _DONE, json.dumps([status.st_ino, status.st_size]))
 
     def _write_npz(self, file: IO[bytes], offsets: np.ndarray) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -253,27 +361,32 @@ class VectorsFile:
                 archive.open("vectors.npy", "w", force_zip64=True) as member,
                 open(self._folder / _VECTORS, "rb") as vectors,
             ):
-                shutil.copyfileobj(vectors, member, 2**24)
+                shutil.copyfileobj(vectors, member, _CHUNK)
             with archive.open("offsets.npy", "w", force_zip64=True) as member:
                 np.save(member, offsets)
 
     def _write_hdf5(
         self, file: IO[bytes], offsets: np.ndarray, sentences: Optional[Iterable[str]]
     ) -> None:
-        if self._num_words:
-            vectors = np.load(self._folder / _VECTORS, mmap_mode="r")
-        else:
-            vectors = np.zeros((0, *self._word_shape), dtype=self._dtype)
         h5py = _h5py()
         disk = _Disk(file)
-        with h5py.File(disk, "w") as output:
-            for number, (begin, end) in enumerate(itertools.pairwise(offsets)):
-                sentence = np.asarray(vectors[begin:end])
+        bar = progress.make(total=len(offsets) - 1, desc=f"writing {self.path.name}")
+        # Read and not mapped: pages of a mapped file count as the process's memory.
+        with open(self._folder / _VECTORS, "rb") as vectors, h5py.File(disk, "w") as output:
+            vectors.seek(HEADER_SIZE)
+            for name, value in self._about.items():
+                output.attrs[name] = value if isinstance(value, str) else json.dumps(value)
+            for number, length in enumerate(np.diff(offsets).tolist()):
+                shape = (length, *self._word_shape)
+                content = vectors.read(int(np.prod(shape)) * self._dtype.itemsize)
+                sentence = np.frombuffer(content, dtype=self._dtype).reshape(shape)
                 if sentence.ndim == 3:
                     sentence = sentence.swapaxes(0, 1)
                 output.create_dataset(str(number), data=sentence)
+                bar.update()
                 if disk.error:
                     break
+            bar.close()
             if sentences is not None and not disk.error:
                 index = {sentence: str(number) for number, sentence in enumerate(sentences)}
                 dataset = output.create_dataset(
@@ -370,16 +483,53 @@ def checked_format(path: Path, force: bool) -> str:
         _h5py()
     if not path.parent.is_dir():
         raise ConfigurationError(f"There is no folder {path.parent} to write {path.name} to.")
+    if _is_done(path):
+        return FORMATS[path.suffix]
     taken = [path]
     if FORMATS[path.suffix] == "npy" and not (partial_folder(path) / _STATE).exists():
-        # Work cut short at its very end has left this one; it was checked when the work began.
-        taken.append(offsets_path(path))
+        # Work cut short at its very end has left these; they were checked when the work began.
+        taken += [offsets_path(path), part_path(path)]
     for file in taken:
         if file.exists() and not force:
-            raise ConfigurationError(f"{file} exists. Give --force to replace it.")
+            raise _exists(file)
         if file.is_dir():
             raise ConfigurationError(f"{file} is a folder.")
+    check_can_write(path)
     return FORMATS[path.suffix]
+
+
+def _exists(file: Path) -> ConfigurationError:
+    return ConfigurationError(f"{file} exists. Give --force to replace it.")
+
+
+def _is_done(path: Path) -> bool:
+    """Whether a file is the very one that the folder beside it was for."""
+    try:
+        noted = json.loads((partial_folder(path) / _DONE).read_text(encoding="utf-8"))
+        status = path.stat()
+    except (OSError, ValueError, RecursionError):
+        return False
+    return noted == [status.st_ino, status.st_size]
+
+
+def part_path(path: Path) -> Path:
+    """Where it says which part of a text's vectors a `.npy` file holds."""
+    return path.with_suffix(".part.json")
+
+
+def _line_of(place: Place) -> bytes:
+    return json.dumps(list(asdict(place).values())).encode() + b"\n"
+
+
+def _checksum(file: IO[bytes], size: int, before: int) -> Optional[int]:
+    """The checksum with so many bytes more; `None` if there aren't so many."""
+    while size:
+        content = file.read(min(size, _CHUNK))
+        if not content:
+            return None
+        before = zlib.crc32(content, before)
+        size -= len(content)
+    return before
 
 
 def offsets_path(path: Path) -> Path:

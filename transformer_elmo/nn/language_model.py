@@ -16,6 +16,7 @@ from transformer_elmo.nn.precision import checked_precision, computing
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 from transformer_elmo.nn.word_embedding import WordEmbedding
+from transformer_elmo.nn.word_encoder import WordEncoder
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,25 @@ class LanguageModel(torch.nn.Module):
         # What it was built from, and what is known of it: `transformer_elmo.model_config`.
         self.config: Any = None
         self.card: Dict[str, Any] = {}
+        # What of its weights nobody has looked at yet: `transformer_elmo.checked_weights`.
+        self.unchecked: Any = None
+
+    def check_softmax(self) -> None:
+        """
+        Looks at the softmax's weights, the first time.
+
+        # Raises
+
+        `ConfigurationError`
+            If they are damaged.
+        """
+        if self.unchecked is not None:
+            self.unchecked.check()
+
+    def forget_words(self) -> None:
+        """Forgets the vectors of words met before, if it has kept any."""
+        if isinstance(self.words, WordEncoder):
+            self.words.cache.forget()
 
     @property
     def embeds_ids(self) -> bool:

@@ -84,11 +84,14 @@ class Job:
         Those whose vectors are wanted.
     ends_sentence : `bool`
         Whether the next job is of another sentence.
+    sentence : `int`
+        The number of its sentence, from 0.
     """
 
     tokens: List[str]
     keep: slice
     ends_sentence: bool
+    sentence: int
 
 
 def jobs_of(
@@ -112,14 +115,14 @@ def jobs_of(
     `Iterator[Job]`
         What they keep, one after the other, are the words.
     """
-    for words in sentences:
+    for number, words in enumerate(sentences):
         if not words:
-            yield Job([], slice(0, 0), True)
+            yield Job([], slice(0, 0), True, number)
             continue
         tokens = [*start_tokens, *words, *end_tokens]
         first, last = len(start_tokens), len(tokens) - len(end_tokens)
         if segment_length is None or len(tokens) <= segment_length:
-            yield Job(tokens, slice(first, last), True)
+            yield Job(tokens, slice(first, last), True, number)
             continue
         for part in segments(len(tokens), segment_length):
             begin, end = max(part.keep_begin, first), min(part.keep_end, last)
@@ -127,4 +130,5 @@ def jobs_of(
                 tokens[part.begin : part.end],
                 slice(begin - part.begin, max(begin, end) - part.begin),
                 part.end == len(tokens),
+                number,
             )

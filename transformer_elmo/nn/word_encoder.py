@@ -292,7 +292,7 @@ class WordEncoder(torch.nn.Module):
         self.projection = torch.nn.Linear(num_filters, projection_dim)
         self.norm = LayerNorm(projection_dim) if do_layer_norm else None
         self.output_dim = projection_dim
-        self._cache = WordVectorCache()
+        self.cache = WordVectorCache()
 
     def cnn(self) -> CharacterCnn:
         """The weights as they are now."""
@@ -318,4 +318,4 @@ class WordEncoder(torch.nn.Module):
         `torch.Tensor`
             Shape `(batch_size, timesteps, output_dim)`.
         """
-        return embedded(self.cnn(), batch, self._cache)
+        return embedded(self.cnn(), batch, self.cache)

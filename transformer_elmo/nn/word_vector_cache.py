@@ -71,6 +71,11 @@ class WordVectorCache:
         self._words: Optional[torch.Tensor] = None
         self._vectors: Optional[torch.Tensor] = None
 
+    def forget(self) -> None:
+        """As `clear`, while other threads use it."""
+        with self._lock:
+            self.clear()
+
     def __len__(self) -> int:
         return self._num_words
 

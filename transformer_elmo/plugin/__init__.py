@@ -39,12 +39,21 @@ from transformer_elmo.plugin.compat import (
     prediction,
     shown_errors,
     training,
+    wrong_values,
 )
 from transformer_elmo.text import corpus
 
 patches.check_version()
 peer.claim_names()
-for _module in (configs, archived, training, prediction, optional_packages, shown_errors):
+for _module in (
+    configs,
+    archived,
+    training,
+    prediction,
+    optional_packages,
+    wrong_values,
+    shown_errors,
+):
     _module.install()
 
 

@@ -30,6 +30,7 @@ from transformer_elmo.nn.softmax import (
     softmaxes,
 )
 from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
+from transformer_elmo.plugin.keys import parameters_of, unknown_keys
 from transformer_elmo.plugin.metrics import TokenPerplexity
 from transformer_elmo.plugin.patches import note
 from transformer_elmo.plugin.text_fields import embed_text_field, host_facts, text_field_mask
@@ -101,6 +102,10 @@ class LanguageModel(Model):
         compile: bool = False,
         **kwargs: Any,
     ) -> None:
+        known = [*parameters_of(LanguageModel.__init__), *parameters_of(Model.__init__)]
+        unknown = kwargs.keys() - {*known, "serialization_dir"}
+        if unknown:
+            raise unknown_keys(sorted(unknown), known, "model.")
         super().__init__(vocab, **kwargs)
         bidirectional = bidirectional or self._always_bidirectional
         if contextualizer.is_bidirectional() is not bidirectional:

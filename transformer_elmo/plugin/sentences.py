@@ -24,7 +24,7 @@ from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.plugin.dataset_reader import reader_attribute
 from transformer_elmo.plugin.indexers import column_of, fits_a_table
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.plugin.text_fields import FACTS
+from transformer_elmo.plugin.text_fields import FACTS, forget_words
 from transformer_elmo.plugin.tokenizers import tokenizer_named
 from transformer_elmo.plugin.vocabulary import word_list
 from transformer_elmo.text.sentences import Sentence, indexed_words, words_of
@@ -177,6 +177,9 @@ class EncodingModel(torch.nn.Module):
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.language_model = model
+
+    def forget_words(self) -> None:
+        forget_words(self.language_model)
 
     @property
     def softmax(self) -> Optional[Softmax]:

@@ -149,3 +149,10 @@ def character_cnn(module: TokenCharactersEncoder) -> CharacterCnn:
         encoder._projection_location == "after_cnn",
         (norm.gamma, norm.beta) if hasattr(norm, "gamma") else None,
     )
+
+
+def forget_words(module: torch.nn.Module) -> None:
+    """Forgets the vectors of words met before by any part of a module."""
+    for part in module.modules():
+        if isinstance(part, TokenCharactersEncoder) and part in _caches:
+            _caches[part].forget()

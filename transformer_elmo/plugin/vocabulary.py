@@ -263,11 +263,16 @@ def check_vocabulary_folder(
             "*labels and *tags."
         )
     try:
-        patterns = unpadded.read_text(encoding="utf-8").split()
+        patterns = [line.strip() for line in unpadded.read_text(encoding="utf-8").splitlines()]
     except (UnicodeDecodeError, OSError):
         raise ConfigurationError(
             f"{unpadded.name} of {archive or folder} can't be read as UTF-8."
         ) from None
+    if "" in patterns:
+        raise ConfigurationError(
+            f"{unpadded.name} of {archive or folder}, line {patterns.index('') + 1}: this line is "
+            "empty. Remove empty lines."
+        )
     for file in sorted(folder.iterdir()):
         if file == unpadded or file.name.startswith("."):
             continue

@@ -12,6 +12,7 @@ from typing import (
     Mapping,
     Optional,
     Sequence,
+    Tuple,
     TypeVar,
     Union,
 )
@@ -32,6 +33,9 @@ ResultT = TypeVar("ResultT")
 
 # Batches' worth of tokens that are sorted by length together, and so are in memory together.
 BATCHES_IN_MEMORY = 8
+
+# So many of these are a section.
+SECTION = 16
 
 
 class WordReader:
@@ -170,6 +174,8 @@ def in_batches(
     length: Callable[[ItemT], int],
     run: Callable[[List[ItemT]], List[ResultT]],
     max_tokens: int,
+    wanted: Callable[[ItemT], bool] = lambda item: True,
+    begin: Callable[[], None] = lambda: None,
 ) -> Iterator[ResultT]:
     """
     Runs a function over batches of items of about equal length, and gives its results in the items'
@@ -184,6 +190,11 @@ def in_batches(
         Gives one result for each item of a batch.
     max_tokens : `int`
         The most tokens of a batch, padding included. A longer item goes alone.
+    wanted : `Callable[[ItemT], bool]`, optional (default = all)
+        Whether an item's result is given, which is so for all that follow an item for which it is.
+        What is run is the same from the beginning of a section on, whatever is wanted in it.
+    begin : `Callable[[], None]`, optional
+        Called at the beginning of each section, a number of batches.
 
     # Returns
 
@@ -202,9 +213,27 @@ def in_batches(
         for batch in cut_into_batches(np.asarray(lengths, dtype=np.int64), max_tokens, None):
             indices = batch.tolist()
             found.update(zip(indices, run([held[i] for i in indices])))
-        for i in range(len(held)):
-            yield found.pop(i)
+        for i, item in enumerate(held):
+            result = found.pop(i)
+            if wanted(item):
+                yield result
 
+    section: List[Tuple[List[ItemT], List[int]]] = []
+    for number, sorted_together in enumerate(_sorted_together(items, length, max_tokens)):
+        if number % SECTION == 0:
+            section = []
+            begin()
+        section.append(sorted_together)
+        if wanted(sorted_together[0][-1]):
+            for held, lengths in section:
+                yield from results(held, lengths)
+            section = []
+
+
+def _sorted_together(
+    items: Iterable[ItemT], length: Callable[[ItemT], int], max_tokens: int
+) -> Iterator[Tuple[List[ItemT], List[int]]]:
+    """Items, and how many tokens each has, in lists of some batches' worth."""
     held: List[ItemT] = []
     lengths: List[int] = []
     num_tokens = 0
@@ -213,9 +242,10 @@ def in_batches(
         lengths.append(max(1, length(item)))
         num_tokens += lengths[-1]
         if num_tokens >= BATCHES_IN_MEMORY * max_tokens:
-            yield from results(held, lengths)
+            yield held, lengths
             held, lengths, num_tokens = [], [], 0
-    yield from results(held, lengths)
+    if held:
+        yield held, lengths
 
 
 INPUT_FORMATS = ("auto", "text", "json")

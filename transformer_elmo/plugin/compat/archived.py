@@ -9,19 +9,28 @@ from typing import Any, Callable, Dict, List, Optional, Union
 import torch
 from allennlp.commands import train
 from allennlp.common.params import Params
+from allennlp.common.util import namespace_match
 from allennlp.data.vocabulary import Vocabulary
 from allennlp.models import Model, archival
 from allennlp.nn import util as nn_util
 
 from transformer_elmo import archived_models, model_folder
 from transformer_elmo.archives import archive_of, extracted_archive
+from transformer_elmo.carried_models import is_language_model
+from transformer_elmo.checked_weights import SOFTMAX
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.experiments import check_sizes
 from transformer_elmo.legacy import modern_weights
 from transformer_elmo.nn.softmax import making_softmaxes, softmaxes
 from transformer_elmo.plugin.archiving import archive_model
 from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.vocabulary import check_vocabulary_folder, vocabulary_of
-from transformer_elmo.text.vocabulary import WordList
+from transformer_elmo.text.vocabulary import (
+    NAMESPACE,
+    NAMESPACES_WITHOUT_PADDING,
+    PADDING,
+    WordList,
+)
 
 
 def install() -> None:
@@ -65,11 +74,26 @@ def _load_model(
     folder = Path(serialization_dir)
     if model_folder.is_model_folder(folder):
         return _model_of_folder(config, folder, cuda_device)
+    source = archive_of(folder) or str(folder)
     check_vocabulary_folder(folder / "vocabulary", archive_of(folder))
     if archived_models.adapted_from(config.as_dict(quiet=True)) is not None:
         # The folder of a run: what it began with isn't asked any more.
         config = Params(archived_models.with_own_sections(config.as_dict(quiet=True), folder))
+    section = config.as_dict(quiet=True).get("model")
+    if is_language_model({"model": section}) and os.path.isfile(weights_path):
+        shapes = archived_models.read_shapes(Path(weights_path), _shown(weights_path))
+        check_sizes(section, shapes, source)
+        _check_words(folder / "vocabulary", archived_models.softmax_rows(shapes), source)
     return stock(config, weights_path, serialization_dir, cuda_device)
+
+
+def _check_words(folder: Path, rows: Optional[int], source: str) -> None:
+    unpadded = (folder / NAMESPACES_WITHOUT_PADDING).read_text(encoding="utf-8").split()
+    file = folder / f"{NAMESPACE}.txt"
+    if rows is None or not file.is_file() or any(namespace_match(p, NAMESPACE) for p in unpadded):
+        return
+    words = WordList.read(file, f"vocabulary/{file.name} of {source}").ids
+    model_folder.check_number_of_words(len(words.keys() - {PADDING}), rows - 1, source)
 
 
 def no_gpu(number: int) -> str:
@@ -83,9 +107,12 @@ def no_gpu(number: int) -> str:
 
 def _model_of_folder(config: Params, folder: Path, cuda_device: int) -> Model:
     with_softmax = making_softmaxes() != "left out"
-    weights = model_folder.read_weights(folder / model_folder.WEIGHTS, with_softmax)
-    has_softmax = any(name.startswith("_softmax_loss.") for name in weights)
-    vocab: Vocabulary = vocabulary_of(WordList.read(folder / model_folder.VOCABULARY))
+    weights = model_folder.read_weights(folder / model_folder.WEIGHTS, with_softmax).check()
+    has_softmax = any(name.startswith(SOFTMAX) for name in weights)
+    words = model_folder.read_vocabulary(folder, model_folder.read_config(folder)[0])
+    shapes = archived_models.shapes_of(weights)
+    check_sizes(config.as_dict(quiet=True).get("model"), shapes, str(folder))
+    vocab: Vocabulary = vocabulary_of(words)
     with softmaxes("to be loaded" if has_softmax else "left out"):
         model = Model.from_params(vocab=vocab, params=config["model"])
         model.load_state_dict({"_last_average_loss": torch.zeros(1), **weights})
@@ -101,21 +128,26 @@ def _read_state_dict(
     cuda_device: int = -1,
 ) -> Dict[str, torch.Tensor]:
     archive = archive_of(Path(path).parent)
-    shown = f"{path}" if archive is None else f"{Path(path).name} in {archive}"
     if not os.path.exists(path):
         raise ConfigurationError(
             f"{archive or Path(path).parent} has no weights (no weights.th or best.th), so it "
             "is not a trained model. If they are elsewhere, name them with --weights-file."
         )
-    state = archived_models.read_weights(
-        Path(path), making_softmaxes() != "left out" or archive is None, shown
-    )
+    with_softmax = making_softmaxes() != "left out" or archive is None
+    state: Dict[str, torch.Tensor] = archived_models.read_weights(
+        Path(path), with_softmax, _shown(path)
+    ).check()
     if strip_prefix is not None or ignore is not None:
         # What is there has just been seen to be tensors.
         return stock(path, strip_prefix, ignore, strict, cuda_device)
     if cuda_device >= 0:
         state = {name: tensor.cuda(cuda_device) for name, tensor in state.items()}
     return OrderedDict(modern_weights(state, _config_beside(path)))
+
+
+def _shown(weights_path: Union[str, os.PathLike]) -> str:
+    archive = archive_of(Path(weights_path).parent)
+    return str(weights_path) if archive is None else f"{Path(weights_path).name} in {archive}"
 
 
 def _config_beside(path: Union[str, os.PathLike]) -> Any:

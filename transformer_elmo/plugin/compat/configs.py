@@ -1,5 +1,6 @@
 """Configs and overrides of AllenNLP 0.x, and overrides that nothing would look at."""
 
+import argparse
 import importlib
 import inspect
 import os
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Union
 
 import torch
-from allennlp.commands import evaluate
+from allennlp.commands import evaluate, predict
 from allennlp.common import FromParams
 from allennlp.common.file_utils import cached_path
 from allennlp.common.params import Params
@@ -19,6 +20,7 @@ from transformer_elmo.archives import archive_of
 from transformer_elmo.config_files import evaluated_file, evaluated_overrides
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.experiments import experiment_of
+from transformer_elmo.files import check_can_write
 from transformer_elmo.legacy import (
     apply_overrides,
     archived_files,
@@ -45,8 +47,9 @@ def install() -> None:
         evaluate,
         "evaluate_from_archive",
         _evaluate_from_archive,
-        "overrides that evaluation doesn't look at are errors",
+        "overrides that evaluation doesn't look at are errors; files that can't be written",
     )
+    wrap(predict, "_get_predictor", _get_predictor, "an output file that can't be written")
 
 
 def _from_file(
@@ -108,7 +111,19 @@ def _evaluate_from_archive(
 ) -> Dict[str, Any]:
     given = inspect.signature(stock).bind(*args, **kwargs).arguments
     check_evaluation_overrides(evaluated_overrides(given.get("cmd_overrides") or ""))
+    named = given.get("auto_names", "NONE") == "NONE"
+    for name in ("metrics_output_file", "predictions_output_file") if named else ():
+        # Of several inputs each has a file of its own, and commas between them.
+        for file in str(given.get(name) or "").split(","):
+            if file:
+                check_can_write(Path(file))
     return stock(*args, **kwargs)
+
+
+def _get_predictor(stock: Callable[..., Any], args: argparse.Namespace) -> Any:
+    if args.output_file:
+        check_can_write(Path(args.output_file))
+    return stock(args)
 
 
 def check_class_names(config: Any, source: str) -> None:

@@ -4,6 +4,7 @@ What the `allennlp` command shows of bad input: the message, and not the calls t
 With `ALLENNLP_DEBUG` set, AllenNLP's own variable for more output, the calls are shown as well.
 """
 
+import errno
 import logging
 import os
 import re
@@ -19,10 +20,18 @@ from requests.exceptions import RequestException
 from torch.multiprocessing import ProcessRaisedException
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.compat.archived import no_gpu
+from transformer_elmo.plugin.compat.wrong_values import of_construction, of_device
 from transformer_elmo.plugin.patches import note, wrap
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
 SHOWN_ALONE = (ConfigurationError, FileNotFoundError, RequestException)
+
+# What a folder or a disk may not allow.
+_OF_THE_DISK = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 
 _IN_A_PROCESS = re.compile(r"^(\S+\.ConfigurationError|FileNotFoundError): .*\Z", re.M | re.S)
 
@@ -82,6 +91,15 @@ def _message(error: BaseException) -> Optional[str]:
     """What to show alone, or `None`."""
     if isinstance(error, SHOWN_ALONE):
         return "".join(traceback.format_exception_only(type(error), error)).rstrip()
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename:
+        reason = os.strerror(error.errno or 0)
+        return f"ConfigurationError: {error.filename} can't be read or written: {reason}."
+    if of_device(error):
+        return f"ConfigurationError: {no_gpu(0)}"
+    if isinstance(error, Exception):
+        found_in_config = of_construction(error)
+        if found_in_config is not None:
+            return found_in_config
     if isinstance(error, ProcessRaisedException):
         # Holds the text of what one of several processes raised, its own calls first.
         found = _IN_A_PROCESS.search(str(error))

@@ -1,0 +1,233 @@
+"""What is opened is what was written: one flipped bit, a NaN, a word too many is seen."""
+
+import json
+import pickle
+import random
+import shutil
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from allennlp.models.archival import load_archive
+from safetensors.torch import load_file, save_file
+
+from tests.small_lm import experiment_config, model_config
+from transformer_elmo import ConfigurationError, TransformerElmo
+from transformer_elmo.checked_weights import checked
+
+SENTENCES = ["the cat sat"]
+
+
+@pytest.fixture(scope="module")
+def made(lm_archive, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "folder"
+    TransformerElmo.open(lm_archive).save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "folder")
+
+
+@pytest.fixture
+def run(lm_archive, tmp_path):
+    """The folder of a training run."""
+    run = shutil.copytree(lm_archive.parent, tmp_path / "run")
+    (run / "model.tar.gz").unlink()
+    return run
+
+
+def flip(path, place, bit=0):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def place_of(path, numbers):
+    """Where a file has these numbers."""
+    return path.read_bytes().index(numbers.numpy().tobytes())
+
+
+def used(path):
+    elmo = TransformerElmo.open(path)
+    return elmo.embed(SENTENCES), elmo.score(SENTENCES)
+
+
+def test_a_bit_flipped_in_a_model_folder(folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    expected = used(folder)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    generator = random.Random(3)
+    for place in generator.sample(range(header, len(whole)), 40):
+        flip(path, place, generator.randrange(8))
+        with pytest.raises(ConfigurationError, match=r"model\.safetensors is damaged.*checksum"):
+            used(folder)
+        path.write_bytes(whole)
+    for place in generator.sample(range(header), 40):
+        flip(path, place, generator.randrange(8))
+        try:
+            vectors, _ = used(folder)
+        except ConfigurationError:
+            pass
+        else:
+            # In a space, or in a name of the metadata that nobody asks for.
+            assert np.array_equal(vectors[0], expected[0][0])
+        path.write_bytes(whole)
+
+
+def test_a_bit_flipped_in_the_folder_of_a_run(run):
+    path = run / "weights.th"
+    whole = path.read_bytes()
+    expected = used(run)
+    generator = random.Random(4)
+    with zipfile.ZipFile(path) as file:
+        members = [(m.header_offset, m.file_size) for m in file.infolist()]
+    data = [place for begin, size in members for place in range(begin + 200, begin + 100 + size)]
+    for place in generator.sample(data, 60):
+        flip(path, place, generator.randrange(8))
+        try:
+            found = used(run)
+        except ConfigurationError as error:
+            assert "weights.th" in str(error) and "\n" not in str(error)
+        else:
+            # Between two members.
+            assert np.array_equal(found[0][0], expected[0][0])
+            assert found[1][0].to_json() == expected[1][0].to_json()
+        path.write_bytes(whole)
+
+
+def test_the_softmax_is_looked_at_when_it_is_used(folder, run, tmp_path):
+    softmax = load_file(folder / "model.safetensors")["_softmax_loss.softmax_w.weight"].clone()
+    for path in (folder / "model.safetensors", run / "weights.th"):
+        flip(path, place_of(path, softmax) + 400)
+        elmo = TransformerElmo.open(path.parent)
+        assert len(elmo.embed(SENTENCES)) == 1
+        for use in (
+            lambda elmo: elmo.score(SENTENCES),
+            lambda elmo: elmo.evaluate(SENTENCES),
+            lambda elmo: elmo.save(tmp_path / "saved"),
+            pickle.dumps,
+        ):
+            with pytest.raises(ConfigurationError, match="is damaged"):
+                use(TransformerElmo.open(path.parent))
+        elmo.save(tmp_path / path.name, with_softmax=False)
+        with pytest.raises(ConfigurationError, match="is damaged"):
+            load_archive(path.parent)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_what_somebody_writes_into_the_softmax_is_theirs(folder):
+    elmo = TransformerElmo.open(folder)
+    with torch.no_grad():
+        for parameter in elmo.model.softmax.parameters():
+            parameter.mul_(0.5)
+    assert elmo.score(SENTENCES)
+
+
+@pytest.mark.parametrize("part", ["_contextualizer", "_softmax_loss", "_text_field_embedder"])
+def test_a_nan_is_never_opened_without_a_word(folder, run, tmp_path, part):
+    weights = torch.load(run / "weights.th")
+    name = next(n for n, t in weights.items() if n.startswith(part) and t.dim() == 2)
+    weights[name][1, 1] = float("nan")
+    torch.save(weights, run / "weights.th")
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as tar:
+        for file in ("config.json", "vocabulary", "weights.th"):
+            tar.add(run / file, arcname=file)
+    del weights["_last_average_loss"]
+    save_file(weights, folder / "model.safetensors")
+    for path in (run, tmp_path / "model.tar.gz", folder):
+        for opened in (used, load_archive):
+            with pytest.raises(ConfigurationError, match=f"{name} has a NaN"):
+                opened(path)
+
+
+def test_files_without_checksums_open(folder, run):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors")
+    expected = used(folder)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(weights, run / "weights.th")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert np.array_equal(used(run)[0][0], expected[0][0])
+    torch.save(weights, run / "weights.th", _use_new_zipfile_serialization=False)
+    assert np.array_equal(used(run)[0][0], expected[0][0])
+
+
+def test_a_view_has_no_checksum_of_its_own(run):
+    weights = torch.load(run / "weights.th")
+    both = torch.randn(2, 5)
+    torch.save({**weights, "one": both[0], "other": both[:, 1]}, run / "weights.th")
+    load = torch.load(run / "weights.th", mmap=True)
+    assert checked(load, lambda *_: (), "x").keys() == load.keys()
+    # Nothing asks for these two.
+    assert used(run)
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_a_word_too_many_or_too_few(run, folder, tmp_path, more):
+    for path in (run / "vocabulary" / "tokens.txt", folder / "vocabulary.txt"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        count = len(lines)
+        lines = [*lines, "more"] if more else lines[:-1]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as tar:
+        for file in ("config.json", "vocabulary", "weights.th"):
+            tar.add(run / file, arcname=file)
+    for path in (run, folder, tmp_path / "model.tar.gz"):
+        for opened in (used, load_archive):
+            with pytest.raises(ConfigurationError) as error:
+                opened(path)
+            expected = f"{path}: the vocabulary has {len(lines)} words, the weights {count}."
+            assert expected in str(error.value)
+
+
+def test_another_word_in_a_model_folder(folder):
+    path = folder / "vocabulary.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[5], lines[6] = lines[6], lines[5]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for opened in (used, load_archive):
+        with pytest.raises(ConfigurationError, match=r"vocabulary\.txt is damaged.*these \d+"):
+            opened(folder)
+
+
+def test_namespaces_that_are_not_utf8(run, tmp_path):
+    (run / "vocabulary" / "non_padded_namespaces.txt").write_bytes(b"*labels\xff\n")
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as tar:
+        for file in ("config.json", "vocabulary", "weights.th"):
+            tar.add(run / file, arcname=file)
+    for opened in (used, load_archive):
+        with pytest.raises(ConfigurationError, match=r"of .*model\.tar\.gz.* UTF-8") as error:
+            opened(tmp_path / "model.tar.gz")
+        assert "/vocabulary/" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("contextualizer.num_layers", 10**9),
+        ("contextualizer.hidden_dim", 10**8),
+        ("contextualizer.input_dim", 10**12),
+        ("text_field_embedder.token_embedders.token_characters.encoder.num_highway", 10**8),
+        ("text_field_embedder.token_embedders.token_characters.encoder.filters", [[1, 10**9]]),
+        ("text_field_embedder.token_embedders.token_characters.embedding.num_embeddings", 10**9),
+    ],
+)
+def test_sizes_that_no_weight_has(run, path, value):
+    config = experiment_config(model=model_config())
+    section = config["model"]
+    *above, last = path.split(".")
+    for key in above:
+        section = section[key]
+    section[last] = value
+    (run / "config.json").write_text(json.dumps(config))
+    for opened in (used, load_archive):
+        with pytest.raises(ConfigurationError) as error:
+            opened(run)
+        assert str(run) in str(error.value) and len(str(error.value)) < 400

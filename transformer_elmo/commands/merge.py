@@ -1,0 +1,181 @@
+"""The parts of a text's vectors, in one file: `transformer-elmo merge`."""
+
+import argparse
+import json
+import zlib
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from transformer_elmo import progress
+from transformer_elmo.commands.embed import texts_of
+from transformer_elmo.commands.vectors_file import (
+    VectorsFile,
+    checked_format,
+    offsets_path,
+    part_path,
+)
+from transformer_elmo.errors import ConfigurationError, first_line
+from transformer_elmo.text.corpus import count_lines
+
+DESCRIPTION = """
+Join what transformer-elmo embed --part K/N has written. All N parts must be there, of the same
+text, model and layers.
+"""
+
+# What differs between the parts of one work.
+_OF_A_PART = ("part",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
+    parser.add_argument("parts", nargs="+", metavar="PART", help="a .npy file of embed --part")
+    parser.add_argument(
+        "--sentences", metavar="TEXT", help="for HDF5: the text, for sentence_to_index"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a file of that name, or work begun on it"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command does."""
+    merge(Path(args.output_file), list(map(Path, args.parts)), args.sentences, args.force)
+
+
+def merge(
+    output: Path, parts: List[Path], sentences: Optional[str] = None, force: bool = False
+) -> None:
+    """
+    # Parameters
+
+    output : `Path`
+    parts : `List[Path]`
+        In any order.
+    sentences : `str`, optional (default = `None`)
+        The text, for the `sentence_to_index` of an HDF5 file.
+    force : `bool`, optional (default = `False`)
+
+    # Raises
+
+    `ConfigurationError`
+        If a part is missing, is there twice, is damaged, or is of another work.
+    """
+    output_format = checked_format(output, force)
+    # A glob finds what stands beside the parts as well.
+    beside = {offsets_path(part) for part in parts}
+    found = _in_order([part for part in parts if part not in beside])
+    about = found[0][1]
+    num_lines = about["lines"][2]
+    if sentences is not None and (lines := count_lines(sentences)) != num_lines:
+        raise ConfigurationError(
+            f"{sentences} has {lines:,} lines, and these are vectors of {num_lines:,}."
+        )
+    settings = _common(about)
+    shared = {k: about[k] for k in ("archive", "layers", "weights", "transformer_elmo")}
+    file = VectorsFile(output, about["word_shape"], about["dtype"], settings, force, shared)
+    if file.is_complete:
+        return
+    bar = progress.make(total=num_lines, desc="merging")
+    try:
+        for path, of_part in found:
+            begin = of_part["lines"][0]
+            vectors, offsets = _arrays(path, of_part)
+            for number in range(len(offsets) - 1):
+                if begin + number >= file.num_sentences:
+                    file.append(np.asarray(vectors[offsets[number] : offsets[number + 1]]))
+                    bar.update()
+    except BaseException:
+        file.close()
+        raise
+    bar.close()
+    texts = None
+    if output_format == "hdf5" and sentences is not None:
+        texts = texts_of(sentences, settings["input_format"])
+    file.finish(texts)
+
+
+def _in_order(parts: List[Path]) -> List[Tuple[Path, Dict[str, Any]]]:
+    found: Dict[int, Tuple[Path, Dict[str, Any]]] = {}
+    for path in parts:
+        about = _about(path)
+        number, count = about["part"]
+        if number in found:
+            raise ConfigurationError(
+                f"{path} and {found[number][0]} are both part {number} of {count}."
+            )
+        found[number] = (path, about)
+    first_path, first = found[min(found)]
+    for path, about in found.values():
+        ours, theirs = _common(about), _common(first)
+        differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
+        if differing:
+            raise ConfigurationError(
+                f"{path} and {first_path} are no parts of one work: they differ in "
+                f"{', '.join(differing)}."
+            )
+    missing = [n for n in range(1, first["part"][1] + 1) if n not in found]
+    if missing:
+        raise ConfigurationError(
+            f"Of {first['part'][1]} parts, {', '.join(map(str, missing))} "
+            f"{'is' if len(missing) == 1 else 'are'} missing."
+        )
+    return [found[number] for number in sorted(found)]
+
+
+def _common(about: Dict[str, Any]) -> Dict[str, Any]:
+    common = {k: v for k, v in about["settings"].items() if k not in _OF_A_PART}
+    common["number of parts"], common["number of lines"] = about["part"][1], about["lines"][2]
+    common["word_shape"], common["dtype"] = about["word_shape"], about["dtype"]
+    return common
+
+
+def _about(path: Path) -> Dict[str, Any]:
+    file = part_path(path)
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        number, count = map(int, about["part"])
+        begin, end, num_lines = map(int, about["lines"])
+        if not (1 <= number <= count and 0 <= begin <= end <= num_lines):
+            raise ValueError("its numbers make no sense")
+        for key in ("word_shape", "dtype", "num_words", "vectors", "lengths", "archive"):
+            about[key]
+        about["settings"]["input_format"]
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} is no part of a text's vectors: {file} can't be read ({error.strerror}). "
+            "Expected what transformer-elmo embed --part has written."
+        ) from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigurationError(f"{file} is damaged: {first_line(error)}.") from None
+    return about
+
+
+def _arrays(path: Path, about: Dict[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
+    begin, end, _ = about["lines"]
+    try:
+        offsets = np.load(offsets_path(path))
+        # An empty array can't be mapped.
+        vectors = np.load(path, mmap_mode="r" if about["num_words"] else None)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigurationError(f"{path} can't be read: {first_line(error)}") from None
+    lengths = np.diff(offsets).astype(np.int64)
+    if (
+        len(lengths) != end - begin
+        or zlib.crc32(lengths.tobytes()) != about["lengths"]
+        or vectors.shape != (about["num_words"], *about["word_shape"])
+        or _checksum(vectors) != about["vectors"]
+    ):
+        raise ConfigurationError(
+            f"{path} isn't what was written: it is damaged, or unfinished. Embed this part again."
+        )
+    return vectors, offsets
+
+
+def _checksum(vectors: np.ndarray) -> int:
+    result = 0
+    for begin in range(0, len(vectors), 10_000):
+        result = zlib.crc32(np.ascontiguousarray(vectors[begin : begin + 10_000]).data, result)
+    return result
