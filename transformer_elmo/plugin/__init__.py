@@ -37,12 +37,21 @@ from transformer_elmo.plugin.compat import (
     prediction,
     shown_errors,
     training,
+    written_files,
 )
 from transformer_elmo.text import corpus
 
 patches.check_version()
 peer.claim_names()
-for _module in (configs, archived, training, prediction, optional_packages, shown_errors):
+for _module in (
+    configs,
+    archived,
+    training,
+    written_files,
+    prediction,
+    optional_packages,
+    shown_errors,
+):
     _module.install()
 
 

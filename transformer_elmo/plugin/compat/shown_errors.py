@@ -20,9 +20,10 @@ from torch.multiprocessing import ProcessRaisedException
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.patches import note, wrap
+from transformer_elmo.plugin.processes import ProcessLostError
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
-SHOWN_ALONE = (ConfigurationError, FileNotFoundError, RequestException)
+SHOWN_ALONE = (ConfigurationError, FileNotFoundError, ProcessLostError, RequestException)
 
 _IN_A_PROCESS = re.compile(r"^(\S+\.ConfigurationError|FileNotFoundError): .*\Z", re.M | re.S)
 
