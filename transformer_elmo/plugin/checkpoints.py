@@ -145,10 +145,10 @@ def _newest_whole(
 ) -> Tuple[Optional[Place], Optional[TrainerCheckpoint]]:
     folder = Path(checkpointer._serialization_dir)
     if folder.is_dir():
+        _remove_unfinished(checkpointer)
         remove_left_behind(folder)
-        _remove_parts_without_model(checkpointer)
     damaged: List[Tuple[Place, str]] = []
-    for place in sorted(find(checkpointer), reverse=True):
+    for place in sorted(find(checkpointer) | _without_model(checkpointer), reverse=True):
         problem = _problem(checkpointer, place)
         state = None
         if problem is None:
@@ -223,17 +223,32 @@ def _set_aside(checkpointer: Checkpointer, place: Place) -> None:
             os.replace(path, target)
 
 
-def _remove_parts_without_model(checkpointer: Checkpointer) -> None:
+def _without_model(checkpointer: Checkpointer) -> Set[Place]:
+    """The checkpoints of which there is a part, but not the one that comes last."""
+    rank = f"_w{checkpointer._rank}" if checkpointer.state_is_sharded else None
+    parts = {
+        (int(match[2]), int(match[3]))
+        for name in _names(Path(checkpointer._serialization_dir))
+        if (match := _PART_OF_ONE.fullmatch(name)) and match[4] == rank
+    }
+    return parts - find(checkpointer)
+
+
+def _remove_unfinished(checkpointer: Checkpointer) -> None:
     """What a run leaves that is killed while it writes a checkpoint."""
-    if not checkpointer._is_primary:
-        return
-    folder = Path(checkpointer._serialization_dir)
-    names = set(_names(folder))
-    models = {match.groups() for name in names if (match := _MODEL_STATE.fullmatch(name))}
-    for name in names:
-        match = _PART_OF_ONE.fullmatch(name)
-        if match and match.groups()[1:4] not in models and (folder / name).is_file():
-            (folder / name).unlink(missing_ok=True)
+    for place in _without_model(checkpointer):
+        model_path, training_path, sums_path = _paths(checkpointer, place)
+        being_written = f".{model_path.name}."
+        if not sums_path.exists() or any(
+            name.startswith(being_written) for name in _names(model_path.parent)
+        ):
+            logger.warning(
+                "The checkpoint %s was still being written when the run ended, and is removed.",
+                _name(place),
+            )
+            for path in (training_path, sums_path):
+                if path.is_file():
+                    path.unlink()
 
 
 def check_numbers(state: Mapping[str, Any], shown: str) -> None:
@@ -277,7 +292,13 @@ def dump(value: Any, file: IO[bytes]) -> str:
         The SHA-256 of what was written.
     """
     with _Hashing(file) as hashing:
-        torch.save(value, cast(IO[bytes], hashing))
+        try:
+            torch.save(value, cast(IO[bytes], hashing))
+        except RuntimeError:
+            # What torch says of a write that failed tells nothing.
+            if hashing.error is not None:
+                raise hashing.error from None
+            raise
     return hashing.digest.hexdigest()
 
 
@@ -287,6 +308,7 @@ class _Hashing:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.digest = hashlib.sha256()
+        self.error: Optional[OSError] = None
         self._thread = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "_Hashing":
@@ -296,15 +318,19 @@ class _Hashing:
         self._thread.shutdown()
 
     def write(self, data: Any) -> int:
-        if memoryview(data).nbytes < _LARGE:
-            self.digest.update(data)
-            return self.file.write(data)
-        hashed = self._thread.submit(self.digest.update, data)
         try:
-            return self.file.write(data)
-        finally:
-            # The memory may be another's after this.
-            hashed.result()
+            if memoryview(data).nbytes < _LARGE:
+                self.digest.update(data)
+                return self.file.write(data)
+            hashed = self._thread.submit(self.digest.update, data)
+            try:
+                return self.file.write(data)
+            finally:
+                # The memory may be another's after this.
+                hashed.result()
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -147,7 +147,7 @@ def _save_model_state(stock: Callable[..., None], trainer: Any, path: str) -> No
     state = (trainer.model if wrapped is None else wrapped).state_dict()
     checkpoints.check_numbers(state, path)
     with written_whole(Path(path), advice=checkpoints.ADVICE) as file:
-        torch.save(state, file)
+        checkpoints.dump(state, file)
 
 
 def _hardlink_or_copy(stock: Callable[..., None], source: Any, target: Any) -> None:

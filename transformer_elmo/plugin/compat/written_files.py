@@ -86,8 +86,9 @@ def _same(one: Path, other: Path) -> bool:
 def _difference(now: Path, before: Path) -> str:
     if not before.is_file():
         return f"there was no {before.name}"
-    lines = [path.read_text(encoding="utf-8").split("\n") for path in (now, before)]
+    texts = [path.read_text(encoding="utf-8") for path in (now, before)]
+    lines = [text.removesuffix("\n").split("\n") for text in texts]
     for number, (new, old) in enumerate(zip(*lines), start=1):
         if new != old:
             return f"line {number} of {before.name} is {new!r}, and was {old!r}"
-    return f"{before.name} has {len(lines[0]) - 1} lines, and had {len(lines[1]) - 1}"
+    return f"{before.name} has {len(lines[0])} lines, and had {len(lines[1])}"
