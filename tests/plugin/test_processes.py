@@ -106,8 +106,8 @@ def send_when_begun(folder, target):
 @pytest.mark.parametrize("to", ["all", "one"])
 def test_all_stop_after_the_same_step(tmp_path, number, to):
     def send():
-        process = multiprocessing.active_children()[1].pid if to == "one" else os.getpid()
-        os.kill(process, number)
+        child = multiprocessing.active_children()[1].pid
+        os.kill(child if to == "one" and child else os.getpid(), number)
 
     thread = threading.Thread(target=send_when_begun, args=(tmp_path, send))
     thread.start()

@@ -7,8 +7,8 @@ import time
 import pytest
 from allennlp.commands import train
 from allennlp.common import Params
+from allennlp.common import util as common_util
 from allennlp.common.meta import Meta
-from allennlp.common.util import dump_metrics
 from allennlp.data import Vocabulary
 from allennlp.training import util as training_util
 
@@ -42,7 +42,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
     said = f"Another run works in .*process {process.pid} "
     with pytest.raises(ConfigurationError, match=said), locked(path):
         pass
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     with locked(path):
         pass
@@ -56,17 +56,16 @@ def test_train_model_takes_the_lock(folder):
 
 @pytest.mark.parametrize("name", ["line\nbreak", "tab\there"])
 def test_names_with_control_characters(tmp_path, name):
-    with pytest.raises(ConfigurationError, match="control character"):
-        with locked(tmp_path / name):
-            pass
+    with pytest.raises(ConfigurationError, match="control character"), locked(tmp_path / name):
+        pass
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cant_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match="can't be written"):
-        with locked(tmp_path / "file" / "out"):
-            pass
+    path = tmp_path / "file" / "out"
+    with pytest.raises(ConfigurationError, match="can't be written"), locked(path):
+        pass
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -74,9 +73,8 @@ def test_nothing_to_recover(tmp_path, exists):
     path = tmp_path / "out"
     if exists:
         path.mkdir()
-    with pytest.raises(ConfigurationError, match="nothing to recover"):
-        with locked(path, recover=True):
-            pass
+    with pytest.raises(ConfigurationError, match="nothing to"), locked(path, recover=True):
+        pass
     assert path.exists() == exists
 
 
@@ -147,13 +145,15 @@ def test_a_folder_that_is_no_run(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
-class TestWrittenWhole:
-    WRITERS = [
-        ("config.json", lambda path: Params(CONFIG).to_file(path)),
-        ("meta.json", lambda path: Meta.new().to_file(path)),
-        ("metrics.json", lambda path: dump_metrics(path, {"loss": 1.0})),
-    ]
+WRITERS = [
+    ("config.json", lambda path: Params(CONFIG).to_file(path)),
+    ("meta.json", lambda path: Meta.new().to_file(path)),
+    # Not by name: it is changed when this package is imported.
+    ("metrics.json", lambda path: common_util.dump_metrics(path, {"loss": 1.0})),
+]
 
+
+class TestWrittenWhole:
     @pytest.mark.parametrize("name, write", WRITERS)
     def test_a_kill_leaves_the_old_file(self, tmp_path, monkeypatch, name, write):
         path = tmp_path / name
@@ -192,10 +192,10 @@ class TestWrittenWhole:
         (tmp_path / "model_state_e0_b1.th").write_text("")
         before = (folder / "tokens.txt").read_bytes()
         with pytest.raises(
-            ConfigurationError, match="line 2 of tokens.txt is 'the', and was 'cat'"
+            ConfigurationError, match=r"line 2 of tokens\.txt is 'the', and was 'cat'"
         ):
             Vocabulary(counter={"tokens": {"the": 2, "cat": 1}}).save_to_files(str(folder))
         longer = Vocabulary(counter={"tokens": {"the": 2, "cat": 3, "dog": 1}})
-        with pytest.raises(ConfigurationError, match="tokens.txt has 4 lines, and had 3"):
+        with pytest.raises(ConfigurationError, match=r"tokens\.txt has 4 lines, and had 3"):
             longer.save_to_files(str(folder))
         assert (folder / "tokens.txt").read_bytes() == before

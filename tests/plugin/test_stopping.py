@@ -22,8 +22,8 @@ class Signal(TrainerCallback):
         super().__init__(serialization_dir)
         self.number, self.at = number, (epoch, batch, training)
 
-    def on_batch(self, trainer, inputs, outputs, metrics, epoch, batch_number, **kwargs):
-        if (epoch, batch_number, kwargs["is_training"]) == self.at:
+    def on_batch(self, *args, is_training=True, **kwargs):
+        if (*args[4:6], is_training) == self.at:
             os.kill(os.getpid(), self.number)
 
 
