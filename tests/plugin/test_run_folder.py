@@ -105,6 +105,33 @@ def test_another_config(folder, change, said, recover):
     assert said in str(error.value) and str(error.value).count(", and was ") == 1
 
 
+TWO = {"distributed": {"cuda_devices": [-1, -1]}}
+
+
+@pytest.mark.parametrize(
+    "before, now, the_same",
+    [
+        (TWO, {"num_gradient_accumulation_steps": 2}, True),
+        ({"num_gradient_accumulation_steps": 2}, TWO, True),
+        (TWO, {}, False),
+        (TWO, {"num_gradient_accumulation_steps": 2, "num_epochs": 9}, False),
+        ({}, {"cuda_device": -1}, True),
+    ],
+)
+def test_another_number_of_processes(tmp_path, before, now, the_same):
+    def config(changes):
+        trainer = {key: value for key, value in changes.items() if key != "distributed"}
+        whole = {**CONFIG, "trainer": {**CONFIG["trainer"], **trainer}}
+        return Params({**whole, **{k: v for k, v in changes.items() if k == "distributed"}})
+
+    config(before).to_file(str(tmp_path / "config.json"))
+    if the_same:
+        prepare(config(now), tmp_path, recover=True, force=False)
+    else:
+        with pytest.raises(ConfigurationError, match=r"distributed\.cuda_devices is missing, and"):
+            prepare(config(now), tmp_path, recover=True, force=False)
+
+
 def nested(flat):
     config = {}
     for key, value in flat.items():

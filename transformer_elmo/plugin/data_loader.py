@@ -209,6 +209,22 @@ class LanguageModelingDataLoader(DataLoader):
         self._vocabulary_description = None
         self._encoder = None
         self._num_batches = None
+        if several_processes() and self._shards.paths:
+            self._check_enough_for(dist.get_world_size())
+
+    def _check_enough_for(self, num_processes: int) -> None:
+        # Of text for validation, better now than after an epoch.
+        if self._shards.num_bytes > MAX_BYTES_TO_COUNT or not self._make_encoder().is_fast:
+            return
+        num_sentences = 0
+        for batches in self._plan(Position(0), quiet=True):
+            num_sentences += sum(map(len, batches))
+            if num_sentences >= num_processes:
+                return
+        raise ConfigurationError(
+            f"{self.data_path} has {num_sentences} sentences, fewer than the {num_processes} "
+            "processes that share it. Use fewer processes (distributed.cuda_devices) or more text."
+        )
 
     @overrides
     def set_target_device(self, device: torch.device) -> None:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
+_ACCUMULATION = "trainer.num_gradient_accumulation_steps"
+
 # Of a config that differs in more, not all is named.
 MOST_NAMED = 20
 
@@ -146,11 +148,30 @@ def _differences(params: Params, folder: Path) -> List[str]:
         logger.warning("%s can't be read: the config given takes its place.", path)
         return []
     now = Params(json.loads(json.dumps(params.as_dict(quiet=True)))).as_flat_dict()
-    return [
-        f"{key} is {_shown(now, key)}, and was {_shown(before, key)}"
+    different = [
+        key
         for key in sorted({*before, *now})
         if key not in before or key not in now or before[key] != now[key]
     ]
+    if all(map(_is_of_processes, different)) and _batches_a_step(before) == _batches_a_step(now):
+        return []
+    return [f"{key} is {_shown(now, key)}, and was {_shown(before, key)}" for key in different]
+
+
+def _is_of_processes(key: str) -> bool:
+    """Whether a key says how many processes share a step, and on which devices."""
+    return key.startswith("distributed.") or key in (
+        "distributed",
+        "trainer.cuda_device",
+        _ACCUMULATION,
+    )
+
+
+def _batches_a_step(config: Dict[str, Any]) -> Any:
+    devices = config.get("distributed.cuda_devices")
+    processes = len(devices) if isinstance(devices, list) else 1
+    nodes, accumulation = config.get("distributed.num_nodes", 1), config.get(_ACCUMULATION, 1)
+    return processes * nodes * accumulation
 
 
 def _shown(config: Dict[str, Any], key: str) -> str:

@@ -97,7 +97,10 @@ class Stopper:
             self.forward(number)
         elif self._in_steps:
             # Not with `logging`, which may be in the middle of a line.
-            _say(f"{name}: finishing the step and saving. Once more ends it at once.")
+            if not several_processes():
+                _say(f"{name}: finishing the step and saving. Once more ends it at once.")
+            elif dist.get_rank() == 0:
+                _say(f"{name}: finishing the step and saving.")
         else:
             _say(f"Stopped by {name}. Go on with: {command_to_go_on()}")
             raise RunStopped(number)
