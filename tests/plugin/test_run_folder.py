@@ -1,8 +1,8 @@
 import json
 import multiprocessing
 import os
-import signal
 import time
+from typing import Any, Dict
 
 import pytest
 from allennlp.commands import train
@@ -13,9 +13,12 @@ from allennlp.data import Vocabulary
 from allennlp.training import util as training_util
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin.run_folder import LOCK, locked, prepare
+from transformer_elmo.plugin.run_folder import LOCK, locked, of_node, prepare
 
-CONFIG = {"trainer": {"num_epochs": 3, "callbacks": [{"type": "resume_data"}]}, "model": {"a": 0.1}}
+CONFIG: Dict[str, Dict[str, Any]] = {
+    "trainer": {"num_epochs": 3, "callbacks": [{"type": "resume_data"}]},
+    "model": {"a": 0.1},
+}
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ TWO = {"distributed": {"cuda_devices": [-1, -1]}}
 def test_another_number_of_processes(tmp_path, before, now, the_same):
     def config(changes):
         trainer = {key: value for key, value in changes.items() if key != "distributed"}
-        whole = {**CONFIG, "trainer": {**CONFIG["trainer"], **trainer}}
+        whole = {**CONFIG, "trainer": dict(CONFIG["trainer"], **trainer)}
         return Params({**whole, **{k: v for k, v in changes.items() if k == "distributed"}})
 
     config(before).to_file(str(tmp_path / "config.json"))
@@ -162,6 +165,15 @@ def test_half_a_config(folder, content, caplog):
         path.write_text(content, encoding="latin-1")
     prepare(Params(CONFIG), folder, recover=True, force=False)
     assert "the config given takes its place" in caplog.text
+
+
+def test_each_machine_of_a_run_has_a_folder(tmp_path):
+    # Whichever comes first.
+    with locked(of_node(tmp_path, 1)) as _, locked(of_node(tmp_path, 0)):
+        prepare(Params(CONFIG), of_node(tmp_path, 1), False, False)
+        prepare(Params(CONFIG), of_node(tmp_path, 0), False, force=True)
+        prepare(Params(CONFIG), tmp_path, False, False)
+    assert sorted(os.listdir(tmp_path)) == [LOCK, "node1"]
 
 
 def test_a_folder_that_is_no_run(tmp_path):

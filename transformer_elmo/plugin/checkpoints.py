@@ -122,27 +122,54 @@ def load(checkpointer: Checkpointer) -> Optional[TrainerCheckpoint]:
         If there are some, and all are damaged.
     """
     if not several_processes() or checkpointer.state_is_sharded:
-        return _newest_whole(checkpointer)[1]
-    # One process looks, so that all take the same checkpoint and no two move the same file.
-    found: List[Any] = [None, None]
-    state: Optional[TrainerCheckpoint] = None
-    if checkpointer._rank == 0:
+        return _newest_whole(checkpointer)
+    # One process of each machine looks, so that no two move the same file.
+    places: Optional[List[Place]] = None
+    message: Optional[str] = None
+    if is_first_of_node(checkpointer):
         try:
-            found[0], state = _newest_whole(checkpointer)
+            places = _all_whole(checkpointer)
         except ConfigurationError as error:
-            found[1] = str(error)
-    dist.broadcast_object_list(found, src=0)
-    place, message = found
-    if message is not None:
-        raise ConfigurationError(message)
-    if place is not None and state is None:
-        state = _loaded(checkpointer, tuple(place))
-    return state
+            message = str(error)
+    gathered: List[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (places, message))
+    for _, said in gathered:
+        if said is not None:
+            raise ConfigurationError(said)
+    of_nodes = [set(map(tuple, found)) for found, _ in gathered if found is not None]
+    common: Set[Place] = set.intersection(*of_nodes)
+    if not any(of_nodes):
+        return None
+    if not common:
+        raise ConfigurationError(
+            "The machines of this run have no whole checkpoint in common: there are "
+            f"{' and '.join(', '.join(map(_name, sorted(f))) or 'none' for f in of_nodes)}. "
+            "Copy one to all of them, or begin anew with --force."
+        )
+    place = max(common)
+    for newer in places or ():
+        if newer > place:
+            _set_aside(checkpointer, newer)
+    dist.barrier()
+    return _loaded(checkpointer, place)
 
 
-def _newest_whole(
-    checkpointer: Checkpointer,
-) -> Tuple[Optional[Place], Optional[TrainerCheckpoint]]:
+def is_first_of_node(checkpointer: Checkpointer) -> bool:
+    """Whether this process writes the checkpoints of its machine."""
+    return checkpointer._rank % int(os.environ.get("ALLENNLP_PROCS_PER_NODE", 10**9)) == 0
+
+
+def _all_whole(checkpointer: Checkpointer) -> List[Place]:
+    """As `_newest_whole`, and the older ones that are whole as well."""
+    if _newest_whole(checkpointer) is None:
+        return []
+    newest, *older = sorted(find(checkpointer), reverse=True)
+    if dist.get_world_size() <= int(os.environ.get("ALLENNLP_PROCS_PER_NODE", 10**9)):
+        return [newest]
+    return [newest, *(place for place in older if _problem(checkpointer, place) is None)]
+
+
+def _newest_whole(checkpointer: Checkpointer) -> Optional[TrainerCheckpoint]:
     folder = Path(checkpointer._serialization_dir)
     if folder.is_dir():
         _remove_unfinished(checkpointer)
@@ -167,27 +194,21 @@ def _newest_whole(
                     "; ".join(said for _, said in damaged),
                     _name(place),
                 )
-            return place, state
+            return state
         damaged.append((place, problem))
     if damaged:
         raise ConfigurationError(
             f"No checkpoint in {folder} is whole: {'; '.join(said for _, said in damaged)}. "
             "Restore one from a copy, or begin anew with --force."
         )
-    return None, None
+    return None
 
 
 def _loaded(checkpointer: Checkpointer, place: Place) -> TrainerCheckpoint:
     model_path, training_path, _ = _paths(checkpointer, place)
-    states = []
-    for path in (model_path, training_path):
-        try:
-            states.append(torch.load(path, map_location="cpu"))
-        except FileNotFoundError:
-            raise ConfigurationError(
-                f"The first process goes on from {path.name}, which isn't in {path.parent} here."
-            ) from None
-    return TrainerCheckpoint(*states)
+    return TrainerCheckpoint(
+        *(torch.load(path, map_location="cpu") for path in (model_path, training_path))
+    )
 
 
 def _problem(checkpointer: Checkpointer, place: Place) -> Optional[str]:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,10 +23,19 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
+# Of the machines of a run, all but the first have a folder of their own within the run's: it may be
+# the same one on all of them or not.
+_OF_NODE = re.compile(r"node\d+")
+
 _ACCUMULATION = "trainer.num_gradient_accumulation_steps"
 
 # Of a config that differs in more, not all is named.
 MOST_NAMED = 20
+
+
+def of_node(folder: Path, node_rank: int) -> Path:
+    """Where a machine of a run with several of them writes."""
+    return folder / f"node{node_rank}" if node_rank else folder
 
 
 @contextmanager
@@ -101,7 +111,9 @@ def prepare(params: Params, folder: Path, recover: bool, force: bool) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     remove_left_behind(folder)
-    entries = sorted(name for name in os.listdir(folder) if name != LOCK)
+    entries = sorted(
+        name for name in os.listdir(folder) if name != LOCK and not _OF_NODE.fullmatch(name)
+    )
     if force:
         for name in entries:
             _remove(folder / name)

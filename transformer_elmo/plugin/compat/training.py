@@ -64,6 +64,9 @@ def install() -> None:
     ]
     for name, wrapper, reason in of_checkpointer:
         wrap(Checkpointer, name, wrapper, reason)
+    if getattr(Checkpointer._is_primary, "fget", None) is not _is_primary:
+        setattr(Checkpointer, "_is_primary", property(_is_primary))  # noqa: B010
+        note("allennlp.training.checkpointer.Checkpointer._is_primary", "a node's own checkpoints")
     wrap(train, "train_model", _train_model, "one run at a time in a folder; signals")
     wrap(
         training_util,
@@ -177,6 +180,10 @@ def _remove_checkpoint(
     checkpoints.remove(checkpointer, (epochs_completed, batches_in_epoch_completed))
 
 
+def _is_primary(checkpointer: Any) -> bool:
+    return checkpoints.is_first_of_node(checkpointer)
+
+
 def _save_checkpoint(stock: Callable[..., None], checkpointer: Any, trainer: Any) -> None:
     state = trainer.get_checkpoint_state()
     if state is not None:
@@ -196,11 +203,14 @@ def _train_model(
     params: Params,
     serialization_dir: Union[str, os.PathLike],
     recover: bool = False,
+    force: bool = False,
+    node_rank: int = 0,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    with run_folder.locked(Path(serialization_dir), recover), stopper.listening():
-        return stock(params, serialization_dir, recover, *args, **kwargs)
+    folder = run_folder.of_node(Path(serialization_dir), node_rank)
+    with run_folder.locked(folder, recover), stopper.listening():
+        return stock(params, str(folder), recover, force, node_rank, *args, **kwargs)
 
 
 def _create_serialization_dir(
