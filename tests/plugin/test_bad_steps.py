@@ -25,8 +25,9 @@ class SpoiledModel(TinyModel):
         if self.training and len(self.seen) in self.bad:
             self.before[len(self.seen)] = self.output.weight.clone()
             if self.how == "gradient":
-                # Its value is 0.
-                output["loss"] = output["loss"] + (self.output.weight.sum() * 0.0).abs().sqrt()
+                weight = self.output.weight * 1.0
+                weight.register_hook(lambda gradient: gradient * float("inf"))
+                output["loss"] = output["loss"] + weight.sum()
             else:
                 output["loss"] = output["loss"] * float(self.how)
         return output
@@ -44,10 +45,20 @@ def make(tmp_path):
     return trainer
 
 
-@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_step_is_skipped_and_its_sentences_are_written(make, tmp_path, how, accumulate, caplog):
-    trainer = make([4], how, accumulate=accumulate)
+CLIPPED = [{"grad_clipping": 1.0}, {"grad_norm": 1.0}, {"grad_norm": True}]
+
+
+@pytest.mark.parametrize(
+    "how, accumulate, options",
+    [
+        *((how, accumulate, {}) for how in ("nan", "inf", "gradient") for accumulate in (1, 2)),
+        *(("gradient", 1, options) for options in CLIPPED),
+    ],
+)
+def test_the_step_is_skipped_and_its_sentences_are_written(
+    make, tmp_path, how, accumulate, options, caplog
+):
+    trainer = make([4], how, accumulate=accumulate, **options)
     after = {}
     stock = trainer._run_guard.on_batch
 

@@ -5,8 +5,10 @@ import torch
 from allennlp.common.checks import ConfigurationError
 from allennlp.data.data_loaders import SimpleDataLoader
 from allennlp.training.checkpointer import Checkpointer
+from allennlp.training.metric_tracker import MetricTracker
 
 from tests.plugin.tiny_run import make_trainer, run, write_corpus
+from transformer_elmo.plugin.resumption import ResumeDataCallback
 
 
 @pytest.fixture
@@ -70,3 +72,49 @@ def test_needs_a_loader_that_can_be_told_where_to_go_on(corpus, tmp_path):
     trainer.data_loader = SimpleDataLoader([], 1)
     with pytest.raises(ConfigurationError, match="language_modeling"):
         trainer.train()
+
+
+@pytest.mark.parametrize("callback", [None, ResumeDataCallback])
+def test_another_corpus_of_the_same_size_is_noticed(corpus, tmp_path, callback):
+    make_trainer(corpus, tmp_path / "out", callback=callback, num_epochs=1).train()
+    shard = corpus / "1"
+    shard.write_text("\n".join(shard.read_text().split("\n")[::-1]))
+    with pytest.raises(ConfigurationError, match=r"the corpus's content is now .* and was"):
+        make_trainer(corpus, tmp_path / "out", callback=callback).train()
+
+
+@pytest.mark.parametrize("callback", [None, ResumeDataCallback])
+def test_another_vocabulary_is_noticed(corpus, tmp_path, callback):
+    make_trainer(corpus, tmp_path / "out", callback=callback, num_epochs=1).train()
+    again = make_trainer(corpus, tmp_path / "out", callback=callback)
+    words = again.model.vocab._index_to_token["tokens"]
+    words[3], words[4] = words[4], words[3]
+    with pytest.raises(
+        ConfigurationError, match=r"vocabulary.* is now 52 words .* and was 52 words"
+    ):
+        again.train()
+
+
+def test_best_weights_that_a_kill_left_out_are_made_up_for(corpus, tmp_path):
+    """Without validation every epoch is the best, and AllenNLP removes the old file first."""
+    trainer = make_trainer(corpus, tmp_path / "out", num_epochs=2)
+    trainer._validation_data_loader = None
+    trainer.train()
+    best = tmp_path / "out" / "best.th"
+    best.unlink()
+    again = make_trainer(corpus, tmp_path / "out", callback=None, num_epochs=2)
+    again._validation_data_loader = None
+    again.train()
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, torch.load(best)[name]), name
+
+
+def test_no_epoch_is_the_best_by_a_nan():
+    tracker = MetricTracker("-loss", patience=2)
+    for loss, best in [(float("nan"), None), (3.0, 1), (float("nan"), 1)]:
+        tracker.add_metrics({"loss": loss})
+        assert tracker.best_epoch == best
+        assert tracker.is_best_so_far() == (loss == 3.0)
+    assert not tracker.should_stop_early()
+    tracker.add_metrics({"loss": float("nan")})
+    assert tracker.should_stop_early()

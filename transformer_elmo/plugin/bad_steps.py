@@ -97,10 +97,15 @@ class BadSteps:
         """Takes the norm of all gradients, where somebody has asked the device for it anyway."""
         self._norm = norm
 
-    def check(self, trainer: Any) -> None:
+    def check(self, trainer: Any) -> bool:
         """
         Called between the backward pass and the optimizer's step, which has no effect if a
         gradient isn't finite.
+
+        # Returns
+
+        `bool`
+            Whether there are gradients.
         """
         gradients = [
             p.grad._values() if p.grad.is_sparse else p.grad
@@ -111,14 +116,14 @@ class BadSteps:
         if trainer._scaler is not None:
             # It skips steps itself, and lowers its scale by them.
             self._is_bad = ~torch.stack([finite for _, finite in self._batches]).all()
-            return
+            return bool(gradients)
         if norm is not None:
             self._is_bad = torch.tensor(not torch.isfinite(torch.tensor(norm)))
         elif gradients:
             norms = torch._foreach_norm([g.detach() for g in gradients if g.numel()])
             self._is_bad = ~torch.stack([n.float() for n in norms]).isfinite().all()
         else:
-            return
+            return False
         if trainer._ddp_wrapped_model is not None and trainer._ddp_wrapped_model.is_sharded:
             # Of other processes' gradients each knows nothing.
             worst = self._is_bad.float()
@@ -134,8 +139,10 @@ class BadSteps:
         elif bool(self._is_bad) and _is_bad(gradients):
             for parameter in trainer._pytorch_model.parameters():
                 parameter.grad = None
+            return False
         else:
             self._is_bad = None
+        return True
 
     def settle(self, trainer: Any) -> bool:
         """

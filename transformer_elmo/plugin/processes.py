@@ -23,7 +23,7 @@ SECONDS_TO_END = 5.0
 # After a signal, a step is finished and a checkpoint written; after this long nobody waits.
 SECONDS_TO_SAVE = 600.0
 # How long a process may be stopped (SIGSTOP) while this one runs.
-SECONDS_STOPPED = 20.0
+SECONDS_STOPPED = 10.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 STOPPED = {128 + number for number in SIGNALS}

@@ -127,8 +127,8 @@ def _rescale_gradients(stock: Callable[..., Optional[float]], trainer: Any) -> O
 
 def _clip_gradient(stock: Callable[..., None], trainer: Any) -> None:
     # First of all, for clipping makes a number of an infinity.
-    trainer._run_guard.bad_steps.check(trainer)
-    stock(trainer)
+    if trainer._run_guard.bad_steps.check(trainer):
+        stock(trainer)
 
 
 def _validation_loss(
