@@ -106,6 +106,14 @@ def test_without_bad_steps_nothing_is_written_and_nothing_changes(make, tmp_path
     assert not (tmp_path / "out" / "bad_steps.jsonl").exists()
 
 
+def test_outside_of_training_a_nan_is_a_nan(make):
+    """As the search for a learning rate asks for it."""
+    trainer = make([1])
+    output = trainer.batch_outputs(next(iter(trainer.data_loader)), for_training=True)
+    assert output["loss"].isnan()
+    assert not trainer._run_guard.bad_steps._batches
+
+
 @pytest.mark.parametrize("value", [0, -1, 2.5, "ten", True])
 def test_values_that_are_no_number_of_steps(value):
     with pytest.raises(ConfigurationError, match=r"trainer\.max_bad_steps"):

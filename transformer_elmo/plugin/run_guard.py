@@ -48,6 +48,8 @@ class RunGuard(TrainerCallback):
     def __init__(self, serialization_dir: str, bad_steps: BadSteps) -> None:
         super().__init__(serialization_dir)
         self.bad_steps = bad_steps
+        self.is_training = False
+        """Whether the trainer's own loop runs."""
         self._state: Dict[str, Any] = {}
         self._vocabulary: Dict[str, str] = {}
 

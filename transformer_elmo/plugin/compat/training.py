@@ -103,7 +103,11 @@ def _init(stock: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -
 def _train(stock: Callable[..., Dict[str, Any]], trainer: Any) -> Dict[str, Any]:
     # Each process of a distributed run takes its own signals.
     with stopper.listening() if several_processes() else nullcontext(), stopper.steps():
-        metrics = stock(trainer)
+        trainer._run_guard.is_training = True
+        try:
+            metrics = stock(trainer)
+        finally:
+            trainer._run_guard.is_training = False
     if stopper.received is not None:
         # It came after the last step, whose checkpoint is written.
         raise RunStopped(stopper.received)
@@ -114,7 +118,8 @@ def _batch_outputs(
     stock: Callable[..., Dict[str, Any]], trainer: Any, batch: Any, for_training: bool
 ) -> Dict[str, Any]:
     output = stock(trainer, batch, for_training)
-    if for_training:
+    # Others call this, too: the search for a learning rate wants to see a NaN.
+    if for_training and trainer._run_guard.is_training:
         trainer._run_guard.bad_steps.guard(batch, output)
     return output
 
@@ -127,7 +132,8 @@ def _rescale_gradients(stock: Callable[..., Optional[float]], trainer: Any) -> O
 
 def _clip_gradient(stock: Callable[..., None], trainer: Any) -> None:
     # First of all, for clipping makes a number of an infinity.
-    if trainer._run_guard.bad_steps.check(trainer):
+    guard = trainer._run_guard
+    if not guard.is_training or guard.bad_steps.check(trainer):
         stock(trainer)
 
 
