@@ -13,7 +13,8 @@ from allennlp.data import Vocabulary
 from allennlp.training import util as training_util
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin.run_folder import LOCK, locked, of_node, prepare
+from transformer_elmo.plugin import run_folder
+from transformer_elmo.plugin.run_folder import LOCK, locked, of_node, prepare, shared
 
 CONFIG: Dict[str, Dict[str, Any]] = {
     "trainer": {"num_epochs": 3, "callbacks": [{"type": "resume_data"}]},
@@ -49,6 +50,32 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
     process.join()
     with locked(path):
         pass
+
+
+def share(path, seconds):
+    with shared(path):
+        (path / "held").touch()
+        time.sleep(seconds)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 60.0])
+def test_a_run_waits_for_the_last_steps_of_the_one_before(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr(run_folder, "SECONDS_TO_WAIT", 20.0 if seconds < 1 else 0.2)
+    process = multiprocessing.get_context("fork").Process(target=share, args=(tmp_path, seconds))
+    process.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    try:
+        if seconds < 1:
+            with locked(tmp_path):
+                process.join(10)
+                assert process.exitcode == 0
+        else:
+            with pytest.raises(ConfigurationError, match="still at work"), locked(tmp_path):
+                pass
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_train_model_takes_the_lock(folder):

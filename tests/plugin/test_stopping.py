@@ -105,6 +105,8 @@ def test_where_there_is_no_step_to_finish_it_stops_at_once(capfd):
     with pytest.raises(RunStopped) as stopped, stopper.listening():
         os.kill(os.getpid(), signal.SIGINT)
     assert stopped.value.code == 130
+    # What trains in this process later doesn't stop for it.
+    assert stopper.received is None
     assert "Go on with: allennlp train" in capfd.readouterr().err
 
 

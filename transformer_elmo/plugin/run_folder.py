@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import shutil
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -22,6 +23,9 @@ from transformer_elmo.plugin.checkpoints import has_checkpoints
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+# Of the processes of a distributed run, which live on for a step where the first one is killed.
+LOCK_OF_WORKERS = ".lock_workers"
+SECONDS_TO_WAIT = 60.0
 
 # Of the machines of a run, all but the first have a folder of their own within the run's: it may be
 # the same one on all of them or not.
@@ -80,10 +84,49 @@ def locked(folder: Path, recover: bool = False) -> Iterator[None]:
         except OSError as error:
             # Not every network's file system has locks.
             logger.warning("%s can't be locked (%s): start no second run in it.", folder, error)
+        _wait_for_workers(folder)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
         file.flush()
         yield
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """
+    Within the block, this process of a distributed run works in a folder, and no other run begins
+    there.
+    """
+    with open(folder / LOCK_OF_WORKERS, "a", encoding="utf-8") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+def _wait_for_workers(folder: Path) -> None:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If processes of an earlier run don't end.
+    """
+    path = folder / LOCK_OF_WORKERS
+    if not path.exists():
+        return
+    end = time.monotonic() + SECONDS_TO_WAIT
+    with open(path, "a", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ConfigurationError(
+                        f"Processes of an earlier run are still at work in {folder}: end them."
+                    ) from None
+            except OSError:
+                return
+            time.sleep(0.1)
 
 
 def prepare(params: Params, folder: Path, recover: bool, force: bool) -> None:
@@ -112,7 +155,9 @@ def prepare(params: Params, folder: Path, recover: bool, force: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     remove_left_behind(folder)
     entries = sorted(
-        name for name in os.listdir(folder) if name != LOCK and not _OF_NODE.fullmatch(name)
+        name
+        for name in os.listdir(folder)
+        if name not in (LOCK, LOCK_OF_WORKERS) and not _OF_NODE.fullmatch(name)
     )
     if force:
         for name in entries:

@@ -72,6 +72,8 @@ class Stopper:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            # Nobody is to stop for it later.
+            self.received = None
 
     @contextmanager
     def steps(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ second run, sparse gradients, a process that dies.
 """
 
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
@@ -102,15 +102,20 @@ def _init(stock: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -
 
 def _train(stock: Callable[..., Dict[str, Any]], trainer: Any) -> Dict[str, Any]:
     # Each process of a distributed run takes its own signals.
-    with stopper.listening() if several_processes() else nullcontext(), stopper.steps():
+    with ExitStack() as stack:
+        if several_processes():
+            stack.enter_context(stopper.listening())
+            if trainer._serialization_dir is not None:
+                stack.enter_context(run_folder.shared(Path(trainer._serialization_dir)))
+        stack.enter_context(stopper.steps())
         trainer._run_guard.is_training = True
         try:
             metrics = stock(trainer)
         finally:
             trainer._run_guard.is_training = False
-    if stopper.received is not None:
-        # It came after the last step, whose checkpoint is written.
-        raise RunStopped(stopper.received)
+        if stopper.received is not None:
+            # It came after the last step, whose checkpoint is written.
+            raise RunStopped(stopper.received)
     return metrics
 
 
