@@ -4,7 +4,6 @@ the disk, and nothing is left behind when that fails.
 """
 
 import errno
-import glob
 import os
 import shutil
 from contextlib import contextmanager, suppress
@@ -163,15 +162,31 @@ def check_can_write(path: Path) -> None:
         probe.unlink()
 
 
+def remove_left_behind(folder: Path, name: str = "") -> None:
+    """
+    Removes what processes that are gone left half-written.
+
+    # Parameters
+
+    folder : `Path`
+    name : `str`, optional
+        The name that it should have got. By default, any.
+    """
+    # Other machines may share the folder.
+    middle = f".{os.uname().nodename}."
+    for left in os.listdir(folder) if folder.is_dir() else ():
+        if not (left.startswith(f".{name}") and left.endswith(_SUFFIX)):
+            continue
+        wanted, found, process = left[1 : -len(_SUFFIX)].rpartition(middle)
+        if found and wanted == (name or wanted) and process.isdigit():
+            if not _is_running(int(process)):
+                _remove(folder / left)
+
+
 def _temporary(path: Path) -> Path:
     """A name beside `path`. What processes that are gone left under such names is removed."""
-    # Other machines may share the folder.
-    prefix = f".{path.name}.{os.uname().nodename}."
-    for left in path.parent.glob(glob.escape(prefix) + "*" + _SUFFIX):
-        process = left.name[len(prefix) : -len(_SUFFIX)]
-        if process.isdigit() and not _is_running(int(process)):
-            _remove(left)
-    return path.with_name(f"{prefix}{os.getpid()}{_SUFFIX}")
+    remove_left_behind(path.parent, path.name)
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}{_SUFFIX}")
 
 
 def _is_running(process: int) -> bool:

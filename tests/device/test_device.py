@@ -4,6 +4,8 @@ What a model computes on a device is what it computes on the CPU. Needs a GPU.
 
 import copy
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from tests.small_lm import experiment_config, random_sentences, tensors
 from transformer_elmo import DenseSparseAdam, TransformerElmo
 from transformer_elmo.nn.kernels.attention import attention_of_sentences
 from transformer_elmo.nn.kernels.ways import watched
+from transformer_elmo.plugin.bad_steps import BadSteps
 from transformer_elmo.plugin.text_fields import FACTS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -150,6 +153,45 @@ def test_optimizer_is_the_cpus(make_model, vocabulary):
         optimizer.step()
     for (name, one), other in zip(here.named_parameters(), there.parameters()):
         assert torch.allclose(one, other.cpu(), atol=1e-6), name
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_bad_step_has_no_effect(make_model, vocabulary, what):
+    model = make_model().to(DEVICE).train()
+    optimizer = DenseSparseAdam(list(model.named_parameters()), lr=1e-2)
+    bad_steps = BadSteps()
+    trainer: Any = SimpleNamespace(
+        **dict.fromkeys(("model", "_pytorch_model"), model),
+        **dict.fromkeys(("_scaler", "_ddp_wrapped_model", "_serialization_dir")),
+        **dict.fromkeys(("_epochs_completed", "_batches_in_epoch_completed"), 1),
+        optimizer=optimizer,
+    )
+
+    def step(spoilt):
+        optimizer.zero_grad()
+        batch = moved(tensors(PADDED, vocabulary), DEVICE)
+        output = model(**batch)
+        if spoilt and what == "loss":
+            output["loss"] = output["loss"] * float("inf")
+        bad_steps.guard(batch, output)
+        output["loss"].backward()
+        if spoilt and what == "gradient":
+            next(model.parameters()).grad.mul_(float("nan"))
+        bad_steps.check(trainer)
+        optimizer.step()
+        assert not bad_steps.settle(trainer)
+        return {name: weight.cpu().clone() for name, weight in model.state_dict().items()}
+
+    def counts():
+        return [state["step"] for state in optimizer.state.values()]
+
+    before, counted = step(False), counts()
+    after = step(True)
+    assert bad_steps.in_a_row == 1 and counts() == counted
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]), name
+    assert any(not torch.equal(weight, before[name]) for name, weight in step(False).items())
+    assert bad_steps.in_a_row == 0
 
 
 def test_clipping_with_sparse_rows(make_model, vocabulary):

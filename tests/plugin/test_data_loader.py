@@ -621,6 +621,19 @@ class TestDistributed:
         (joined,) = make_loader_of_text(tmp_path, "x0 y0 n0\nx4 y4 n4\n")
         assert_same(batches[0], joined)
 
+    @pytest.mark.parametrize("limit", [None, 2])
+    def test_fewer_sentences_than_processes_are_known_at_the_start(
+        self, tmp_path, monkeypatch, limit
+    ):
+        path = tmp_path / "text"
+        path.write_text("the cat\n\nthe dog\n" + ("one more\n" if limit else ""))
+        monkeypatch.setattr(data_loader, "several_processes", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+        with pytest.raises(ConfigurationError, match=r"text has 2 sentences, fewer than the 3"):
+            make_loader(path, max_tokens=60, reader=make_reader(max_instances=limit))
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+        make_loader(path, max_tokens=60, reader=make_reader(max_instances=limit))
+
     def test_two_processes(self, tmp_path):
         path = random_corpus(tmp_path / "corpus")
         context = multiprocessing.get_context("fork")

@@ -153,3 +153,23 @@ def test_registered():
 def test_values_out_of_range(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         DenseSparseAdam(list(Words().named_parameters()), **settings)
+
+
+def test_a_step_without_effect_can_be_taken_back():
+    torch.manual_seed(0)
+    model = Words()
+    optimizer = DenseSparseAdam(list(model.named_parameters()))
+    steps(model, optimizer, 3)
+    weights = copy.deepcopy(model.state_dict())
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    optimizer.found_inf = torch.ones(())
+    steps(model, optimizer, 1, seed=9)
+    optimizer.take_back_step()
+    for name, weight in weights.items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+    for number, kept in optimizer.state_dict()["state"].items():
+        for key, value in kept.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[number][key])), key
+    optimizer.found_inf = torch.zeros(())
+    steps(model, optimizer, 1, seed=9)
+    assert not torch.equal(weights["linear.weight"], model.linear.weight)

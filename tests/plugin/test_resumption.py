@@ -1,131 +1,19 @@
-import multiprocessing
-import os
 import signal
 
 import pytest
 import torch
-from allennlp.common import Params
 from allennlp.common.checks import ConfigurationError
-from allennlp.common.util import prepare_environment
-from allennlp.data import Vocabulary
 from allennlp.data.data_loaders import SimpleDataLoader
-from allennlp.data.token_indexers import SingleIdTokenIndexer
-from allennlp.data.tokenizers import WhitespaceTokenizer
-from allennlp.models import Model
-from allennlp.training import GradientDescentTrainer
-from allennlp.training.callbacks import TrainerCallback
 from allennlp.training.checkpointer import Checkpointer
-from allennlp.training.learning_rate_schedulers import NoamLR
+from allennlp.training.metric_tracker import MetricTracker
 
-from transformer_elmo import LanguageModelingDataLoader, SimpleLanguageModelingDatasetReader
-from transformer_elmo.plugin.resumption import CrashSafeCheckpointer, ResumeDataCallback
-
-
-class TinyModel(Model):
-    """
-    Remembers its training batches, and depends on each and on dropout.
-    """
-
-    def __init__(self, vocab):
-        super().__init__(vocab)
-        self.embedding = torch.nn.Embedding(vocab.get_vocab_size(), 4)
-        self.output = torch.nn.Linear(4, 1)
-        self.seen = []
-
-    def forward(self, source):
-        tokens = source["tokens"]["tokens"]
-        if self.training:
-            self.seen.append(tokens.flatten().tolist())
-        vectors = torch.nn.functional.dropout(self.embedding(tokens), 0.5, self.training)
-        return {"loss": self.output(vectors.mean((0, 1))).pow(2).sum() + vectors.mean()}
-
-
-class Kill(TrainerCallback):
-    """
-    Kills the process after a number of steps.
-    """
-
-    def __init__(self, serialization_dir, steps):
-        super().__init__(serialization_dir)
-        self.steps = steps
-
-    def on_batch(self, trainer, *args, is_training=True, **kwargs):
-        if is_training and trainer._total_batches_completed == self.steps:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def make_trainer(
-    corpus, directory, kill_after=None, accumulate=1, metric="-loss", callback=ResumeDataCallback
-):
-    prepare_environment(Params({}))
-    reader = SimpleLanguageModelingDatasetReader(
-        WhitespaceTokenizer(), {"tokens": SingleIdTokenIndexer()}, end_tokens=["</S>"]
-    )
-    vocab = Vocabulary(counter={"tokens": {f"w{i}": 1 for i in range(50)}})
-    loaders = [
-        LanguageModelingDataLoader(reader, corpus, max_tokens=40, max_instances_in_memory=20)
-        for _ in range(2)
-    ]
-    for loader in loaders:
-        loader.index_with(vocab)
-    model = TinyModel(vocab)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    directory.mkdir(exist_ok=True)
-    callbacks = [callback(str(directory))] if callback else []
-    return GradientDescentTrainer(
-        model,
-        optimizer,
-        loaders[0],
-        validation_data_loader=loaders[1],
-        validation_metric=metric,
-        num_epochs=3,
-        serialization_dir=str(directory),
-        checkpointer=CrashSafeCheckpointer(
-            str(directory), save_every_num_batches=4, keep_most_recent_by_count=20
-        ),
-        learning_rate_scheduler=NoamLR(optimizer, model_size=4, warmup_steps=10),
-        cuda_device=torch.device("cpu"),
-        callbacks=[*callbacks, Kill(str(directory), kill_after)],
-        num_gradient_accumulation_steps=accumulate,
-        enable_default_callbacks=False,
-    )
-
-
-def train(corpus, directory, kill_after, accumulate, metric="-loss"):
-    trainer = make_trainer(corpus, directory, kill_after, accumulate, metric)
-    # A run that goes on must not depend on the state that its process begins with.
-    torch.manual_seed(kill_after or 0 if any(directory.glob("model_state*")) else 1)
-    metrics = trainer.train()
-    metrics.pop("training_duration")
-    torch.save(
-        {
-            "seen": trainer.model.seen,
-            "weights": trainer.model.state_dict(),
-            "steps": trainer._total_batches_completed,
-            "validation": metrics["validation_loss"],
-        },
-        directory / "result",
-    )
-
-
-def run(*arguments):
-    process = multiprocessing.get_context("fork").Process(target=train, args=arguments)
-    process.start()
-    process.join(120)
-    return process.exitcode
+from tests.plugin.tiny_run import make_trainer, run, write_corpus
+from transformer_elmo.plugin.resumption import ResumeDataCallback
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    path = tmp_path / "corpus"
-    path.mkdir()
-    for shard in range(3):
-        lines = [
-            " ".join(f"w{(7 * i + j * j + shard) % 60}" for j in range(1 + i % 9))
-            for i in range(33)
-        ]
-        (path / str(shard)).write_text("\n".join(lines))
-    return path
+    return write_corpus(tmp_path / "corpus")
 
 
 # Steps before the first checkpoint, within epochs, and at their ends.
@@ -164,26 +52,6 @@ def test_killed_after_its_best_epoch_it_ends_with_the_best_weights(corpus, tmp_p
             assert torch.equal(weight, weights[name]), name
 
 
-def test_a_checkpoint_that_was_being_written_is_removed(corpus, tmp_path):
-    directory = tmp_path / "out"
-    make_trainer(corpus, directory).train()
-    checkpointer = CrashSafeCheckpointer(str(directory))
-    newest = sorted(checkpointer._find_all_checkpoints())[-1]
-    model_path = checkpointer._model_state_path(*newest)
-    with open(model_path, "r+b") as file:
-        file.truncate(os.path.getsize(model_path) // 2)
-    with pytest.raises((RuntimeError, OSError)):
-        Checkpointer(str(directory)).load_checkpoint()
-    state = checkpointer.load_checkpoint()
-    assert state is not None
-    found = (
-        state.trainer_state["epochs_completed"],
-        state.trainer_state["batches_in_epoch_completed"],
-    )
-    assert found < newest
-    assert not os.path.exists(model_path)
-
-
 def test_without_it_the_batches_are_the_same(corpus, tmp_path):
     directory = tmp_path / "out"
     whole = make_trainer(corpus, directory, callback=None)
@@ -204,3 +72,49 @@ def test_needs_a_loader_that_can_be_told_where_to_go_on(corpus, tmp_path):
     trainer.data_loader = SimpleDataLoader([], 1)
     with pytest.raises(ConfigurationError, match="language_modeling"):
         trainer.train()
+
+
+@pytest.mark.parametrize("callback", [None, ResumeDataCallback])
+def test_another_corpus_of_the_same_size_is_noticed(corpus, tmp_path, callback):
+    make_trainer(corpus, tmp_path / "out", callback=callback, num_epochs=1).train()
+    shard = corpus / "1"
+    shard.write_text("\n".join(shard.read_text().split("\n")[::-1]))
+    with pytest.raises(ConfigurationError, match=r"the corpus's content is now .* and was"):
+        make_trainer(corpus, tmp_path / "out", callback=callback).train()
+
+
+@pytest.mark.parametrize("callback", [None, ResumeDataCallback])
+def test_another_vocabulary_is_noticed(corpus, tmp_path, callback):
+    make_trainer(corpus, tmp_path / "out", callback=callback, num_epochs=1).train()
+    again = make_trainer(corpus, tmp_path / "out", callback=callback)
+    words = again.model.vocab._index_to_token["tokens"]
+    words[3], words[4] = words[4], words[3]
+    with pytest.raises(
+        ConfigurationError, match=r"vocabulary.* is now 52 words .* and was 52 words"
+    ):
+        again.train()
+
+
+def test_best_weights_that_a_kill_left_out_are_made_up_for(corpus, tmp_path):
+    """Without validation every epoch is the best, and AllenNLP removes the old file first."""
+    trainer = make_trainer(corpus, tmp_path / "out", num_epochs=2)
+    trainer._validation_data_loader = None
+    trainer.train()
+    best = tmp_path / "out" / "best.th"
+    best.unlink()
+    again = make_trainer(corpus, tmp_path / "out", callback=None, num_epochs=2)
+    again._validation_data_loader = None
+    again.train()
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, torch.load(best)[name]), name
+
+
+def test_no_epoch_is_the_best_by_a_nan():
+    tracker = MetricTracker("-loss", patience=2)
+    for loss, best in [(float("nan"), None), (3.0, 1), (float("nan"), 1)]:
+        tracker.add_metrics({"loss": loss})
+        assert tracker.best_epoch == best
+        assert tracker.is_best_so_far() == (loss == 3.0)
+    assert not tracker.should_stop_early()
+    tracker.add_metrics({"loss": float("nan")})
+    assert tracker.should_stop_early()

@@ -17,6 +17,8 @@ TRAINER_KEYS = {
     *"optimizer learning_rate_scheduler momentum_scheduler moving_average checkpointer".split(),
     *"callbacks enable_default_callbacks run_confidence_checks run_sanity_checks".split(),
     *"grad_scaling ddp_accelerator".split(),
+    # This package's own.
+    "max_bad_steps",
 }
 # AllenNLP 0.x read numbers out of strings, which is what the environment has.
 NUMBERS: Dict[str, Any] = {

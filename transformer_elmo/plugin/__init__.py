@@ -39,6 +39,7 @@ from transformer_elmo.plugin.compat import (
     prediction,
     shown_errors,
     training,
+    written_files,
     wrong_values,
 )
 from transformer_elmo.text import corpus
@@ -49,6 +50,7 @@ for _module in (
     configs,
     archived,
     training,
+    written_files,
     prediction,
     optional_packages,
     wrong_values,

@@ -209,6 +209,22 @@ class LanguageModelingDataLoader(DataLoader):
         self._vocabulary_description = None
         self._encoder = None
         self._num_batches = None
+        if several_processes() and self._shards.paths:
+            self._check_enough_for(dist.get_world_size())
+
+    def _check_enough_for(self, num_processes: int) -> None:
+        # Of text for validation, better now than after an epoch.
+        if self._shards.num_bytes > MAX_BYTES_TO_COUNT or not self._make_encoder().is_fast:
+            return
+        num_sentences = 0
+        for batches in self._plan(Position(0), quiet=True):
+            num_sentences += sum(map(len, batches))
+            if num_sentences >= num_processes:
+                return
+        raise ConfigurationError(
+            f"{self.data_path} has {num_sentences} sentences, fewer than the {num_processes} "
+            "processes that share it. Use fewer processes (distributed.cuda_devices) or more text."
+        )
 
     @overrides
     def set_target_device(self, device: torch.device) -> None:
@@ -261,7 +277,6 @@ class LanguageModelingDataLoader(DataLoader):
             )
         if self.data_path is None:
             raise ConfigurationError("The path of the corpus is null: name a file.")
-        num_replayed = 0
         num_replayed, goes_on = 0, False
         if self._resumption is not None:
             if self._resumption.num_epochs > 0:
@@ -325,8 +340,26 @@ class LanguageModelingDataLoader(DataLoader):
         `ConfigurationError`
             If the corpus or a setting that the order depends on is another one.
         """
-        settings = self._settings()
-        for name, value in settings.items():
+        self.check_same_data(state)
+        self._next_pass = state["next_pass"]
+        position = state["position"]
+        self._position = None if position is None else Position.from_json(position)
+        self._current_pass = None
+        self._resumption = _Resumption(num_epochs, num_batches, on_resumed)
+
+    def check_same_data(self, state: Dict[str, Any]) -> None:
+        """
+        # Parameters
+
+        state : `Dict[str, Any]`
+            What :meth:`state_dict` gave.
+
+        # Raises
+
+        `ConfigurationError`
+            If the corpus or a setting that the order depends on is another one.
+        """
+        for name, value in self._settings().items():
             # A checkpoint of an earlier version may say less.
             before = state["settings"].get(name, value)
             if before != value:
@@ -334,11 +367,6 @@ class LanguageModelingDataLoader(DataLoader):
                     f"Can't go on where the run was stopped: {name} is now {value}, and was "
                     f"{before}. Restore it, or begin a new run."
                 )
-        self._next_pass = state["next_pass"]
-        position = state["position"]
-        self._position = None if position is None else Position.from_json(position)
-        self._current_pass = None
-        self._resumption = _Resumption(num_epochs, num_batches, on_resumed)
 
     def _settings(self) -> Dict[str, Any]:
         return {

@@ -371,10 +371,16 @@ class LanguageModel(Model):
         totals = [losses.sum() for losses in token_losses]
         total = torch.stack(totals).mean()
         # A sum of thousands in float32 would show in the sixth digit of the perplexity.
-        exact = [losses.detach().sum(dtype=torch.float64) for losses in token_losses]
-        self._perplexity(torch.stack(exact).mean(), num_targets)
+        exact = torch.stack([losses.detach().sum(dtype=torch.float64) for losses in token_losses])
+        counted = torch.full_like(exact[0], num_targets)
+        if self.training:
+            # A step whose loss isn't finite is skipped, and one of them would be all that an
+            # epoch's perplexity tells.
+            finite = exact.isfinite().all()
+            exact, counted = exact.where(finite, 0.0), counted.where(finite, 0.0)
+        self._perplexity(exact.mean(), counted)
         for perplexity, direction_total in zip(self._direction_perplexities.values(), exact):
-            perplexity(direction_total, num_targets)
+            perplexity(direction_total, counted)
 
         count = torch.full_like(total.detach(), float(num_targets))
         divisor = self._mean_over_processes(count).clamp(min=1)

@@ -65,6 +65,12 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
             make_parameter_groups(model_parameters, parameter_groups),
             {"lr": lr, "betas": betas, "eps": eps},
         )
+        self.found_inf: Optional[torch.Tensor] = None
+        """
+        If given, a scalar on the parameters' device: the next step has no effect where it is 1, and
+        :meth:`take_back_step` is to be called after it.
+        """
+        self._stepped: List[Dict[str, Any]] = []
 
     @overrides(check_signature=False)
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
@@ -82,10 +88,17 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._stepped = []
         with torch.no_grad():
             for group in self.param_groups:
                 self._update_group(group)
         return loss
+
+    def take_back_step(self) -> None:
+        """Forgets the last step, which had no effect, in the count of steps."""
+        for state in self._stepped:
+            state["step"] -= 1
+        self._stepped = []
 
     def _update_group(self, group: Dict[str, Any]) -> None:
         # One kernel takes one device and one number of steps.
@@ -100,6 +113,7 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
             state["step"] += 1
+            self._stepped.append(state)
             kept = (parameter, state["exp_avg"], state["exp_avg_sq"])
             if gradient.is_sparse:
                 rows, gradient = _rows(gradient)
@@ -111,7 +125,7 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
             updates[key].append((tensor, gradient, exp_avg, exp_avg_sq))
 
         for (device, step), tensors in updates.items():
-            _fused_adam(tensors, group, device, step)
+            _fused_adam(tensors, group, device, step, self.found_inf)
         for tensor, rows, part in rows_to_write:
             tensor.index_copy_(0, rows, part)
 
@@ -130,7 +144,11 @@ def _rows(gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def _fused_adam(
-    updates: List[_Update], group: Dict[str, Any], device: torch.device, step: int
+    updates: List[_Update],
+    group: Dict[str, Any],
+    device: torch.device,
+    step: int,
+    found_inf: Optional[torch.Tensor],
 ) -> None:
     beta1, beta2 = group["betas"]
     # The kernel counts the step itself.
@@ -144,6 +162,7 @@ def _fused_adam(
         [],
         list(steps.unbind()),
         fused=device.type in FUSED_DEVICES,
+        found_inf=found_inf,
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,

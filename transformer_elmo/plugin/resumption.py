@@ -4,9 +4,8 @@ What a run needs to go on, after it was stopped at any point, as if it never had
 
 import logging
 import random
-import zipfile
-from pathlib import Path
-from typing import Any, Dict, List, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from allennlp.data.data_loaders.data_loader import TensorDict
 from allennlp.training.callbacks.callback import TrainerCallback
 from allennlp.training.checkpointer import Checkpointer
 from allennlp.training.gradient_descent_trainer import GradientDescentTrainer
-from allennlp.training.trainer import TrainerCheckpoint
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
@@ -46,6 +44,8 @@ class ResumeDataCallback(TrainerCallback):
         # have.
         self._random_states: Optional[List[Dict[str, Any]]] = None
         self._last_collected = 0
+        # While it lasts, what there was before validation.
+        self._before_validation: Optional[Tuple[Dict[str, Any], Dict[str, Any]]] = None
 
     @overrides
     def on_start(
@@ -80,7 +80,6 @@ class ResumeDataCallback(TrainerCallback):
             num_batches=num_batches * trainer._num_gradient_accumulation_steps,
             on_resumed=lambda: _set_random_state(mine, trainer.cuda_device),
         )
-        _restore_best_weights(trainer)
         # The trainer counts the placeholders of this epoch, but finished epochs have none.
         trainer._total_batches_completed = self._state["total_batches"] - num_batches
 
@@ -104,7 +103,7 @@ class ResumeDataCallback(TrainerCallback):
         interval = trainer._checkpointer._save_every_num_batches
         if interval is not None and batch_number - self._last_collected >= interval:
             self._last_collected = batch_number
-            self._collect_random_states(trainer)
+            self.collect_random_states(trainer)
 
     @overrides
     def on_epoch(
@@ -117,12 +116,34 @@ class ResumeDataCallback(TrainerCallback):
     ) -> None:
         self._last_collected = 0
         if several_processes():
-            self._collect_random_states(trainer)
+            self.collect_random_states(trainer)
 
-    def _collect_random_states(self, trainer: GradientDescentTrainer) -> None:
+    def collect_random_states(self, trainer: GradientDescentTrainer) -> None:
+        """
+        Called by all processes of a distributed run before the first one writes a checkpoint.
+        """
         states: List[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(states, _get_random_state(trainer.cuda_device))
+        dist.all_gather_object(states, self._random_state(trainer.cuda_device))
         self._random_states = states
+
+    @contextmanager
+    def validating(self, trainer: GradientDescentTrainer) -> Iterator[None]:
+        """
+        Within the block, the state is that of its beginning: a run that is stopped in the middle of
+        validation begins it anew.
+        """
+        loader: Any = trainer._validation_data_loader
+        place = loader.state_dict() if hasattr(loader, "resume") else {}
+        self._before_validation = place, _get_random_state(trainer.cuda_device)
+        try:
+            yield
+        finally:
+            self._before_validation = None
+
+    def _random_state(self, device: torch.device) -> Dict[str, Any]:
+        if self._before_validation is not None:
+            return self._before_validation[1]
+        return _get_random_state(device)
 
     @overrides
     def state_dict(self) -> Dict[str, Any]:
@@ -132,39 +153,19 @@ class ResumeDataCallback(TrainerCallback):
         state = {
             "total_batches": trainer._total_batches_completed,
             "train": trainer.data_loader.state_dict(),
-            "random": self._random_states or [_get_random_state(trainer.cuda_device)],
+            "random": self._random_states or [self._random_state(trainer.cuda_device)],
         }
         if hasattr(trainer._validation_data_loader, "resume"):
-            state["validation"] = trainer._validation_data_loader.state_dict()
+            state["validation"] = (
+                trainer._validation_data_loader.state_dict()
+                if self._before_validation is None
+                else self._before_validation[0]
+            )
         return state
 
     @overrides
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self._state = state_dict
-
-
-def _restore_best_weights(trainer: Any) -> None:
-    # At the end of an epoch AllenNLP writes the checkpoint first, then best.th, and only then notes
-    # where that is. A run that goes on from such a checkpoint would give back its last weights
-    # instead of its best ones.
-    tracker = trainer._metric_tracker
-    if (
-        trainer._start_after_batches_in_epoch_completed
-        or tracker.best_epoch is None
-        or trainer._serialization_dir is None
-        or (trainer._ddp_wrapped_model is not None and trainer._ddp_wrapped_model.is_sharded)
-    ):
-        return
-    path = Path(trainer._serialization_dir) / "best.th"
-    if tracker.is_best_so_far() and trainer._moving_average is None and trainer._primary:
-        # Of this checkpoint, whose weights the model has. The old file may be the checkpoint's own.
-        temporary = path.with_suffix(".tmp")
-        trainer._save_model_state(str(temporary))
-        temporary.replace(path)
-    if several_processes():
-        dist.barrier()
-    if path.exists():
-        trainer._best_model_filename = str(path)
 
 
 def _get_random_state(device: torch.device) -> Dict[str, Any]:
@@ -201,24 +202,9 @@ def _set_random_state(state: Dict[str, Any], device: torch.device) -> None:
 @Checkpointer.register("crash_safe", exist_ok=True)
 class CrashSafeCheckpointer(Checkpointer):
     """
-    AllenNLP's checkpointer for runs that may be killed while a checkpoint is being written: one
-    that isn't complete is removed when the run is taken up again, which then goes on from the one
-    before it.
+    AllenNLP's checkpointer by another name. What made the difference is true of both by now: a
+    checkpoint is written whole or not at all, has a checksum, and is passed over where it is
+    damaged.
 
     Registered as a `Checkpointer` with name "crash_safe". The parameters are AllenNLP's.
     """
-
-    @overrides
-    def load_checkpoint(self) -> Optional[TrainerCheckpoint]:
-        for checkpoint in self._find_all_checkpoints():
-            paths = [
-                Path(self._model_state_path(*checkpoint)),
-                Path(self._training_state_path(*checkpoint)),
-            ]
-            # torch.save writes a zip archive, whose directory comes last: with the directory there,
-            # all is.
-            if not all(map(zipfile.is_zipfile, paths)):
-                logger.warning("Removing a checkpoint that isn't complete: %s, %s.", *paths)
-                for path in paths:
-                    path.unlink(missing_ok=True)
-        return super().load_checkpoint()

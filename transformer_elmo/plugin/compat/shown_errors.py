@@ -23,9 +23,10 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.compat.archived import no_gpu
 from transformer_elmo.plugin.compat.wrong_values import of_construction, of_device
 from transformer_elmo.plugin.patches import note, wrap
+from transformer_elmo.plugin.processes import ProcessLostError
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
-SHOWN_ALONE = (ConfigurationError, FileNotFoundError, RequestException)
+SHOWN_ALONE = (ConfigurationError, FileNotFoundError, ProcessLostError, RequestException)
 
 # What a folder or a disk may not allow.
 _OF_THE_DISK = {

@@ -1,12 +1,33 @@
-"""Clipping of gradients that are sparse, which AllenNLP's trainer leaves to torch, which can't."""
+"""
+AllenNLP's trainer on what a run meets: signals, numbers that are none, damaged checkpoints, a
+second run, sparse gradients, a process that dies.
+"""
 
-from typing import Callable, List
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 
 import torch
+from allennlp.commands import train
+from allennlp.common import Params
 from allennlp.training import gradient_descent_trainer
+from allennlp.training import util as training_util
+from allennlp.training.checkpointer import Checkpointer
+from allennlp.training.gradient_descent_trainer import GradientDescentTrainer
+from allennlp.training.metric_tracker import MetricTracker
+from allennlp.training.trainer import TrainerCheckpoint
 
-from transformer_elmo.nn.kernels.sparse_gradients import clip_norm
-from transformer_elmo.plugin.patches import wrap
+from transformer_elmo.files import written_whole
+from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, several_processes
+from transformer_elmo.plugin import checkpoints, run_folder
+from transformer_elmo.plugin.bad_steps import MAX_BAD_STEPS, BadSteps
+from transformer_elmo.plugin.patches import note, wrap
+from transformer_elmo.plugin.processes import spawn
+from transformer_elmo.plugin.resumption import ResumeDataCallback
+from transformer_elmo.plugin.run_guard import RunGuard, ValidationStoppedError
+from transformer_elmo.plugin.stopping import RunStopped, stopper
 
 
 def install() -> None:
@@ -17,6 +38,50 @@ def install() -> None:
         _clip_grad_norm,
         "grad_norm with sparse gradients",
     )
+    of_trainer: _Wrappers = [
+        ("__init__", _init, "max_bad_steps; signals and checks at each step"),
+        ("train", _train, "signals wait for the end of a step"),
+        ("batch_outputs", _batch_outputs, "a loss that isn't finite"),
+        ("rescale_gradients", _rescale_gradients, "a norm that is known isn't computed again"),
+        ("clip_gradient", _clip_gradient, "gradients that aren't finite change no weights"),
+        ("_validation_loss", _validation_loss, "a signal ends validation"),
+        ("_save_model_state", _save_model_state, "best.th is written whole, and without NaN"),
+    ]
+    for name, wrapper, reason in of_trainer:
+        wrap(GradientDescentTrainer, name, wrapper, reason)
+    wrap(
+        gradient_descent_trainer,
+        "hardlink_or_copy",
+        _hardlink_or_copy,
+        "best.th is there whole or not at all",
+    )
+    wrap(MetricTracker, "add_metrics", _add_metrics, "no epoch is the best by a NaN")
+    of_checkpointer: _Wrappers = [
+        ("_find_all_checkpoints", _find_all_checkpoints, "names with glob characters"),
+        ("_remove_checkpoint", _remove_checkpoint, "names with glob characters; checksums"),
+        ("save_checkpoint", _save_checkpoint, "checkpoints are written whole, with checksums"),
+        ("load_checkpoint", _load_checkpoint, "damaged checkpoints are passed over"),
+    ]
+    for name, wrapper, reason in of_checkpointer:
+        wrap(Checkpointer, name, wrapper, reason)
+    if getattr(Checkpointer._is_primary, "fget", None) is not _is_primary:
+        setattr(Checkpointer, "_is_primary", property(_is_primary))  # noqa: B010
+        note("allennlp.training.checkpointer.Checkpointer._is_primary", "a node's own checkpoints")
+    wrap(train, "train_model", _train_model, "one run at a time in a folder; signals")
+    wrap(
+        training_util,
+        "create_serialization_dir",
+        _create_serialization_dir,
+        "a folder of another config: the keys that differ are named",
+    )
+    if vars(train)["mp"] is not _WATCHED:
+        setattr(train, "mp", _WATCHED)  # noqa: B010
+        note("allennlp.commands.train.mp.spawn", "a process that dies or is stopped is named")
+
+
+_Wrappers = List[Tuple[str, Callable[..., Any], str]]
+
+_WATCHED = SimpleNamespace(spawn=spawn)
 
 
 def _clip_grad_norm(
@@ -26,3 +91,144 @@ def _clip_grad_norm(
     if not any(p.grad is not None and p.grad.is_sparse for p in parameters):
         return stock(parameters, max_norm)
     return clip_norm(parameters, max_norm)
+
+
+def _init(stock: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -> None:
+    bad_steps = BadSteps(kwargs.pop("max_bad_steps", MAX_BAD_STEPS))
+    stock(trainer, *args, **kwargs)
+    trainer._run_guard = RunGuard(trainer._serialization_dir, bad_steps)
+    trainer._callbacks.append(trainer._run_guard)
+
+
+def _train(stock: Callable[..., Dict[str, Any]], trainer: Any) -> Dict[str, Any]:
+    # Each process of a distributed run takes its own signals.
+    with ExitStack() as stack:
+        if several_processes():
+            stack.enter_context(stopper.listening())
+            if trainer._serialization_dir is not None:
+                stack.enter_context(run_folder.shared(Path(trainer._serialization_dir)))
+        stack.enter_context(stopper.steps())
+        trainer._run_guard.is_training = True
+        try:
+            metrics = stock(trainer)
+        finally:
+            trainer._run_guard.is_training = False
+        if stopper.received is not None:
+            # It came after the last step, whose checkpoint is written.
+            raise RunStopped(stopper.received)
+    return metrics
+
+
+def _batch_outputs(
+    stock: Callable[..., Dict[str, Any]], trainer: Any, batch: Any, for_training: bool
+) -> Dict[str, Any]:
+    output = stock(trainer, batch, for_training)
+    # Others call this, too: the search for a learning rate wants to see a NaN.
+    if for_training and trainer._run_guard.is_training:
+        trainer._run_guard.bad_steps.guard(batch, output)
+    return output
+
+
+def _rescale_gradients(stock: Callable[..., Optional[float]], trainer: Any) -> Optional[float]:
+    norm = stock(trainer)
+    trainer._run_guard.bad_steps.note_norm(norm)
+    return norm
+
+
+def _clip_gradient(stock: Callable[..., None], trainer: Any) -> None:
+    # First of all, for clipping makes a number of an infinity.
+    guard = trainer._run_guard
+    if not guard.is_training or guard.bad_steps.check(trainer):
+        stock(trainer)
+
+
+def _validation_loss(
+    stock: Callable[..., Tuple[float, Optional[float], int]], trainer: Any, epoch: int
+) -> Tuple[float, Optional[float], int]:
+    with ExitStack() as stack:
+        for callback in trainer._callbacks:
+            if isinstance(callback, ResumeDataCallback):
+                stack.enter_context(callback.validating(trainer))
+        try:
+            return stock(trainer, epoch)
+        except ValidationStoppedError as stopped:
+            # By now the weights are no longer their moving averages.
+            return trainer._run_guard.stop(trainer, stopped.number)
+
+
+def _save_model_state(stock: Callable[..., None], trainer: Any, path: str) -> None:
+    wrapped = trainer._ddp_wrapped_model
+    state = (trainer.model if wrapped is None else wrapped).state_dict()
+    checkpoints.check_numbers(state, path)
+    with written_whole(Path(path), advice=checkpoints.ADVICE) as file:
+        checkpoints.dump(state, file)
+
+
+def _hardlink_or_copy(stock: Callable[..., None], source: Any, target: Any) -> None:
+    checkpoints.link(Path(source), Path(target), stock)
+
+
+def _add_metrics(stock: Callable[..., None], tracker: Any, metrics: Dict[str, float]) -> None:
+    score = tracker.combined_score(metrics)
+    if score == score:
+        stock(tracker, metrics)
+        return
+    tracker._epochs_with_no_improvement += 1
+    tracker._is_best_so_far = False
+    tracker._epoch_number += 1
+
+
+def _find_all_checkpoints(stock: Callable[..., Any], checkpointer: Any) -> Set[Tuple[int, int]]:
+    return checkpoints.find(checkpointer)
+
+
+def _remove_checkpoint(
+    stock: Callable[..., None],
+    checkpointer: Any,
+    epochs_completed: int,
+    batches_in_epoch_completed: int,
+) -> None:
+    checkpoints.remove(checkpointer, (epochs_completed, batches_in_epoch_completed))
+
+
+def _is_primary(checkpointer: Any) -> bool:
+    return checkpoints.is_first_of_node(checkpointer)
+
+
+def _save_checkpoint(stock: Callable[..., None], checkpointer: Any, trainer: Any) -> None:
+    state = trainer.get_checkpoint_state()
+    if state is not None:
+        checkpoints.save(checkpointer, state)
+    # It finds the files, and removes old checkpoints.
+    stock(checkpointer, trainer)
+
+
+def _load_checkpoint(
+    stock: Callable[..., Optional[TrainerCheckpoint]], checkpointer: Any
+) -> Optional[TrainerCheckpoint]:
+    return checkpoints.load(checkpointer)
+
+
+def _train_model(
+    stock: Callable[..., Any],
+    params: Params,
+    serialization_dir: Union[str, os.PathLike],
+    recover: bool = False,
+    force: bool = False,
+    node_rank: int = 0,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    folder = run_folder.of_node(Path(serialization_dir), node_rank)
+    with run_folder.locked(folder, recover), stopper.listening():
+        return stock(params, str(folder), recover, force, node_rank, *args, **kwargs)
+
+
+def _create_serialization_dir(
+    stock: Callable[..., None],
+    params: Params,
+    serialization_dir: Union[str, os.PathLike],
+    recover: bool,
+    force: bool,
+) -> None:
+    run_folder.prepare(params, Path(serialization_dir), recover, force)

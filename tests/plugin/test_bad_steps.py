@@ -1,0 +1,148 @@
+import json
+
+import pytest
+import torch
+from allennlp.common import Params
+from allennlp.data import Vocabulary
+from allennlp.models import Model
+
+from tests.plugin.tiny_run import TinyModel, make_trainer, write_corpus
+from tests.small_lm import model_config, random_sentences, tensors
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.legacy.trainer import check_trainer_keys
+from transformer_elmo.plugin.bad_steps import BadSteps, sentences_of
+
+
+class SpoiledModel(TinyModel):
+    """Gives a NaN, an infinite loss or an infinite gradient at some of its steps."""
+
+    def __init__(self, vocab):
+        super().__init__(vocab)
+        self.bad, self.how, self.before = set(), "nan", {}
+
+    def forward(self, source):
+        output = super().forward(source)
+        if self.training and len(self.seen) in self.bad:
+            self.before[len(self.seen)] = self.output.weight.clone()
+            if self.how == "gradient":
+                weight = self.output.weight * 1.0
+                weight.register_hook(lambda gradient: gradient * float("inf"))
+                output["loss"] = output["loss"] + weight.sum()
+            else:
+                output["loss"] = output["loss"] * float(self.how)
+        return output
+
+
+@pytest.fixture
+def make(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+
+    def trainer(bad, how="nan", **options):
+        made = make_trainer(corpus, tmp_path / "out", model=SpoiledModel, num_epochs=1, **options)
+        made.model.bad, made.model.how = set(bad), how
+        return made
+
+    return trainer
+
+
+CLIPPED = [{"grad_clipping": 1.0}, {"grad_norm": 1.0}, {"grad_norm": True}]
+
+
+@pytest.mark.parametrize(
+    "how, accumulate, options",
+    [
+        *((how, accumulate, {}) for how in ("nan", "inf", "gradient") for accumulate in (1, 2)),
+        *(("gradient", 1, options) for options in CLIPPED),
+    ],
+)
+def test_the_step_is_skipped_and_its_sentences_are_written(
+    make, tmp_path, how, accumulate, options, caplog
+):
+    trainer = make([4], how, accumulate=accumulate, **options)
+    after = {}
+    stock = trainer._run_guard.on_batch
+
+    def on_batch(*args, **kwargs):
+        after[len(trainer.model.seen)] = trainer.model.output.weight.clone()
+        stock(*args, **kwargs)
+
+    trainer._run_guard.on_batch = on_batch
+    metrics = trainer.train()
+    assert torch.equal(after[4], trainer.model.before[4])
+    assert not torch.equal(after[4], after[4 + accumulate])
+    assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
+    assert metrics["training_loss"] == metrics["training_loss"]
+    lines = (tmp_path / "out" / "bad_steps.jsonl").read_text().splitlines()
+    (line,) = map(json.loads, lines)
+    assert line["what"] == ("gradient" if how == "gradient" else "loss")
+    words = trainer.model.vocab.get_index_to_token_vocabulary()
+    # All batches of the step, unless it is known which one it was.
+    batches = trainer.model.seen[4 - accumulate if how == "gradient" else 3 : 4]
+    expected = [words[number] for batch in batches for number in batch if number]
+    assert " ".join(line["sentences"]).split() == expected
+    assert len([r for r in caplog.records if "was skipped" in r.message]) == 1
+
+
+def test_too_many_in_a_row(make, tmp_path):
+    trainer = make(range(6, 50), max_bad_steps=3)
+    with pytest.raises(ConfigurationError, match=r"3 steps in a row .*trainer\.max_bad_steps"):
+        trainer.train()
+    assert len(trainer.model.seen) == 8
+    again = make([])
+    again.train()
+    # It goes on after them, with the weights before them.
+    assert again._start_after_batches_in_epoch_completed == 8
+    assert len(again.model.seen) == 12
+
+
+def test_some_among_others_dont_end_it(make):
+    trainer = make([2, 3, 5, 6, 8, 9], max_bad_steps=3)
+    trainer.train()
+    assert len(trainer.model.seen) == 20
+
+
+def test_without_bad_steps_nothing_is_written_and_nothing_changes(make, tmp_path):
+    make([]).train()
+    assert not (tmp_path / "out" / "bad_steps.jsonl").exists()
+
+
+def test_outside_of_training_a_nan_is_a_nan(make):
+    """As the search for a learning rate asks for it."""
+    trainer = make([1])
+    output = trainer.batch_outputs(next(iter(trainer.data_loader)), for_training=True)
+    assert output["loss"].isnan()
+    assert not trainer._run_guard.bad_steps._batches
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "ten", True])
+def test_values_that_are_no_number_of_steps(value):
+    with pytest.raises(ConfigurationError, match=r"trainer\.max_bad_steps"):
+        BadSteps(value)
+
+
+def test_the_key_is_known():
+    check_trainer_keys({"max_bad_steps": 3})
+
+
+def test_perplexities_are_of_the_other_batches(vocabulary):
+    torch.manual_seed(0)
+    model = Model.from_params(Params(model_config()), vocab=vocabulary).train()
+    model(**tensors(random_sentences(5), vocabulary))
+    before = model.get_metrics()
+    with torch.no_grad():
+        model._softmax_loss.word_weights()[0].fill_(torch.nan)
+    model(**tensors(random_sentences(5), vocabulary))
+    assert model.get_metrics() == before
+    # Of an evaluation, a NaN is the result.
+    model.eval()(**tensors(random_sentences(5), vocabulary))
+    assert model.get_metrics()["perplexity"] != before["perplexity"]
+
+
+def test_sentences_from_characters_and_from_ids(vocabulary):
+    sentences = ["the cat sat", "東京 naïve unknownword", "a"]
+    batch = tensors(sentences, vocabulary)
+    assert sentences_of(batch, vocabulary) == sentences
+    del batch["source"]["token_characters"]
+    batch = {"source": {"tokens": batch["source"]["tokens"]}}
+    assert sentences_of(batch, vocabulary)[0] == "<S> the cat sat </S>"
+    assert sentences_of({"x": torch.ones(2)}, Vocabulary()) == []

@@ -1,0 +1,217 @@
+import errno
+import hashlib
+import os
+import shutil
+import zipfile
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from allennlp.training.checkpointer import Checkpointer
+
+from tests.plugin.tiny_run import make_trainer, write_corpus
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import written_whole
+from transformer_elmo.plugin import checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    make_trainer(write_corpus(folder / "corpus"), folder / "out", num_epochs=1).train()
+    return folder / "out"
+
+
+@pytest.fixture(params=["out", "run[1]", "a*b", "line\nbreak"])
+def run_folder(request, trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / request.param)
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "out")
+
+
+def newest(folder, kind="model_state", age=0):
+    place = sorted(Checkpointer(str(folder))._find_all_checkpoints())[-1 - age]
+    return folder / "{}_e{}_b{}.th".format(kind, *place)
+
+
+def place_of(state):
+    state = state.trainer_state
+    return f"e{state['epochs_completed']}_b{state['batches_in_epoch_completed']}"
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def zeros(path):
+    content = bytearray(path.read_bytes())
+    content[400:4496] = bytes(len(content[400:4496]))
+    path.write_bytes(content)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+
+
+def fold(path):
+    path.unlink()
+    path.mkdir()
+
+
+def poison(path):
+    state = torch.load(path)
+    state["output.weight"][0, 1] = torch.nan
+    torch.save(state, path)
+    sums = path.with_name(path.name.replace("model_state", "checksums").replace(".th", ".sha256"))
+    sums.unlink()
+
+
+DAMAGES = [truncate, zeros, flip, os.unlink, fold]
+
+
+@pytest.mark.parametrize("kind", ["model_state", "training_state"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_one_before_a_damaged_one_is_taken(folder, damage, kind, caplog):
+    path, before = newest(folder, kind), newest(folder, age=1)
+    damage(path)
+    checkpointer = Checkpointer(str(folder))
+    state = checkpointer.load_checkpoint()
+    assert before.name == f"model_state_{place_of(state)}.th"
+    said = [r.getMessage() for r in caplog.records if r.name.endswith("checkpoints")]
+    assert len(said) == 1 and path.name in said[0] and place_of(state) in said[0]
+    # What is damaged no longer passes for a checkpoint, and is still there.
+    assert newest(folder) == before
+    assert any(name.endswith(".damaged") for name in os.listdir(folder))
+
+
+def test_a_bit_flipped_where_an_earlier_version_left_no_checksums(folder):
+    for path in folder.glob("checksums*"):
+        path.unlink()
+    before = newest(folder, age=1)
+    path = newest(folder)
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        begin = largest.header_offset + 200
+    content = bytearray(path.read_bytes())
+    content[begin] ^= 1
+    path.write_bytes(content)
+    assert f"model_state_{place_of(Checkpointer(str(folder)).load_checkpoint())}.th" == before.name
+
+
+def test_weights_with_nan_are_passed_over(folder, caplog):
+    before = newest(folder, age=1)
+    poison(newest(folder))
+    state = Checkpointer(str(folder)).load_checkpoint()
+    assert f"model_state_{place_of(state)}.th" == before.name
+    assert "NaN" in caplog.text
+
+
+def test_none_is_whole(folder):
+    for path in folder.glob("*_state_*"):
+        truncate(path)
+    listed = sorted(os.listdir(folder))
+    with pytest.raises(ConfigurationError, match=r"No checkpoint in .* is whole"):
+        Checkpointer(str(folder)).load_checkpoint()
+    assert sorted(os.listdir(folder)) == listed
+
+
+def test_checksums_are_those_of_sha256sum(folder):
+    path = newest(folder)
+    sums = path.with_name(path.name.replace("model_state", "checksums").replace(".th", ".sha256"))
+    listed = dict(line.split("  ")[::-1] for line in sums.read_text().splitlines())
+    assert set(listed) == {path.name, newest(folder, "training_state").name}
+    for name, digest in listed.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_any_name_of_a_folder(run_folder, tmp_path):
+    # A sibling that the name would match as a pattern.
+    shutil.copytree(run_folder, tmp_path / "aXb")
+    checkpointer = Checkpointer(str(run_folder), keep_most_recent_by_count=None)
+    found = checkpointer._find_all_checkpoints()
+    assert len(found) > 2 and checkpointer.load_checkpoint() is not None
+    for place in found:
+        checkpointer._remove_checkpoint(*place)
+    assert not list(run_folder.glob("*_state_e*")) and list((tmp_path / "aXb").glob("*_state_e*"))
+
+
+class FullDisk:
+    """A disk with so many bytes of room."""
+
+    def __init__(self, room):
+        self.room = room
+
+    @contextmanager
+    def written_whole(self, path, **options):
+        with written_whole(path, **options) as file:
+            yield SimpleNamespace(write=partial(self.write, file), flush=file.flush)
+
+    def write(self, file, data):
+        self.room -= memoryview(data).nbytes
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return file.write(data)
+
+
+class TestSaving:
+    @pytest.fixture
+    def trainer(self, trained, tmp_path):
+        return make_trainer(trained.parent / "corpus", tmp_path / "new")
+
+    def test_a_full_disk_leaves_what_there_was(self, trainer, tmp_path, monkeypatch):
+        checkpointer = trainer._checkpointer
+        checkpointer.save_checkpoint(trainer)
+        before = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+        sizes = {name.partition("_")[0]: len(content) for name, content in before.items()}
+        for room in (0, sizes["training"] // 2, sizes["training"] + sizes["model"] // 2):
+            disk = FullDisk(room)
+            trainer._batches_in_epoch_completed += 1
+            with monkeypatch.context() as patch:
+                patch.setattr(checkpoints, "written_whole", disk.written_whole)
+                with pytest.raises(ConfigurationError, match="no space is left") as error:
+                    checkpointer.save_checkpoint(trainer)
+            assert str(tmp_path / "new") in str(error.value)
+            after = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+            assert after == before
+
+    def test_too_little_room_is_known_before(self, trainer, tmp_path, monkeypatch):
+        usage = shutil.disk_usage(tmp_path)._replace(free=100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(ConfigurationError, match=r"take \d+ bytes, and 100 are free"):
+            trainer._checkpointer.save_checkpoint(trainer)
+        assert not list((tmp_path / "new").iterdir())
+
+    @pytest.mark.parametrize("save", ["checkpoint", "best"])
+    def test_weights_with_nan_are_not_written(self, trainer, tmp_path, save):
+        best = tmp_path / "new" / "best.th"
+        trainer._save_model_state(str(best))
+        before = best.read_bytes()
+        with torch.no_grad():
+            trainer.model.output.weight[0, 2] = torch.nan
+        with pytest.raises(ConfigurationError, match=r"1 of 4 numbers .* output.weight are NaN"):
+            if save == "best":
+                trainer._save_model_state(str(best))
+            else:
+                trainer._checkpointer.save_checkpoint(trainer)
+        assert best.read_bytes() == before
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["best.th"]
+
+    def test_what_a_killed_process_left_is_removed(self, trainer, tmp_path):
+        folder = tmp_path / "new"
+        trainer._checkpointer.save_checkpoint(trainer)
+        left = [
+            f".model_state_e0_b7.th.{os.uname().nodename}.999999999.part",
+            "training_state_e0_b7.th",
+            "checksums_e0_b7.sha256",
+        ]
+        for name in left:
+            (folder / name).write_text("half")
+        assert trainer._checkpointer.load_checkpoint() is not None
+        assert not set(left) & set(os.listdir(folder))

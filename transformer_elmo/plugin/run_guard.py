@@ -1,0 +1,181 @@
+"""
+What every training run of AllenNLP's trainer does besides training: it takes note of signals and of
+numbers that are none, and looks whether what it goes on with is what it began with.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch.distributed as dist
+from allennlp.data import TensorDict, Vocabulary
+from allennlp.training.callbacks.callback import TrainerCallback
+from allennlp.training.gradient_descent_trainer import GradientDescentTrainer
+from overrides import overrides
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.kernels.sparse_gradients import several_processes
+from transformer_elmo.plugin.bad_steps import BadSteps, too_many
+from transformer_elmo.plugin.resumption import ResumeDataCallback
+from transformer_elmo.plugin.stopping import stop, stopper
+
+
+class ValidationStoppedError(Exception):
+    """
+    Leaves a validation that a signal ends.
+
+    # Parameters
+
+    number : `int`
+        The signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class RunGuard(TrainerCallback):
+    """
+    The last of a trainer's callbacks, which nobody has to name.
+
+    # Parameters
+
+    serialization_dir : `str`
+    bad_steps : `BadSteps`
+    """
+
+    def __init__(self, serialization_dir: str, bad_steps: BadSteps) -> None:
+        super().__init__(serialization_dir)
+        self.bad_steps = bad_steps
+        self.is_training = False
+        """Whether the trainer's own loop runs."""
+        self._state: Dict[str, Any] = {}
+        self._vocabulary: Dict[str, str] = {}
+
+    @overrides
+    def on_start(
+        self, trainer: GradientDescentTrainer, is_primary: bool = True, **kwargs: Any
+    ) -> None:
+        super().on_start(trainer, is_primary=is_primary, **kwargs)
+        self._vocabulary = _describe_vocabulary(trainer.model.vocab)
+        if self._state:
+            self.bad_steps.in_a_row = self._state["bad_steps"]
+            _check_vocabulary(self._state["vocabulary"], self._vocabulary)
+            loader: Any = trainer.data_loader
+            if "data" in self._state and hasattr(loader, "check_same_data"):
+                loader.check_same_data(self._state["data"])
+        _restore_best_weights(trainer)
+
+    @overrides
+    def on_batch(
+        self,
+        trainer: GradientDescentTrainer,
+        batch_inputs: List[TensorDict],
+        batch_outputs: List[Dict[str, Any]],
+        batch_metrics: Dict[str, Any],
+        epoch: int,
+        batch_number: int,
+        is_training: bool,
+        is_primary: bool = True,
+        batch_grad_norm: Optional[float] = None,
+        **kwargs: Any,
+    ) -> None:
+        too_many_bad_steps = is_training and self.bad_steps.settle(trainer)
+        if too_many_bad_steps:
+            # With --recover the run goes on after these batches.
+            number, self.bad_steps.in_a_row = self.bad_steps.in_a_row, 0
+            self._collect(trainer)
+            if trainer._checkpointer is not None:
+                trainer._checkpointer.save_checkpoint(trainer)
+                if several_processes():
+                    dist.barrier()
+            raise too_many(number)
+        number_of_signal = stopper.agreed()
+        if number_of_signal is None:
+            return
+        if not is_training:
+            raise ValidationStoppedError(number_of_signal)
+        self.stop(trainer, number_of_signal)
+
+    def stop(self, trainer: Any, number: int) -> None:
+        """
+        Called by all processes at the end of the same step: saves the state and ends the process.
+
+        # Raises
+
+        `RunStopped`
+        """
+        self._collect(trainer)
+        stop(trainer, number)
+
+    def _collect(self, trainer: Any) -> None:
+        if several_processes():
+            for callback in trainer._callbacks:
+                if isinstance(callback, ResumeDataCallback):
+                    callback.collect_random_states(trainer)
+
+    @overrides
+    def state_dict(self) -> Dict[str, Any]:
+        trainer: Any = self.trainer
+        if trainer is None:
+            return {}
+        state: Dict[str, Any] = {
+            "bad_steps": self.bad_steps.in_a_row,
+            "vocabulary": self._vocabulary,
+        }
+        if hasattr(trainer.data_loader, "check_same_data"):
+            state["data"] = trainer.data_loader.state_dict()
+        return state
+
+    @overrides
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self._state = state_dict
+
+
+def _describe_vocabulary(vocab: Vocabulary) -> Dict[str, str]:
+    """Of each namespace, how many words it has and what they come to."""
+    described = {}
+    for namespace, words in vocab._index_to_token.items():
+        listed = "\n".join(f"{number} {words[number]}" for number in sorted(words))
+        digest = hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
+        described[namespace] = f"{len(words)} words ({digest[:16]})"
+    return described
+
+
+def _check_vocabulary(before: Dict[str, str], now: Dict[str, str]) -> None:
+    for namespace in sorted({*before, *now}):
+        if before.get(namespace) != now.get(namespace):
+            raise ConfigurationError(
+                f"Can't go on where the run was stopped: of the vocabulary, {namespace} is now "
+                f"{now.get(namespace, 'missing')}, and was {before.get(namespace, 'missing')}. "
+                "Restore it, or begin a new run."
+            )
+
+
+def _restore_best_weights(trainer: Any) -> None:
+    # At the end of an epoch AllenNLP writes the checkpoint first, then best.th, and only then notes
+    # where that is. A run that goes on from such a checkpoint would give back its last weights
+    # instead of its best ones.
+    tracker = trainer._metric_tracker
+    if (
+        trainer._start_after_batches_in_epoch_completed
+        or not trainer._start_after_epochs_completed
+        or trainer._serialization_dir is None
+        or (trainer._ddp_wrapped_model is not None and trainer._ddp_wrapped_model.is_sharded)
+    ):
+        return
+    path = Path(trainer._serialization_dir) / "best.th"
+    if tracker.is_best_so_far() and trainer._primary:
+        # Of this checkpoint, whose weights the model has.
+        if trainer._moving_average is not None:
+            trainer._moving_average.assign_average_value()
+        try:
+            trainer._save_model_state(str(path))
+        finally:
+            if trainer._moving_average is not None:
+                trainer._moving_average.restore()
+    if several_processes():
+        dist.barrier()
+    if path.exists():
+        trainer._best_model_filename = str(path)

@@ -1,0 +1,177 @@
+"""
+What a training run does on SIGTERM (a scheduler's notice) and SIGINT (Ctrl-C): it finishes its
+step, writes a checkpoint, and says how to go on.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Callable, Iterator, List, Optional
+
+import torch.distributed as dist
+
+from transformer_elmo.nn.kernels.sparse_gradients import several_processes
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# `timeout` and some schedulers send a signal to a process and then to its group. From so many
+# seconds on, the second one is meant.
+SECONDS_OF_ONE_NOTICE = 1.0
+
+_KEY = "transformer_elmo/stop"
+
+
+class RunStopped(SystemExit):
+    """
+    Ends the process, with the code that shells give to the signal: 143 or 130.
+
+    # Parameters
+
+    number : `int`
+        The signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+class Stopper:
+    """
+    Takes note of signals. Within :meth:`steps` they wait for the end of the step; otherwise there
+    is nothing to be finished, and they end the process.
+    """
+
+    def __init__(self) -> None:
+        self.received: Optional[int] = None
+        self.forward: Optional[Callable[[int], None]] = None
+        """Called with the signal's number instead, where other processes do the work."""
+        self._at = 0.0
+        self._in_steps = False
+        self._points = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handles the signals within the block, if this is the thread that gets them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.received = None
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            # Nobody is to stop for it later.
+            self.received = None
+
+    @contextmanager
+    def steps(self) -> Iterator[None]:
+        """Within the block, whoever trains asks :meth:`agreed` at the end of each step."""
+        self._in_steps = True
+        self._points = 0
+        try:
+            yield
+        finally:
+            self._in_steps = False
+
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.received is not None:
+            if time.monotonic() - self._at > SECONDS_OF_ONE_NOTICE and not several_processes():
+                if self.forward is not None:
+                    self.forward(signal.SIGKILL)
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.received, self._at = number, time.monotonic()
+        name = signal.Signals(number).name
+        if self.forward is not None:
+            self.forward(number)
+        elif self._in_steps:
+            # Not with `logging`, which may be in the middle of a line.
+            if not several_processes():
+                _say(f"{name}: finishing the step and saving. Once more ends it at once.")
+            elif dist.get_rank() == 0:
+                _say(f"{name}: finishing the step and saving.")
+        else:
+            _say(f"Stopped by {name}. Go on with: {command_to_go_on()}")
+            raise RunStopped(number)
+
+    def agreed(self) -> Optional[int]:
+        """
+        Called by all processes at the end of the same step.
+
+        # Returns
+
+        `int`, optional
+            The signal for which all of them stop now.
+        """
+        self._points += 1
+        if not several_processes():
+            return self.received
+        # Whoever got the signal names the next step. Nobody ends that without all the others'
+        # gradients, so that all have the key by then.
+        store = dist.distributed_c10d._get_default_store()
+        if self.received is not None:
+            value = store.compare_set(_KEY, "", f"{self.received} {self._points + 1}")
+        elif store.check([_KEY]):
+            value = store.get(_KEY)
+        else:
+            return None
+        number, point = map(int, value.decode().split())
+        return number if self._points >= point else None
+
+
+stopper = Stopper()
+
+
+def command_to_go_on(folder: Optional[str] = None) -> str:
+    """
+    # Parameters
+
+    folder : `str`, optional
+        The run's, for calls that didn't come from the command line.
+    """
+    arguments = sys.argv[1:]
+    if "train" not in arguments[:3]:
+        folder = folder or "DIR"
+        arguments = ["train", str(Path(folder) / "config.json"), "-s", folder]
+    kept: List[str] = [a for a in arguments if a not in ("-f", "--force", "-r", "--recover")]
+    return shlex.join(["allennlp", *kept, "--recover"])
+
+
+def stop(trainer: Any, number: int) -> None:
+    """
+    Saves the state and ends the process.
+
+    # Raises
+
+    `RunStopped`
+    """
+    where = (
+        f"after {trainer._batches_in_epoch_completed} steps of epoch {trainer._epochs_completed}"
+    )
+    if trainer._checkpointer is None:
+        saved = "No checkpoint was written: the config has no checkpointer"
+    else:
+        trainer._checkpointer.save_checkpoint(trainer)
+        if several_processes():
+            dist.barrier()
+        saved = f"Go on with: {command_to_go_on(trainer._serialization_dir)}"
+    if trainer._primary:
+        logger.warning("Stopped by %s %s. %s", signal.Signals(number).name, where, saved)
+    raise RunStopped(number)
+
+
+def _say(line: str) -> None:
+    os.write(2, f"\n{line}\n".encode("utf-8", "surrogateescape"))
