@@ -154,7 +154,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 def checksum(tensor: torch.Tensor) -> int:
     """The CRC-32 of its bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(memoryview(flat.view(torch.uint8).numpy())) if flat.numel() else 0
+    return zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
 
 
 def metadata_of(weights: Mapping[str, torch.Tensor], more: Mapping[str, bytes]) -> Dict[str, str]:
