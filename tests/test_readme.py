@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from allennlp.commands import main
 
 from tests.small_lm import DIM
+from transformer_elmo import TransformerElmo
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -23,23 +25,53 @@ def in_a_folder_with_an_archive(lm_archive, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def in_a_folder_with_a_model_folder(in_a_folder_with_an_archive):
+    TransformerElmo.open("output_path/model.tar.gz").save("elmo")
+    shutil.rmtree("output_path")
+
+
+def block_with(*parts):
+    (block,) = [block for block in BLOCKS if all(part in block for part in parts)]
+    return block
+
+
+def test_the_beginning(in_a_folder_with_a_model_folder, capsys):
+    exec(block_with('TransformerElmo.open("elmo")', "one row for each word"), {})
+    assert capsys.readouterr().out == f"(6, {2 * DIM})\n"
+
+
 def test_calling_the_embedder_directly(in_a_folder_with_an_archive, capsys):
-    (block,) = [block for block in BLOCKS if "BidirectionalLanguageModelTokenEmbedder" in block]
     names = {}
-    exec(block, names)
+    exec(block_with("BidirectionalLanguageModelTokenEmbedder"), names)
     assert names["embeddings"].shape == (6, names["lm_embedder"].get_output_dim())
     assert isinstance(names["embeddings"], torch.Tensor)
     assert "Seattle" in capsys.readouterr().out
 
 
 def test_the_python_api(in_a_folder_with_an_archive, capsys):
-    (block,) = [block for block in BLOCKS if "TransformerElmo.from_archive" in block]
     names = {}
-    exec(block, names)
+    exec(block_with("elmo.perplexity("), names)
     assert [len(rows) for rows in names["vectors"]] == [6, 3]
     assert names["layers"].shape[:2] == (3, 6)
     assert len(names["scores"].tokens) == 8
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    exec(block_with("elmo.nearest("), names)
+    assert "raining" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "library, printed", [("flair", "torch.Size"), ("spacy", "."), ("onnx", f"(7, {2 * DIM})")]
+)
+def test_other_libraries(in_a_folder_with_a_model_folder, capsys, library, printed):
+    for name in {"onnx": ["onnx", "onnxscript", "onnxruntime"]}.get(library, [library]):
+        pytest.importorskip(name)
+    if library == "spacy":
+        block = block_with("import spacy")
+    else:
+        block = block_with(f"transformer_elmo.integrations.{library}")
+    exec(block, {})
+    assert printed in capsys.readouterr().out
 
 
 def test_the_commands_and_what_they_write(in_a_folder_with_an_archive, monkeypatch, capsys):
@@ -52,14 +84,13 @@ def test_the_commands_and_what_they_write(in_a_folder_with_an_archive, monkeypat
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         main()
     capsys.readouterr()
-    (block,) = [block for block in BLOCKS if "scores.jsonl" in block]
-    exec(block, {})
+    exec(block_with("scores.jsonl"), {})
     (expected,) = re.findall(r"this prints\n\n```\n(.*?)```", readme, re.DOTALL)
     assert capsys.readouterr().out == expected.replace("256)", f"{2 * DIM})")
 
 
 def test_every_block_is_run():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 8
 
 
 def test_every_named_file_exists():
