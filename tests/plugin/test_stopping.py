@@ -1,5 +1,4 @@
 import logging
-import multiprocessing
 import os
 import shlex
 import signal
@@ -9,7 +8,7 @@ import pytest
 import torch
 from allennlp.training.callbacks import TrainerCallback
 
-from tests.plugin.tiny_run import make_trainer, write_corpus
+from tests.plugin.tiny_run import forked, make_trainer, write_corpus
 from transformer_elmo.plugin import stopping
 from transformer_elmo.plugin.resumption import ResumeDataCallback
 from transformer_elmo.plugin.stopping import RunStopped, command_to_go_on, stopper
@@ -43,10 +42,7 @@ NEVER = (signal.SIGTERM, -1, -1, True)
 
 
 def run(*arguments):
-    process = multiprocessing.get_context("fork").Process(target=train, args=arguments)
-    process.start()
-    process.join(120)
-    return process.exitcode
+    return forked(train, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +117,7 @@ def test_the_second_signal_ends_it_if_it_is_meant(monkeypatch, seconds, ends):
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(0 if stopper.agreed() == signal.SIGTERM else 1)
 
-    process = multiprocessing.get_context("fork").Process(target=target)
-    process.start()
-    process.join(60)
-    assert process.exitcode == (-signal.SIGTERM if ends else 0)
+    assert forked(target) == (-signal.SIGTERM if ends else 0)
 
 
 def test_the_command_to_go_on(monkeypatch):

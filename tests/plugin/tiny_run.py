@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
+import threading
 
 import torch
+import tqdm
 from allennlp.common import Params
 from allennlp.common.util import prepare_environment
 from allennlp.data import Vocabulary
@@ -117,10 +119,22 @@ def train(corpus, directory, kill_after, accumulate, metric="-loss"):
 
 
 def run(*arguments):
-    process = multiprocessing.get_context("fork").Process(target=train, args=arguments)
+    return forked(train, *arguments)
+
+
+def forked(target, *arguments):
+    """The exit code of a process of its own, which may be killed at any moment."""
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_with_a_lock_of_its_own, args=(target, *arguments))
     process.start()
     process.join(120)
     return process.exitcode
+
+
+def _with_a_lock_of_its_own(target, *arguments):
+    # Progress bars of all forks share one lock, which a killed one would never give back.
+    tqdm.tqdm.set_lock(threading.RLock())
+    target(*arguments)
 
 
 def write_corpus(folder):
