@@ -422,7 +422,10 @@ def test_names_of_weights_go_both_ways(words_name, by_characters, part):
 def test_an_activation_is_written_where_it_is_not_the_original_one(activation):
     """Earlier versions refuse keys that they don't know."""
     config = ModelConfig(
-        WordIdsConfig(5, 16), ContextualizerConfig(16, 32, 1, activation=activation), TextConfig()
+        WordIdsConfig(5, 16),
+        ContextualizerConfig(16, 32, 1, activation=activation),
+        TextConfig(),
+        words_name="tokens",
     )
     value = json.loads(json.dumps(config.to_json()))
     assert ("activation" in value["contextualizer"]) == (activation != "relu")
