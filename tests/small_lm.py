@@ -66,6 +66,13 @@ def model_config(**changes: Any) -> Dict[str, Any]:
     return copy.deepcopy(config)
 
 
+def with_squared_relu(**changes: Any) -> Dict[str, Any]:
+    """`model_config` with an activation that allennlp-models doesn't know."""
+    config = model_config(**changes)
+    config["contextualizer"]["activation"] = "relu_squared"
+    return config
+
+
 def reader_config() -> Dict[str, Any]:
     return {
         "type": "simple_language_modeling",

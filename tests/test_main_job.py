@@ -36,6 +36,21 @@ TINY = {
 }
 
 
+TINY_MODERN = {
+    "data_loader.max_tokens": 200,
+    "data_loader.batches_per_epoch": 4,
+    "model.contextualizer.num_layers": 2,
+    "trainer.validation_metric": "-loss",
+    # The fall to zero begins in the last epoch, whether two or four are asked for.
+    "trainer.learning_rate_scheduler": {
+        "type": "warmup_stable_decay",
+        "warmup": 3,
+        "decay": 4,
+        "num_steps": 16,
+    },
+}
+
+
 def write_vocabulary(folder: Path, words) -> None:
     folder.mkdir(parents=True)
     (folder / "tokens.txt").write_text("\n".join(["</S>", "<S>", "@@UNKNOWN@@", *words]) + "\n")
@@ -146,7 +161,10 @@ def test_evaluate_refuses_what_it_does_not_know(trained, corpus):
 
 
 @pytest.mark.slow
-def test_the_billion_word_config_is_not_shrunk(environment, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "config", ["bidirectional_language_model", "bidirectional_language_model_modern"]
+)
+def test_the_billion_word_config_is_not_shrunk(config, environment, tmp_path, monkeypatch):
     """With more words than samples, as it needs, and sentences for two steps."""
     vocabulary = tmp_path / "vocabulary"
     write_vocabulary(vocabulary, ["the", "dog", "ran", *(f"word{n}" for n in range(8500))])
@@ -155,8 +173,11 @@ def test_the_billion_word_config_is_not_shrunk(environment, tmp_path, monkeypatc
     shard.write_text("the dog ran\nword17 ran !\n")
     monkeypatch.setenv("BIDIRECTIONAL_LM_TRAIN_PATH", str(shard))
     overrides = {"trainer.num_epochs": 1, "data_loader.batch_size": 1, "trainer.cuda_device": -1}
+    if config.endswith("modern"):
+        overrides["data_loader.batches_per_epoch"] = 2
+        overrides["trainer.learning_rate_scheduler.warmup"] = 1
     model: Any = train_model_from_file(
-        CONFIGS / "bidirectional_language_model.jsonnet", tmp_path / "lm", json.dumps(overrides)
+        CONFIGS / f"{config}.jsonnet", tmp_path / "lm", json.dumps(overrides)
     )
     sizes = {
         name.split(".")[0]: sum(
@@ -196,13 +217,15 @@ def test_the_benchmarks_held_out_file_is_the_validation_set(tmp_path, monkeypatc
     assert config("/data/my-own-text/*")["validation_data_path"] is None
 
 
-def test_recover(environment, trained, tmp_path):
+@pytest.mark.parametrize("config", ["quickstart", "bidirectional_language_model_modern"])
+def test_recover(config, environment, trained, tmp_path):
     """Two epochs and two more after a stop end where four epochs end, to the bit."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    config = CONFIGS / "quickstart.jsonnet"
-    four = {**TINY, "trainer.num_epochs": 4}
+    tiny = TINY if config == "quickstart" else {**TINY, **TINY_MODERN}
+    config = CONFIGS / f"{config}.jsonnet"
+    four = {**tiny, "trainer.num_epochs": 4}
     train_model_from_file(config, whole, json.dumps(four))
-    train_model_from_file(config, parts, json.dumps(TINY))
+    train_model_from_file(config, parts, json.dumps(tiny))
     # The configuration may not change on recovery, but for how long to go on.
     stored = json.loads((parts / "config.json").read_text())
     stored["trainer"]["num_epochs"] = 4

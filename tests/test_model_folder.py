@@ -20,10 +20,25 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.small_lm import DIM, experiment_config, model_config, random_sentences, write_archive
+from tests.small_lm import (
+    DIM,
+    experiment_config,
+    model_config,
+    random_sentences,
+    with_squared_relu,
+    write_archive,
+)
 from transformer_elmo import ConfigurationError, TransformerElmo
 from transformer_elmo.cli import main
-from transformer_elmo.model_config import archive_name, core_name
+from transformer_elmo.experiments import experiment_of, model_config_of
+from transformer_elmo.model_config import (
+    ContextualizerConfig,
+    ModelConfig,
+    TextConfig,
+    WordIdsConfig,
+    archive_name,
+    core_name,
+)
 from transformer_elmo.model_folder import open_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +65,7 @@ MODELS = {
     "projection first": with_encoder(projection_location="after_cnn", activation="tanh"),
     "without norm or highway": with_encoder(do_layer_norm=False, num_highway=0),
     "word ids": words_model(),
+    "squared relu": with_squared_relu(),
 }
 
 
@@ -400,3 +416,21 @@ def test_names_of_weights_go_both_ways(words_name, by_characters, part):
     name = f"words.{part}"
     assert core_name(archive_name(name, words_name, by_characters), words_name) == name
     assert core_name("_last_average_loss", words_name) is None
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu_squared"])
+def test_an_activation_is_written_where_it_is_not_the_original_one(activation):
+    """Earlier versions refuse keys that they don't know."""
+    config = ModelConfig(
+        WordIdsConfig(5, 16),
+        ContextualizerConfig(16, 32, 1, activation=activation),
+        TextConfig(),
+        words_name="tokens",
+    )
+    value = json.loads(json.dumps(config.to_json()))
+    assert ("activation" in value["contextualizer"]) == (activation != "relu")
+    assert ModelConfig.from_json(value, "config.json") == config
+    section = experiment_of(config)["model"]["contextualizer"]
+    assert section.get("activation", "relu") == activation
+    assert ("activation" in section) == (activation != "relu")
+    assert model_config_of(experiment_of(config), None).contextualizer == config.contextualizer

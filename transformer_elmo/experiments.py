@@ -134,6 +134,8 @@ def experiment_of(config: ModelConfig) -> Dict[str, Any]:
         },
         "dropout": config.dropout,
     }
+    if config.contextualizer.activation != "relu":
+        model["contextualizer"]["activation"] = config.contextualizer.activation
     if config.precision != "float32":
         model["precision"] = config.precision
     if config.softmax is not None and config.softmax.num_samples is not None:
@@ -265,13 +267,12 @@ def _words(embedder: Any) -> Tuple[str, Any]:
 
 def _contextualizer(model: Dict[str, Any]) -> ContextualizerConfig:
     section = _section(model, "contextualizer", (CONTEXTUALIZER,), "model.contextualizer")
-    options = {
-        key: section[key] for key in ("dropout", "input_dropout") if section.get(key) is not None
-    }
+    keys = ("dropout", "input_dropout", "activation")
+    options = {key: section[key] for key in keys if section.get(key) is not None}
     _check_keys(
         section,
         "model.contextualizer",
-        ("input_dim", "hidden_dim", "num_layers", "return_all_layers", "dropout", "input_dropout"),
+        ("input_dim", "hidden_dim", "num_layers", "return_all_layers", *keys),
     )
     return ContextualizerConfig(
         _int(section, "input_dim"),

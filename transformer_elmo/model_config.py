@@ -66,6 +66,7 @@ class ContextualizerConfig:
     num_layers: int
     dropout: float = 0.1
     input_dropout: Optional[float] = None
+    activation: str = "relu"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,11 @@ class ModelConfig:
 
     def to_json(self) -> Dict[str, Any]:
         """As `from_json` takes it."""
-        return asdict(self)
+        value = asdict(self)
+        if self.contextualizer.activation == "relu":
+            # So that earlier versions, which know no other, open it.
+            del value["contextualizer"]["activation"]
+        return value
 
     @classmethod
     def from_json(cls, value: Any, source: str) -> "ModelConfig":

@@ -195,6 +195,8 @@ def _stack(
         attention, feed_forward = layer.sublayer
         rows = rows + _attention(layer, attention.norm(rows), seen)
         hidden = torch.relu(layer.feed_forward.w_1(feed_forward.norm(rows)))
+        if layer.feed_forward.is_squared:
+            hidden = hidden * hidden
         rows = rows + layer.feed_forward.w_2(hidden)
         outputs.append(rows)
     outputs[-1] = transformer.norm(outputs[-1])

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from transformer_elmo.plugin import optimizer
+from transformer_elmo.nn.kernels import adam
 
 # The one device besides the CPU that every PyTorch can name without a driver.
 DEVICE = torch.device("meta")
@@ -287,7 +287,7 @@ def pretend_device() -> Iterator[torch.device]:
             (torch, "autocast", _Autocast),
             (F, "scaled_dot_product_attention", _attention),
             (F, "dropout", _dropout),
-            (optimizer, "FUSED_DEVICES", (*optimizer.FUSED_DEVICES, DEVICE.type)),
+            (adam, "FUSED_DEVICES", (*adam.FUSED_DEVICES, DEVICE.type)),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         stack.enter_context(_Arrivals())

@@ -18,7 +18,7 @@ from allennlp.modules.token_embedders import TokenEmbedder
 from allennlp.predictors import Predictor
 from allennlp.training import gradient_descent_trainer
 
-from tests.small_lm import experiment_config, random_sentences, tensors
+from tests.small_lm import experiment_config, random_sentences, tensors, with_squared_relu
 from transformer_elmo import DenseSparseAdam, TransformerElmo
 from transformer_elmo.nn.kernels.attention import attention_of_sentences
 from transformer_elmo.nn.kernels.ways import watched
@@ -69,10 +69,16 @@ def same_gradients(here, there, relative=1e-4):
 
 
 @pytest.mark.parametrize(
-    "softmax", [{}, {"sparse_embeddings": False}, {"num_samples": None, "sparse_embeddings": False}]
+    "changes",
+    [
+        {},
+        {"sparse_embeddings": False},
+        {"num_samples": None, "sparse_embeddings": False},
+        {"contextualizer": with_squared_relu()["contextualizer"]},
+    ],
 )
-def test_exact_loss_and_gradients(make_model, vocabulary, softmax):
-    here, there = two_models(make_model, **softmax)
+def test_exact_loss_and_gradients(make_model, vocabulary, changes):
+    here, there = two_models(make_model, **changes)
     batch = tensors(PADDED, vocabulary)
     expected, output = here.eval()(**batch), there.eval()(**moved(batch, DEVICE))
     for name in ("loss", "forward_loss", "backward_loss"):

@@ -152,6 +152,13 @@ def test_plain_module_with_other_numbers_of_layers(num_highway):
         assert_same_function(elmo, module)
 
 
+def test_plain_module_with_a_squared_relu():
+    contextualizer = replace(CONFIG.contextualizer, activation="relu_squared")
+    elmo, module = plain(replace(CONFIG, contextualizer=contextualizer))
+    with torch.no_grad():
+        assert_same_function(elmo, module)
+
+
 def test_plain_module_on_word_ids():
     elmo, module = plain(IDS)
     with torch.no_grad():

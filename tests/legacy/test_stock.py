@@ -6,7 +6,7 @@ import pytest
 from allennlp.common import Params
 from allennlp.data import DataLoader, DatasetReader, Vocabulary
 
-from tests.small_lm import model_config, reader_config
+from tests.small_lm import model_config, reader_config, with_squared_relu
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy import without_this_package
 
@@ -46,6 +46,16 @@ def test_loaders_and_model_become_allennlps():
     limited, unlimited = new["dataset_reader"], new["validation_dataset_reader"]
     assert "max_sequence_length" not in unlimited
     assert {**unlimited, "max_sequence_length": 400} == limited == reader_config()
+
+
+def test_an_activation_that_is_ours_alone():
+    model = with_squared_relu()
+    with pytest.raises(ConfigurationError, match=r"contextualizer\.activation.*no other than relu"):
+        converted(model=model)
+    model["contextualizer"]["activation"] = "relu"
+    new, changes = converted(model=model)
+    assert "activation" not in new["model"]["contextualizer"]
+    assert not changes["model.contextualizer.activation"].dropped
 
 
 def test_what_is_lost_is_told():

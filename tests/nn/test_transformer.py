@@ -2,18 +2,24 @@ import math
 
 import pytest
 import torch
+from allennlp.common import Params
 from allennlp.common.checks import ConfigurationError
 from allennlp.modules.layer_norm import LayerNorm as AllenNLPLayerNorm
+from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 
+from tests.device import pretend
 from transformer_elmo import BidirectionalLanguageModelTransformer
 from transformer_elmo.nn import transformer as module
 from transformer_elmo.nn.packing import Packing
-from transformer_elmo.nn.transformer import LayerNorm
+from transformer_elmo.nn.transformer import BidirectionalTransformer, LayerNorm
 
 DIM = 16
 
+# Each activation as a power of the ReLU.
+ACTIVATIONS = {"relu": 1, "relu_squared": 2}
 
-def transformer(return_all_layers=False, num_layers=2, dropout=0.1):
+
+def transformer(return_all_layers=False, num_layers=2, dropout=0.1, activation="relu"):
     torch.manual_seed(0)
     encoder = BidirectionalLanguageModelTransformer(
         input_dim=DIM,
@@ -21,13 +27,14 @@ def transformer(return_all_layers=False, num_layers=2, dropout=0.1):
         num_layers=num_layers,
         dropout=dropout,
         return_all_layers=return_all_layers,
+        activation=activation,
     )
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return encoder.eval()
 
 
-def plain(encoder, vectors, mask):
+def plain(encoder, vectors, mask, power=1):
     """
     The same function, a sentence at a time, a direction at a time, with a mask tensor: every
     layer's output.
@@ -46,7 +53,7 @@ def plain(encoder, vectors, mask):
             for number, layer in enumerate(stack.layers):
                 x = x + plain_attention(layer, x, allowed if direction == 0 else allowed.t())
                 normed = plain_norm(layer.sublayer[1].norm, x)
-                hidden = layer.feed_forward.w_1(normed).clamp(min=0)
+                hidden = layer.feed_forward.w_1(normed).clamp(min=0) ** power
                 x = x + layer.feed_forward.w_2(hidden)
                 output = plain_norm(stack.norm, x) if number == encoder.num_layers - 1 else x
                 half = slice(direction * DIM, (direction + 1) * DIM)
@@ -91,11 +98,12 @@ def masks():
 
 
 @pytest.mark.parametrize("name", masks())
-def test_equals_plain_masked_attention(name):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_equals_plain_masked_attention(activation, name):
     mask = masks()[name]
-    encoder = transformer(return_all_layers=True)
+    encoder = transformer(return_all_layers=True, activation=activation)
     vectors = torch.randn(*mask.shape, DIM)
-    expected = plain(encoder, vectors, mask)
+    expected = plain(encoder, vectors, mask, ACTIVATIONS[activation])
     layers = encoder(vectors, mask)
     assert len(layers) == 2
     for layer, wanted in zip(layers, expected):
@@ -113,14 +121,16 @@ def test_both_ways_of_holding_padding_are_covered():
 
 @pytest.mark.parametrize("name", ["ragged, with an empty row", "little padding, a hole", "full"])
 @pytest.mark.parametrize("training", [False, True])
-def test_gradients_equal_plain_ones(name, training):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_equal_plain_ones(activation, name, training):
     mask = masks()[name]
     # In training mode without dropout, attention takes another way.
-    encoder = transformer(dropout=0.0).train(training)
+    encoder = transformer(dropout=0.0, activation=activation).train(training)
     vectors = torch.randn(*mask.shape, DIM, requires_grad=True)
     weights = torch.randn(*mask.shape, 2 * DIM)
     wanted = torch.autograd.grad(
-        (plain(encoder, vectors, mask)[-1] * weights).sum(), [vectors, *encoder.parameters()]
+        (plain(encoder, vectors, mask, ACTIVATIONS[activation])[-1] * weights).sum(),
+        [vectors, *encoder.parameters()],
     )
     got = torch.autograd.grad(
         (encoder(vectors, mask) * weights).sum(), [vectors, *encoder.parameters()]
@@ -129,8 +139,9 @@ def test_gradients_equal_plain_ones(name, training):
         assert torch.allclose(ours, theirs, atol=1e-4 * max(1.0, float(theirs.abs().max())))
 
 
-def test_no_direction_sees_the_other_side():
-    encoder = transformer()
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_direction_sees_the_other_side(activation):
+    encoder = transformer(activation=activation)
     mask = torch.ones(1, 6, dtype=torch.bool)
     vectors = torch.randn(1, 6, DIM)
     changed = vectors.clone()
@@ -183,8 +194,9 @@ def test_layer_norm_of_a_constant_is_finite():
     assert torch.equal(output, torch.zeros(2, DIM))
 
 
-def test_bfloat16_autocast():
-    encoder = transformer(dropout=0.1)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bfloat16_autocast(activation):
+    encoder = transformer(dropout=0.1, activation=activation)
     mask = masks()["ragged, with an empty row"]
     vectors = torch.randn(*mask.shape, DIM)
     exact = encoder(vectors, mask)
@@ -201,6 +213,50 @@ def test_errors():
         BidirectionalLanguageModelTransformer(12, 8, 1)
     with pytest.raises(ConfigurationError, match="at least 1"):
         BidirectionalLanguageModelTransformer(16, 8, 0)
+    with pytest.raises(ConfigurationError, match="activation must be one of relu, relu_squared"):
+        BidirectionalLanguageModelTransformer(16, 8, 1, activation="gelu")
+
+
+def test_a_squared_relu_changes_neither_first_weights_nor_their_names():
+    models = []
+    for activation in ACTIVATIONS:
+        torch.manual_seed(0)
+        models.append(BidirectionalLanguageModelTransformer(DIM, 24, 2, activation=activation))
+    vectors, mask = torch.randn(2, 5, DIM), torch.ones(2, 5, dtype=torch.bool)
+    weights = [model.state_dict() for model in models]
+    assert list(weights[0]) == list(weights[1])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    one, other = (model.eval()(vectors, mask) for model in models)
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_on_another_device():
+    """No tensor is left on the CPU, and nothing makes the host wait."""
+    encoder = transformer(dropout=0.0, activation="relu_squared").train()
+    mask = masks()["ragged, with an empty row"]
+    vectors = torch.randn(*mask.shape, DIM)
+    lengths = mask.sum(-1).numpy()
+    expected = BidirectionalTransformer.forward(encoder, vectors, mask, lengths)[-1]
+    with pretend.pretend_device():
+        there = pretend.moved(encoder)
+        arguments = pretend.moved((vectors, mask))
+        pretend.waits.clear()
+        result = BidirectionalTransformer.forward(there, *arguments, lengths)[-1]
+        result.sum().backward()
+        assert not pretend.waits
+    assert torch.allclose(result.held, expected, atol=1e-5)
+
+
+def test_the_peer_does_not_know_other_activations():
+    """So that it never opens such an archive with other numbers."""
+    peer = pytest.importorskip(
+        "allennlp_models.lm.modules.seq2seq_encoders.bidirectional_lm_transformer"
+    )
+    section = {"input_dim": DIM, "hidden_dim": 24, "num_layers": 2, "activation": "relu_squared"}
+    kind = "bidirectional_language_model_transformer"
+    assert Seq2SeqEncoder.from_params(Params({**section, "type": kind}))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'activation'"):
+        peer.BidirectionalLanguageModelTransformer(**section)
 
 
 @pytest.mark.parametrize("return_all_layers", [False, True])

@@ -44,7 +44,7 @@ def without_this_package(config: Dict[str, Any]) -> Tuple[Dict[str, Any], List[C
     # Raises
 
     `ConfigurationError`
-        If a loader's batches have no such form.
+        If a loader's batches have no such form, or the model computes what allennlp-models can't.
     """
     new, report = copy.deepcopy(config), Report()
     if isinstance(new.get("model"), dict):
@@ -76,6 +76,13 @@ def _make_model_stock(model: Dict[str, Any], report: Report) -> None:
     for key, reason in _MODEL_KEYS.items():
         if key in model:
             report.dropped(f"model.{key}", model.pop(key), reason)
+    contextualizer = model.get("contextualizer")
+    if isinstance(contextualizer, dict) and "activation" in contextualizer:
+        path, activation = "model.contextualizer.activation", contextualizer.pop("activation")
+        if activation in ("relu", None):
+            report.needless(path, activation, "allennlp-models has no other")
+        else:
+            report.refused(path, activation, "allennlp-models has no other than relu.")
 
 
 def _stock_loader(config: Dict[str, Any], key: str, report: Report) -> Dict[str, Any]:

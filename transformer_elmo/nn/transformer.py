@@ -13,6 +13,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple, cast
 import torch
 from numpy.typing import NDArray
 from overrides import overrides
+from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.compiled import compilable
@@ -24,6 +25,8 @@ from transformer_elmo.nn.packing import Packing, ReadingOrder
 
 # The number of heads isn't configurable in the original either; weights depend on it.
 NUM_HEADS = 8
+
+ACTIVATIONS = ("relu", "relu_squared")
 
 
 class LayerNorm(torch.nn.Module):
@@ -72,10 +75,23 @@ class MultiHeadedAttention(torch.nn.Module):
 
 
 class PositionwiseFeedForward(torch.nn.Module):
-    """The weights of two linear layers with a ReLU and dropout between them."""
+    """
+    The weights of two linear layers with a ReLU and dropout between them.
 
-    def __init__(self, input_dim: int, hidden_dim: int, dropout: float = 0.1) -> None:
+    # Parameters
+
+    input_dim : `int`
+    hidden_dim : `int`
+    dropout : `float`, optional (default = `0.1`)
+    is_squared : `bool`, optional (default = `False`)
+        Whether it is the square of the ReLU (So et al. 2021, "Primer").
+    """
+
+    def __init__(
+        self, input_dim: int, hidden_dim: int, dropout: float = 0.1, is_squared: bool = False
+    ) -> None:
         super().__init__()
+        self.is_squared = is_squared
         self.w_1 = torch.nn.Linear(input_dim, hidden_dim)
         self.w_2 = torch.nn.Linear(hidden_dim, input_dim)
         self.dropout = Dropout(dropout)
@@ -113,10 +129,12 @@ class LayerWeights(NamedTuple):
 class TransformerLayer(torch.nn.Module):
     """One layer: attention, then the feed-forward network, each behind a `ResidualNorm`."""
 
-    def __init__(self, input_dim: int, hidden_dim: int, dropout: float) -> None:
+    def __init__(
+        self, input_dim: int, hidden_dim: int, dropout: float, is_squared: bool = False
+    ) -> None:
         super().__init__()
         self.self_attn = MultiHeadedAttention(NUM_HEADS, input_dim, dropout)
-        self.feed_forward = PositionwiseFeedForward(input_dim, hidden_dim, dropout)
+        self.feed_forward = PositionwiseFeedForward(input_dim, hidden_dim, dropout, is_squared)
         self.sublayer = torch.nn.ModuleList(ResidualNorm(input_dim, dropout) for _ in range(2))
 
     def products(self) -> List[List[torch.Tensor]]:
@@ -160,7 +178,7 @@ class TransformerLayer(torch.nn.Module):
         projected = _before_attention(rows, weights)
         attended = order.attended(projected, NUM_HEADS, self.self_attn.dropout)
         dropouts = (attention.dropout, self.feed_forward.dropout, feed_forward.dropout)
-        return _after_attention(attended, rows, weights, dropouts)
+        return _after_attention(attended, rows, weights, dropouts, self.feed_forward.is_squared)
 
 
 @compilable("rows")
@@ -176,23 +194,31 @@ def _after_attention(
     rows: torch.Tensor,
     weights: LayerWeights,
     dropouts: Tuple[Dropout, Dropout, Dropout],
+    is_squared: bool,
 ) -> torch.Tensor:
     """The rest of a layer. Shape `(num_rows, input_dim)`."""
     of_attention, of_hidden, of_result = dropouts
     rows = of_attention(linear(attended, weights.output, weights.output_bias), rows)
     normed = layer_norm(rows, weights.feed_forward_gamma, weights.feed_forward_beta)
     hidden = linear(normed.to(weights.hidden.dtype), weights.hidden, weights.hidden_bias)
-    hidden = of_hidden.of_relu(hidden)
+    hidden = of_hidden(F.relu(hidden).square()) if is_squared else of_hidden.of_relu(hidden)
     return of_result(linear(hidden, weights.result, weights.result_bias), rows)
 
 
 class CausalTransformer(torch.nn.Module):
     """One direction: a stack of layers and a final normalization."""
 
-    def __init__(self, input_dim: int, hidden_dim: int, num_layers: int, dropout: float) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        num_layers: int,
+        dropout: float,
+        is_squared: bool = False,
+    ) -> None:
         super().__init__()
         self.layers = torch.nn.ModuleList(
-            TransformerLayer(input_dim, hidden_dim, dropout) for _ in range(num_layers)
+            TransformerLayer(input_dim, hidden_dim, dropout, is_squared) for _ in range(num_layers)
         )
         self.norm = LayerNorm(input_dim)
         for parameter in self.parameters():
@@ -283,6 +309,13 @@ class BidirectionalTransformer(torch.nn.Module):
         Within the transformer layers.
     input_dropout : `float`, optional (default = `None`)
         On the word vectors, once their positions have been added.
+    activation : `str`, optional (default = `"relu"`)
+        Of the feed-forward networks; or "relu_squared".
+
+    # Raises
+
+    `ConfigurationError`
+        If a value isn't possible.
     """
 
     def __init__(
@@ -292,15 +325,24 @@ class BidirectionalTransformer(torch.nn.Module):
         num_layers: int,
         dropout: float = 0.1,
         input_dropout: Optional[float] = None,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ConfigurationError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}: got {activation!r}."
+            )
         if num_layers < 1:
             raise ConfigurationError(f"num_layers must be at least 1, got {num_layers}.")
         self.num_layers = num_layers
         self.input_dim = input_dim
         self.output_dim = 2 * input_dim
-        self._forward_transformer = CausalTransformer(input_dim, hidden_dim, num_layers, dropout)
-        self._backward_transformer = CausalTransformer(input_dim, hidden_dim, num_layers, dropout)
+        self._forward_transformer, self._backward_transformer = (
+            CausalTransformer(
+                input_dim, hidden_dim, num_layers, dropout, activation == "relu_squared"
+            )
+            for _ in range(2)
+        )
         self._position = PositionalEncoding(input_dim)
         self._dropout = Dropout(input_dropout or 0.0)
 

@@ -30,6 +30,8 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
         Within the transformer layers.
     input_dropout : `float`, optional (default = `None`)
         On the word vectors, once their positions have been added.
+    activation : `str`, optional (default = `"relu"`)
+        Of the feed-forward networks; or "relu_squared", which stock allennlp-models doesn't know.
     return_all_layers : `bool`, optional (default = `False`)
         Return a list with every layer's output instead of the last one's alone.
     """
@@ -42,8 +44,9 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
         dropout: float = 0.1,
         input_dropout: Optional[float] = None,
         return_all_layers: bool = False,
+        activation: str = "relu",
     ) -> None:
-        super().__init__(input_dim, hidden_dim, num_layers, dropout, input_dropout)
+        super().__init__(input_dim, hidden_dim, num_layers, dropout, input_dropout, activation)
         self._return_all_layers = return_all_layers
 
     def get_attention_masks(self, mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -1,12 +1,119 @@
-"""AllenNLP's scheduler for plateaus on a torch that has changed since."""
+"""
+A schedule that falls to zero, and AllenNLP's scheduler for plateaus on a torch that has changed
+since.
+"""
 
-from typing import Any
+from typing import Any, Dict, List, Optional
 
+from allennlp.common.checks import ConfigurationError
 from allennlp.training.learning_rate_schedulers import (
     LearningRateScheduler,
     ReduceOnPlateauLearningRateScheduler,
 )
+from overrides import overrides
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+
+@LearningRateScheduler.register("warmup_stable_decay", exist_ok=True)
+class WarmupStableDecay(LearningRateScheduler):
+    """
+    The optimizer's learning rates with a linear rise to them, a plateau, and a linear fall to zero
+    at the end of training.
+
+    Registered as a `LearningRateScheduler` with name "warmup_stable_decay".
+
+    # Parameters
+
+    optimizer : `torch.optim.Optimizer`
+        Not an entry in a config.
+    warmup : `float`, optional (default = `0.1`)
+        Steps of the rise; below 1, a share of all steps.
+    decay : `float`, optional (default = `0.6`)
+        Steps of the fall; below 1, a share of all steps.
+    num_steps : `int`, optional (default = those of all epochs)
+        All steps of the training. Needed where the data loader doesn't know how many batches an
+        epoch has.
+    num_epochs, num_steps_per_epoch : `int`, optional
+        Not entries in a config: the trainer gives them.
+
+    # Raises
+
+    `ConfigurationError`
+        If a value isn't possible, or the number of steps isn't known.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        warmup: float = 0.1,
+        decay: float = 0.6,
+        num_steps: Optional[int] = None,
+        num_epochs: Optional[int] = None,
+        num_steps_per_epoch: Optional[int] = None,
+        last_epoch: int = -1,
+    ) -> None:
+        super().__init__(optimizer, last_epoch)
+        if num_steps is None:
+            if num_epochs is None or num_steps_per_epoch is None:
+                raise ConfigurationError(
+                    "warmup_stable_decay has to know the end of training, and the data loader "
+                    "doesn't know how many batches an epoch has. Set num_steps here, the steps of "
+                    "all epochs, or batches_per_epoch in the data loader."
+                )
+            num_steps = num_epochs * num_steps_per_epoch
+        self.num_steps = num_steps
+        self.num_warmup, self.num_decay = (
+            _steps(name, value, num_steps) for name, value in (("warmup", warmup), ("decay", decay))
+        )
+        if self.num_warmup + self.num_decay > num_steps:
+            raise ConfigurationError(
+                f"The learning rate rises for {self.num_warmup} steps and falls for "
+                f"{self.num_decay}, but there are {num_steps} in all: lower warmup or decay."
+            )
+        self._set_rates()
+
+    @overrides
+    def get_values(self) -> List[float]:
+        # The trainer calls it after a step, for the next one.
+        step = max(self.last_epoch, 0) + 1
+        rise = step / self.num_warmup if self.num_warmup else 1.0
+        left = max(0, self.num_steps - step + 1)
+        fall = left / self.num_decay if self.num_decay else 1.0
+        return [value * min(1.0, rise, fall) for value in self.base_values]
+
+    @overrides
+    def step(self, metric: Optional[float] = None) -> None:
+        # The end of an epoch is none of a step.
+        pass
+
+    @overrides
+    def step_batch(self, batch_num_total: Optional[int] = None) -> None:
+        self.last_epoch = (
+            max(self.last_epoch, 0) + 1 if batch_num_total is None else batch_num_total
+        )
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        for group, value in zip(self.optimizer.param_groups, self.get_values()):
+            group["lr"] = value
+
+    @overrides
+    def state_dict(self) -> Dict[str, Any]:
+        # Nothing of the lengths: a run may be taken up again with more epochs than before.
+        return {"last_epoch": self.last_epoch}
+
+    @overrides
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._set_rates()
+
+
+def _steps(name: str, value: float, num_steps: int) -> int:
+    if value < 0 or (value >= 1 and value != int(value)):
+        raise ConfigurationError(
+            f"{name} must be a number of steps, or a share of them below 1: got {value}."
+        )
+    return int(value) if value >= 1 else round(value * num_steps)
 
 
 @LearningRateScheduler.register("reduce_on_plateau", exist_ok=True)

@@ -2,21 +2,13 @@
 Adam for a model most of whose parameters a step doesn't touch: the rows of the softmax.
 """
 
-from collections import defaultdict
-from typing import Any, Callable, DefaultDict, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from allennlp.training.optimizers import Optimizer, ParameterGroupsType, make_parameter_groups
 from overrides import overrides
-from torch.optim.adam import adam
 
-from transformer_elmo.nn.kernels.sparse_gradients import merged_rows
-
-# Where PyTorch has one kernel for the whole update of a tensor.
-FUSED_DEVICES = ("cpu", "cuda")
-
-# A tensor to update with its gradient and its two moments, all of one shape.
-_Update = Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+from transformer_elmo.nn.kernels.adam import update_group
 
 
 @Optimizer.register("dense_sparse_adam", exist_ok=True)
@@ -91,7 +83,7 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
         self._stepped = []
         with torch.no_grad():
             for group in self.param_groups:
-                self._update_group(group)
+                self._stepped += update_group(group, self.state, self.found_inf)
         return loss
 
     def take_back_step(self) -> None:
@@ -99,76 +91,3 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
         for state in self._stepped:
             state["step"] -= 1
         self._stepped = []
-
-    def _update_group(self, group: Dict[str, Any]) -> None:
-        # One kernel takes one device and one number of steps.
-        updates: DefaultDict[Tuple[torch.device, int], List[_Update]] = defaultdict(list)
-        rows_to_write: List[Tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            gradient, state = parameter.grad, self.state[parameter]
-            if not state:
-                state["step"] = 0
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-            state["step"] += 1
-            self._stepped.append(state)
-            kept = (parameter, state["exp_avg"], state["exp_avg_sq"])
-            if gradient.is_sparse:
-                rows, gradient = _rows(gradient)
-                touched = tuple(tensor.index_select(0, rows) for tensor in kept)
-                rows_to_write.extend((tensor, rows, part) for tensor, part in zip(kept, touched))
-                kept = touched
-            tensor, exp_avg, exp_avg_sq = kept
-            key = (parameter.device, int(state["step"]))
-            updates[key].append((tensor, gradient, exp_avg, exp_avg_sq))
-
-        for (device, step), tensors in updates.items():
-            _fused_adam(tensors, group, device, step, self.found_inf)
-        for tensor, rows, part in rows_to_write:
-            tensor.index_copy_(0, rows, part)
-
-
-def _rows(gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """
-    The rows of a sparse gradient and their values. The update isn't linear in the gradient, so rows
-    of the same number have to be added up before it.
-    """
-    if gradient.is_coalesced() or gradient.device.type == "cpu":
-        gradient = gradient.coalesce()
-        return gradient._indices()[0], gradient._values()
-    rows, values = gradient._indices()[0], gradient._values()
-    # All rows of one number get the same update, and are written to the same place.
-    return rows, merged_rows(rows, values)
-
-
-def _fused_adam(
-    updates: List[_Update],
-    group: Dict[str, Any],
-    device: torch.device,
-    step: int,
-    found_inf: Optional[torch.Tensor],
-) -> None:
-    beta1, beta2 = group["betas"]
-    # The kernel counts the step itself.
-    steps = torch.full((len(updates),), step - 1, dtype=torch.float32, device=device)
-    parameters, gradients, exp_avgs, exp_avg_sqs = (list(tensors) for tensors in zip(*updates))
-    adam(
-        parameters,
-        gradients,
-        exp_avgs,
-        exp_avg_sqs,
-        [],
-        list(steps.unbind()),
-        fused=device.type in FUSED_DEVICES,
-        found_inf=found_inf,
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=group["lr"],
-        weight_decay=0.0,
-        # PyTorch adds it after the correction of the bias, AllenNLP before.
-        eps=group["eps"] / (1.0 - beta2**step) ** 0.5,
-        maximize=False,
-    )

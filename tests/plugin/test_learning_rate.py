@@ -1,0 +1,66 @@
+import pytest
+import torch
+from allennlp.common import Params
+from allennlp.common.checks import ConfigurationError
+from allennlp.training.learning_rate_schedulers import LearningRateScheduler
+
+
+def scheduler(rate=0.5, **options):
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (rate, 2 * rate)]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    epochs = {key: options.pop(key, None) for key in ("num_epochs", "num_steps_per_epoch")}
+    params = Params({"type": "warmup_stable_decay", **options})
+    return LearningRateScheduler.from_params(params, optimizer=optimizer, **epochs)
+
+
+def rates(made, number, first=0):
+    """Those that each step is made with."""
+    found = []
+    for step in range(first, first + number):
+        found.append([group["lr"] for group in made.optimizer.param_groups])
+        made.step_batch(step + 1)
+    return found
+
+
+def test_a_rise_a_plateau_and_a_fall_to_zero():
+    made = scheduler(warmup=2, decay=4, num_steps=8)
+    first, second = zip(*rates(made, 9))
+    assert first == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125, 0.0])
+    assert second == pytest.approx([2 * rate for rate in first])
+
+
+def test_by_shares_of_the_epochs():
+    made = scheduler(warmup=0.25, decay=0.5, num_epochs=2, num_steps_per_epoch=4)
+    assert (made.num_warmup, made.num_decay, made.num_steps) == (2, 4, 8)
+    begun = rates(made, 4)
+    made.step(0.1)
+    other = scheduler(warmup=2, decay=4, num_steps=8)
+    assert begun + rates(made, 4, 4) == rates(other, 8)
+
+
+@pytest.mark.parametrize("options", [{"warmup": 0, "decay": 0}, {"warmup": 0.0, "decay": 0.0}])
+def test_a_plateau_alone(options):
+    assert rates(scheduler(num_steps=5, **options), 5) == [[0.5, 1.0]] * 5
+
+
+def test_taken_up_again_with_more_epochs():
+    made = scheduler(warmup=1, decay=4, num_steps=8)
+    rates(made, 6)
+    longer = scheduler(warmup=1, decay=4, num_steps=16)
+    longer.load_state_dict(made.state_dict())
+    assert rates(longer, 1, 6) == [[0.5, 1.0]]
+    same = scheduler(warmup=1, decay=4, num_steps=8)
+    same.load_state_dict(made.state_dict())
+    assert rates(same, 2, 6) == rates(made, 2, 6)
+
+
+def test_errors():
+    with pytest.raises(ConfigurationError, match="Set num_steps here"):
+        scheduler(num_epochs=3)
+    with pytest.raises(
+        ConfigurationError, match="rises for 5 steps and falls for 6, but there are"
+    ):
+        scheduler(warmup=5, decay=6, num_steps=10)
+    for value in (-0.1, -1, 1.5):
+        with pytest.raises(ConfigurationError, match="warmup must be a number of steps"):
+            scheduler(warmup=value, num_steps=10)
