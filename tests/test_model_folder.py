@@ -125,7 +125,9 @@ def test_the_same_model(archive, alone, tmp_path, name):
     same_scores(again.score(TEXT, top_k=2), scores)
     assert [c.word for c in again.fill("the ___ sat")] == [c.word for c in fill]
     assert again.perplexity(TEXT) == pytest.approx(perplexity, rel=1e-6)
-    assert again.vocab.words == elmo.vocab.words and repr(again) == repr(elmo)
+    assert again.vocab.words == elmo.vocab.words
+    # All but the path.
+    assert repr(again).partition(", ")[2] == repr(elmo).partition(", ")[2]
     assert sorted(p.name for p in (tmp_path / "away").iterdir()) == [
         *("README.md", "config.json", "model.safetensors", "vocabulary.txt"),
     ]
