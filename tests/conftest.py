@@ -1,9 +1,11 @@
 """Fixtures that tests of several rooms share."""
 
 import copy
+import logging
 import os
+import sys
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, Iterator, List
 
 # Before anything starts threads: tests run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +26,19 @@ from tests.small_lm import (
 )
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What a training run sets up for its whole process, and into a folder that goes away."""
+    loggers = [logging.getLogger(), logging.getLogger("tqdm")]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    hook = sys.excepthook
+    yield
+    sys.excepthook = hook
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
