@@ -3,7 +3,6 @@
 import copy
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
@@ -29,16 +28,15 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """What a training run sets up for its whole process, and into a folder that goes away."""
-    loggers = [logging.getLogger(), logging.getLogger("tqdm")]
-    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
-    hook = sys.excepthook
+def no_log_of_a_run_before() -> Iterator[None]:
+    """A training run logs all that its process does later, too, to a folder that goes away."""
     yield
-    sys.excepthook = hook
-    for logger, handlers, level in before:
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
+    for logger in (logging.getLogger(), logging.getLogger("tqdm")):
+        # Not pytest's, which are of classes of their own.
+        logs = [handler for handler in logger.handlers if type(handler) is logging.FileHandler]
+        for handler in logs:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="session")
