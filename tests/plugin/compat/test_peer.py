@@ -102,3 +102,34 @@ def test_without_allennlp():
     assert any(line.startswith("ImportError: ") for line in last), result.stderr
     assert "pip install --no-deps allennlp==2.10.1" in result.stderr
     assert "transformer-elmo[allennlp]" in result.stderr
+
+
+OPTIONAL = "allennlp_models flair onnx onnxruntime onnxscript zstandard"
+
+
+def test_included_as_a_package_with_nothing_optional():
+    """`--include-package` imports every public module, whatever is installed beside AllenNLP."""
+    done = run(
+        f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL!r}.split()))\n"
+        "from allennlp.common.util import import_module_and_submodules\n"
+        "import_module_and_submodules('transformer_elmo')\n"
+        "import transformer_elmo.integrations.flair\n"
+        "try:\n"
+        "    from transformer_elmo.integrations.flair import TransformerElmoEmbeddings\n"
+        "except ImportError as error:\n"
+        "    assert \"pip install 'transformer-elmo[flair]'\" in str(error)\n"
+        "else:\n"
+        "    raise AssertionError\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_included_as_a_package_it_leaves_other_libraries_alone():
+    """They take seconds to import, which a training run has no use for."""
+    done = run(
+        "import sys\n"
+        "from allennlp.common.util import import_module_and_submodules\n"
+        "import_module_and_submodules('transformer_elmo')\n"
+        "print({'flair', 'onnx', 'onnxruntime', 'onnxscript'} & set(sys.modules))\n"
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "set()", done.stderr

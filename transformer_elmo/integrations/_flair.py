@@ -1,0 +1,165 @@
+"""What `transformer_elmo.integrations.flair` gives. It needs flair."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Union
+
+import flair
+import torch
+from flair.data import Sentence
+from flair.embeddings.base import ScalarMix, TokenEmbeddings, register_embeddings
+
+from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.integrations.opening import (
+    one_vector_a_word,
+    open_for_vectors,
+    vector_dim,
+)
+from transformer_elmo.model_config import ModelConfig
+from transformer_elmo.model_folder import Opened, check_vocabulary, reader_of
+from transformer_elmo.nn.layers import Layers
+from transformer_elmo.text.vocabulary import WordList
+
+# What messages call the source of a model that isn't in a folder.
+SAVED = "The embeddings that flair saved"
+
+
+@register_embeddings
+class TransformerElmoEmbeddings(TokenEmbeddings):
+    """
+    A vector for each token of a `flair.data.Sentence`. The tokens are the model's words, as they
+    are.
+
+    What flair saves of a tagger with these embeddings has the whole language model in it, but for
+    the softmax: it is loaded where the folder isn't, and without importing this module first.
+
+    # Parameters
+
+    folder : `str`, `PathLike` or `Opened`, required.
+        A model folder, a `model.tar.gz`, the folder of a training run, or a URL.
+    layers : `str` or `int`, optional (default = `"mix"`)
+        "mix" is a weighted sum of all layers, times a factor; weights and factor are learned with
+        the tagger. "top" is the last layer, "all" each of them, side by side; a number is that
+        layer: 0 is the word vectors, -1 the top.
+    fine_tune : `bool`, optional (default = `False`)
+        Whether the language model is trained, too, with its dropout. By default it stays as it is.
+    name : `str`, optional (default = from the folder's name, the layers and the weights)
+        Under which tokens keep their vectors.
+    max_tokens : `int`, optional (default = `2000`)
+        Tokens in a batch of the language model, padding included. A longer sentence goes alone.
+
+    # Raises
+
+    `ConfigurationError` or `ValueError`
+        If there is no model, or it has no such layer.
+    """
+
+    def __init__(
+        self,
+        folder: Union[str, "os.PathLike[str]", Opened],
+        layers: Layers = "mix",
+        fine_tune: bool = False,
+        *,
+        name: str = "",
+        max_tokens: int = 2000,
+    ) -> None:
+        super().__init__()
+        opened = folder if isinstance(folder, Opened) else open_for_vectors(folder)
+        # A module of this one, so that flair moves it, saves it and hands it to the optimizer.
+        self.model = opened.model.requires_grad_(fine_tune)
+        self.elmo = TransformerElmo(self.model, opened.reader, max_tokens=max_tokens)
+        self.layers = self.elmo.checked_layers(layers)
+        self.mix = ScalarMix(self.elmo.num_layers, trainable=True) if layers == "mix" else None
+        self.fine_tune = fine_tune
+        self.static_embeddings = not fine_tune and self.mix is None
+        self.name = name or _name(folder, self.layers, self.model)
+        self.to(flair.device)
+        self.eval()
+
+    @property
+    def embedding_length(self) -> int:
+        return vector_dim(self.elmo.num_layers, self.elmo.dim, self.layers)
+
+    def train(self, mode: bool = True) -> "TransformerElmoEmbeddings":
+        super().train(mode)
+        if not self.fine_tune:
+            # Without dropout: what isn't trained is as it will be in use.
+            self.model.eval()
+        return self
+
+    def _everything_embedded(self, data_points: Any) -> bool:
+        # flair keeps vectors from one epoch to the next, and knows by their gradients which of them
+        # will be others then. The development set's have none, and would stay those of epoch 1.
+        return self.static_embeddings and super()._everything_embedded(data_points)
+
+    def _add_embeddings_internal(self, sentences: List[Sentence]) -> List[Sentence]:
+        vectors = self.elmo.embed_tensors(
+            [[token.text for token in sentence.tokens] for sentence in sentences],
+            "all" if self.mix is not None else self.layers,
+            track_gradients=self.fine_tune and torch.is_grad_enabled(),
+        )
+        for sentence, of_sentence in zip(sentences, vectors):
+            if self.mix is not None:
+                rows = self.mix(list(of_sentence))
+            else:
+                rows = one_vector_a_word(of_sentence, self.layers)
+            for token, vector in zip(sentence.tokens, rows):
+                token.set_embedding(self.name, vector)
+        return sentences
+
+    def __str__(self) -> str:
+        return self.name
+
+    def to_params(self) -> Dict[str, Any]:
+        """All but the weights, which flair saves as a part of the tagger's."""
+        return {
+            # Unpickling a class imports its module, which makes it known to flair.
+            "class": type(self),
+            "config": self.model.config.to_json(),
+            "card": self.model.card,
+            "vocabulary": self.elmo.vocab.words,
+            "layers": self.layers,
+            "fine_tune": self.fine_tune,
+            "name": self.name,
+            "max_tokens": self.elmo.max_tokens,
+        }
+
+    @classmethod
+    def from_params(cls, params: Dict[str, Any]) -> "TransformerElmoEmbeddings":
+        """
+        The embeddings that :meth:`to_params` describes; their weights are to be loaded.
+
+        # Raises
+
+        `ConfigurationError`
+            If it doesn't describe any.
+        """
+        options = {k: v for k, v in params.items() if k != "class"}
+        try:
+            config = ModelConfig.from_json(options.pop("config"), SAVED).without_softmax()
+            vocabulary = WordList(options.pop("vocabulary"))
+            card, layers = options.pop("card"), options.pop("layers")
+        except KeyError as error:
+            raise ConfigurationError(f"{SAVED} have no {error}: they are damaged.") from None
+        check_vocabulary(config, vocabulary, SAVED)
+        # Whatever torch's default type is now: the weights that come into it are of float32.
+        model = config.build().float()
+        model.config, model.card = config, card
+        opened = Opened(model, reader_of(config, vocabulary), config, card)
+        return cls(opened, layers, **options)
+
+
+def _name(folder: Any, layers: Layers, model: torch.nn.Module) -> str:
+    """Different for different models, since flair takes vectors of one name for the same."""
+    weights = hashlib.sha256()
+    for parameter in model.parameters():
+        # The small ones are enough: norms and biases.
+        if parameter.dim() == 1:
+            weights.update(parameter.detach().cpu().numpy().tobytes())
+    shown = "model" if isinstance(folder, Opened) else Path(os.fspath(folder)).name
+    return f"transformer-elmo-{shown}-{layers}-{weights.hexdigest()[:8]}"
+
+
+__all__ = ["TransformerElmoEmbeddings"]
