@@ -13,7 +13,7 @@ PACKAGE = Path(transformer_elmo.__file__).parent
 
 # As the README's architecture section has them: a room imports only itself and those before it.
 ROOMS = [
-    ["errors", "files", "progress", "config_files"],
+    ["entry", "errors", "files", "progress", "config_files"],
     ["text"],
     ["nn.kernels"],
     ["nn"],
@@ -28,7 +28,7 @@ ROOMS = [
     ["plugin.compat"],
 ]
 # Doors: what puts rooms together.
-ENTRANCES = {"", "__main__", "legacy.__main__", "plugin"}
+ENTRANCES = {"", "__main__", "legacy.__main__", "plugin", "plugin_import"}
 
 MAIN_LINE = ("text", "nn", "model_config", "model_folder", "elmo", "plugin")
 OFF_THE_MAIN_LINE = ("legacy", "commands", "plugin.compat")

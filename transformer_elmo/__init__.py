@@ -6,15 +6,15 @@ With AllenNLP installed, importing this package registers everything that its co
 Without it there is `TransformerElmo`, which opens models and works with them.
 """
 
-import sys as _sys
-import warnings as _warnings
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 from transformer_elmo import archived_models as _archived_models
 from transformer_elmo import elmo as _elmo
+from transformer_elmo import plugin_import as _plugin_import
 from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.entry import is_command as _is_command
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.errors import first_line as _first_line
 
 __version__ = "0.2.0"
 
@@ -36,31 +36,6 @@ _PLUGIN = {
     "SimpleLanguageModelingDatasetReader": "dataset_reader",
 }
 
-_STAND_IN = "transformer_elmo.torchvision_stand_in"
-
-if any(_argument.endswith(_STAND_IN) for _argument in _sys.orig_argv):
-    # This is `python -m` of what makes AllenNLP importable: no use in trying before it has run.
-    _why_not = "which isn't imported here"
-else:
-    try:
-        from transformer_elmo import plugin as _plugin
-    except (ImportError, RuntimeError, AttributeError, OSError) as _error:
-        # Of the four, all but the first are how a torchvision for another torch fails.
-        _why_not = "which isn't installed"
-        if getattr(_error, "name", None) != "allennlp":
-            # Or a transformers of today, say, which AllenNLP can't be imported with.
-            _why_not = f"which can't be imported: {_first_line(_error)}"
-            _hint = f" Try python -m {_STAND_IN}." if "torchvision" in _why_not else ""
-            _warnings.warn(
-                f"AllenNLP is installed, but can't be imported ({_first_line(_error)}): its "
-                f"configs won't know transformer_elmo. TransformerElmo works.{_hint}",
-                stacklevel=2,
-            )
-    else:
-        _why_not = ""
-        for _name, _module in _PLUGIN.items():
-            globals()[_name] = getattr(getattr(_plugin, _module), _name)
-
 if TYPE_CHECKING:
     from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
     from transformer_elmo.plugin.data_loader import LanguageModelingDataLoader
@@ -78,14 +53,17 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    if name in _PLUGIN:
+    if name not in _PLUGIN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    why_not = _plugin_import.load()
+    if why_not:
         raise ImportError(
-            f"{name} is a part of AllenNLP's plugin and needs AllenNLP, {_why_not}. Install it:\n"
+            f"{name} is a part of AllenNLP's plugin and needs AllenNLP, {why_not}. Install it:\n"
             "    pip install 'transformer-elmo[allennlp]'\n"
             "    pip install --no-deps allennlp==2.10.1\n"
-            f"    python -m {_STAND_IN}"
+            f"    python -m {_plugin_import.STAND_IN}"
         )
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_import_module(f"transformer_elmo.plugin.{_PLUGIN[name]}"), name)
 
 
 __all__ = [
@@ -106,6 +84,8 @@ __all__ = [
     "TransformerElmo",
 ]
 
-if _why_not:
+if _is_command():
+    _plugin_import.load_when_needed()
+elif _plugin_import.load():
     # `from transformer_elmo import *` is to work there, too.
     __all__ = ["ConfigurationError", "TransformerElmo"]

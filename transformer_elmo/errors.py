@@ -1,7 +1,34 @@
 """The exception for input that is not as it must be."""
 
+import sys
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+
+from transformer_elmo.entry import is_command
+
+_MODULE = "allennlp.common.checks"
+
+
+def _alone() -> ModuleType:
+    """
+    AllenNLP's module without AllenNLP around it, which takes seconds to import; the one module
+    whenever the rest is imported.
+    """
+    package = util.find_spec("allennlp")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("No module named 'allennlp'", name="allennlp")
+    spec = util.spec_from_file_location(_MODULE, Path(package.origin).parent / "common/checks.py")
+    assert spec is not None and spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return sys.modules.setdefault(_MODULE, module)
+
+
 try:
     # Where AllenNLP is, its own: its commands and its users' code expect that one.
+    if is_command():
+        _alone()
     from allennlp.common.checks import ConfigurationError
 except Exception:  # A broken installation fails in its own ways.
 

@@ -160,6 +160,13 @@ def test_files(model, text, vocabulary, reference, tmp_path):
     assert sorted(tmp_path.iterdir()) == [metrics_file, predictions_file]
 
 
+def test_metrics_are_logged_without_a_file_too(model, text, vocabulary, caplog):
+    with caplog.at_level("INFO"):
+        metrics = LanguageModelingEvaluator()(model, loader(text, vocabulary, max_tokens=500))
+    (line,) = [r.getMessage() for r in caplog.records if "Metrics:" in r.getMessage()]
+    assert json.loads(line.partition(":")[2]) == metrics
+
+
 def test_a_failure_leaves_no_file(model, text, vocabulary, tmp_path):
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"the cat\n\xff\n")

@@ -190,6 +190,9 @@ def test_with_a_broken_one_the_package_works_and_says_what_to_do(tmp_path):
 
 @pytest.mark.slow
 def test_its_installer_does_not_warn_that_it_is_missing():
-    started = "sys.orig_argv = ['python', '-m', 'transformer_elmo.torchvision_stand_in']\n"
+    started = (
+        "sys.orig_argv = ['python', '-m', 'transformer_elmo.torchvision_stand_in']\n"
+        "sys.argv = ['-m']\n"
+    )
     done = run_python(started + NO_TORCHVISION + IMPORTED, ROOT)
     assert done.stdout.splitlines() == ["[]", "TransformerElmo"], done.stderr

@@ -131,8 +131,9 @@ class LanguageModelingEvaluator(SimpleEvaluator):
             if predictions_output_file is not None:
                 predictions = files.enter_context(written_whole(Path(predictions_output_file)))
             metrics = self._evaluate(model, data_loader, predictions)
-        if metrics_output_file is not None:
-            dump_metrics(os.fspath(metrics_output_file), metrics, log=True)
+        # AllenNLP's logs them only if there is a file.
+        path = None if metrics_output_file is None else os.fspath(metrics_output_file)
+        dump_metrics(path, metrics, log=True)
         return metrics
 
     @torch.no_grad()
