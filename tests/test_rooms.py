@@ -13,7 +13,7 @@ PACKAGE = Path(transformer_elmo.__file__).parent
 
 # As the README's architecture section has them: a room imports only itself and those before it.
 ROOMS = [
-    ["entry", "errors", "files", "progress", "config_files"],
+    ["entry", "errors", "files", "progress", "config_files", "out_of_memory"],
     ["text"],
     ["nn.kernels"],
     ["nn"],

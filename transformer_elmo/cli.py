@@ -118,6 +118,13 @@ def guarded(action: Callable[[], None], name: str) -> Union[str, int, None]:
         if os.environ.get("TRANSFORMER_ELMO_DEBUG"):
             traceback.print_exc()
         return f"{name}: {error}"
+    except (RuntimeError, MemoryError) as error:
+        # Costs a second, and whoever runs a model has imported it.
+        from transformer_elmo.out_of_memory import is_out_of_memory, said_of
+
+        if not is_out_of_memory(error) or os.environ.get("TRANSFORMER_ELMO_DEBUG"):
+            raise
+        return f"{name}: {said_of(error)}"
     return None
 
 

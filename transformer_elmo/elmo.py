@@ -6,6 +6,7 @@ sentences.
 import os
 from functools import partial
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import (
     Any,
@@ -40,6 +41,7 @@ from transformer_elmo.nn.scoring import SentenceScores, score_encoded
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.nn.whole_text import WholeText
 from transformer_elmo.nn.word_table import WORDS_AT_ONCE, Directions, WordTable
+from transformer_elmo.out_of_memory import BatchSplitter
 from transformer_elmo.text.corpus import find_shards, read_sentences, variables_with
 from transformer_elmo.text.sentences import Sentence, checked_sentences, in_batches
 from transformer_elmo.text.vocabulary import WordList
@@ -47,6 +49,7 @@ from transformer_elmo.text.vocabulary import WordList
 Corpus = Union[str, "os.PathLike[str]", Iterable[Sentence]]
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 # How a gap is written.
 GAP = "___"
@@ -55,6 +58,11 @@ GAP = "___"
 CANDIDATES = 100
 
 EXPECTED = "Expected a model folder, a model.tar.gz, the folder of a training run, or a URL."
+
+WHOLE = (
+    "Probabilities need the whole sentence: take a device with more memory (the CPU may have it), "
+    "or shorter sentences."
+)
 
 
 class Candidate(NamedTuple):
@@ -124,7 +132,8 @@ class TransformerElmo:
     the model's)
         For sentences that are strings. "just_spaces" splits at spaces.
     max_tokens : `int`, optional (default = `2000`)
-        Tokens in a batch, padding included. A longer sentence goes alone.
+        Tokens in a batch, padding included. A longer sentence goes alone. A batch for which memory
+        runs out is run in parts, with a warning.
     segment_length : `int`, optional (default = `5000`)
         A sentence of more tokens is embedded in segments of so many, which overlap (see
         `transformer_elmo.nn.long_texts`). `None` never cuts. Scores are never made in segments.
@@ -153,6 +162,7 @@ class TransformerElmo:
         self.segment_length = segment_length
         self._reader: SentenceReader = reader
         self._word_table = WordTable()
+        self._splitter = BatchSplitter()
         if tokenizer is not None:
             reader.split = model_folder.tokenizer_of(tokenizer)
 
@@ -459,7 +469,15 @@ class TransformerElmo:
         skip: Optional[int] = None,
     ) -> Iterator[torch.Tensor]:
         layers = self.checked_layers(layers, weights)
-        run = partial(self._run, layers=layers, weights=weights)
+        segments = (
+            f"Lower segment_length (now {self.segment_length}): longer texts are embedded in "
+            "segments of so many tokens."
+        )
+
+        def run(jobs: List[Job]) -> List[Tuple[torch.Tensor, bool]]:
+            function = partial(self._run, layers=layers, weights=weights)
+            return list(chain(*self._in_parts(function, jobs, _num_tokens_of, segments)))
+
         parts: List[torch.Tensor] = []
         jobs = jobs_of(
             map(self._reader.words, sentences),
@@ -469,7 +487,7 @@ class TransformerElmo:
         )
         for vectors, ends_sentence in in_batches(
             jobs,
-            lambda job: len(job.tokens),
+            _num_tokens_of,
             run,
             self.max_tokens,
             lambda job: job.sentence >= (skip or 0),
@@ -480,6 +498,17 @@ class TransformerElmo:
             if ends_sentence:
                 yield parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
                 parts = []
+
+    def _in_parts(
+        self,
+        function: Callable[[List[T]], ResultT],
+        items: List[T],
+        length: Callable[[T], int],
+        alone: str = WHOLE,
+    ) -> List[ResultT]:
+        """The function's results for parts of a batch: one, where memory is enough."""
+        key = f"max_tokens (now {self.max_tokens})"
+        return self._splitter.run(function, items, length, key, alone, self.model.forget_words)
 
     def checked_layers(self, layers: Layers, weights: Optional[Sequence[float]] = None) -> Layers:
         """
@@ -591,7 +620,7 @@ class TransformerElmo:
             raise ValueError(f"top_k must not be negative, got {top_k}.")
         softmax = self._softmax()
 
-        def run(batch: List[List[str]]) -> List[SentenceScores]:
+        def scores(batch: List[List[str]]) -> List[SentenceScores]:
             made = self._reader.batch(batch, self.device)
             with torch.no_grad():
                 encoded = self.model.encode(made)
@@ -604,6 +633,9 @@ class TransformerElmo:
                 top_k,
                 batch,
             )
+
+        def run(batch: List[List[str]]) -> List[SentenceScores]:
+            return list(chain(*self._in_parts(scores, batch, len)))
 
         return in_batches(sentences, len, run, self.max_tokens)
 
@@ -677,17 +709,23 @@ class TransformerElmo:
             )
         whole = WholeText(self._reader, self.vocab) if bits_per_character else None
 
-        def run(batch: List[List[str]]) -> List[int]:
+        @torch.no_grad()
+        def found(batch: List[List[str]]) -> Tuple[Any, ...]:
             made = self._reader.batch(batch, self.device)
-            with torch.no_grad():
-                encoded = self.model.encode(made)
-                losses = self.model.losses(encoded, made.token_ids)
+            encoded = self.model.encode(made)
+            losses = self.model.losses(encoded, made.token_ids)
             unknown = self.vocab.unknown
             outside = 0 if unknown is None else int((made.token_ids == unknown).sum())
-            totals.add(losses, len(batch), outside)
+            rows = None
             if listed is not None:
                 rows = predicted(encoded.packing, made.token_ids, self.model.is_bidirectional)
-                listed.add(losses, rows)
+            return losses, len(batch), outside, rows
+
+        def run(batch: List[List[str]]) -> List[int]:
+            for losses, num_sentences, outside, rows in self._in_parts(found, batch, len):
+                totals.add(losses, num_sentences, outside)
+                if listed is not None:
+                    listed.add(losses, rows)
             if whole is not None:
                 whole.add(batch)
             return [1] * len(batch)
@@ -868,6 +906,10 @@ class TransformerElmo:
         # Something is written right beside a gap, or the tokenizer takes it apart.
         first, *rest = map(self._reader.words, sentence.split(gap))
         return [*first, *(word for part in rest for word in (gap, *part))]
+
+
+def _num_tokens_of(job: Job) -> int:
+    return len(job.tokens)
 
 
 def _opened(path: str, overrides: Any, weights_file: Optional[str]) -> Tuple[Any, SentenceReader]:

@@ -173,8 +173,9 @@ class WordVectorCache:
         rows = torch.arange(start, stop, device=words.device)
         if self._hashes is not None and self._rows is not None:
             hashes, rows = torch.cat([self._hashes, hashes]), torch.cat([self._rows, rows])
-        self._hashes, order = hashes.sort()
-        self._rows = rows[order]
+        hashes, order = hashes.sort()
+        # Together, for memory may run out before.
+        self._hashes, self._rows = hashes, rows[order]
         self._num_words = stop
 
 

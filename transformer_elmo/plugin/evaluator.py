@@ -3,9 +3,10 @@
 import contextlib
 import json
 import os
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, Dict, Optional, Union
+from typing import IO, Any, Dict, List, NamedTuple, Optional, Union
 
 import torch
 from allennlp.common.checks import check_for_gpu
@@ -24,7 +25,9 @@ from transformer_elmo.nn.language_model import predicted
 from transformer_elmo.nn.perplexity import ListedTotals, Totals
 from transformer_elmo.nn.scoring import score_encoded
 from transformer_elmo.nn.whole_text import WholeText
+from transformer_elmo.out_of_memory import BatchSplitter
 from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.plugin.large_batches import in_parts
 from transformer_elmo.plugin.patches import note
 from transformer_elmo.plugin.sentences import DatasetSentenceReader
 from transformer_elmo.plugin.vocabulary import word_list
@@ -154,31 +157,18 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         # What is wrong with it is better known before the work than after.
         whole = _whole_text(model, data_loader) if self.bits_per_character else None
         progress = Tqdm.tqdm(data_loader, desc="evaluating")
+        splitter = BatchSplitter()
+        found = partial(self._found, model, data_loader, words, predictions is not None)
         for batch in progress:
-            source = util.move_to_device(batch, self.cuda_device)["source"]
-            token_ids = model.token_ids(source)
-            encoded = model.encode(source)
-            outside = 0 if words.unknown is None else int((token_ids == words.unknown).sum())
-            num_sentences = int(encoded.mask.any(-1).sum())
-            losses = model.losses(encoded, token_ids)
-            totals.add(losses, num_sentences, outside)
-            if listed is not None:
-                rows = predicted(encoded.packing, token_ids, model.is_bidirectional)
-                listed.add(losses, rows)
+            batch = util.move_to_device(batch, self.cuda_device)
+            for _, part in in_parts(splitter, found, batch, model, data_loader, True):
+                totals.add(part.losses, part.num_sentences, part.num_outside)
+                if listed is not None:
+                    listed.add(part.losses, part.rows)
+                if predictions is not None:
+                    predictions.writelines(f"{line}\n".encode() for line in part.lines)
             if totals.num_tokens:
                 progress.set_description(f"loss: {totals.loss:.4f} ||", refresh=False)
-            if predictions is None:
-                continue
-            if type(self.batch_serializer) is SimpleSerializer:
-                for scores in score_encoded(
-                    encoded, model.softmax, token_ids, words, model.is_bidirectional
-                ):
-                    line = json.dumps(scores.to_json(), ensure_ascii=False)
-                    predictions.write(f"{line}\n".encode())
-            else:
-                postprocess = getattr(model, self.postprocessor_fn_name, None)
-                line = self.batch_serializer(batch, model(source), data_loader, postprocess)
-                predictions.write(f"{line}\n".encode())
         if not totals.num_tokens:
             raise ConfigurationError(
                 "There is no word to predict in the data"
@@ -192,6 +182,47 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         if whole is not None:
             metrics.update(whole.metrics(totals))
         return metrics
+
+    def _found(
+        self,
+        model: LanguageModel,
+        data_loader: DataLoader,
+        words: WordList,
+        lines: bool,
+        batch: Any,
+    ) -> "_Found":
+        assert model.softmax is not None
+        source = batch["source"]
+        token_ids = model.token_ids(source)
+        encoded = model.encode(source)
+        outside = 0 if words.unknown is None else int((token_ids == words.unknown).sum())
+        num_sentences = int(encoded.mask.any(-1).sum())
+        losses = model.losses(encoded, token_ids)
+        rows = predicted(encoded.packing, token_ids, model.is_bidirectional)
+        found = _Found(losses, rows, num_sentences, outside, [])
+        if not lines:
+            return found
+        if type(self.batch_serializer) is SimpleSerializer:
+            for scores in score_encoded(
+                encoded, model.softmax, token_ids, words, model.is_bidirectional
+            ):
+                found.lines.append(json.dumps(scores.to_json(), ensure_ascii=False))
+        else:
+            postprocess = getattr(model, self.postprocessor_fn_name, None)
+            found.lines.append(
+                self.batch_serializer(batch, model(source), data_loader, postprocess)
+            )
+        return found
+
+
+class _Found(NamedTuple):
+    """What there is to report of a batch."""
+
+    losses: List[torch.Tensor]
+    rows: List[torch.Tensor]
+    num_sentences: int
+    num_outside: int
+    lines: List[str]
 
 
 def _whole_text(model: LanguageModel, data_loader: DataLoader) -> WholeText:

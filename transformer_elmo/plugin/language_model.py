@@ -401,6 +401,19 @@ class LanguageModel(Model):
         dist.all_reduce(total)
         return total / dist.get_world_size()
 
+    @property
+    def counted(self) -> List[Optional[torch.Tensor]]:
+        """What the metrics have counted since the last reset. May be set to an earlier value."""
+        return [metric.total for metric in self._metrics()]
+
+    @counted.setter
+    def counted(self, totals: List[Optional[torch.Tensor]]) -> None:
+        for metric, total in zip(self._metrics(), totals):
+            metric.total = total
+
+    def _metrics(self) -> List[TokenPerplexity]:
+        return [self._perplexity, *self._direction_perplexities.values()]
+
     @overrides
     def get_metrics(self, reset: bool = False) -> Dict[str, float]:
         """

@@ -25,7 +25,8 @@ class TokenPerplexity(Metric):
 
     def __init__(self) -> None:
         # Totals stay on the device of the losses, so that adding to them never waits for it.
-        self._total: Optional[torch.Tensor] = None
+        self.total: Optional[torch.Tensor] = None
+        """Both sums, shape `(2,)`; another tensor each time that something is added."""
 
     @overrides(check_signature=False)
     def __call__(
@@ -45,11 +46,11 @@ class TokenPerplexity(Metric):
         else:
             count = num_tokens.to(total).reshape(())
         added = torch.stack([total, count])
-        self._total = added if self._total is None else self._total.to(added.device) + added
+        self.total = added if self.total is None else self.total.to(added.device) + added
 
     def loss(self, reset: bool = False) -> Optional[float]:
         """The mean loss of a token, in nats; `None` if there was none."""
-        total = self._total
+        total = self.total
         if reset:
             self.reset()
             if several_processes():
@@ -71,4 +72,4 @@ class TokenPerplexity(Metric):
 
     @overrides
     def reset(self) -> None:
-        self._total = None
+        self.total = None

@@ -16,6 +16,7 @@ from overrides import overrides
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.plugin.bad_steps import BadSteps, too_many
+from transformer_elmo.plugin.large_batches import LargeBatches
 from transformer_elmo.plugin.resumption import ResumeDataCallback
 from transformer_elmo.plugin.stopping import stop, stopper
 
@@ -43,11 +44,15 @@ class RunGuard(TrainerCallback):
 
     serialization_dir : `str`
     bad_steps : `BadSteps`
+    large_batches : `LargeBatches`
     """
 
-    def __init__(self, serialization_dir: str, bad_steps: BadSteps) -> None:
+    def __init__(
+        self, serialization_dir: str, bad_steps: BadSteps, large_batches: LargeBatches
+    ) -> None:
         super().__init__(serialization_dir)
         self.bad_steps = bad_steps
+        self.large_batches = large_batches
         self.is_training = False
         """Whether the trainer's own loop runs."""
         self._state: Dict[str, Any] = {}
@@ -81,6 +86,8 @@ class RunGuard(TrainerCallback):
         batch_grad_norm: Optional[float] = None,
         **kwargs: Any,
     ) -> None:
+        if is_training:
+            self.large_batches.end_step()
         too_many_bad_steps = is_training and self.bad_steps.settle(trainer)
         if too_many_bad_steps:
             # With --recover the run goes on after these batches.

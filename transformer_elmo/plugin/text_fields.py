@@ -21,6 +21,9 @@ FACTS = "host_facts"
 
 _INDEX = "word_index"
 
+# Tensors that have a column for each word, and what comes with them.
+_BY_WORDS = {"tokens", "token_characters", "elmo_tokens", _INDEX, FACTS}
+
 # Beside the modules, so that no archive holds them and no copy of a model shares them.
 _caches: "WeakKeyDictionary[TokenCharactersEncoder, WordVectorCache]" = WeakKeyDictionary()
 
@@ -53,6 +56,49 @@ def text_field_mask(source: TextFieldTensors) -> torch.Tensor:
 
 def _tensors(entry: Mapping[str, Any]) -> Dict[str, torch.Tensor]:
     return {name: value for name, value in entry.items() if name != FACTS}
+
+
+def rows_of(source: TextFieldTensors, rows: range) -> Dict[str, Dict[str, Any]]:
+    """
+    A part of a batch, as if its sentences had been batched by themselves.
+
+    # Parameters
+
+    source : `TextFieldTensors`
+    rows : `range`
+        The sentences of the part, one after the other.
+
+    # Returns
+
+    `TextFieldTensors`
+        Without columns that are padding to all of them, and with the distinct words of these only.
+    """
+    here = slice(rows.start, rows.stop)
+    mask = text_field_mask(source)
+    timesteps = columns = mask.size(1)
+    if all(entry.keys() <= _BY_WORDS for entry in source.values()):
+        present = mask[here].any(0).nonzero()
+        columns = int(present[-1]) + 1 if present.numel() else 0
+    part: Dict[str, Dict[str, Any]] = {}
+    for name, entry in source.items():
+        part[name] = {}
+        tensors: Mapping[str, Any] = entry
+        for key, value in tensors.items():
+            if key == FACTS:
+                part[name][key] = HostFacts(value.lengths[here], value.longest_word)
+            elif _INDEX not in entry or key == _INDEX:
+                shown = value[here]
+                part[name][key] = shown[:, :columns] if columns < timesteps else shown
+        if _INDEX in entry:
+            index = part[name][_INDEX]
+            # The row of padding is there, whether there is padding or not.
+            used, places = torch.unique(
+                torch.cat([index.new_zeros(1), index.flatten()]), return_inverse=True
+            )
+            part[name][_INDEX] = places[1:].view_as(index)
+            for key in entry.keys() - {FACTS, _INDEX}:
+                part[name][key] = entry[key][used]
+    return part
 
 
 def embed_text_field(embedder: TextFieldEmbedder, source: TextFieldTensors) -> torch.Tensor:

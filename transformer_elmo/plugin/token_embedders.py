@@ -1,6 +1,7 @@
 """A trained language model as a token embedder: a learned mixture of its layers for each word."""
 
 import logging
+from functools import partial
 from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -15,9 +16,11 @@ from overrides import overrides
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.layers import Layers, all_layers, layer_number, word_copies
 from transformer_elmo.nn.long_texts import segments
+from transformer_elmo.out_of_memory import BatchSplitter
 from transformer_elmo.plugin.dataset_reader import reader_attribute
 from transformer_elmo.plugin.inner_models import inner_model
 from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.plugin.text_fields import forget_words
 from transformer_elmo.text.batching import cut_into_batches
 
 logger = logging.getLogger(__name__)
@@ -148,6 +151,7 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
             # Says what is wrong with it, if anything is.
             segments(0, max_tokens_per_forward)
         self._max_tokens_per_forward = max_tokens_per_forward
+        self._splitter = BatchSplitter()
 
         contextual_dim = self._lm.output_dim
         # Says what is wrong with them, if anything is.
@@ -239,12 +243,34 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         """Shape `(batch_size, timesteps, get_output_dim())`."""
         # A frozen LM needs no graph. Parameters may have been thawed since, so they are asked.
         tracked = torch.is_grad_enabled() and any(p.requires_grad for p in self._lm.parameters())
-        with torch.set_grad_enabled(tracked):
-            output = self._lm({self._token_name: {"tokens": tokens}})
-        layers = all_layers(output["noncontextual_token_embeddings"], output["lm_embeddings"])
+        if tracked:
+            layers = self._layers(tokens)
+        else:
+            with torch.no_grad():
+                layers = self._layers_or_parts(tokens)
         if self._layer is not None:
             return layers[self._layer]
         return self._scalar_mix(layers)
+
+    def _layers(self, tokens: torch.Tensor) -> List[torch.Tensor]:
+        """All layers. Shapes `(batch_size, timesteps, get_output_dim())`."""
+        output = self._lm({self._token_name: {"tokens": tokens}})
+        return all_layers(output["noncontextual_token_embeddings"], output["lm_embeddings"])
+
+    def _layers_or_parts(self, tokens: torch.Tensor) -> List[torch.Tensor]:
+        """The same, put together from parts where memory runs out for the whole."""
+        key = "the batches of data_loader, or set max_tokens_per_forward"
+        parts = self._splitter.run(
+            lambda rows: self._layers(tokens[rows.start : rows.stop]),
+            range(tokens.size(0)),
+            lambda row: tokens.size(1),
+            f"{key} of the token embedder",
+            "Set max_tokens_per_forward of the token embedder: longer texts go in segments then.",
+            partial(forget_words, self._lm),
+        )
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(layers) for layers in zip(*parts)]
 
     def _embedded_in_parts(self, tokens: torch.Tensor, limit: int) -> torch.Tensor:
         """The same, at most `limit` tokens at a time."""

@@ -20,6 +20,7 @@ from requests.exceptions import RequestException
 from torch.multiprocessing import ProcessRaisedException
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.out_of_memory import is_out_of_memory, said_of
 from transformer_elmo.plugin.compat.archived import no_gpu
 from transformer_elmo.plugin.compat.wrong_values import of_construction, of_device
 from transformer_elmo.plugin.patches import note, wrap
@@ -95,6 +96,8 @@ def _message(error: BaseException) -> Optional[str]:
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename:
         reason = os.strerror(error.errno or 0)
         return f"ConfigurationError: {error.filename} can't be read or written: {reason}."
+    if is_out_of_memory(error):
+        return f"ConfigurationError: {said_of(error)}"
     if of_device(error):
         return f"ConfigurationError: {no_gpu(0)}"
     if isinstance(error, Exception):

@@ -19,10 +19,13 @@ from allennlp.training.gradient_descent_trainer import GradientDescentTrainer
 from allennlp.training.metric_tracker import MetricTracker
 from allennlp.training.trainer import TrainerCheckpoint
 
+from transformer_elmo.errors import first_line
 from transformer_elmo.files import written_whole
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, several_processes
+from transformer_elmo.out_of_memory import is_out_of_memory
 from transformer_elmo.plugin import checkpoints, run_folder
 from transformer_elmo.plugin.bad_steps import MAX_BAD_STEPS, BadSteps
+from transformer_elmo.plugin.large_batches import LargeBatches, failure
 from transformer_elmo.plugin.patches import note, wrap
 from transformer_elmo.plugin.processes import spawn
 from transformer_elmo.plugin.resumption import ResumeDataCallback
@@ -40,8 +43,8 @@ def install() -> None:
     )
     of_trainer: _Wrappers = [
         ("__init__", _init, "max_bad_steps; signals and checks at each step"),
-        ("train", _train, "signals wait for the end of a step"),
-        ("batch_outputs", _batch_outputs, "a loss that isn't finite"),
+        ("train", _train, "signals wait for the end of a step; memory that runs out"),
+        ("batch_outputs", _batch_outputs, "batches too large for the memory; losses not finite"),
         ("rescale_gradients", _rescale_gradients, "a norm that is known isn't computed again"),
         ("clip_gradient", _clip_gradient, "gradients that aren't finite change no weights"),
         ("_validation_loss", _validation_loss, "a signal ends validation"),
@@ -96,7 +99,7 @@ def _clip_grad_norm(
 def _init(stock: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -> None:
     bad_steps = BadSteps(kwargs.pop("max_bad_steps", MAX_BAD_STEPS))
     stock(trainer, *args, **kwargs)
-    trainer._run_guard = RunGuard(trainer._serialization_dir, bad_steps)
+    trainer._run_guard = RunGuard(trainer._serialization_dir, bad_steps, LargeBatches())
     trainer._callbacks.append(trainer._run_guard)
 
 
@@ -109,10 +112,17 @@ def _train(stock: Callable[..., Dict[str, Any]], trainer: Any) -> Dict[str, Any]
                 stack.enter_context(run_folder.shared(Path(trainer._serialization_dir)))
         stack.enter_context(stopper.steps())
         trainer._run_guard.is_training = True
+        problem: Optional[str] = None
         try:
             metrics = stock(trainer)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = first_line(error)
         finally:
             trainer._run_guard.is_training = False
+        if problem is not None:
+            raise failure(trainer, trainer._run_guard.large_batches.latest, problem)
         if stopper.received is not None:
             # It came after the last step, whose checkpoint is written.
             raise RunStopped(stopper.received)
@@ -122,10 +132,15 @@ def _train(stock: Callable[..., Dict[str, Any]], trainer: Any) -> Dict[str, Any]
 def _batch_outputs(
     stock: Callable[..., Dict[str, Any]], trainer: Any, batch: Any, for_training: bool
 ) -> Dict[str, Any]:
-    output = stock(trainer, batch, for_training)
+    guard = trainer._run_guard
     # Others call this, too: the search for a learning rate wants to see a NaN.
-    if for_training and trainer._run_guard.is_training:
-        trainer._run_guard.bad_steps.guard(batch, output)
+    if not guard.is_training:
+        return stock(trainer, batch, for_training)
+    output = guard.large_batches.output(
+        lambda part: stock(trainer, part, for_training), trainer, batch, for_training
+    )
+    if for_training:
+        guard.bad_steps.guard(batch, output)
     return output
 
 
