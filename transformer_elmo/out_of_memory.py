@@ -32,12 +32,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
 
 
-def free_memory() -> None:
+def free_memory(thoroughly: bool = True) -> None:
     """
     Gives back what nobody uses. To be called outside the `except` block: an exception that is being
     handled holds all that the calls below it have made.
+
+    # Parameters
+
+    thoroughly : `bool`, optional (default = `True`)
+        Whether to look for objects that hold each other, too, which takes some tenths of a second.
     """
-    gc.collect()
+    if thoroughly:
+        gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
@@ -123,7 +129,7 @@ class BatchSplitter:
                 if not is_out_of_memory(error):
                     raise
             forget()
-            free_memory()
+            free_memory(is_first)
             longest = max(map(length, part), default=0)
             if len(part) < 2:
                 raise out_of_memory(one_sentence(longest), alone)

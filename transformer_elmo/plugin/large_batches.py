@@ -142,7 +142,7 @@ class LargeBatches:
             if todo is self._step:
                 for parameter in made.trainer.model.parameters():
                     parameter.grad = None
-            free_memory()
+            free_memory(failed is made)
             failed = _first_that_fails(todo)
             todo = self._step
 
