@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import weakref
+from typing import Any, List
 
 import pytest
 import torch
@@ -77,11 +78,11 @@ class Scarce:
         monkeypatch.setattr(name, embed)
 
 
-def loader(path, vocabulary, reader=None, **options):
+def loader(path, vocabulary, **options):
     params = {"type": "language_modeling", "quiet": True, "max_tokens": 120, **options}
     made = DataLoader.from_params(
         Params(params),
-        reader=DatasetReader.from_params(Params(reader or reader_config())),
+        reader=DatasetReader.from_params(Params(reader_config())),
         data_path=str(path),
     )
     made.index_with(vocabulary)
@@ -97,31 +98,32 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture
-def run(text, vocabulary):
+def run(text, vocabulary) -> Any:
     """Trains for an epoch; gives the metrics and the weights."""
 
-    def run(softmax="exact", accumulate=1, options=None, reader=None, **trainer_options):
+    def train(softmax="exact", accumulate=1, options=None):
         torch.manual_seed(1)
         config = model_config(contextualizer=CONTEXTUALIZER, **SOFTMAXES[softmax])
         model = Model.from_params(vocab=vocabulary, params=Params(copy.deepcopy(config)))
         trainer = GradientDescentTrainer(
             model,
             torch.optim.SGD(model.parameters(), lr=0.5),
-            loader(text, vocabulary, reader, **(options or {})),
-            validation_data_loader=loader(text, vocabulary, reader, shuffle=False),
+            loader(text, vocabulary, **(options or {})),
+            validation_data_loader=loader(text, vocabulary, shuffle=False),
             num_epochs=1,
             cuda_device=torch.device("cpu"),
             num_gradient_accumulation_steps=accumulate,
             enable_default_callbacks=False,
             run_confidence_checks=False,
-            **trainer_options,
         )
-        run.trainer = trainer
+        trainers.append(trainer)
         metrics = trainer.train()
         numbers = {k: v for k, v in metrics.items() if "loss" in k or "perplexity" in k}
         return numbers, {name: p.detach().clone() for name, p in model.named_parameters()}
 
-    return run
+    trainers: List[Any] = []
+    train.num_split = lambda: trainers[-1]._run_guard.large_batches.splitter.num_split
+    return train
 
 
 def check_same(found, expected):
@@ -146,7 +148,7 @@ def test_weights_and_metrics_are_those_of_whole_batches(
     expected = run(softmax, accumulate, options)
     scarce = Scarce(monkeypatch, 50, where)
     found = run(softmax, accumulate, options)
-    assert run.trainer._run_guard.large_batches.splitter.num_split > 1
+    assert run.num_split() > 1
     # Halves don't do everywhere.
     assert len({rows for rows, _ in scarce.failed}) > 2
     check_same(found, expected)
@@ -180,7 +182,7 @@ def test_one_failure_late_in_a_step(run, monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "backward", backward)
     check_same(run("exact", 4), expected)
-    assert run.trainer._run_guard.large_batches.splitter.num_split == 1
+    assert run.num_split() == 1
 
 
 def test_warnings(run, monkeypatch, caplog):
@@ -188,7 +190,7 @@ def test_warnings(run, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         run()
     said = [r.getMessage() for r in caplog.records if "Memory ran out" in r.message]
-    num_split = run.trainer._run_guard.large_batches.splitter.num_split
+    num_split = run.num_split()
     assert 0 < len(said) == num_split.bit_length()
     assert "data_loader.max_tokens (now 120)" in said[0]
 
