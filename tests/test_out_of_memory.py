@@ -4,8 +4,6 @@ import gc
 import logging
 import math
 import pickle
-import subprocess
-import sys
 import weakref
 
 import numpy as np
@@ -40,7 +38,8 @@ class Scarce:
             if encoded.mask.numel() > self.limit:
                 self.failed.append(tuple(encoded.mask.shape))
                 self.leftovers.append(weakref.ref(encoded.layers[-1]))
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+                # More than there is.
+                torch.empty(2**60, dtype=torch.uint8)
             return encoded
 
         monkeypatch.setattr(model, "encode", encode)
@@ -212,34 +211,3 @@ def test_commands_end_with_one_message(lm_archive, tmp_path, monkeypatch, capsys
     assert main(["score", str(lm_archive), str(tmp_path / "text")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("transformer-elmo score: Memory ran out (CUDA out of memory.")
-
-
-LITTLE_MEMORY = """
-import resource, sys
-import torch
-from transformer_elmo import TransformerElmo
-
-torch.set_num_threads(1)
-elmo = TransformerElmo.open(sys.argv[1], device="cpu", max_tokens=10**6)
-sentences = ["the cat sat on the mat and a dog ran " * 10] * 100
-expected = elmo.embed(sentences[:1])[0]
-with open("/proc/self/statm") as file:
-    used = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, resource.RLIM_INFINITY))
-found = elmo.embed(sentences)
-assert elmo._splitter.num_split == 1
-assert len(found) == 100 and all(abs(v - expected).max() < 1e-5 for v in found)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory")
-def test_a_process_with_little_memory(elmo, tmp_path):
-    elmo.save(tmp_path / "folder")
-    done = subprocess.run(
-        [sys.executable, "-c", LITTLE_MEMORY, str(tmp_path / "folder")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Memory ran out for a batch of 100 sentences x 92 tokens" in done.stderr

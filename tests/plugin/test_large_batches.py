@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import weakref
-from typing import Any, List
+from typing import Any, Dict
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ NO_MEMORY = "CUDA out of memory. Tried to allocate 9 GiB."
 
 # Without dropout, so that the same batch has the same gradients.
 CONTEXTUALIZER = {**model_config()["contextualizer"], "dropout": 0.0, "input_dropout": 0.0}
-SOFTMAXES = {
+SOFTMAXES: Dict[str, Dict[str, Any]] = {
     "exact": {"num_samples": None, "sparse_embeddings": False},
     "sampled": {"num_samples": 8, "sparse_embeddings": False},
     "sparse": {"num_samples": 8, "sparse_embeddings": True},
@@ -98,32 +98,39 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture
-def run(text, vocabulary) -> Any:
+def run(text, vocabulary):
+    return Run(text, vocabulary)
+
+
+class Run:
     """Trains for an epoch; gives the metrics and the weights."""
 
-    def train(softmax="exact", accumulate=1, options=None):
+    def __init__(self, text, vocabulary):
+        self.text, self.vocabulary = text, vocabulary
+        self.trainer: Any = None
+
+    def num_split(self):
+        return self.trainer._run_guard.large_batches.splitter.num_split
+
+    def __call__(self, softmax="exact", accumulate=1, options=None):
         torch.manual_seed(1)
-        config = model_config(contextualizer=CONTEXTUALIZER, **SOFTMAXES[softmax])
-        model = Model.from_params(vocab=vocabulary, params=Params(copy.deepcopy(config)))
+        config = model_config(**SOFTMAXES[softmax], contextualizer=CONTEXTUALIZER)
+        model = Model.from_params(vocab=self.vocabulary, params=Params(copy.deepcopy(config)))
         trainer = GradientDescentTrainer(
             model,
             torch.optim.SGD(model.parameters(), lr=0.5),
-            loader(text, vocabulary, **(options or {})),
-            validation_data_loader=loader(text, vocabulary, shuffle=False),
+            loader(self.text, self.vocabulary, **(options or {})),
+            validation_data_loader=loader(self.text, self.vocabulary, shuffle=False),
             num_epochs=1,
             cuda_device=torch.device("cpu"),
             num_gradient_accumulation_steps=accumulate,
             enable_default_callbacks=False,
             run_confidence_checks=False,
         )
-        trainers.append(trainer)
+        self.trainer = trainer
         metrics = trainer.train()
         numbers = {k: v for k, v in metrics.items() if "loss" in k or "perplexity" in k}
         return numbers, {name: p.detach().clone() for name, p in model.named_parameters()}
-
-    trainers: List[Any] = []
-    train.num_split = lambda: trainers[-1]._run_guard.large_batches.splitter.num_split
-    return train
 
 
 def check_same(found, expected):
