@@ -41,7 +41,8 @@ def test_commands_without_it(lm_archive, tmp_path):
         """
 archive, text, folder, vectors = sys.argv[1:]
 for command in (["export", archive, folder], ["score", folder, text], ["score", archive, text],
-                ["embed", archive, text, vectors, "--top"], ["report", archive, "--output", vectors + ".html"]):
+                ["embed", archive, text, vectors, "--top"],
+                ["report", archive, "--output", vectors + ".html"]):
     assert main(command) == 0, command
     assert not imported(), command
 assert main(["score", archive + ".no", text]) == 1 and not imported()
