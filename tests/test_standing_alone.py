@@ -5,6 +5,7 @@ folder is another one.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from allennlp.commands.train import train_model
 from allennlp.common import Params
 from allennlp.data import Token
 from allennlp.models.archival import load_archive
+from allennlp.predictors import Predictor
 
 from tests.small_lm import (
     DIM,
@@ -232,6 +234,53 @@ def test_a_language_model_trained_further(work, language_model, alone, capsys, m
     shutil.copy(archive, "lm.tar.gz")
     train_model(Params(fine_tuning_config("lm.tar.gz")), "third")
     train_model(Params(tagger_config("third/model.tar.gz")), "tagger")
+
+
+def test_an_archive_of_allennlp_s_own_that_names_its_base(work, language_model, capsys):
+    """Such an archive has the run's own config, and opens where the base is."""
+    config = fine_tuning_config(language_model)
+    model = train_model(Params(config), "out")
+    with tarfile.open("stock.tar.gz", "w:gz") as tar:
+        for name, member in (
+            ("config.json", None),
+            ("vocabulary", None),
+            ("best.th", "weights.th"),
+        ):
+            tar.add(f"out/{name}", member or name)
+
+    def check(overrides):
+        opened = load_archive("stock.tar.gz", overrides=overrides)
+        for (name, one), other in zip(
+            model.state_dict().items(), opened.model.state_dict().values(), strict=True
+        ):
+            assert torch.equal(one, other), name
+        predictor = Predictor.from_archive(opened)
+        assert predictor.predict_json(predictor.load_line("the cat"))["tokens"][1:3] == [
+            "the",
+            "cat",
+        ]
+        elmo = TransformerElmo.open("stock.tar.gz", overrides=overrides or None)
+        metrics = evaluate_from_archive("stock.tar.gz", "text.txt", cmd_overrides=overrides)
+        assert metrics["perplexity"] == pytest.approx(elmo.perplexity("text.txt"), rel=1e-5)
+
+    check("")
+    assert main(["score", "stock.tar.gz", "text.txt", "--output-file", "scores"]) == 0
+    shutil.move(str(language_model), "moved.tar.gz")
+    expected = (
+        r"stock\.tar\.gz names lm/model\.tar\.gz, which its training began with and which isn't "
+        r"there.*-o '\{\"model\.archive_file\": "
+    )
+    for opened in (load_archive, TransformerElmo.open):
+        with pytest.raises(ConfigurationError, match=expected):
+            opened("stock.tar.gz")
+    with pytest.raises(ConfigurationError, match=expected):
+        evaluate_from_archive("stock.tar.gz", "text.txt")
+    for command in (["score", "text.txt"], ["export", "folder"], ["embed", "text.txt", "a.npy"]):
+        options = ["--top"] if command[0] == "embed" else []
+        assert main([command[0], "stock.tar.gz", *command[1:], *options]) == 1
+        assert re.search(expected, capsys.readouterr().err)
+    assert not {"folder", "a.npy", "a.npy.partial"} & set(os.listdir())
+    check(json.dumps({"model.archive_file": "moved.tar.gz"}))
 
 
 def test_what_was_written_before_archives_stood_alone(work, language_model, alone):

@@ -132,6 +132,28 @@ def base_of(experiment: Mapping[str, Any]) -> Optional[str]:
     return None
 
 
+def check_base_exists(path: str, needed_by: str) -> None:
+    """
+    # Parameters
+
+    path : `str`
+        The archive, or the folder of a run, that training began with.
+    needed_by : `str`
+        The archive whose config names it, for messages.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is nothing at the path.
+    """
+    if "://" not in path and not os.path.exists(path):
+        raise ConfigurationError(
+            f"{needed_by} names {path}, which its training began with and which isn't there any "
+            "more. Put it back, or say where it is now: -o "
+            '\'{"model.archive_file": "..."}\'.'
+        )
+
+
 @contextmanager
 def small_parts(path: str, needed_by: str) -> Iterator[Path]:
     """
@@ -151,11 +173,7 @@ def small_parts(path: str, needed_by: str) -> Iterator[Path]:
         If there is nothing of that kind.
     """
     local = fetch(path) if "://" in path else Path(path)
-    if not local.exists():
-        raise ConfigurationError(
-            f"{needed_by} names {path}, which its training began with and which isn't there any "
-            'more. Say where it is now: -o \'{"model.archive_file": "..."}\'.'
-        )
+    check_base_exists(str(local), needed_by)
     if local.is_dir() and not is_model_folder(local):
         yield local
         return
@@ -313,7 +331,8 @@ def _open_inner(folder: Path, experiment: Dict[str, Any], shown: str) -> Opened:
     if guessed is None or not isinstance(guessed.words, CharactersConfig):
         raise ConfigurationError(
             f"{shown} needs the language model that its config calls {embedder.archive_file}, "
-            "which isn't there any more, for the words that it knows. Say where it is now: -o "
+            "which isn't there any more, for the words that it knows. Put it back, or say where it "
+            "is now: -o "
             f'\'{{"{embedder.path}.archive_file": "..."}}\'.'
         )
     logger.warning(

@@ -79,6 +79,9 @@ def _load_model(
     if archived_models.adapted_from(config.as_dict(quiet=True)) is not None:
         # The folder of a run: what it began with isn't asked any more.
         config = Params(archived_models.with_own_sections(config.as_dict(quiet=True), folder))
+    base = archived_models.base_of(config.as_dict(quiet=True))
+    if base is not None:
+        archived_models.check_base_exists(base, source)
     section = config.as_dict(quiet=True).get("model")
     if is_language_model({"model": section}) and os.path.isfile(weights_path):
         shapes = archived_models.read_shapes(Path(weights_path), _shown(weights_path))

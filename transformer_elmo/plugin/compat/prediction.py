@@ -3,17 +3,19 @@
 import json
 import sys
 from contextvars import ContextVar
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Type
 
 import torch
 from allennlp.commands import predict
 from allennlp.common import util as common_util
 from allennlp.common.util import JsonDict
 from allennlp.data.tokenizers import sentence_splitter, spacy_tokenizer
+from allennlp.models.archival import Archive
 from allennlp.models.basic_classifier import BasicClassifier
 from allennlp.nn import util as nn_util
 from allennlp.predictors import Predictor
 
+from transformer_elmo.archived_models import base_of
 from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.tokenizers import NoSpacyModelError
 
@@ -32,6 +34,12 @@ def install() -> None:
         "_maybe_print_to_console_and_file",
         _print_readably,
         "the input beside a prediction is UTF-8, too",
+    )
+    wrap(
+        Predictor,
+        "from_archive",
+        _from_archive,
+        "a model that began as another archive's has a predictor, too",
     )
     for module in (common_util, spacy_tokenizer, sentence_splitter):
         wrap(
@@ -52,6 +60,20 @@ def install() -> None:
         _token_ids,
         "a classifier whose words have characters and no ids",
     )
+
+
+def _from_archive(
+    stock: Callable[..., Predictor],
+    cls: Type[Predictor],
+    archive: Archive,
+    predictor_name: Optional[str] = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Predictor:
+    if not predictor_name and base_of(archive.config.as_dict(quiet=True)) is not None:
+        # Its config doesn't say what it is.
+        predictor_name = archive.model.default_predictor
+    return stock(cls, archive, predictor_name, *args, **kwargs)
 
 
 def _dump_line(stock: Callable[..., str], self: Predictor, outputs: JsonDict) -> str:
