@@ -48,6 +48,26 @@ class TestWeights:
             nn_util.read_state_dict(tmp_path / "weights.th")
 
 
+@pytest.mark.parametrize(
+    "file, change, said",
+    [
+        ("config.json", ('"filters": [[1, 8]', '"filters": [[2, 8]'), r"char_conv_0.*\(8, 8, 1\)"),
+        ("config.json", ('"num_layers": 2', '"num_layers": 1'), r"layers\.1\..* is unknown to it"),
+        ("config.json", ('"num_layers": 2', '"num_layers": 3'), r"layers\.2\..* is missing; and"),
+        ("vocabulary/non_padded_namespaces.txt", ("*labels", "tokens"), r"softmax_\w has shape"),
+    ],
+)
+def test_weights_of_another_model_are_told_in_one_line(lm_archive, tmp_path, file, change, said):
+    with tarfile.open(lm_archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    content = (tmp_path / file).read_text()
+    assert change[0] in content
+    (tmp_path / file).write_text(content.replace(*change))
+    with pytest.raises(ConfigurationError, match=said) as raised:
+        load_archive(str(tmp_path))
+    assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
+
+
 class Hostile:
     was_run = False
 

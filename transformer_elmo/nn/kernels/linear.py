@@ -6,6 +6,7 @@ is some 10 % slower than the oneDNN that comes with PyTorch as well, and whose l
 `torch.compile` uses. In bfloat16 PyTorch asks oneDNN anyway.
 """
 
+import os
 from typing import Any, Optional, Tuple
 
 import torch
@@ -13,6 +14,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from transformer_elmo.nn.kernels.ways import taken
+
+# oneDNN compiles a product for each shape, and both it and PyTorch's layer above it keep the last
+# 1,024, a quarter of a megabyte each. Batches of a text have ever new shapes: memory would grow for
+# tens of thousands of lines. One batch needs some tens. Both read this at their first product.
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "128")
 
 
 def _by_onednn(rows: torch.Tensor) -> bool:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 
 import torch
 from allennlp.commands import train
@@ -87,7 +89,44 @@ def _load_model(
         shapes = archived_models.read_shapes(Path(weights_path), _shown(weights_path))
         check_sizes(section, shapes, source)
         _check_words(folder / "vocabulary", archived_models.softmax_rows(shapes), source)
-    return stock(config, weights_path, serialization_dir, cuda_device)
+    with _weights_that_fit(source):
+        return stock(config, weights_path, serialization_dir, cuda_device)
+
+
+_OTHER_SIZE = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) "
+    r"from checkpoint, the shape in current model is torch\.Size\(\[(.*?)\]\)"
+)
+# As AllenNLP says it, and as torch does.
+_OTHER_NAMES = re.compile(r"^\s*(Missing|Unexpected) key(?:s|\(s\) in state_dict): (.*)$", re.M)
+
+
+@contextmanager
+def _weights_that_fit(source: str) -> Iterator[None]:
+    """
+    # Raises
+
+    `ConfigurationError`
+        In place of what torch and AllenNLP raise in the block for weights of another model, which
+        is a line for each of them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        problems = [
+            f"{name} has shape ({found}), where ({expected}) is expected"
+            for name, found, expected in _OTHER_SIZE.findall(str(error))
+        ]
+        for kind, names in _OTHER_NAMES.findall(str(error)):
+            what = "is missing" if kind == "Missing" else "is unknown to it"
+            problems += [f"{name} {what}" for name in re.findall(r"""['"]([^'"]+)['"]""", names)]
+        if not problems:
+            raise
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ConfigurationError(
+            f"{source}: the weights are not of the model that its config and vocabulary describe: "
+            f"{'; '.join(problems[:3])}{more}. Restore the config.json and the vocabulary of its training."
+        ) from None
 
 
 def _check_words(folder: Path, rows: Optional[int], source: str) -> None:
@@ -116,7 +155,7 @@ def _model_of_folder(config: Params, folder: Path, cuda_device: int) -> Model:
     shapes = archived_models.shapes_of(weights)
     check_sizes(config.as_dict(quiet=True).get("model"), shapes, str(folder))
     vocab: Vocabulary = vocabulary_of(words)
-    with softmaxes("to be loaded" if has_softmax else "left out"):
+    with softmaxes("to be loaded" if has_softmax else "left out"), _weights_that_fit(str(folder)):
         model = Model.from_params(vocab=vocab, params=config["model"])
         model.load_state_dict({"_last_average_loss": torch.zeros(1), **weights})
     return model.cuda(cuda_device) if cuda_device >= 0 else model
