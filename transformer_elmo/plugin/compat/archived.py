@@ -125,7 +125,8 @@ def _weights_that_fit(source: str) -> Iterator[None]:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigurationError(
             f"{source}: the weights are not of the model that its config and vocabulary describe: "
-            f"{'; '.join(problems[:3])}{more}. Restore the config.json and the vocabulary of its training."
+            f"{'; '.join(problems[:3])}{more}. Restore the config.json and the vocabulary "
+            "of its training."
         ) from None
 
 
