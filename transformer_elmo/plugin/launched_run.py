@@ -349,7 +349,8 @@ class LaunchedRun:
         except Exception:
             is_mine = self.launch.is_first_of_node
         if not is_mine:
-            logger.error("%s", message)
+            if self._logs_to_file_only:
+                logger.error("%s", message)
             # If the launcher ends all when one has ended, the first one to fail ends first.
             time.sleep(SECONDS_TO_END)
             raise SystemExit(1) from None
