@@ -135,7 +135,7 @@ def _at_steps(rank: int, at_step: Dict[int, Any]) -> None:
             os.kill(os.getpid(), number)
         return stock(model, *args, **kwargs)
 
-    Model.__call__ = call
+    Model.__call__ = call  # type: ignore[method-assign]
 
 
 def _fork_workers() -> None:
@@ -144,4 +144,4 @@ def _fork_workers() -> None:
     def forked(function: Any, start_method: str, **options: Any) -> Any:
         return stock(function, start_method="fork", **options)
 
-    multiprocessing.start_processes = forked
+    multiprocessing.start_processes = forked  # type: ignore[assignment]

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from tests.plugin.launched import ended, free_port, of_srun, of_torchrun, start, write_config
+from tests.small_lm import model_config
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.launched_run import distributed_section
 from transformer_elmo.plugin.launchers import Launch
@@ -47,8 +49,10 @@ def own(config):
 class TestRuns:
     def test_torchrun(self, config, own, tmp_path):
         subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-            + ["-m", "allennlp", "train", str(config), "-s", str(tmp_path / "out")],
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc-per-node=2", "-m", "allennlp", "train", config, "-s", tmp_path / "out"),
+            ],
             check=True,
             capture_output=True,
         )
@@ -59,7 +63,7 @@ class TestRuns:
 
     def test_srun_on_two_machines_that_share_a_folder(self, config, own, tmp_path):
         folder = tmp_path / "out"
-        told = {rank: (4, signal.SIGTERM) for rank in range(2)}
+        told = dict.fromkeys(range(2), (4, signal.SIGTERM))
         processes = start(srun(2), config, folder, at_step=told)
         assert ended(processes) == [143, 143]
         assert "--recover, started by srun as before" in folder.with_suffix(".said").read_text()
@@ -73,8 +77,6 @@ class TestRuns:
         assert ended(start(torchrun(2), config, folder, at_step=killed)) == [1, -9]
         said = folder.with_suffix(".said").read_text()
         assert "ProcessLostError: Process 1 of 2 (on" in said
-        # It has nothing that keeps the next one from going on.
-        assert ended(start(torchrun(2), config, folder, recover=True)) == [0, 0]
 
     def test_one_is_stopped(self, config, tmp_path):
         folder = tmp_path / "out"
@@ -96,6 +98,33 @@ class TestRuns:
         assert not folder.exists()
 
 
+@pytest.mark.slow
+def test_another_number_of_processes(tmp_path):
+    model = model_config(num_samples=None, sparse_embeddings=False)
+    model["contextualizer"].update(dropout=0.0, input_dropout=0.0)
+    config = write_config(tmp_path, model=model)
+    begun = tmp_path / "2"
+    told = dict.fromkeys(range(2), (4, signal.SIGTERM))
+    assert ended(start(torchrun(2), config, begun, at_step=told)) == [143, 143]
+    accumulating = json.dumps({"trainer.num_gradient_accumulation_steps": 2})
+    found = {}
+    for environments, overrides in (([{}], accumulating), (torchrun(4), ""), (torchrun(2), "")):
+        folder = tmp_path / f"on {len(environments)}"
+        shutil.copytree(begun, folder)
+        processes = start(environments, config, folder, recover=True, overrides=overrides)
+        assert ended(processes) == [0] * len(environments)
+        metrics = json.loads((folder / "metrics_epoch_1.json").read_text())
+        found[len(environments)] = [
+            metrics[name] for name in ("training_loss", "validation_perplexity")
+        ]
+    for number in (1, 4):
+        assert found[number] == pytest.approx(found[2], rel=1e-5)
+    # Too few batches a step.
+    assert ended(start([{}], config, begun, recover=True)) == [1]
+    said = begun.with_suffix(".said").read_text()
+    assert "Set trainer.num_gradient_accumulation_steps to 2." in said
+
+
 LAUNCH = Launch("torchrun", 0, 4, 0, 2, 0, 2, "127.0.0.1", 1)
 
 
@@ -113,7 +142,7 @@ class TestSection:
 
     def test_too_few_gpus(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        with pytest.raises(ConfigurationError, match="started 2 processes .* there are 1 GPUs"):
+        with pytest.raises(ConfigurationError, match=r"started 2 processes .* there are 1 GPUs"):
             distributed_section(None, LAUNCH, on_cpu=False)
 
     def test_the_configs_own(self):

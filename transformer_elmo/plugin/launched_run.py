@@ -42,7 +42,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 _ADDRESS, _PORT = 5, 6
 
 TrainModel = Callable[..., Any]
-Worker = Callable[..., None]
+Worker = Callable[..., Any]
 
 current: Optional["LaunchedRun"] = None
 """The run that this process is training in, if a launcher has started it."""

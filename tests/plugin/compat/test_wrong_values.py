@@ -7,7 +7,7 @@ from allennlp.commands.train import TrainModel
 from allennlp.common import Params
 
 from tests.small_lm import WORDS, experiment_config
-from transformer_elmo.plugin.compat.shown_errors import _message
+from transformer_elmo.plugin.compat.shown_errors import message_of
 
 EMBEDDER = "model.text_field_embedder.token_embedders.token_characters"
 
@@ -35,7 +35,7 @@ def shown(tmp_path):
             TrainModel.from_params(
                 params=Params(config), serialization_dir=str(tmp_path / "run"), local_rank=0
             )
-        return _message(error.value)
+        return message_of(error.value)
 
     return show
 

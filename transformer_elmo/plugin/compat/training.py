@@ -26,6 +26,8 @@ from transformer_elmo.out_of_memory import is_out_of_memory
 from transformer_elmo.plugin import checkpoints, launched_run, run_folder
 from transformer_elmo.plugin.bad_steps import MAX_BAD_STEPS, BadSteps
 from transformer_elmo.plugin.compat.shown_errors import message_of
+from transformer_elmo.plugin.data_loader import WeightedBatch
+from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.large_batches import LargeBatches, failure
 from transformer_elmo.plugin.patches import note, wrap
 from transformer_elmo.plugin.processes import spawn
@@ -147,6 +149,8 @@ def _batch_outputs(
         lambda part: stock(trainer, part, for_training), trainer, batch, for_training
     )
     if for_training:
+        if isinstance(batch, WeightedBatch) and isinstance(trainer.model, LanguageModel):
+            output["loss"] = output["loss"] * batch.weight
         guard.bad_steps.guard(batch, output)
     return output
 
