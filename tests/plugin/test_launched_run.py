@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Dict, List
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.launched_run import distributed_section
 from transformer_elmo.plugin.launchers import Launch
 
+ALONE: List[Dict[str, str]] = [{}]
 TWO = {"cuda_devices": [-1, -1]}
 
 
@@ -41,7 +43,7 @@ def own(config):
     """What AllenNLP's own way gives."""
     folder = config.parent / "own"
     section = json.dumps({"distributed": TWO})
-    assert ended(start([{}], config, folder, overrides=section)) == [0]
+    assert ended(start(ALONE, config, folder, overrides=section)) == [0]
     return folder
 
 
@@ -108,7 +110,7 @@ def test_another_number_of_processes(tmp_path):
     assert ended(start(torchrun(2), config, begun, at_step=told)) == [143, 143]
     accumulating = json.dumps({"trainer.num_gradient_accumulation_steps": 2})
     found = {}
-    for environments, overrides in (([{}], accumulating), (torchrun(4), ""), (torchrun(2), "")):
+    for environments, overrides in ((ALONE, accumulating), (torchrun(4), ""), (torchrun(2), "")):
         folder = tmp_path / f"on {len(environments)}"
         shutil.copytree(begun, folder)
         processes = start(environments, config, folder, recover=True, overrides=overrides)
@@ -120,7 +122,7 @@ def test_another_number_of_processes(tmp_path):
     for number in (1, 4):
         assert found[number] == pytest.approx(found[2], rel=1e-5)
     # Too few batches a step.
-    assert ended(start([{}], config, begun, recover=True)) == [1]
+    assert ended(start(ALONE, config, begun, recover=True)) == [1]
     said = begun.with_suffix(".said").read_text()
     assert "Set trainer.num_gradient_accumulation_steps to 2." in said
 

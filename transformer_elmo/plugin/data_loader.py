@@ -67,7 +67,10 @@ class LanguageModelingDataLoader(DataLoader):
 
     Under `torch.distributed`, the same sequence of batches is dealt out to the processes: process
     `r` of `W` takes the batches `r`, `r + W`, ... Every process takes the same number of steps, and
-    no sentence is lost: where the last round is short of batches, the largest ones are split.
+    no sentence is lost: where the last round is short of batches, the largest ones are split. So a
+    step takes as many batches as there are processes, times the trainer's
+    `num_gradient_accumulation_steps`. A run that goes on with another number of processes keeps
+    that: they accumulate more batches each, or divide them.
 
     Registered as a `DataLoader` with name "language_modeling".
 
