@@ -114,6 +114,19 @@ def test_more_batches_are_uncut_and_in_order(tmp_path, monkeypatch):
         assert [words for ((words, _),) in step] == [words for words, _ in before[0]]
 
 
+def test_between_two_rounds_that_share_their_sentences(tmp_path, monkeypatch):
+    # 9 batches for 4 processes, the last of one sentence.
+    path = tmp_path / "text"
+    path.write_text("".join(f"the n{i}\n" for i in range(17)))
+    options = {"max_tokens": 100, "batch_size": 2}
+    whole, states = train(monkeypatch, path, options, 4, 1)
+    assert len(whole[0]) == 3
+    done, state = states[2]
+    assert done == (0, 2) and state["position"]["num_skipped"] == 1
+    again, _ = train(monkeypatch, path, options, 1, 4, Step(4, 1), state, done)
+    assert [sentences(step) for step in again[0]] == [sentences(whole[0][2])]
+
+
 class TestGuard:
     @pytest.fixture
     def trainer(self):

@@ -491,9 +491,7 @@ class LanguageModelingDataLoader(DataLoader):
         assert self._step is not None
         rank, world_size = _place_among_processes()
         for rounds, following, next_pass in self._steps(position, num_rounds):
-            shared = divide(
-                rounds, world_size, self._accumulation, len(rounds) < self._step.accumulation
-            )
+            shared = divide(rounds, world_size, self._accumulation)
             weights = weights_of_pieces(rounds, shared, self._num_predicted)
             for pieces, of_pieces in zip(shared, weights):
                 yield self._tensors(pieces[rank].batch), of_pieces[rank], following, next_pass

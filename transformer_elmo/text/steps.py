@@ -55,7 +55,7 @@ class Piece:
 
 
 def divide(
-    rounds: Sequence[Sequence[Batch]], num_processes: int, most_rounds: int, is_last: bool
+    rounds: Sequence[Sequence[Batch]], num_processes: int, num_rounds: int
 ) -> List[List[Piece]]:
     """
     Divides the batches of a step among another number of processes. Where there are fewer batches
@@ -67,10 +67,8 @@ def divide(
     rounds : `Sequence[Sequence[Batch]]`
         The step as the run was begun.
     num_processes : `int`
-    most_rounds : `int`
-        The rounds that a whole step has now.
-    is_last : `bool`
-        Whether this step has fewer rounds than others, at the end of an epoch.
+    num_rounds : `int`
+        The rounds that a step has now.
 
     # Returns
 
@@ -78,7 +76,6 @@ def divide(
         The rounds now, each with a piece for each process. Pieces come in the order of the batches.
     """
     pieces = [Piece(batch, n) for n, batches in enumerate(rounds) for batch in batches]
-    num_rounds = -(-len(pieces) // num_processes) if is_last else most_rounds
     needed = num_processes * num_rounds
     while len(pieces) < needed:
         divisible = [i for i, piece in enumerate(pieces) if len(piece.batch) > 1]
