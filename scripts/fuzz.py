@@ -434,9 +434,9 @@ def shown(error: BaseException) -> Optional[str]:
     """What a command shows of an error, or `None` if that is a traceback."""
     if isinstance(error, ConfigurationError):
         return str(error)
-    from transformer_elmo.plugin.compat.shown_errors import _message
+    from transformer_elmo.plugin.compat.shown_errors import message_of
 
-    return _message(error)
+    return message_of(error)
 
 
 def try_case(kind: str, seed: int, made: Made, space: Path) -> str:

@@ -7,7 +7,7 @@ from allennlp.commands import evaluate, main, predict
 
 from transformer_elmo import cli
 from transformer_elmo.elmo import TransformerElmo
-from transformer_elmo.plugin.compat.shown_errors import _message
+from transformer_elmo.plugin.compat.shown_errors import message_of
 
 # Nobody, root included, can make a file or a folder in the first.
 TARGETS = ["/proc/{}", "a-file/{}", "no-folder/{}"]
@@ -27,7 +27,7 @@ def run(tmp_path, monkeypatch):
             main()
         if isinstance(error.value, SystemExit):
             return str(error.value.code)
-        return _message(error.value)
+        return message_of(error.value)
 
     return run
 

@@ -9,7 +9,8 @@ import time
 from collections import deque
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple
+from itertools import chain
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,13 +27,16 @@ from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
 from transformer_elmo.plugin.encoders import Encoder, InstancesEncoder, TableEncoder
 from transformer_elmo.plugin.indexers import fits_a_table
-from transformer_elmo.text.batching import deal
+from transformer_elmo.text.batching import deal, deal_rounds
 from transformer_elmo.text.chunks import Chunk, TextChunk
 from transformer_elmo.text.corpus import DataPath, find_shards, has_sentences
 from transformer_elmo.text.prefetch import prefetch
 from transformer_elmo.text.schedule import PlannedBatch, Position, Report, Schedule
 from transformer_elmo.text.shards import Shards
+from transformer_elmo.text.steps import Step, divide, weights_of_pieces
 from transformer_elmo.text.vocabulary import NAMESPACE
+
+T = TypeVar("T")
 
 # Batches made ahead of the one in use. A few are enough to hide the time that one takes, and they
 # are the largest thing that the loader keeps: 400 bytes a token.
@@ -63,7 +67,10 @@ class LanguageModelingDataLoader(DataLoader):
 
     Under `torch.distributed`, the same sequence of batches is dealt out to the processes: process
     `r` of `W` takes the batches `r`, `r + W`, ... Every process takes the same number of steps, and
-    no sentence is lost: where the last round is short of batches, the largest ones are split.
+    no sentence is lost: where the last round is short of batches, the largest ones are split. So a
+    step takes as many batches as there are processes, times the trainer's
+    `num_gradient_accumulation_steps`. A run that goes on with another number of processes keeps
+    that: they accumulate more batches each, or divide them.
 
     Registered as a `DataLoader` with name "language_modeling".
 
@@ -194,6 +201,10 @@ class LanguageModelingDataLoader(DataLoader):
         # With `batches_per_epoch`, a pass goes on from one epoch to the next.
         self._current_pass: Optional[Iterator[TensorDict]] = None
         self._resumption: Optional[_Resumption] = None
+        # Of a run that was begun with another number of processes: its steps, and the batches of
+        # each process that make one now.
+        self._step: Optional[Step] = None
+        self._accumulation = 1
 
     def keep_long_sentences(self) -> None:
         """
@@ -254,6 +265,11 @@ class LanguageModelingDataLoader(DataLoader):
         `TypeError`
             Where it isn't known, as AllenNLP wants it.
         """
+        if self._step is not None:
+            if self._step.batches_per_epoch is None:
+                raise TypeError("The number of batches is not known on these processes.")
+            num_steps = -(-self._step.batches_per_epoch // self._step.accumulation)
+            return num_steps * self._accumulation
         if self.batches_per_epoch is not None:
             return self.batches_per_epoch
         if (
@@ -290,11 +306,16 @@ class LanguageModelingDataLoader(DataLoader):
             on_resumed = self._resumption.on_resumed
             self._resumption = None
             on_resumed()
+        if self._step is not None:
+            num_replayed = num_replayed // self._accumulation * self._step.accumulation
+            if self._step.batches_per_epoch is not None:
+                yield from self._iterate_steps(self._step.batches_per_epoch - num_replayed)
+                return
         if self.batches_per_epoch is None:
             # An epoch is a pass: at its end, the epoch is over, too.
             if goes_on or not num_replayed:
                 self._position = self._position if goes_on else None
-                yield from self._iterate_pass()
+                yield from self._iterate_pass() if self._step is None else self._iterate_steps()
             return
         for _ in range(self.batches_per_epoch - num_replayed):
             batch = None if self._current_pass is None else next(self._current_pass, None)
@@ -346,6 +367,20 @@ class LanguageModelingDataLoader(DataLoader):
         self._position = None if position is None else Position.from_json(position)
         self._current_pass = None
         self._resumption = _Resumption(num_epochs, num_batches, on_resumed)
+
+    def share_steps(self, begun: Step, accumulation: int) -> None:
+        """
+        From now on, steps have the sentences that those of a run on another number of processes
+        have, in the same order; see :mod:`~transformer_elmo.text.steps`.
+
+        # Parameters
+
+        begun : `Step`
+            How the run was begun.
+        accumulation : `int`
+            The batches of each process that make a step now.
+        """
+        self._step, self._accumulation = begun, accumulation
 
     def check_same_data(self, state: Dict[str, Any]) -> None:
         """
@@ -409,7 +444,24 @@ class LanguageModelingDataLoader(DataLoader):
     def _iterate_pass(self) -> Iterator[TensorDict]:
         position = self._position or Position(self._next_pass)
         self._next_pass = position.pass_number + 1
-        batches = prefetch(lambda: self._make_batches(position), PREFETCHED_BATCHES, "batches")
+        for batch, following in self._prefetched(lambda: self._make_batches(position)):
+            self._position = following
+            yield self._on_device(batch)
+
+    def _iterate_steps(self, num_rounds: Optional[int] = None) -> Iterator[TensorDict]:
+        """
+        # Parameters
+
+        num_rounds : `int`, optional
+            Of the run as it was begun. By default, those up to the end of the pass.
+        """
+        position = self._position or Position(self._next_pass)
+        for made in self._prefetched(lambda: self._make_steps(position, num_rounds)):
+            batch, weight, self._position, self._next_pass = made
+            yield WeightedBatch(self._on_device(batch), weight)
+
+    def _prefetched(self, make: Callable[[], Iterator[T]]) -> Iterator[T]:
+        batches = prefetch(make, PREFETCHED_BATCHES, "batches")
         try:
             while True:
                 begin = time.perf_counter()
@@ -417,39 +469,91 @@ class LanguageModelingDataLoader(DataLoader):
                 self.seconds_waited += time.perf_counter() - begin
                 if item is None:
                     return
-                batch, self._position = item
-                if self._device is not None and self._device.type != "cpu":
-                    batch = _map_tensors(
-                        lambda tensor: tensor.to(self._device, non_blocking=True), batch
-                    )
-                yield batch
+                yield item
         finally:
             batches.close()  # type: ignore[attr-defined]
 
+    def _on_device(self, batch: TensorDict) -> TensorDict:
+        if self._device is None or self._device.type == "cpu":
+            return batch
+        return _map_tensors(lambda tensor: tensor.to(self._device, non_blocking=True), batch)
+
     def _make_batches(self, position: Position) -> Iterator[Tuple[TensorDict, Optional[Position]]]:
-        encoder = self._make_encoder()
-        pin_memory = self._device is not None and self._device.type == "cuda"
+        for batch, following in self._deal(self._plan_ahead(position), position.num_skipped):
+            yield self._tensors(batch), following
+
+    def _make_steps(
+        self, position: Position, num_rounds: Optional[int]
+    ) -> Iterator[Tuple[TensorDict, float, Optional[Position], int]]:
+        """
+        This process's batches with their weights, and after each the place and the next pass.
+        """
+        assert self._step is not None
+        rank, world_size = _place_among_processes()
+        for rounds, following, next_pass in self._steps(position, num_rounds):
+            shared = divide(rounds, world_size, self._accumulation)
+            weights = weights_of_pieces(rounds, shared, self._num_predicted)
+            for pieces, of_pieces in zip(shared, weights):
+                yield self._tensors(pieces[rank].batch), of_pieces[rank], following, next_pass
+
+    def _steps(
+        self, position: Position, num_rounds: Optional[int]
+    ) -> Iterator[Tuple[List[List[PlannedBatch]], Optional[Position], int]]:
+        """The rounds of each step of the run as it was begun."""
+        assert self._step is not None
+        rounds: List[List[PlannedBatch]] = []
+        num_left = num_rounds
+        while num_left is None or num_left > 0:
+            dealt = deal_rounds(
+                chain.from_iterable(self._plan_ahead(position)), self._step.processes
+            )
+            for number, of_round in enumerate(dealt):
+                if number < position.num_skipped:
+                    continue
+                following = None
+                if of_round.resume_at is not None:
+                    following = replace(
+                        of_round.resume_at.position, num_skipped=of_round.num_skipped
+                    )
+                rounds.append(of_round.batches)
+                num_left = None if num_left is None else num_left - 1
+                if len(rounds) == self._step.accumulation or num_left == 0:
+                    yield rounds, following, position.pass_number + 1
+                    rounds = []
+                if num_left == 0:
+                    return
+            position = Position(position.pass_number + 1)
+            if num_left is None:
+                break
+        if rounds:
+            yield rounds, None, position.pass_number
+
+    def _num_predicted(self, batch: PlannedBatch) -> int:
+        """The words of a batch that a model of one direction predicts."""
+        lengths = batch.chunk.lengths()[batch.begin : batch.end]
+        return int((lengths + self.reader.num_boundary_tokens - 1).clip(0).sum())
+
+    def _plan_ahead(self, position: Position) -> Iterator[List[PlannedBatch]]:
         # Words are looked up in a thread of their own, so that no batch waits for a whole chunk of
         # them.
-        planned = prefetch(lambda: self._plan(position), PREFETCHED_CHUNKS, "chunks")
-        for batch, following in self._deal(planned, position.num_skipped):
-            with self._making_tensors:
-                tensors = encoder.tensors(batch.chunk, batch.begin, batch.end)
-            if pin_memory:
-                tensors = _map_tensors(torch.Tensor.pin_memory, tensors)
-            yield tensors, following
+        return prefetch(lambda: self._plan(position), PREFETCHED_CHUNKS, "chunks")
+
+    def _tensors(self, batch: PlannedBatch) -> TensorDict:
+        with self._making_tensors:
+            tensors = self._make_encoder().tensors(batch.chunk, batch.begin, batch.end)
+        if self._device is not None and self._device.type == "cuda":
+            tensors = _map_tensors(torch.Tensor.pin_memory, tensors)
+        return tensors
 
     def _deal(
         self, planned: Iterator[List[PlannedBatch]], num_skipped: int = 0
     ) -> Iterator[Tuple[PlannedBatch, Optional[Position]]]:
         """This process's batches, and where each leaves the corpus."""
-        rank, world_size = 0, 1
-        if several_processes():
-            rank, world_size = dist.get_rank(), dist.get_world_size()
+        rank, world_size = _place_among_processes()
         num_chunks = num_batches = 0
         whole_pass = False
 
-        def flatten() -> Iterator[PlannedBatch]:
+        def counted() -> Iterator[PlannedBatch]:
             nonlocal num_chunks, whole_pass
             for batches in planned:
                 if num_chunks == 0:
@@ -458,7 +562,7 @@ class LanguageModelingDataLoader(DataLoader):
                 num_chunks += 1
                 yield from batches
 
-        for dealt in deal(flatten(), rank, world_size):
+        for dealt in deal(counted(), rank, world_size):
             num_batches += 1
             if num_batches <= num_skipped:
                 continue
@@ -523,6 +627,26 @@ class LanguageModelingDataLoader(DataLoader):
             ) from error
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+class WeightedBatch(Dict[str, Any]):
+    """
+    A batch of a run that goes on with another number of processes.
+
+    # Parameters
+
+    batch : `Dict[str, Any]`
+    weight : `float`
+        What the mean loss of its words is to be multiplied by.
+    """
+
+    def __init__(self, batch: Dict[str, Any], weight: float) -> None:
+        super().__init__(batch)
+        self.weight = weight
+
+
+def _place_among_processes() -> Tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if several_processes() else (0, 1)
 
 
 @dataclass

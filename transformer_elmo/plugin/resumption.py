@@ -29,7 +29,9 @@ class ResumeDataCallback(TrainerCallback):
     so that `allennlp train --recover` goes on with exactly the batches that the run has not seen,
     at once: AllenNLP's trainer asks for all the batches since the first epoch again, and with this
     callback it gets placeholders. On as many processes as before, the weights at the end are those
-    of a run that was never stopped, on a CPU to the bit.
+    of a run that was never stopped, on a CPU to the bit. On another number of processes, steps have
+    the same sentences in the same order, and the same losses up to rounding, but for what is
+    random: dropout and the words that a sampled softmax draws are each process's own.
 
     Needs the data loader "language_modeling". Without this callback `--recover` goes on with the
     same batches, but reads those before them once more, and dropout takes other random numbers.

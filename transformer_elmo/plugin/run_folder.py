@@ -210,7 +210,10 @@ def _differences(params: Params, folder: Path) -> List[str]:
         for key in sorted({*before, *now})
         if key not in before or key not in now or before[key] != now[key]
     ]
-    if all(map(_is_of_processes, different)) and _batches_a_step(before) == _batches_a_step(now):
+    if all(map(_is_of_processes, different)) and (
+        # A checkpoint says what a step is, and whoever loads it divides it anew.
+        has_checkpoints(folder) or _batches_a_step(before) == _batches_a_step(now)
+    ):
         return []
     return [f"{key} is {_shown(now, key)}, and was {_shown(before, key)}" for key in different]
 

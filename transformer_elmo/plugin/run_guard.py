@@ -19,6 +19,7 @@ from transformer_elmo.plugin.bad_steps import BadSteps, too_many
 from transformer_elmo.plugin.large_batches import LargeBatches
 from transformer_elmo.plugin.resumption import ResumeDataCallback
 from transformer_elmo.plugin.stopping import stop, stopper
+from transformer_elmo.text.steps import Step
 
 
 class ValidationStoppedError(Exception):
@@ -57,6 +58,7 @@ class RunGuard(TrainerCallback):
         """Whether the trainer's own loop runs."""
         self._state: Dict[str, Any] = {}
         self._vocabulary: Dict[str, str] = {}
+        self._step: Optional[Step] = None
 
     @overrides
     def on_start(
@@ -70,6 +72,7 @@ class RunGuard(TrainerCallback):
             loader: Any = trainer.data_loader
             if "data" in self._state and hasattr(loader, "check_same_data"):
                 loader.check_same_data(self._state["data"])
+        self._step = _share_steps(trainer, self._state.get("step"))
         _restore_best_weights(trainer)
 
     @overrides
@@ -131,6 +134,8 @@ class RunGuard(TrainerCallback):
             "bad_steps": self.bad_steps.in_a_row,
             "vocabulary": self._vocabulary,
         }
+        if self._step is not None:
+            state["step"] = self._step.to_json()
         if hasattr(trainer.data_loader, "check_same_data"):
             state["data"] = trainer.data_loader.state_dict()
         return state
@@ -138,6 +143,49 @@ class RunGuard(TrainerCallback):
     @overrides
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self._state = state_dict
+
+
+def _share_steps(trainer: Any, begun: Optional[Dict[str, Any]]) -> Step:
+    """
+    # Returns
+
+    `Step`
+        What a step of this run is, whatever number of processes it goes on with.
+
+    # Raises
+
+    `ConfigurationError`
+        If these processes can't share it.
+    """
+    loader = trainer.data_loader
+    step = now = Step(
+        dist.get_world_size() if several_processes() else 1,
+        trainer._num_gradient_accumulation_steps,
+        getattr(loader, "batches_per_epoch", None),
+    )
+    if begun is not None:
+        # A checkpoint of an earlier version says nothing, and its run goes on as it is now.
+        step = Step(**begun)
+    if (now.processes, now.accumulation) == (step.processes, step.accumulation):
+        return step
+    as_begun = f"{step.processes} processes x {step.accumulation} batches a step"
+    if not hasattr(loader, "share_steps"):
+        if now.num_batches() == step.num_batches():
+            return step
+        raise ConfigurationError(
+            f"The run was begun with {as_begun}, and there are {now.processes} processes x "
+            f"{now.accumulation} batches now. Only the data loader language_modeling divides a "
+            "step anew: go on with as many."
+        )
+    if now.num_batches() < step.num_batches():
+        raise ConfigurationError(
+            f"The run was begun with {as_begun}, and {now.processes} processes x "
+            f"{now.accumulation} batches are fewer than that. Set "
+            "trainer.num_gradient_accumulation_steps to "
+            f"{-(-step.num_batches() // now.processes)}."
+        )
+    loader.share_steps(step, now.accumulation)
+    return step
 
 
 def _describe_vocabulary(vocab: Vocabulary) -> Dict[str, str]:

@@ -10,14 +10,16 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, Iterator, List, Optional
 
 import torch.distributed as dist
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
+from transformer_elmo.plugin.launchers import find_launch
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +149,12 @@ def command_to_go_on(folder: Optional[str] = None) -> str:
         folder = folder or "DIR"
         arguments = ["train", str(Path(folder) / "config.json"), "-s", folder]
     kept: List[str] = [a for a in arguments if a not in ("-f", "--force", "-r", "--recover")]
-    return shlex.join(["allennlp", *kept, "--recover"])
+    command = shlex.join(["allennlp", *kept, "--recover"])
+    with suppress(ConfigurationError):
+        launch = find_launch()
+        if launch is not None:
+            command += f", started by {launch.launcher} as before"
+    return command
 
 
 def stop(trainer: Any, number: int) -> None:

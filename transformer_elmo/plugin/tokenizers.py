@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, List, Optional, Union
 
 import spacy
 from allennlp.common import Params
@@ -56,8 +56,8 @@ class WordSplittingSpacyTokenizer(SpacyTokenizer):
         ner: bool = False,
         keep_spacy_tokens: bool = False,
         split_on_spaces: bool = False,
-        start_tokens: Optional[Any] = None,
-        end_tokens: Optional[Any] = None,
+        start_tokens: Optional[List[str]] = None,
+        end_tokens: Optional[List[str]] = None,
     ) -> None:
         if not (pos_tags or parse or ner):
             _load_rules(language)

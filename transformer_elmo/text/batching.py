@@ -97,17 +97,28 @@ BatchT = TypeVar("BatchT", bound=Batch)
 
 
 @dataclass(frozen=True)
-class Dealt(Generic[BatchT]):
+class Round(Generic[BatchT]):
     """
-    A process's batch, and where the sequence can be taken up again after it.
+    A batch for each process, and where the sequence can be taken up again after them.
 
     # Attributes
 
-    batch : `BatchT`
+    batches : `List[BatchT]`
     resume_at : `BatchT`, optional
         A sequence begun at this batch is dealt out the same from there on, but for the first
         `num_skipped` rounds. `None` after the last round.
     num_skipped : `int`
+    """
+
+    batches: List[BatchT]
+    resume_at: Optional[BatchT]
+    num_skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Dealt(Generic[BatchT]):
+    """
+    A process's batch of a round, and the rest of :class:`Round`.
     """
 
     batch: BatchT
@@ -116,6 +127,17 @@ class Dealt(Generic[BatchT]):
 
 
 def deal(batches: Iterator[BatchT], rank: int, world_size: int) -> Iterator[Dealt[BatchT]]:
+    """
+    # Returns
+
+    `Iterator[Dealt[BatchT]]`
+        One process's batches of :func:`deal_rounds`.
+    """
+    for dealt in deal_rounds(batches, world_size):
+        yield Dealt(dealt.batches[rank], dealt.resume_at, dealt.num_skipped)
+
+
+def deal_rounds(batches: Iterator[BatchT], world_size: int) -> Iterator[Round[BatchT]]:
     """
     Deals a sequence of batches, the same one in every process, out to the processes: each takes one
     of every `world_size` batches. All take the same number of batches, none is lost and none grows.
@@ -126,13 +148,11 @@ def deal(batches: Iterator[BatchT], rank: int, world_size: int) -> Iterator[Deal
     # Parameters
 
     batches : `Iterator[BatchT]`
-    rank : `int`
     world_size : `int`
 
     # Returns
 
-    `Iterator[Dealt[BatchT]]`
-        This process's batch of each round.
+    `Iterator[Round[BatchT]]`
 
     # Raises
 
@@ -146,16 +166,16 @@ def deal(batches: Iterator[BatchT], rank: int, world_size: int) -> Iterator[Deal
         dealt.append(batch)
         if len(dealt) == world_size:
             if held:
-                yield Dealt(held[rank], dealt[0])
+                yield Round(held, dealt[0])
             held, dealt = dealt, []
     if not dealt:
         if held:
-            yield Dealt(held[rank], None)
+            yield Round(held, None)
         return
     first = (held or dealt)[0]
     if sum(map(len, dealt)) >= world_size:
         if held:
-            yield Dealt(held[rank], dealt[0])
+            yield Round(held, dealt[0])
         held = []
     rest = held + dealt
     num_sentences = sum(map(len, rest))
@@ -177,5 +197,5 @@ def deal(batches: Iterator[BatchT], rank: int, world_size: int) -> Iterator[Deal
         best = growth.index(min(growth))
         rest[best] = merged[best]
     if num_rounds == 2:
-        yield Dealt(rest[rank], first, 1)
-    yield Dealt(rest[(num_rounds - 1) * world_size + rank], None)
+        yield Round(rest[:world_size], first, 1)
+    yield Round(rest[-world_size:], None)

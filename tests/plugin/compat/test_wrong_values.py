@@ -5,10 +5,15 @@ import copy
 import pytest
 from allennlp.commands.train import TrainModel
 from allennlp.common import Params
+from allennlp.modules import TokenEmbedder
 
 from tests.small_lm import WORDS, experiment_config
-from transformer_elmo.plugin.compat.shown_errors import _message
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.compat.shown_errors import message_of
 
+STRINGS = "expected a list (a string each)"
+COUNTED = {"type": "from_corpus", "data_path": "none"}
+ADAM = {"type": "dense_sparse_adam"}
 EMBEDDER = "model.text_field_embedder.token_embedders.token_characters"
 
 
@@ -35,7 +40,7 @@ def shown(tmp_path):
             TrainModel.from_params(
                 params=Params(config), serialization_dir=str(tmp_path / "run"), local_rank=0
             )
-        return _message(error.value)
+        return message_of(error.value)
 
     return show
 
@@ -53,7 +58,30 @@ def shown(tmp_path):
         ("data_loader.max_tokens", "x", "data_loader.max_tokens: expected an integer"),
         ("dataset_reader.max_sequence_length", "x", "max_sequence_length: expected an integer"),
         ("dataset_reader.start_tokens", 3, "start_tokens: expected"),
-        ("trainer.optimizer", {"type": "dense_sparse_adam", "lr": "x"}, "lr: expected a number"),
+        (
+            "dataset_reader.start_tokens",
+            "<S>",
+            f"dataset_reader.start_tokens: {STRINGS}, got '<S>'.",
+        ),
+        ("dataset_reader.end_tokens", "['</S>']", "Leave out the quotes around the list."),
+        ("dataset_reader.end_tokens", {"</S>": 1}, f"dataset_reader.end_tokens: {STRINGS}, got {{"),
+        ("vocabulary", {**COUNTED, "start_tokens": "<S>"}, f"vocabulary.start_tokens: {STRINGS}"),
+        ("vocabulary", {**COUNTED, "non_padded_namespaces": "*tags"}, "_namespaces: expected a"),
+        ("vocabulary", {**COUNTED, "tokens_to_add": {"tokens": "cat"}}, f"add.tokens: {STRINGS}"),
+        (f"{EMBEDDER}.encoder.filters", "[[1, 8], [2, 8]]", "encoder.filters|CnnHighwayEncoder"),
+        (
+            "trainer.optimizer",
+            {**ADAM, "parameter_groups": [["softmax", {}]]},
+            f"groups.0.0: {STRINGS}",
+        ),
+        (
+            "trainer.optimizer",
+            {**ADAM, "parameter_groups": "softmax"},
+            "_groups: expected a list, got",
+        ),
+        ("trainer.optimizer", {**ADAM, "betas": [0.9]}, "betas: expected a list of 2, got [0.9]."),
+        ("trainer.optimizer", {**ADAM, "betas": [0.9, 0.99, 0.999]}, "betas: expected a list of 2"),
+        ("trainer.optimizer", {**ADAM, "lr": "x"}, "lr: expected a number"),
         ("trainer.num_epochs", "x", "trainer.num_epochs: expected an integer, got 'x'."),
         ("model.num_sample", 8, "model.num_sample: there is no such key. Is it num_samples?"),
         ("model.contextualizer.num_layer", 8, "contextualizer.num_layer: there is no such key. Is"),
@@ -68,6 +96,15 @@ def test_what_is_shown(shown, key, value, expected):
     message = shown(key, value)
     assert message is not None and "Traceback" not in message and message.count("\n") <= 2
     assert any(part in message for part in expected.split("|")), message
+
+
+@pytest.mark.parametrize("embedder", ["language", "bidirectional"])
+def test_a_string_for_two(embedder):
+    name = {"language": "language_model", "bidirectional": "bidirectional_lm"}[embedder]
+    config = {"type": f"{name}_token_embedder", "archive_file": "none", "dropout": 0.0}
+    for given in ("<>", ["<S>"], ["<S>", "</S>", "<S>"]):
+        with pytest.raises(ConfigurationError, match=r"^bos_eos_tokens: expected a list"):
+            TokenEmbedder.from_params(Params({**config, "bos_eos_tokens": given}))
 
 
 def test_a_gpu_that_is_not_there(shown):

@@ -80,7 +80,7 @@ def _show(
     error: BaseException,
     trace: Optional[TracebackType],
 ) -> None:
-    message = None if os.environ.get("ALLENNLP_DEBUG") else _message(error)
+    message = None if os.environ.get("ALLENNLP_DEBUG") else message_of(error)
     if message is None:
         stock(kind, error, trace)
     elif stock is sys.__excepthook__:
@@ -89,7 +89,7 @@ def _show(
         logging.getLogger().critical("%s", message)
 
 
-def _message(error: BaseException) -> Optional[str]:
+def message_of(error: BaseException) -> Optional[str]:
     """What to show alone, or `None`."""
     if isinstance(error, SHOWN_ALONE):
         return "".join(traceback.format_exception_only(type(error), error)).rstrip()

@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from allennlp.commands import train
@@ -23,8 +23,11 @@ from transformer_elmo.errors import first_line
 from transformer_elmo.files import written_whole
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, several_processes
 from transformer_elmo.out_of_memory import is_out_of_memory
-from transformer_elmo.plugin import checkpoints, run_folder
+from transformer_elmo.plugin import checkpoints, launched_run, run_folder
 from transformer_elmo.plugin.bad_steps import MAX_BAD_STEPS, BadSteps
+from transformer_elmo.plugin.compat.shown_errors import message_of
+from transformer_elmo.plugin.data_loader import WeightedBatch
+from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.large_batches import LargeBatches, failure
 from transformer_elmo.plugin.patches import note, wrap
 from transformer_elmo.plugin.processes import spawn
@@ -70,21 +73,27 @@ def install() -> None:
     if getattr(Checkpointer._is_primary, "fget", None) is not _is_primary:
         setattr(Checkpointer, "_is_primary", property(_is_primary))  # noqa: B010
         note("allennlp.training.checkpointer.Checkpointer._is_primary", "a node's own checkpoints")
-    wrap(train, "train_model", _train_model, "one run at a time in a folder; signals")
+    wrap(
+        train,
+        "train_model",
+        _train_model,
+        "one run at a time in a folder; signals; torchrun and srun",
+    )
     wrap(
         training_util,
         "create_serialization_dir",
         _create_serialization_dir,
         "a folder of another config: the keys that differ are named",
     )
-    if vars(train)["mp"] is not _WATCHED:
-        setattr(train, "mp", _WATCHED)  # noqa: B010
-        note("allennlp.commands.train.mp.spawn", "a process that dies or is stopped is named")
+    if not isinstance(vars(train)["mp"], SimpleNamespace):
+        setattr(train, "mp", SimpleNamespace(spawn=_spawn))  # noqa: B010
+        note(
+            "allennlp.commands.train.mp.spawn",
+            "a process that dies or is stopped is named; processes that torchrun or srun started",
+        )
 
 
 _Wrappers = List[Tuple[str, Callable[..., Any], str]]
-
-_WATCHED = SimpleNamespace(spawn=spawn)
 
 
 def _clip_grad_norm(
@@ -140,6 +149,8 @@ def _batch_outputs(
         lambda part: stock(trainer, part, for_training), trainer, batch, for_training
     )
     if for_training:
+        if isinstance(batch, WeightedBatch) and isinstance(trainer.model, LanguageModel):
+            output["loss"] = output["loss"] * batch.weight
         guard.bad_steps.guard(batch, output)
     return output
 
@@ -234,9 +245,31 @@ def _train_model(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    folder = run_folder.of_node(Path(serialization_dir), node_rank)
-    with run_folder.locked(folder, recover), stopper.listening():
-        return stock(params, str(folder), recover, force, node_rank, *args, **kwargs)
+    def on_node(params: Params, node_rank: int) -> Any:
+        folder = run_folder.of_node(Path(serialization_dir), node_rank)
+        with run_folder.locked(folder, recover):
+            return stock(params, str(folder), recover, force, node_rank, *args, **kwargs)
+
+    with stopper.listening():
+        launch = launched_run.launch_of_run(params)
+        if launch is None:
+            return on_node(params, node_rank)
+        return launched_run.train(
+            launch,
+            on_node,
+            train._train_worker,
+            params,
+            str(serialization_dir),
+            node_rank,
+            message_of,
+        )
+
+
+def _spawn(function: Callable[..., None], args: Sequence[Any], nprocs: int) -> None:
+    if launched_run.current is None:
+        spawn(function, args, nprocs)
+    else:
+        launched_run.current.work(function, args)
 
 
 def _create_serialization_dir(

@@ -3,6 +3,7 @@ What the sections of a config can't be built from, in one message: a value of a 
 that isn't there, and whatever else goes wrong inside a class of AllenNLP's, torch's or ours.
 """
 
+import collections.abc
 import inspect
 import re
 from pathlib import Path
@@ -17,6 +18,8 @@ from transformer_elmo.plugin.keys import parameters_of, unknown_keys
 from transformer_elmo.plugin.patches import wrap
 
 _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+_LISTS = (list, tuple, set, collections.abc.Iterable)
 
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(.*?)'")
 
@@ -46,6 +49,10 @@ def _pop_and_construct_arg(
 ) -> Any:
     given = params.get(argument_name) if argument_name in params else default
     known = argument_name not in extras and argument_name in params
+    if known and (
+        from_params.can_construct_from_params(annotation) or argument_name == "parameter_groups"
+    ):
+        _check_lists(annotation, given, f"{params.history}{argument_name}")
     expected = expected_of(annotation)
     if not known or expected is None:
         return stock(class_name, argument_name, annotation, default, params, **extras)
@@ -56,6 +63,45 @@ def _pop_and_construct_arg(
         return stock(class_name, argument_name, annotation, default, params, **extras)
     except (ConfigurationError, TypeError, ValueError, AttributeError):
         raise wrong_type(path, expected, given) from None
+
+
+def _check_lists(annotation: Any, given: Any, path: str) -> None:
+    """
+    AllenNLP takes the characters of a string, or the keys of an object, for the items of a list,
+    and of a list of fixed length as many as there are.
+
+    # Raises
+
+    `ConfigurationError`
+        If something else is given where a list is expected, or a list of another length.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Union:
+        arguments = tuple(argument for argument in arguments if argument is not type(None))
+        if len(arguments) == 1:
+            _check_lists(arguments[0], given, path)
+        return
+    if isinstance(given, (dict, Params)) and origin is dict and len(arguments) == 2:
+        for name, value in given.items():
+            _check_lists(arguments[1], value, f"{path}.{name}")
+        return
+    if origin not in _LISTS or not arguments:
+        return
+    expected = expected_of(annotation) or "a list"
+    if isinstance(given, (str, dict, Params)):
+        error = wrong_type(path, expected, given)
+        if isinstance(given, str) and given.lstrip().startswith("["):
+            error = ConfigurationError(f"{error} Leave out the quotes around the list.")
+        raise error
+    if not isinstance(given, (list, tuple)):
+        return
+    of_items = list(arguments)
+    if origin is not tuple or Ellipsis in arguments:
+        of_items = of_items[:1] * len(given)
+    if len(of_items) != len(given):
+        raise wrong_type(path, f"a list of {len(of_items)}", list(given))
+    for number, (item, value) in enumerate(zip(of_items, given)):
+        _check_lists(item, value, f"{path}.{number}")
 
 
 def wrong_type(path: str, expected: str, given: Any) -> ConfigurationError:
