@@ -19,11 +19,9 @@ from allennlp.modules.token_embedders import Embedding, EmptyEmbedder
 
 from transformer_elmo.archived_models import (
     ADAPTED,
-    WEIGHTS,
     WHOLE_SECTION,
     merged_section,
     with_its_model,
-    with_own_sections,
 )
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import written_whole
@@ -98,11 +96,6 @@ class PretrainedLanguageModel(Model):
             If there is no language model with a softmax, or a change would need other weights.
         """
         run = None if serialization_dir is None else Path(serialization_dir)
-        if run is not None and _can_go_on_without(run, archive_file):
-            logger.info("%s isn't there any more; %s has what is needed of it.", archive_file, run)
-            section = {"type": ADAPTED, "archive_file": archive_file, **changes}
-            config = with_own_sections({"model": section}, run)
-            return _built(config["model"], vocab, archive_file, serialization_dir)
         check_archive_path(archive_file)
         # Neither AllenNLP's loading nor ours changes it.
         archive = load_archive(archive_file)
@@ -140,14 +133,6 @@ class PretrainedLanguageModel(Model):
 
 
 Model.register(ADAPTED, constructor=ADAPTED, exist_ok=True)(PretrainedLanguageModel)
-
-
-def _can_go_on_without(run: Path, archive_file: str) -> bool:
-    """Whether a run has weights to go on with, and what it came from isn't there any more."""
-    if "://" in archive_file or Path(archive_file).exists():
-        return False
-    trained = any((run / name).exists() for name in WEIGHTS) or any(run.glob("model_state_*.th"))
-    return trained and (run / WHOLE_SECTION).exists()
 
 
 def _plain(value: Any) -> Any:

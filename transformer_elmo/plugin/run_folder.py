@@ -16,6 +16,12 @@ from typing import Any, Dict, Iterator, List
 from allennlp.common import Params
 from allennlp.models.archival import CONFIG_NAME
 
+from transformer_elmo.archived_models import (
+    VOCABULARY,
+    WHOLE_SECTION,
+    adapted_from,
+    with_own_sections,
+)
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import errors_of_disk, remove_left_behind
 from transformer_elmo.plugin.checkpoints import has_checkpoints
@@ -178,6 +184,25 @@ def prepare(params: Params, folder: Path, recover: bool, force: bool) -> None:
             "Restore it, or begin another run in another folder."
         )
     logger.info("Recovering from prior training at %s.", folder)
+
+
+def with_what_it_holds(params: Params, folder: Path) -> Params:
+    """
+    The config that a run goes on with: where an earlier process of it adapted a language model, the
+    vocabulary and the model's section are those that this left. The archive that it began with may
+    be gone, and the checkpoint has all weights. Where there is nothing to go on with, the config is
+    given back as it is.
+    """
+    config = params.as_dict(quiet=True)
+    begun = (folder / VOCABULARY).is_dir() and has_checkpoints(folder)
+    if not begun or (adapted_from(config) and not (folder / WHOLE_SECTION).exists()):
+        return params
+    own = with_own_sections(config, folder)
+    if own == config:
+        return params
+    if own.get("vocabulary") != config.get("vocabulary"):
+        own["vocabulary"] = {**own["vocabulary"], "directory": str(folder / VOCABULARY)}
+    return Params(own)
 
 
 def _what_it_holds(folder: Path, differences: List[str]) -> str:

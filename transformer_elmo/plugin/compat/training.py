@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Un
 
 import torch
 from allennlp.commands import train
-from allennlp.common import Params
+from allennlp.common import Params, Registrable
 from allennlp.training import gradient_descent_trainer
 from allennlp.training import util as training_util
 from allennlp.training.checkpointer import Checkpointer
@@ -85,6 +85,13 @@ def install() -> None:
         _create_serialization_dir,
         "a folder of another config: the keys that differ are named",
     )
+    if "from_params" not in vars(train.TrainModel):
+        # It inherits its own from here.
+        setattr(train.TrainModel, "from_params", classmethod(_train_model_of))  # noqa: B010
+        note(
+            "allennlp.commands.train.TrainModel.from_params",
+            "--recover of an adaptation needs neither the archive that it began with nor its text",
+        )
     if not isinstance(vars(train)["mp"], SimpleNamespace):
         setattr(train, "mp", SimpleNamespace(spawn=_spawn))  # noqa: B010
         note(
@@ -270,6 +277,13 @@ def _spawn(function: Callable[..., None], args: Sequence[Any], nprocs: int) -> N
         spawn(function, args, nprocs)
     else:
         launched_run.current.work(function, args)
+
+
+def _train_model_of(cls: Any, params: Params, *args: Any, **kwargs: Any) -> Any:
+    folder = kwargs.get("serialization_dir")
+    if folder is not None:
+        params = run_folder.with_what_it_holds(params, Path(folder))
+    return Registrable.from_params.__func__(cls, params, *args, **kwargs)  # type: ignore
 
 
 def _create_serialization_dir(
