@@ -9,7 +9,8 @@
 // Only what is new to learn:                      -o '{"trainer.no_grad": ["_text_field_embedder", "_contextualizer"]}'
 //
 // Learning rates of their own, falling layer by layer as in ULMFiT (Howard and Ruder 2018), want a schedule that keeps
-// their proportions, which "noam" doesn't. For six layers, in a config that imports this one:
+// their proportions, which "noam" doesn't. For six layers, in a config that imports this one, with as many steps as
+// ten epochs of a million words have (a step has 2,000 of them, or fewer):
 //
 //   trainer+: {
 //     optimizer+: {
@@ -19,7 +20,7 @@
 //         for n in std.range(0, 5)
 //       ] + [[['_text_field_embedder'], { lr: 5e-4 / std.pow(1.5, 7) }]],
 //     },
-//     learning_rate_scheduler: { type: 'constant_with_warmup', warmup_steps: 200 },
+//     learning_rate_scheduler: { type: 'warmup_stable_decay', num_steps: 6000, warmup: 200, decay: 0.9 },
 //   }
 local billion = import 'bidirectional_language_model.jsonnet';
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from allennlp.common import Params
 from allennlp.data import Vocabulary
 from allennlp.models import Model
 from allennlp.models.archival import load_archive
+from allennlp.training.callbacks import TrainerCallback
 
 from tests.peer_lm import peer_model
 from tests.small_lm import (
@@ -127,19 +129,9 @@ def test_the_run_itself_opens_without_its_origin(work, monkeypatch):
     assert evaluate_from_archive("tagger/model.tar.gz", "tagged.txt")
 
 
-def test_a_run_is_taken_up_again_without_its_origin(work):
-    changes = {**CHANGES, "trainer.checkpointer": {"type": "crash_safe"}}
-    train_model_from_file(str(CONFIG), "out", json.dumps(changes))
-    weights = torch.load("out/best.th")
-    vocab = Vocabulary.from_files("out/vocabulary")
-    os.remove("lm.tar.gz")
-    model = model_of("lm.tar.gz", vocab, serialization_dir="out", dropout=0.3)
-    assert {k: v.shape for k, v in model.state_dict().items()} == {
-        k: v.shape for k, v in weights.items()
-    }
+def test_a_run_that_lost_what_its_model_is(work):
+    train_model_from_file(str(CONFIG), "out", json.dumps(CHANGES))
     os.remove("out/adapted_model.json")
-    with pytest.raises(ConfigurationError, match=r"There is no archive 'lm\.tar\.gz'"):
-        model_of("lm.tar.gz", vocab, serialization_dir="out")
     with pytest.raises(ConfigurationError, match=r"adapted_model\.json"):
         TransformerElmo.open("out")
 
@@ -324,3 +316,68 @@ def test_samples_as_the_archive_had_them(work):
     assert model_of("lm.tar.gz", vocab).softmax.num_samples == model_config()["num_samples"]
     with pytest.raises(ConfigurationError, match="num_samples"):
         model_of("lm.tar.gz", vocab, num_samples=1000)
+
+
+class SeesRates(TrainerCallback):
+    """
+    Keeps the learning rate of each parameter, by name, after every step.
+    """
+
+    found = []
+
+    def on_batch(self, trainer, *args, is_training=True, **kwargs):
+        names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+        if is_training:
+            self.found.append(
+                {
+                    names[id(parameter)]: group["lr"]
+                    for group in trainer.optimizer.param_groups
+                    for parameter in group["params"]
+                }
+            )
+
+
+def test_rates_that_fall_layer_by_layer(work, make_model, monkeypatch):
+    """The example in the shipped config's comments, copied from there."""
+    monkeypatch.setattr(SeesRates, "found", [])
+    TrainerCallback.register("sees_rates", exist_ok=True)(SeesRates)
+    config = experiment_config()
+    config["model"]["contextualizer"]["num_layers"] = 6
+    write_archive(work / "deep", config, make_model(**config["model"]))
+    monkeypatch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", "deep/model.tar.gz")
+    lines = [line.removeprefix("//") for line in CONFIG.read_text().splitlines()]
+    begin, end = lines.index("   trainer+: {"), lines.index("   }")
+    example = "\n".join(lines[begin : end + 1])
+    Path("layers.jsonnet").write_text(f"(import '{CONFIG}') + {{\n{example}\n}}")
+    changes = {
+        "trainer.num_epochs": 1,
+        "trainer.callbacks": [{"type": "sees_rates"}],
+        "trainer.checkpointer": None,
+        "data_loader.max_tokens": 60,
+    }
+    train_model_from_file("layers.jsonnet", "out", json.dumps(changes))
+    assert len(SeesRates.found) > 2
+    model = load_archive("out/model.tar.gz").model
+    for rates in SeesRates.found:
+        # All parameters are there, each at one rate.
+        assert rates.keys() == {name for name, _ in model.named_parameters()}
+        groups = {}
+        for name, rate in rates.items():
+            layer = re.search(r"_(?:forward|backward)_transformer\.layers\.(\d)\.", name)
+            groups.setdefault(int(layer[1]) if layer else name.split(".")[0], set()).add(rate)
+        assert groups.keys() == {
+            *range(6),
+            "_text_field_embedder",
+            "_contextualizer",
+            "_softmax_loss",
+        }
+        assert all(len(its) == 1 for its in groups.values())
+        order = ["_text_field_embedder", *range(6), "_softmax_loss"]
+        falling = [groups[name].copy().pop() for name in order]
+        for lower, higher in zip(falling, falling[1:]):
+            assert higher == pytest.approx(1.5 * lower)
+        # The norms behind the last layer go with the softmax.
+        assert groups["_contextualizer"] == groups["_softmax_loss"]
+    # It warms up: after a step, the rate is that of the next one.
+    rates = [its["_softmax_loss.softmax_b.weight"] for its in SeesRates.found]
+    assert rates == pytest.approx([5e-4 * step / 200 for step in range(2, len(rates) + 2)])
