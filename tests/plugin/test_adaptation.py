@@ -10,7 +10,9 @@ import os
 import re
 import shutil
 import tarfile
+from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar, Dict, List
 
 import numpy as np
 import pytest
@@ -323,7 +325,7 @@ class SeesRates(TrainerCallback):
     Keeps the learning rate of each parameter, by name, after every step.
     """
 
-    found = []
+    found: ClassVar[List[Dict[str, float]]] = []
 
     def on_batch(self, trainer, *args, is_training=True, **kwargs):
         names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
@@ -374,10 +376,48 @@ def test_rates_that_fall_layer_by_layer(work, make_model, monkeypatch):
         assert all(len(its) == 1 for its in groups.values())
         order = ["_text_field_embedder", *range(6), "_softmax_loss"]
         falling = [groups[name].copy().pop() for name in order]
-        for lower, higher in zip(falling, falling[1:]):
+        for lower, higher in pairwise(falling):
             assert higher == pytest.approx(1.5 * lower)
         # The norms behind the last layer go with the softmax.
         assert groups["_contextualizer"] == groups["_softmax_loss"]
     # It warms up: after a step, the rate is that of the next one.
     rates = [its["_softmax_loss.softmax_b.weight"] for its in SeesRates.found]
     assert rates == pytest.approx([5e-4 * step / 200 for step in range(2, len(rates) + 2)])
+
+
+def test_twice_in_a_row(work, monkeypatch):
+    """From what an adaptation left, to a third text, and on with that."""
+    train_model_from_file(str(CONFIG), "first", json.dumps(CHANGES))
+    archive = moved_alone(work, monkeypatch, "first/model.tar.gz")
+    Path("third.txt").write_text("a fox met the owl .\nthe fox was old .\n" * 5)
+    monkeypatch.setenv("BIDIRECTIONAL_LM_TRAIN_PATH", "third.txt")
+    texts, vocabularies = ("new.txt", "third.txt"), {}
+    for words in ("extend", "keep"):
+        monkeypatch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", str(archive))
+        changes = {**CHANGES, "vocabulary.words": words, "validation_data_path": "third.txt"}
+        train_model_from_file(str(CONFIG), words, json.dumps(changes))
+        whole = [evaluate_from_archive(f"{words}/model.tar.gz", text) for text in texts]
+        before = TransformerElmo.open(archive).vocab.words
+        os.remove(archive)
+        archive = shutil.move(f"{words}/model.tar.gz", f"{words}.tar.gz")
+        shutil.rmtree(words)
+        assert [evaluate_from_archive(archive, text) for text in texts] == whole
+        vocabularies[words] = TransformerElmo.open(archive).vocab.words
+        if words == "extend":
+            # All of the first text's words, by their frequency in the new one.
+            assert {*before, "fox"} < {*vocabularies[words]}
+            assert vocabularies[words].index("fox") < vocabularies[words].index("barn")
+    assert vocabularies["keep"] == vocabularies["extend"]
+
+
+def test_keep_by_the_shipped_config(work):
+    """Training goes on where the archive was: with no rate, nothing but biases changes."""
+    changes = {**CHANGES, "vocabulary.words": "keep", "trainer.optimizer.lr": 0.0}
+    changes["trainer.learning_rate_scheduler"] = None
+    train_model_from_file(str(CONFIG), "out", json.dumps(changes))
+    before = load_archive("lm.tar.gz").model
+    after = load_archive("out/model.tar.gz").model
+    for name, tensor in before.state_dict().items():
+        # But for biases, which fit the new text.
+        if "softmax_b" not in name and name != "_last_average_loss":
+            assert torch.equal(after.state_dict()[name], tensor), name
