@@ -70,8 +70,8 @@ MEASURES = {
 }
 # Of the tagger: sentences; steps of the language model, of so many tokens; the tagger's epochs.
 TAGGED = {"train": 1000, "validation": 300, "test": 1500}
-STEPS_BEFORE_TAGGER, TOKENS_BEFORE_TAGGER = 400, 1000
-TAGGER_EPOCHS, TAGGER_RATE = 12, 0.005
+STEPS_BEFORE_TAGGER, TOKENS_BEFORE_TAGGER = 300, 1000
+TAGGER_EPOCHS, TAGGER_RATE = 8, 0.01
 TAGGER_WAYS = (BEFORE, "regression", "scratch")
 
 TOKENS_A_STEP = 250

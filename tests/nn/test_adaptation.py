@@ -1,6 +1,7 @@
 """A softmax for another vocabulary: rows that come over, are made, and are set by text."""
 
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
@@ -69,6 +70,29 @@ def test_new_rows_are_what_word_vectors_say(num_words):
     assert torch.allclose(new[0][new_words], old[0][new_words], atol=1e-2)
     assert torch.allclose(new[1][new_words], old[1][new_words], atol=1e-2)
     assert max(asked) <= WORDS_AT_A_TIME
+
+
+def test_of_many_shared_words_a_part_is_fitted(monkeypatch):
+    """At equal distances from the first to the last, and all the same every row comes over."""
+    monkeypatch.setattr("transformer_elmo.nn.adaptation.MOST_FITTED", 64)
+    vectors, matrix = rows(1000)[0], torch.randn(DIM, DIM)
+    old = (vectors @ matrix + 3, vectors @ torch.arange(float(DIM)))
+    new = torch.zeros_like(old[0]), torch.zeros_like(old[1])
+    old_rows = torch.arange(1000)
+    old_rows[::10] = -1
+    asked = []
+
+    def word_vectors(numbers):
+        asked.append(numbers)
+        return vectors[numbers]
+
+    report = adapt_softmax(old, new, old_rows, word_vectors)
+    fitted, made = asked
+    assert len(fitted) == 64 and fitted[0] < 10 and fitted[-1] > 980
+    gaps = {after - before for before, after in pairwise(fitted)}
+    assert max(gaps) - min(gaps) <= 3
+    assert made == list(range(0, 1000, 10)) and report.explained > 0.99
+    assert torch.allclose(new[0], old[0], atol=1e-2)
 
 
 def test_a_regression_that_explains_nothing_gives_way_to_the_mean():

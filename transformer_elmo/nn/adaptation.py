@@ -24,6 +24,11 @@ RIDGES = tuple(10.0**exponent for exponent in range(-4, 4))
 ONE_IN = 8
 LEAST_SHARED = 32
 
+# More shared words than this fit no better, and each has its characters read: with 123 for each
+# number of a word vector, a regression explained 98 % of what one with all words did. They are
+# drawn at equal distances: rows of frequent words alone say nothing of those of rare ones.
+MOST_FITTED = 2**16
+
 # Probabilities in memory at a time, and predictions of the sample: with 500 the perplexity is half
 # a per cent from what it is with 9,000.
 _PROBABILITIES = 2**24
@@ -190,6 +195,8 @@ def _regression(
     """From features of a word to its weights and bias; and what it explains of words left out."""
     fitted: Optional[_Moments] = None
     left_out: Optional[_Moments] = None
+    if shared.numel() > MOST_FITTED:
+        shared = shared[torch.arange(MOST_FITTED) * shared.numel() // MOST_FITTED]
     for numbers in shared.split(WORDS_AT_A_TIME):
         features = _features(word_vectors(numbers.tolist()))
         values = _values(old, old_rows[numbers])
