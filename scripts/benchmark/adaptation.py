@@ -69,8 +69,8 @@ MEASURES = {
     "bits_per_character": ("bits per character", ".3f"),
 }
 # Of the tagger: sentences; steps of the language model, of so many tokens; the tagger's epochs.
-TAGGED = {"train": 1000, "validation": 300, "test": 1500}
-STEPS_BEFORE_TAGGER, TOKENS_BEFORE_TAGGER = 300, 1000
+TAGGED = {"train": 600, "validation": 150, "test": 1000}
+STEPS_BEFORE_TAGGER, TOKENS_BEFORE_TAGGER = 200, 1000
 TAGGER_EPOCHS, TAGGER_RATE = 8, 0.01
 TAGGER_WAYS = (BEFORE, "regression", "scratch")
 
