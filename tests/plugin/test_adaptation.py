@@ -381,8 +381,8 @@ def test_rates_that_fall_layer_by_layer(work, make_model, monkeypatch):
         # The norms behind the last layer go with the softmax.
         assert groups["_contextualizer"] == groups["_softmax_loss"]
     # It warms up: after a step, the rate is that of the next one.
-    rates = [its["_softmax_loss.softmax_b.weight"] for its in SeesRates.found]
-    assert rates == pytest.approx([5e-4 * step / 200 for step in range(2, len(rates) + 2)])
+    warm = [its["_softmax_loss.softmax_b.weight"] for its in SeesRates.found]
+    assert warm == pytest.approx([5e-4 * step / 200 for step in range(2, len(warm) + 2)])
 
 
 def test_twice_in_a_row(work, monkeypatch):
