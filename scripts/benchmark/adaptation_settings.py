@@ -30,7 +30,7 @@ from allennlp.common import Params
 from transformer_elmo.config_files import evaluated_file
 
 WORDS = (100_000, 800_000)
-EPOCHS = {100_000: 6, 800_000: 3}
+EPOCHS = {100_000: 6, 800_000: 1}
 RATES = (0.0006, 0.002)
 DROPOUTS = (0.1, 0.2, 0.3)
 WARMUP = 200

@@ -86,6 +86,7 @@ def moved_alone(work, monkeypatch, name):
 
 def test_the_shipped_config(work, monkeypatch):
     overrides = {**CHANGES, "validation_data_path": "new.txt"}
+    overrides["model.contextualizer.dropout"] = 0.2
     train_model_from_file(str(CONFIG), "out", json.dumps(overrides))
     log = Path("out/out.log").read_text()
     assert "rows of the softmax came over" in log and "Biases are set" in log
@@ -96,6 +97,8 @@ def test_the_shipped_config(work, monkeypatch):
         config = tar.extractfile("config.json").read().decode()
     assert "lm.tar.gz" not in config and "from_pretrained_lm" not in config
     assert json.loads(config)["model"]["contextualizer"]["dropout"] == 0.2
+    # Not named, so that it is the archive's.
+    assert json.loads(config)["model"]["contextualizer"]["input_dropout"] == 0.1
     assert json.loads(config)["model"]["contextualizer"]["num_layers"] == 2
     whole = evaluate_from_archive("out/model.tar.gz", "new.txt")
     vectors = elmo.embed(["an owl flew ."], "all")[0]
