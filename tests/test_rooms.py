@@ -25,6 +25,7 @@ ROOMS = [
     ["commands", "cli"],
     ["torchvision_stand_in"],
     ["plugin"],
+    ["plugin.runs"],
     ["plugin.compat"],
 ]
 # Doors: what puts rooms together.

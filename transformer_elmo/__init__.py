@@ -25,14 +25,14 @@ _PLUGIN = {
     "BidirectionalLanguageModelTokenEmbedder": "token_embedders",
     "BidirectionalLanguageModelTransformer": "contextualizer",
     "CorpusVocabulary": "vocabulary",
-    "CrashSafeCheckpointer": "resumption",
+    "CrashSafeCheckpointer": "runs.resumption",
     "DenseSparseAdam": "optimizer",
     "LanguageModel": "language_model",
     "LanguageModelPredictor": "predictor",
     "LanguageModelTokenEmbedder": "token_embedders",
     "LanguageModelingDataLoader": "data_loader",
     "LanguageModelingEvaluator": "evaluator",
-    "ResumeDataCallback": "resumption",
+    "ResumeDataCallback": "runs.resumption",
     "SimpleLanguageModelingDatasetReader": "dataset_reader",
 }
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from transformer_elmo.plugin.language_model import BidirectionalLanguageModel, LanguageModel
     from transformer_elmo.plugin.optimizer import DenseSparseAdam
     from transformer_elmo.plugin.predictor import LanguageModelPredictor
-    from transformer_elmo.plugin.resumption import CrashSafeCheckpointer, ResumeDataCallback
+    from transformer_elmo.plugin.runs.resumption import CrashSafeCheckpointer, ResumeDataCallback
     from transformer_elmo.plugin.token_embedders import (
         BidirectionalLanguageModelTokenEmbedder,
         LanguageModelTokenEmbedder,

@@ -17,7 +17,7 @@ from torch import multiprocessing
 
 import transformer_elmo  # noqa: F401
 from tests.small_lm import WORDS, model_config, random_sentences, reader_config
-from transformer_elmo.plugin import launched_run
+from transformer_elmo.plugin.runs import launched_run
 
 multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
 

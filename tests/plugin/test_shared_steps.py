@@ -7,7 +7,8 @@ import torch.distributed as dist
 
 from tests.plugin.test_data_loader import make_loader, own_words
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin import data_loader, run_guard
+from transformer_elmo.plugin import data_loader
+from transformer_elmo.plugin.runs import run_guard
 from transformer_elmo.text.steps import Step
 
 EPOCHS = 3

@@ -18,7 +18,7 @@ from allennlp.training.callbacks import TrainerCallback
 from allennlp.training.learning_rate_schedulers import NoamLR
 
 from transformer_elmo import LanguageModelingDataLoader, SimpleLanguageModelingDatasetReader
-from transformer_elmo.plugin.resumption import CrashSafeCheckpointer, ResumeDataCallback
+from transformer_elmo.plugin.runs.resumption import CrashSafeCheckpointer, ResumeDataCallback
 
 
 class TinyModel(Model):

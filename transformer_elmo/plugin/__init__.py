@@ -24,7 +24,6 @@ from transformer_elmo.plugin import (
     predictor,
     predictor_names,
     pretrained_vocabulary,
-    resumption,
     sentences,
     tagger_predictor,
     token_embedders,
@@ -42,6 +41,7 @@ from transformer_elmo.plugin.compat import (
     written_files,
     wrong_values,
 )
+from transformer_elmo.plugin.runs import resumption
 from transformer_elmo.text import corpus
 
 patches.check_version()

@@ -24,7 +24,7 @@ from transformer_elmo.out_of_memory import is_out_of_memory, said_of
 from transformer_elmo.plugin.compat.archived import no_gpu
 from transformer_elmo.plugin.compat.wrong_values import of_construction, of_device
 from transformer_elmo.plugin.patches import note, wrap
-from transformer_elmo.plugin.processes import ProcessLostError
+from transformer_elmo.plugin.runs.processes import ProcessLostError
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
 SHOWN_ALONE = (ConfigurationError, FileNotFoundError, ProcessLostError, RequestException)

@@ -23,17 +23,17 @@ from transformer_elmo.errors import first_line
 from transformer_elmo.files import written_whole
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, several_processes
 from transformer_elmo.out_of_memory import is_out_of_memory
-from transformer_elmo.plugin import checkpoints, launched_run, run_folder
-from transformer_elmo.plugin.bad_steps import MAX_BAD_STEPS, BadSteps
 from transformer_elmo.plugin.compat.shown_errors import message_of
 from transformer_elmo.plugin.data_loader import WeightedBatch
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.large_batches import LargeBatches, failure
 from transformer_elmo.plugin.patches import note, wrap
-from transformer_elmo.plugin.processes import spawn
-from transformer_elmo.plugin.resumption import ResumeDataCallback
-from transformer_elmo.plugin.run_guard import RunGuard, ValidationStoppedError
-from transformer_elmo.plugin.stopping import RunStopped, stopper
+from transformer_elmo.plugin.runs import checkpoints, launched_run, run_folder
+from transformer_elmo.plugin.runs.bad_steps import MAX_BAD_STEPS, BadSteps
+from transformer_elmo.plugin.runs.processes import spawn
+from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
+from transformer_elmo.plugin.runs.run_guard import RunGuard, ValidationStoppedError
+from transformer_elmo.plugin.runs.stopping import RunStopped, stopper
 
 
 def install() -> None:

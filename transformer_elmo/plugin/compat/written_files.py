@@ -12,8 +12,8 @@ from allennlp.data.vocabulary import Vocabulary
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import folder_written_whole, written_whole
-from transformer_elmo.plugin.checkpoints import ADVICE, has_checkpoints
 from transformer_elmo.plugin.patches import wrap
+from transformer_elmo.plugin.runs.checkpoints import ADVICE, has_checkpoints
 
 
 def install() -> None:

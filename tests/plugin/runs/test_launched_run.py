@@ -11,8 +11,8 @@ import torch
 from tests.plugin.launched import ended, free_port, of_srun, of_torchrun, start, write_config
 from tests.small_lm import model_config
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin.launched_run import distributed_section
-from transformer_elmo.plugin.launchers import Launch
+from transformer_elmo.plugin.runs.launched_run import distributed_section
+from transformer_elmo.plugin.runs.launchers import Launch
 
 ALONE: List[Dict[str, str]] = [{}]
 TWO = {"cuda_devices": [-1, -1]}

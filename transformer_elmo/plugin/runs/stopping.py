@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
-from transformer_elmo.plugin.launchers import find_launch
+from transformer_elmo.plugin.runs.launchers import find_launch
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from allennlp.data import Vocabulary
 from allennlp.training import util as training_util
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin import run_folder
-from transformer_elmo.plugin.run_folder import LOCK, locked, of_node, prepare, shared
+from transformer_elmo.plugin.runs import run_folder
+from transformer_elmo.plugin.runs.run_folder import LOCK, locked, of_node, prepare, shared
 
 CONFIG: Dict[str, Dict[str, Any]] = {
     "trainer": {"num_epochs": 3, "callbacks": [{"type": "resume_data"}]},

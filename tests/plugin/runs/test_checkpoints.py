@@ -14,7 +14,7 @@ from allennlp.training.checkpointer import Checkpointer
 from tests.plugin.tiny_run import make_trainer, write_corpus
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import written_whole
-from transformer_elmo.plugin import checkpoints
+from transformer_elmo.plugin.runs import checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tests.plugin.tiny_run import TinyModel, make_trainer, write_corpus
 from tests.small_lm import model_config, random_sentences, tensors
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy.trainer import check_trainer_keys
-from transformer_elmo.plugin.bad_steps import BadSteps, sentences_of
+from transformer_elmo.plugin.runs.bad_steps import BadSteps, sentences_of
 
 
 class SpoiledModel(TinyModel):

@@ -13,7 +13,7 @@ from typing import Any, Callable, List, Optional, Sequence
 from torch import multiprocessing
 from torch.multiprocessing import ProcessRaisedException
 
-from transformer_elmo.plugin.stopping import SIGNALS, RunStopped, command_to_go_on, stopper
+from transformer_elmo.plugin.runs.stopping import SIGNALS, RunStopped, command_to_go_on, stopper
 
 logger = logging.getLogger(__name__)
 

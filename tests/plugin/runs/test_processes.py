@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin import processes
-from transformer_elmo.plugin.processes import ProcessLostError, spawn
-from transformer_elmo.plugin.stopping import RunStopped, stopper
+from transformer_elmo.plugin.runs import processes
+from transformer_elmo.plugin.runs.processes import ProcessLostError, spawn
+from transformer_elmo.plugin.runs.stopping import RunStopped, stopper
 
 
 @pytest.fixture(autouse=True)

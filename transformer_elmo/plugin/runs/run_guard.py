@@ -15,10 +15,10 @@ from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
-from transformer_elmo.plugin.bad_steps import BadSteps, too_many
 from transformer_elmo.plugin.large_batches import LargeBatches
-from transformer_elmo.plugin.resumption import ResumeDataCallback
-from transformer_elmo.plugin.stopping import stop, stopper
+from transformer_elmo.plugin.runs.bad_steps import BadSteps, too_many
+from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
+from transformer_elmo.plugin.runs.stopping import stop, stopper
 from transformer_elmo.text.steps import Step
 
 

@@ -21,9 +21,9 @@ from allennlp.common import Params
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
-from transformer_elmo.plugin.launchers import Launch, find_launch
-from transformer_elmo.plugin.processes import ProcessLostError
-from transformer_elmo.plugin.stopping import RunStopped, command_to_go_on
+from transformer_elmo.plugin.runs.launchers import Launch, find_launch
+from transformer_elmo.plugin.runs.processes import ProcessLostError
+from transformer_elmo.plugin.runs.stopping import RunStopped, command_to_go_on
 
 logger = logging.getLogger(__name__)
 

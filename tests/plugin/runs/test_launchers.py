@@ -2,7 +2,7 @@ import pytest
 
 from tests.plugin.launched import of_srun, of_torchrun
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin.launchers import Launch, find_launch, first_host, local_sizes
+from transformer_elmo.plugin.runs.launchers import Launch, find_launch, first_host, local_sizes
 
 # What sbatch gives its script, and salloc its shell: how many tasks the job may have.
 ALLOCATION = {

@@ -24,7 +24,7 @@ from transformer_elmo.archived_models import (
 )
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import errors_of_disk, remove_left_behind
-from transformer_elmo.plugin.checkpoints import has_checkpoints
+from transformer_elmo.plugin.runs.checkpoints import has_checkpoints
 
 logger = logging.getLogger(__name__)
 

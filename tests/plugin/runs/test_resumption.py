@@ -8,7 +8,7 @@ from allennlp.training.checkpointer import Checkpointer
 from allennlp.training.metric_tracker import MetricTracker
 
 from tests.plugin.tiny_run import make_trainer, run, write_corpus
-from transformer_elmo.plugin.resumption import ResumeDataCallback
+from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
 
 
 @pytest.fixture
