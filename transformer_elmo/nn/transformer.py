@@ -16,10 +16,11 @@ from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.kernels.compiled import compilable
+from transformer_elmo.nn.kept_weights import KeptWeights
+from transformer_elmo.nn.kernels.compiled import compilable, is_wanted
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
-from transformer_elmo.nn.kernels.linear import linear
+from transformer_elmo.nn.kernels.linear import can_pack, linear, packed
 from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
 from transformer_elmo.nn.packing import Packing, ReadingOrder
 
@@ -345,6 +346,7 @@ class BidirectionalTransformer(torch.nn.Module):
         )
         self._position = PositionalEncoding(input_dim)
         self._dropout = Dropout(input_dropout or 0.0)
+        self._kept = KeptWeights()
 
     def rows(
         self, token_embeddings: torch.Tensor, packing: Packing
@@ -370,18 +372,22 @@ class BidirectionalTransformer(torch.nn.Module):
             # memory to move, and no casts.
             tokens = tokens.to(dtype)
         with torch.autocast(tokens.device.type, enabled=False):
-            weights = self._weights(dtype, tokens.dtype)
+            weights = self._weights_for(tokens, dtype)
             return (
                 self._forward_transformer(tokens, packing.forward, weights[: self.num_layers]),
                 self._backward_transformer(tokens, packing.backward, weights[self.num_layers :]),
             )
 
-    def _weights(self, dtype: torch.dtype, rows_dtype: torch.dtype) -> List[LayerWeights]:
-        """Those of all layers, the forward direction's first."""
-        layers = cast(
+    def _layers(self) -> List[TransformerLayer]:
+        """The forward direction's first."""
+        return cast(
             List[TransformerLayer],
             [*self._forward_transformer.layers, *self._backward_transformer.layers],
         )
+
+    def _weights(self, dtype: torch.dtype, rows_dtype: torch.dtype) -> List[LayerWeights]:
+        """Those of all layers."""
+        layers = self._layers()
         products = in_precision(dtype, [group for layer in layers for group in layer.products()])
         norms = norms_in_precision(rows_dtype, [w for layer in layers for w in layer.norms()])
         of_products, of_norms = len(products) // len(layers), len(norms) // len(layers)
@@ -392,6 +398,35 @@ class BidirectionalTransformer(torch.nn.Module):
             )
             for n in range(len(layers))
         ]
+
+    def _weights_for(self, tokens: torch.Tensor, dtype: torch.dtype) -> List[LayerWeights]:
+        """As `_weights`; where there is nothing to learn, from one batch to the next."""
+        # A GPU would have to wait until it is known whether they still are what they were, and is
+        # done with making them sooner.
+        if (
+            torch.is_grad_enabled()
+            or is_wanted()
+            or torch.compiler.is_compiling()
+            or tokens.device.type != "cpu"
+            or not tokens.numel()
+        ):
+            self._kept.forget()
+            return self._weights(dtype, tokens.dtype)
+
+        def made() -> List[LayerWeights]:
+            return [
+                LayerWeights(*(packed(w) if w.dim() == 2 else w for w in weights))
+                for weights in self._weights(dtype, tokens.dtype)
+            ]
+
+        parameters = [
+            parameter
+            for layer in self._layers()
+            for group in (*layer.products(), layer.norms())
+            for parameter in group
+        ]
+        setting = (dtype, tokens.dtype, can_pack(parameters[0]))
+        return self._kept.get(parameters, setting, made)
 
     @overrides(check_signature=False)
     def forward(
