@@ -8,7 +8,7 @@ shaped as in allennlp-models.
 """
 
 import math
-from typing import List, NamedTuple, Optional, Sequence, Tuple, cast
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kept_weights import KeptWeights
 from transformer_elmo.nn.kernels.compiled import compilable, is_wanted
 from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.kernels.int8 import int8_is_wanted, int8_weight
 from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
-from transformer_elmo.nn.kernels.linear import can_pack, linear, packed
+from transformer_elmo.nn.kernels.linear import Weight, can_pack, linear, packed
 from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
 from transformer_elmo.nn.packing import Packing, ReadingOrder
 
@@ -113,13 +114,13 @@ class LayerWeights(NamedTuple):
     normalizations.
     """
 
-    heads: torch.Tensor
+    heads: Weight
     heads_bias: torch.Tensor
-    output: torch.Tensor
+    output: Weight
     output_bias: torch.Tensor
-    hidden: torch.Tensor
+    hidden: Weight
     hidden_bias: torch.Tensor
-    result: torch.Tensor
+    result: Weight
     result_bias: torch.Tensor
     attention_gamma: torch.Tensor
     attention_beta: torch.Tensor
@@ -400,11 +401,28 @@ class BidirectionalTransformer(torch.nn.Module):
         ]
 
     def _weights_for(self, tokens: torch.Tensor, dtype: torch.dtype) -> List[LayerWeights]:
-        """As `_weights`; where there is nothing to learn, from one batch to the next."""
+        """
+        As `_weights`; where there is nothing to learn, from one batch to the next.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is something to learn, with products of 8-bit integers.
+        """
+        in_int8 = int8_is_wanted() and tokens.numel() > 0
+        learns = torch.is_grad_enabled()
+        if in_int8 and learns:
+            if tokens.requires_grad or any(p.requires_grad for p in self.parameters()):
+                raise ConfigurationError(
+                    'precision "int8" has no gradients: it is for models that nothing is learned '
+                    'with. Train in "float32" or "bfloat16"; for vectors alone, freeze the '
+                    "parameters (requires_grad) or use torch.no_grad()."
+                )
+            learns = False
         # A GPU would have to wait until it is known whether they still are what they were, and is
         # done with making them sooner.
         if (
-            torch.is_grad_enabled()
+            learns
             or is_wanted()
             or torch.compiler.is_compiling()
             or tokens.device.type != "cpu"
@@ -414,8 +432,9 @@ class BidirectionalTransformer(torch.nn.Module):
             return self._weights(dtype, tokens.dtype)
 
         def made() -> List[LayerWeights]:
+            pack: Callable[[torch.Tensor], Weight] = int8_weight if in_int8 else packed
             return [
-                LayerWeights(*(packed(w) if w.dim() == 2 else w for w in weights))
+                LayerWeights(*(pack(w) if w.dim() == 2 else w for w in weights))
                 for weights in self._weights(dtype, tokens.dtype)
             ]
 
@@ -425,7 +444,7 @@ class BidirectionalTransformer(torch.nn.Module):
             for group in (*layer.products(), layer.norms())
             for parameter in group
         ]
-        setting = (dtype, tokens.dtype, can_pack(parameters[0]))
+        setting = (dtype, tokens.dtype, in_int8, can_pack(parameters[0]))
         return self._kept.get(parameters, setting, made)
 
     @overrides(check_signature=False)

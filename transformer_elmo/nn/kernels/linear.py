@@ -10,12 +10,13 @@ weight out in its own order. A weight that stands still can be laid out once: se
 """
 
 import os
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Tuple, Union
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from transformer_elmo.nn.kernels.int8 import Int8Weight, int8_linear
 from transformer_elmo.nn.kernels.ways import taken
 
 # oneDNN compiles a product for each shape, and both it and PyTorch's layer above it keep the last
@@ -23,6 +24,9 @@ from transformer_elmo.nn.kernels.ways import taken
 # tens of thousands of lines. One batch needs some tens. Both read this at their first product.
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_name, "128")
+
+Weight = Union[torch.Tensor, Int8Weight]
+"""What `linear` takes: of shape `(output_dim, input_dim)`, or made of such a matrix."""
 
 # For so many rows oneDNN chooses the order of a packed weight, which serves all others, too.
 _ROWS = 2000
@@ -118,7 +122,7 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def linear(rows: torch.Tensor, weight: Weight, bias: torch.Tensor) -> torch.Tensor:
     """
     `torch.nn.functional.linear` for a matrix.
 
@@ -126,8 +130,9 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
 
     rows : `torch.Tensor`
         Shape `(num_rows, input_dim)`.
-    weight : `torch.Tensor`
-        Shape `(output_dim, input_dim)`; or what `packed` made of it, for at least one row.
+    weight : `Weight`
+        Shape `(output_dim, input_dim)`; or, without a gradient and for at least one row, what
+        `packed` or `int8_weight` made of it.
     bias : `torch.Tensor`
         Shape `(output_dim,)`.
 
@@ -136,6 +141,8 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
     `torch.Tensor`
         Shape `(num_rows, output_dim)`.
     """
+    if isinstance(weight, Int8Weight):
+        return int8_linear(rows, weight, bias)
     if weight.is_mkldnn:
         taken("linear", "oneDNN, packed")
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
