@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.plugin.test_language_model import UNIDIRECTIONAL
 from tests.small_lm import random_sentences, tensors
-from transformer_elmo import TransformerElmo
+from transformer_elmo import TransformerElmo, cli
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.int8 import largest_weight
 from transformer_elmo.nn.kernels.ways import watched
@@ -81,7 +81,8 @@ def test_on_a_gpu(folder):
 def test_on_the_command_line(folder, tmp_path):
     text, output = tmp_path / "text.txt", tmp_path / "vectors.npz"
     text.write_text("\n".join(map(" ".join, SENTENCES)) + "\n", encoding="utf-8")
-    run("embed", str(folder), str(text), str(output), "--precision", "int8", "--average")
+    arguments = ("embed", folder, text, output, "--precision", "int8", "--average")
+    cli.main(list(map(str, arguments)))
     with np.load(output) as arrays:
         found = np.split(arrays["vectors"], arrays["offsets"][1:-1])
     assert_near(found, TransformerElmo.open(folder, device="cpu").embed(SENTENCES))
