@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from allennlp.data import Token
+from allennlp.data import Token, Vocabulary
 from allennlp.data.token_indexers import ELMoTokenCharactersIndexer
 from safetensors.torch import load_file
 
@@ -91,7 +91,8 @@ def test_on_the_command_line(folder, tmp_path):
 def characters(sentences):
     indexer = ELMoTokenCharactersIndexer()
     indexed = [
-        indexer.tokens_to_indices([Token(word) for word in words], None) for words in sentences
+        indexer.tokens_to_indices([Token(word) for word in words], Vocabulary())
+        for words in sentences
     ]
     longest = max(map(len, sentences))
     return indexer.as_padded_tensor_dict(indexed[0], {"elmo_tokens": longest})["elmo_tokens"][None]

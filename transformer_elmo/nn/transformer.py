@@ -128,6 +128,10 @@ class LayerWeights(NamedTuple):
     feed_forward_beta: torch.Tensor
 
 
+# Those of them that rows are multiplied with.
+_PRODUCTS = ("heads", "output", "hidden", "result")
+
+
 class TransformerLayer(torch.nn.Module):
     """One layer: attention, then the feed-forward network, each behind a `ResidualNorm`."""
 
@@ -434,7 +438,9 @@ class BidirectionalTransformer(torch.nn.Module):
         def made() -> List[LayerWeights]:
             pack: Callable[[torch.Tensor], Weight] = int8_weight if in_int8 else packed
             return [
-                LayerWeights(*(pack(w) if w.dim() == 2 else w for w in weights))
+                weights._replace(
+                    **{name: pack(cast(torch.Tensor, getattr(weights, name))) for name in _PRODUCTS}
+                )
                 for weights in self._weights(dtype, tokens.dtype)
             ]
 
