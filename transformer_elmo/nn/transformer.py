@@ -8,7 +8,7 @@ shaped as in allennlp-models.
 """
 
 import math
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 from numpy.typing import NDArray
@@ -436,11 +436,9 @@ class BidirectionalTransformer(torch.nn.Module):
             return self._weights(dtype, tokens.dtype)
 
         def made() -> List[LayerWeights]:
-            pack: Callable[[torch.Tensor], Weight] = int8_weight if in_int8 else packed
+            pack: Callable[[torch.Tensor], Any] = int8_weight if in_int8 else packed
             return [
-                weights._replace(
-                    **{name: pack(cast(torch.Tensor, getattr(weights, name))) for name in _PRODUCTS}
-                )
+                weights._replace(**{name: pack(getattr(weights, name)) for name in _PRODUCTS})
                 for weights in self._weights(dtype, tokens.dtype)
             ]
 
