@@ -36,7 +36,7 @@ from transformer_elmo.nn.language_model import predicted
 from transformer_elmo.nn.layers import Layers, all_layers, layer_number, mixed
 from transformer_elmo.nn.long_texts import SEGMENT_LENGTH, Job, jobs_of
 from transformer_elmo.nn.perplexity import ListedTotals, Totals
-from transformer_elmo.nn.precision import checked_precision
+from transformer_elmo.nn.precision import check_int8, checked_precision
 from transformer_elmo.nn.scoring import SentenceScores, score_encoded
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.nn.whole_text import WholeText
@@ -188,7 +188,8 @@ class TransformerElmo:
         device : `str`, `int` or `torch.device`, optional (default = a GPU if there is one)
             "cpu", "cuda:1", or AllenNLP's numbers: -1 is the CPU, 1 the second GPU.
         precision : `str`, optional (default = the model's)
-            "float32" or "bfloat16" for the matrix products.
+            "float32" or "bfloat16" for the matrix products, or "int8" for those of the
+            contextualizer, on a CPU and without gradients: faster, and not quite the same vectors.
         compile : `bool`, optional (default = the model's)
             Whether what works row by row is compiled by `torch.compile`, on a GPU: the first batch
             takes some 15 seconds more. On a CPU it changes nothing.
@@ -205,6 +206,8 @@ class TransformerElmo:
         where = device_of(device)
         if precision is not None:
             checked_precision(precision)
+        if precision == "int8":
+            check_int8(where)
         name = os.fspath(path)
         if not name:
             raise ConfigurationError(

@@ -67,7 +67,7 @@ def main() -> None:
     section["contextualizer"]["return_all_layers"] = True
     model = workload.our_model(section, vocab, options.precision).eval()
     elmo = our_elmo(model, options.precision, device)
-    cache = elmo.model.words._cache
+    cache = elmo.model.words.cache
     sentences = cut(text, options.rounds)
 
     sides: Dict[str, Callable[[List[str]], Any]] = {

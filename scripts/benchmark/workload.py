@@ -43,7 +43,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
         "--vocabulary-size", type=int, default=21_000, help="words; the billion-word run has 793471"
     )
     parser.add_argument("--tokens-per-batch", type=int, default=2000, help="padding included")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "int8"], default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5, help="batches that each side is timed on")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")

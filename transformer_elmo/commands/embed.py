@@ -15,6 +15,7 @@ from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.layers import Layers
 from transformer_elmo.nn.long_texts import SEGMENT_LENGTH
+from transformer_elmo.nn.precision import PRECISIONS
 from transformer_elmo.text.corpus import count_lines, find_shards, is_blank, read_lines
 from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line
 
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=["float32", "bfloat16"],
+        choices=list(PRECISIONS),
         help="how numbers are multiplied; by default as the archive says",
     )
     parser.add_argument(

@@ -3,6 +3,7 @@
 import argparse
 
 from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.nn.precision import PRECISIONS
 
 MODEL_HELP = "a model folder, a model.tar.gz, the folder of a training run, or a URL"
 
@@ -18,7 +19,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=["float32", "bfloat16"],
+        choices=list(PRECISIONS),
         help="how numbers are multiplied; by default as the model has it",
     )
     parser.add_argument(

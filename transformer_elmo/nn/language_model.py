@@ -127,7 +127,8 @@ class LanguageModel(torch.nn.Module):
     dropout : `float`, optional (default = `0.0`)
         On the vectors as the softmax sees them.
     precision : `str`, optional (default = `"float32"`)
-        "bfloat16" runs the matrix products in bfloat16. Parameters, statistics and losses stay in
+        "bfloat16" runs the matrix products in bfloat16, "int8" those of the contextualizer in 8-bit
+        integers, on a CPU and without gradients. Parameters, statistics and losses stay in
         float32.
     """
 

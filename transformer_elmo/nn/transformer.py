@@ -8,7 +8,7 @@ shaped as in allennlp-models.
 """
 
 import math
-from typing import List, NamedTuple, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 from numpy.typing import NDArray
@@ -16,10 +16,12 @@ from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.kernels.compiled import compilable
+from transformer_elmo.nn.kept_weights import KeptWeights
+from transformer_elmo.nn.kernels.compiled import compilable, is_wanted
 from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.kernels.int8 import int8_is_wanted, int8_weight
 from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
-from transformer_elmo.nn.kernels.linear import linear
+from transformer_elmo.nn.kernels.linear import Weight, can_pack, linear, packed
 from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
 from transformer_elmo.nn.packing import Packing, ReadingOrder
 
@@ -112,18 +114,22 @@ class LayerWeights(NamedTuple):
     normalizations.
     """
 
-    heads: torch.Tensor
+    heads: Weight
     heads_bias: torch.Tensor
-    output: torch.Tensor
+    output: Weight
     output_bias: torch.Tensor
-    hidden: torch.Tensor
+    hidden: Weight
     hidden_bias: torch.Tensor
-    result: torch.Tensor
+    result: Weight
     result_bias: torch.Tensor
     attention_gamma: torch.Tensor
     attention_beta: torch.Tensor
     feed_forward_gamma: torch.Tensor
     feed_forward_beta: torch.Tensor
+
+
+# Those of them that rows are multiplied with.
+_PRODUCTS = ("heads", "output", "hidden", "result")
 
 
 class TransformerLayer(torch.nn.Module):
@@ -345,6 +351,7 @@ class BidirectionalTransformer(torch.nn.Module):
         )
         self._position = PositionalEncoding(input_dim)
         self._dropout = Dropout(input_dropout or 0.0)
+        self._kept = KeptWeights()
 
     def rows(
         self, token_embeddings: torch.Tensor, packing: Packing
@@ -370,18 +377,22 @@ class BidirectionalTransformer(torch.nn.Module):
             # memory to move, and no casts.
             tokens = tokens.to(dtype)
         with torch.autocast(tokens.device.type, enabled=False):
-            weights = self._weights(dtype, tokens.dtype)
+            weights = self._weights_for(tokens, dtype)
             return (
                 self._forward_transformer(tokens, packing.forward, weights[: self.num_layers]),
                 self._backward_transformer(tokens, packing.backward, weights[self.num_layers :]),
             )
 
-    def _weights(self, dtype: torch.dtype, rows_dtype: torch.dtype) -> List[LayerWeights]:
-        """Those of all layers, the forward direction's first."""
-        layers = cast(
+    def _layers(self) -> List[TransformerLayer]:
+        """The forward direction's first."""
+        return cast(
             List[TransformerLayer],
             [*self._forward_transformer.layers, *self._backward_transformer.layers],
         )
+
+    def _weights(self, dtype: torch.dtype, rows_dtype: torch.dtype) -> List[LayerWeights]:
+        """Those of all layers."""
+        layers = self._layers()
         products = in_precision(dtype, [group for layer in layers for group in layer.products()])
         norms = norms_in_precision(rows_dtype, [w for layer in layers for w in layer.norms()])
         of_products, of_norms = len(products) // len(layers), len(norms) // len(layers)
@@ -392,6 +403,53 @@ class BidirectionalTransformer(torch.nn.Module):
             )
             for n in range(len(layers))
         ]
+
+    def _weights_for(self, tokens: torch.Tensor, dtype: torch.dtype) -> List[LayerWeights]:
+        """
+        As `_weights`; where there is nothing to learn, from one batch to the next.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is something to learn, with products of 8-bit integers.
+        """
+        in_int8 = int8_is_wanted() and tokens.numel() > 0
+        learns = torch.is_grad_enabled()
+        if in_int8 and learns:
+            if tokens.requires_grad or any(p.requires_grad for p in self.parameters()):
+                raise ConfigurationError(
+                    'precision "int8" has no gradients: it is for models that nothing is learned '
+                    'with. Train in "float32" or "bfloat16"; for vectors alone, freeze the '
+                    "parameters (requires_grad) or use torch.no_grad()."
+                )
+            learns = False
+        # A GPU would have to wait until it is known whether they still are what they were, and is
+        # done with making them sooner.
+        if (
+            learns
+            or is_wanted()
+            or torch.compiler.is_compiling()
+            or tokens.device.type != "cpu"
+            or not tokens.numel()
+        ):
+            self._kept.forget()
+            return self._weights(dtype, tokens.dtype)
+
+        def made() -> List[LayerWeights]:
+            pack: Callable[[torch.Tensor], Any] = int8_weight if in_int8 else packed
+            return [
+                weights._replace(**{name: pack(getattr(weights, name)) for name in _PRODUCTS})
+                for weights in self._weights(dtype, tokens.dtype)
+            ]
+
+        parameters = [
+            parameter
+            for layer in self._layers()
+            for group in (*layer.products(), layer.norms())
+            for parameter in group
+        ]
+        setting = (dtype, tokens.dtype, in_int8, can_pack(parameters[0]))
+        return self._kept.get(parameters, setting, made)
 
     @overrides(check_signature=False)
     def forward(

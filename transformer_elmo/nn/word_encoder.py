@@ -5,7 +5,7 @@ vector depends on its characters alone, so each distinct word of a batch is enco
 that fits it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -16,6 +16,7 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.batch import WordBatch
 from transformer_elmo.nn.kernels.character_windows import Convolution, max_over_windows
 from transformer_elmo.nn.kernels.layer_norm import layer_norm
+from transformer_elmo.nn.kernels.linear import can_pack, linear, packed
 from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
 from transformer_elmo.nn.transformer import LayerNorm
 from transformer_elmo.nn.word_embedding import random_embedding
@@ -57,6 +58,25 @@ class CharacterCnn:
     projects_first: bool = False
     norm: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
 
+    def prepared(self) -> "CharacterCnn":
+        """
+        The same function without gradients, with weights that needn't be cast for each batch, on a
+        CPU.
+        """
+        if self.embedding.device.type != "cpu":
+            return self
+        pairs = [*self.convolutions, *self.highways, self.projection]
+        dtype = products_dtype(self.embedding)
+        weights = in_precision(dtype, [[weight] for pair in pairs for weight in pair])
+        cast = list(zip(weights[::2], weights[1::2]))
+        first = len(self.convolutions)
+        return replace(
+            self,
+            convolutions=cast[:first],
+            highways=[(packed(weight), bias) for weight, bias in cast[first:-1]],
+            projection=(packed(cast[-1][0]), cast[-1][1]),
+        )
+
     def encode(self, words: torch.Tensor, longest: Optional[int] = None) -> torch.Tensor:
         """
         # Parameters
@@ -97,15 +117,21 @@ class CharacterCnn:
         vectors = self.activation(vectors)
 
         if self.projects_first:
-            vectors = F.linear(vectors, *projection)
+            vectors = _linear(vectors, *projection)
         for weight, bias in highways:
-            new, gate = F.linear(vectors, weight, bias).chunk(2, dim=-1)
+            new, gate = _linear(vectors, weight, bias).chunk(2, dim=-1)
             vectors = torch.lerp(torch.relu(new), vectors, torch.sigmoid(gate))
         if not self.projects_first:
-            vectors = F.linear(vectors, *projection)
+            vectors = _linear(vectors, *projection)
         # A mean and a deviation want more digits than products.
         vectors = vectors.to(self.embedding.dtype)
         return vectors if self.norm is None else layer_norm(vectors, *self.norm)
+
+
+def _linear(vectors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    if weight.is_mkldnn and vectors.size(0):
+        return linear(vectors, weight, bias)
+    return F.linear(vectors, weight, bias)
 
 
 def width_groups(
@@ -208,8 +234,12 @@ def word_vectors(
     weights = _weights(cnn)
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
         return cnn.encode(words, longest)
-    setting = (products_dtype(cnn.embedding),)
-    return cache.vectors(words, weights, lambda new: cnn.encode(new, longest), setting)
+
+    def encode(new: torch.Tensor) -> torch.Tensor:
+        return cache.kept(cnn.prepared).encode(new, longest)
+
+    setting = (products_dtype(cnn.embedding), can_pack(cnn.projection[0]))
+    return cache.vectors(words, weights, encode, setting)
 
 
 def embedded(cnn: CharacterCnn, batch: WordBatch, cache: WordVectorCache) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 import functools
 import threading
-from typing import Callable, List, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Optional, Sequence, Tuple, Type
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from transformer_elmo.nn.weights_watch import WeightsWatch
 
 # 65,536 words of the billion-word model take 150 MB; they are nine tenths and more of any English
 # text.
@@ -55,10 +57,8 @@ class WordVectorCache:
     def __init__(self, max_words: int = WORDS_IN_CACHE) -> None:
         self.max_words = max_words
         self._lock = threading.Lock()
-        # What the weights were, and numbers of theirs: where they are, and what they were.
-        self._weights: Optional[List[Tuple]] = None
-        self._views: List[torch.Tensor] = []
-        self._sample: Optional[torch.Tensor] = None
+        self._watch = WeightsWatch(_NUMBERS_IN_SAMPLE)
+        self._made: Any = None
         self.clear()
 
     def clear(self) -> None:
@@ -110,26 +110,18 @@ class WordVectorCache:
         # Outside inference mode, or what is kept could never take part in training.
         with self._lock, torch.inference_mode(False), torch.no_grad():
             words = words.clone() if words.is_inference() else words
-            if not self._still_true(weights, (*setting, words.device, words.size(1))):
+            if not self._watch.unchanged(weights, (*setting, words.device, words.size(1))):
+                self._made = None
                 self.clear()
             return self._vectors_of(words, encode)
 
-    def _still_true(self, weights: Sequence[torch.Tensor], setting: Tuple) -> bool:
-        described: List[Tuple] = [setting]
-        for weight in weights:
-            version = None if weight.is_inference() else weight._version
-            described.append((weight.data_ptr(), version, weight.dtype, weight.device))
-        if described == self._weights and self._sample is not None:
-            # Changes made behind autograd's back, through `.data`, aren't counted in the version.
-            # All numbers are compared at once, because a host waits for its device to say.
-            if torch.equal(self._sample, torch.cat(self._views)):
-                return True
-        self._weights = described
-        flat = [weight.detach().reshape(-1) for weight in weights]
-        # They hold on to the memory, so that nothing else can come to lie there.
-        self._views = [part[:: max(1, part.numel() // _NUMBERS_IN_SAMPLE)] for part in flat]
-        self._sample = torch.cat(self._views)
-        return False
+    def kept(self, make: Callable[[], Any]) -> Any:
+        """
+        What `make` returns, kept while the weights stand still. For `encode` to call.
+        """
+        if self._made is None:
+            self._made = make()
+        return self._made
 
     def _vectors_of(
         self, words: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]

@@ -16,7 +16,7 @@ from transformer_elmo.nn.kernels import attention, compiled, token_losses
 from transformer_elmo.nn.kernels.attention import causal_attention
 from transformer_elmo.nn.kernels.compiled import Compilable, compiling, is_wanted
 from transformer_elmo.nn.kernels.dropout import Dropout
-from transformer_elmo.nn.kernels.linear import linear, product
+from transformer_elmo.nn.kernels.linear import linear, packed, product
 from transformer_elmo.nn.kernels.precision import in_precision
 from transformer_elmo.nn.kernels.ways import taken, watched
 
@@ -60,8 +60,11 @@ SAMPLED = {"sampled softmax: in blocks", "softmax gradient: a row a word"}
     [
         ("training", {"attention: written out", "dropout: threshold of bits", *SAMPLED}),
         ("training without dropout", {"attention: fused", *SAMPLED}),
-        ("evaluation", {"attention: fused", "exact softmax: in place"}),
-        ("embedding", {"attention: fused"}),
+        (
+            "evaluation",
+            {"attention: fused", "exact softmax: in place", "linear: oneDNN, packed"},
+        ),
+        ("embedding", {"attention: fused", "linear: oneDNN, packed"}),
     ],
 )
 def test_ways_of_a_model(make_model, vocabulary, case, expected):
@@ -78,7 +81,8 @@ def test_ways_of_a_model(make_model, vocabulary, case, expected):
             loss = model(**batch)["loss"]
             if learns:
                 loss.backward()
-    assert set(ways) == {*ALWAYS, "linear: oneDNN", *expected}
+    others = set() if case == "embedding" else {"linear: oneDNN"}
+    assert set(ways) == {*ALWAYS, *others, *expected}
     layers = 2 * model_config()["contextualizer"]["num_layers"]
     of_attention = next(count for way, count in ways.items() if way.startswith("attention: "))
     assert of_attention == layers
@@ -115,6 +119,20 @@ def test_linear_goes_by_onednn():
             linear(rows, weight, bias)
             product(rows, weight)
     assert ways == {"linear: torch": 5}
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (37, 20), (512, 128)])
+def test_packed_weights_go_by_onednn(shape):
+    weight, bias = torch.randn(shape), torch.randn(shape[0])
+    for num_rows in (1, 22, 300):
+        rows = torch.randn(num_rows, shape[1])
+        with watched() as ways:
+            found = linear(rows, packed(weight), bias)
+        assert ways == {"linear: oneDNN, packed": 1}
+        assert torch.allclose(found, F.linear(rows, weight, bias), atol=2e-4)
+    for other in (weight.bfloat16(), weight.double(), weight[:0]):
+        assert packed(other) is other
 
 
 @pytest.mark.parametrize("how", ["switched off", "not in this PyTorch"])

@@ -53,11 +53,14 @@ def _width_by_width(characters: torch.Tensor, convolutions: Sequence[Convolution
     maxima = []
     for weight, bias in convolutions:
         # A window is a stretch of its row. One product over all windows, filter by filter in
-        # memory, is faster than PyTorch's convolution, and so is the maximum over its result.
+        # memory, is faster than PyTorch's convolution, and so is the maximum over its result. They
+        # are copied for it: over windows that overlap, PyTorch would make a product a word.
         num_filters, _, width = weight.shape
-        windows = rows.unfold(1, width * dim, dim)
+        windows = rows.unfold(1, width * dim, dim).reshape(-1, width * dim)
         flat = weight.transpose(1, 2).reshape(num_filters, -1)
-        maxima.append(F.linear(windows, flat, bias).amax(1))
+        products = F.linear(windows, flat)
+        products = products.view(num_words, num_characters - width + 1, num_filters)
+        maxima.append(products.amax(1) + bias)
     return torch.cat(maxima, dim=-1)
 
 

@@ -4,15 +4,19 @@ Products with weights, in float32 on a CPU by oneDNN.
 PyTorch multiplies float32 matrices on a CPU by MKL, which on processors of other makes than Intel's
 is some 10 % slower than the oneDNN that comes with PyTorch as well, and whose linear layer is what
 `torch.compile` uses. In bfloat16 PyTorch asks oneDNN anyway.
+
+With the few rows of a single sentence, oneDNN spends a quarter of a product's time on laying the
+weight out in its own order. A weight that stands still can be laid out once: see `packed`.
 """
 
 import os
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Tuple, Union
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from transformer_elmo.nn.kernels.int8 import Int8Weight, int8_linear
 from transformer_elmo.nn.kernels.ways import taken
 
 # oneDNN compiles a product for each shape, and both it and PyTorch's layer above it keep the last
@@ -20,6 +24,12 @@ from transformer_elmo.nn.kernels.ways import taken
 # tens of thousands of lines. One batch needs some tens. Both read this at their first product.
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_name, "128")
+
+Weight = Union[torch.Tensor, Int8Weight]
+"""What `linear` takes: of shape `(output_dim, input_dim)`, or made of such a matrix."""
+
+# For so many rows oneDNN chooses the order of a packed weight, which serves all others, too.
+_ROWS = 2000
 
 
 def _by_onednn(rows: torch.Tensor) -> bool:
@@ -34,6 +44,34 @@ def _by_onednn(rows: torch.Tensor) -> bool:
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether `packed` does anything to a weight."""
+    return bool(
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def packed(weight: torch.Tensor) -> torch.Tensor:
+    """
+    A copy of a weight in oneDNN's own order, for `linear` without a gradient; the weight itself
+    where that isn't possible.
+
+    # Parameters
+
+    weight : `torch.Tensor`
+        Shape `(output_dim, input_dim)`.
+    """
+    if not can_pack(weight):
+        return weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
 
 
 def product(
@@ -84,7 +122,7 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def linear(rows: torch.Tensor, weight: Weight, bias: torch.Tensor) -> torch.Tensor:
     """
     `torch.nn.functional.linear` for a matrix.
 
@@ -92,8 +130,9 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
 
     rows : `torch.Tensor`
         Shape `(num_rows, input_dim)`.
-    weight : `torch.Tensor`
-        Shape `(output_dim, input_dim)`.
+    weight : `Weight`
+        Shape `(output_dim, input_dim)`; or, without a gradient and for at least one row, what
+        `packed` or `int8_weight` made of it.
     bias : `torch.Tensor`
         Shape `(output_dim,)`.
 
@@ -102,6 +141,11 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
     `torch.Tensor`
         Shape `(num_rows, output_dim)`.
     """
+    if isinstance(weight, Int8Weight):
+        return int8_linear(rows, weight, bias)
+    if weight.is_mkldnn:
+        taken("linear", "oneDNN, packed")
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     if _by_onednn(rows) and weight.dtype == bias.dtype == torch.float32:
         return _Linear.apply(rows, weight, bias)
     taken("linear", "torch")

@@ -1,0 +1,166 @@
+"""What is kept of weights is what they are now, whoever changed them and however."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from transformer_elmo.nn.kept_weights import KeptWeights
+from transformer_elmo.nn.kernels.linear import can_pack
+from transformer_elmo.nn.kernels.ways import watched
+from transformer_elmo.nn.transformer import BidirectionalTransformer
+
+
+def transformer(seed=0):
+    torch.manual_seed(seed)
+    return BidirectionalTransformer(16, 24, 2, dropout=0.0).eval()
+
+
+VECTORS, MASK = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
+
+
+def learning(model):
+    """What it computes with weights as they are: nothing is kept where there are gradients."""
+    with torch.enable_grad():
+        return [layer.detach() for layer in model(VECTORS, MASK)]
+
+
+def assert_up_to_date(model):
+    expected = learning(model)
+    with torch.no_grad():
+        for _ in range(2):
+            for ours, wanted in zip(model(VECTORS, MASK), expected):
+                assert torch.allclose(ours, wanted, atol=1e-5)
+
+
+def by_step(model):
+    torch.optim.SGD(model.parameters(), lr=0.1).zero_grad()
+    sum(layer.square().sum() for layer in model(VECTORS, MASK)).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def in_place(model):
+    with torch.no_grad():
+        model._backward_transformer.layers[1].self_attn.linears[2].bias[3] += 1.0
+
+
+def behind_the_back(model):
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+
+
+def by_another(model):
+    weight = torch.randn(16, 24)
+    model._forward_transformer.layers[0].feed_forward.w_2.weight = torch.nn.Parameter(weight)
+
+
+def by_data(model):
+    norm = model._forward_transformer.layers[1].sublayer[0].norm
+    norm.gamma.data = torch.full((16,), 2.0)
+
+
+def by_loading(model):
+    model.load_state_dict(transformer(seed=1).state_dict())
+
+
+@pytest.mark.parametrize(
+    "change", [by_step, in_place, behind_the_back, by_another, by_data, by_loading]
+)
+def test_kept_weights_follow_each_change(change):
+    model = transformer()
+    before = learning(model)
+    with torch.no_grad():
+        model(VECTORS, MASK)
+    kept = model._kept._made
+    change(model)
+    with torch.no_grad():
+        model(VECTORS, MASK)
+    assert model._kept._made is not kept
+    assert not torch.allclose(before[-1], learning(model)[-1])
+    assert_up_to_date(model)
+
+
+def test_made_once():
+    model = transformer()
+    with torch.no_grad():
+        model(VECTORS, MASK)
+        kept = model._kept._made
+        with watched() as ways:
+            model(VECTORS, MASK)
+        assert model._kept._made is kept
+    # Nothing is joined or laid out.
+    assert not any(way.startswith("precision") for way in ways)
+    if can_pack(next(model.parameters())):
+        assert ways["linear: oneDNN, packed"] == 2 * 2 * 4
+
+
+def test_kept_in_each_precision():
+    model = transformer()
+    with torch.no_grad():
+        exact = model(VECTORS, MASK)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model(VECTORS, MASK)
+            with watched() as ways:
+                again = model(VECTORS, MASK)
+        assert not any(way.startswith("precision") for way in ways)
+        back = model(VECTORS, MASK)
+    assert torch.equal(rounded[-1], again[-1]) and torch.equal(exact[-1], back[-1])
+    assert 0 < (exact[-1] - rounded[-1]).abs().max() < 0.2
+
+
+def test_given_back_when_training():
+    model = transformer()
+    with torch.no_grad():
+        model(VECTORS, MASK)
+    assert model._kept._made is not None
+    model(VECTORS, MASK)
+    assert model._kept._made is None
+
+
+def test_onednn_switched_off(monkeypatch):
+    model = transformer()
+    with torch.no_grad():
+        expected = model(VECTORS, MASK)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        with watched() as ways:
+            found = model(VECTORS, MASK)
+    assert not any("oneDNN" in way for way in ways)
+    assert torch.allclose(found[-1], expected[-1], atol=1e-5)
+
+
+def test_not_part_of_the_model():
+    model = transformer()
+    names = set(model.state_dict())
+    with torch.no_grad():
+        model(VECTORS, MASK)
+    assert set(model.state_dict()) == names
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other._kept._made is None
+        assert_up_to_date(other)
+    # A copy's weights are its own.
+    in_place(other)
+    assert_up_to_date(other)
+    assert_up_to_date(model)
+
+
+def test_weights_of_inference_mode():
+    with torch.inference_mode():
+        model = transformer()
+        first = model(VECTORS, MASK)
+        assert torch.equal(model(VECTORS, MASK)[-1], first[-1])
+
+
+def test_nothing_but_padding():
+    model = transformer()
+    with torch.no_grad():
+        (*_, top) = model(VECTORS, torch.zeros(2, 5, dtype=torch.bool))
+    assert not top.any()
+
+
+def test_forgetting_while_it_is_empty():
+    kept = KeptWeights()
+    kept.forget()
+    assert kept.get([torch.ones(2)], (), lambda: 3) == 3
+    kept.forget()
+    assert kept.get([torch.ones(2)], (), lambda: 4) == 4
