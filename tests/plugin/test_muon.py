@@ -180,7 +180,7 @@ def test_groups_and_schedulers_set_the_rate_of_both():
     "scheduler",
     [
         {"type": "noam", "model_size": 16, "warmup_steps": 4},
-        {"type": "warmup_stable_decay", "warmup": 4, "decay": 4, "num_epochs": 1},
+        {"type": "warmup_stable_decay", "warmup": 4, "decay": 4},
     ],
 )
 def test_a_smaller_rate_is_a_shorter_step(scheduler):
