@@ -32,6 +32,7 @@ _PLUGIN = {
     "LanguageModelTokenEmbedder": "token_embedders",
     "LanguageModelingDataLoader": "data_loader",
     "LanguageModelingEvaluator": "evaluator",
+    "MuonSparseAdam": "muon",
     "ResumeDataCallback": "runs.resumption",
     "SimpleLanguageModelingDatasetReader": "dataset_reader",
 }
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
     from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator
     from transformer_elmo.plugin.language_model import BidirectionalLanguageModel, LanguageModel
+    from transformer_elmo.plugin.muon import MuonSparseAdam
     from transformer_elmo.plugin.optimizer import DenseSparseAdam
     from transformer_elmo.plugin.predictor import LanguageModelPredictor
     from transformer_elmo.plugin.runs.resumption import CrashSafeCheckpointer, ResumeDataCallback
@@ -79,6 +81,7 @@ __all__ = [
     "LanguageModelTokenEmbedder",
     "LanguageModelingDataLoader",
     "LanguageModelingEvaluator",
+    "MuonSparseAdam",
     "ResumeDataCallback",
     "SimpleLanguageModelingDatasetReader",
     "TransformerElmo",

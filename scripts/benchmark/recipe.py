@@ -36,6 +36,7 @@ from transformer_elmo.model_config import (
 )
 from transformer_elmo.nn.batch import BatchReader, WordBatch
 from transformer_elmo.nn.kernels.adam import update_group
+from transformer_elmo.nn.kernels.muon import update_matrices
 from transformer_elmo.nn.language_model import LanguageModel, losses_of_directions, predicted
 from transformer_elmo.nn.packing import Packing
 from transformer_elmo.nn.precision import computing
@@ -174,10 +175,7 @@ class Trainee:
             for name, p in named.items()
             if is_on("muon", run.variant) and name.startswith("contextualizer.") and p.dim() == 2
         ]
-        self.muon: Any = None
-        if by_muon:
-            # Scaled so that Adam's rates fit.
-            self.muon = torch.optim.Muon(by_muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self.muon: Dict[str, Any] = {"params": by_muon, "momentum": 0.95}
         theirs = set(map(id, by_muon))
         self.adam: Dict[str, Any] = {
             "params": [p for p in self.parameters if id(p) not in theirs],
@@ -195,9 +193,7 @@ class Trainee:
         rate = self.run.rate * factor(schedule, number, self.run.steps)
         with torch.no_grad():
             update_group({**self.adam, "lr": rate}, self.states)
-            if self.muon is not None:
-                self.muon.param_groups[0]["lr"] = rate
-                self.muon.step()
+            update_matrices({**self.muon, "lr": rate}, self.states)
             for share, average in zip(AVERAGES, self.averages):
                 torch._foreach_lerp_(average, self.parameters, 1 / max(1.0, share * self.run.steps))
         return loss.detach()

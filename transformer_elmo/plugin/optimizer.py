@@ -2,12 +2,14 @@
 Adam for a model most of whose parameters a step doesn't touch: the rows of the softmax.
 """
 
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from itertools import chain
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import torch
 from allennlp.training.optimizers import Optimizer, ParameterGroupsType, make_parameter_groups
 from overrides import overrides
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.adam import update_group
 
 
@@ -63,6 +65,7 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
         :meth:`take_back_step` is to be called after it.
         """
         self._stepped: List[Dict[str, Any]] = []
+        self._names = {id(parameter): name for name, parameter in model_parameters}
 
     @overrides(check_signature=False)
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
@@ -83,8 +86,43 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
         self._stepped = []
         with torch.no_grad():
             for group in self.param_groups:
-                self._stepped += update_group(group, self.state, self.found_inf)
+                self._stepped += self._update(group)
         return loss
+
+    def _update(self, group: Dict[str, Any]) -> List[Dict[str, Any]]:
+        """One step of a group; gives back the states that count steps."""
+        return update_group(group, self.state, self.found_inf)
+
+    def _kept(self, parameter: torch.Tensor) -> Set[str]:
+        """What the state of a parameter has."""
+        return {"step", "exp_avg", "exp_avg_sq"}
+
+    @overrides(check_signature=False)
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """
+        # Parameters
+
+        state_dict : `Dict[str, Any]`
+
+        # Raises
+
+        `ConfigurationError`
+            If it is that of an optimizer which keeps something else of a parameter.
+        """
+        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        # What isn't as many is for PyTorch to refuse.
+        for number, parameter in zip(numbers, parameters):
+            saved, kept = set(state_dict["state"].get(number, ())), self._kept(parameter)
+            if saved and not kept <= saved:
+                raise ConfigurationError(
+                    "The optimizer's saved state is that of another optimizer, or of other "
+                    f"settings: of {self._names[id(parameter)]} it has "
+                    f"{', '.join(sorted(saved))}, and {type(self).__name__} keeps "
+                    f"{', '.join(sorted(kept))}. Go on with the optimizer that the run began with, "
+                    "or begin another run in a folder of its own."
+                )
+        super().load_state_dict(state_dict)
 
     def take_back_step(self) -> None:
         """Forgets the last step, which had no effect, in the count of steps."""

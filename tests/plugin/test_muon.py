@@ -1,0 +1,355 @@
+import copy
+import json
+import re
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch
+from allennlp.commands.train import train_model
+from allennlp.common import Params
+from allennlp.training.learning_rate_schedulers import LearningRateScheduler
+from allennlp.training.optimizers import Optimizer
+
+from tests.small_lm import experiment_config, model_config, random_sentences, tensors
+from transformer_elmo import DenseSparseAdam, MuonSparseAdam
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.kernels.muon import orthogonalized, update_matrices
+
+TALL, WIDE, SQUARE = "hidden.weight", "result.weight", "square.weight"
+MATRICES = [TALL, WIDE, SQUARE, "more.weight"]
+
+
+class Words(torch.nn.Module):
+    """Matrices of several shapes, sparse rows, vectors, and what never gets a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.vectors = torch.nn.Embedding(20, 6, sparse=True)
+        self.square = torch.nn.Linear(6, 6)
+        self.more = torch.nn.Linear(6, 6)
+        self.hidden = torch.nn.Linear(6, 16)
+        self.result = torch.nn.Linear(16, 6)
+        self.idle = torch.nn.Linear(6, 6)
+        self.left = torch.nn.Linear(6, 6)
+
+    def forward(self, ids):
+        rows = self.more(self.square(self.vectors(ids)))
+        return self.left(self.result(self.hidden(rows).relu())).pow(3).mean()
+
+
+CHOSEN = ["square", "more", "idle", "hidden", "result"]
+
+
+def optimizer_of(model, **settings):
+    settings = {"muon": CHOSEN, "lr": 0.01, **settings}
+    return MuonSparseAdam(list(model.named_parameters()), **settings)
+
+
+def steps(model, optimizer, number, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(number):
+        optimizer.zero_grad()
+        model(torch.randint(20, (7,), generator=generator)).backward()
+        optimizer.step()
+
+
+def same_gradients(source, target):
+    for one, other in zip(source.parameters(), target.parameters()):
+        other.grad = None if one.grad is None else one.grad.clone()
+
+
+def weights(model):
+    return copy.deepcopy(model.state_dict())
+
+
+def equal(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def newton_schulz(matrix):
+    """One matrix, in double precision, rows by columns with no more rows than columns."""
+    if matrix.size(0) > matrix.size(1):
+        return newton_schulz(matrix.T).T
+    result = matrix / matrix.pow(2).sum().sqrt()
+    for _ in range(5):
+        square = result @ result.T
+        result = 3.4445 * result - 4.7750 * (square @ result) + 2.0315 * (square @ square @ result)
+    return result
+
+
+@pytest.mark.parametrize("settings", [{}, {"lr": 0.1, "momentum": 0.7}])
+def test_the_formula(settings):
+    torch.manual_seed(0)
+    model = Words()
+    optimizer = optimizer_of(model, **settings)
+    rate, decay = settings.get("lr", 0.01), settings.get("momentum", 0.95)
+    named = dict(model.named_parameters())
+    expected = {name: named[name].detach().double() for name in MATRICES}
+    averages = {name: torch.zeros_like(expected[name]) for name in MATRICES}
+    for seed in range(4):
+        steps(model, optimizer, 1, seed)
+        for name in MATRICES:
+            gradient = named[name].grad.double()
+            averages[name] = decay * averages[name] + (1 - decay) * gradient
+            update = newton_schulz(decay * averages[name] + (1 - decay) * gradient)
+            root = 0.2 * max(update.shape) ** 0.5
+            expected[name] = expected[name] - rate * root * update
+    for name in MATRICES:
+        assert torch.allclose(named[name].double(), expected[name], atol=1e-5), name
+    assert not optimizer.state[model.idle.weight]
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has one from 2.9 on")
+def test_the_same_as_pytorchs():
+    torch.manual_seed(0)
+    begun = [torch.randn(shape) for shape in ((48, 48), (48, 48), (96, 32), (32, 96))]
+    ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in begun] for _ in range(2))
+    states: Any = defaultdict(dict)
+    optimizer = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        with torch.no_grad():
+            update_matrices({"params": ours, "lr": 0.01, "momentum": 0.95}, states)
+        optimizer.step()
+    for one, other, before in zip(ours, theirs, begun):
+        # PyTorch's iteration is in bfloat16.
+        assert (one - other).norm() < 0.03 * (other - before).norm()
+
+
+def test_all_the_rest_is_dense_sparse_adams_to_the_bit():
+    torch.manual_seed(0)
+    ours = Words()
+    theirs = copy.deepcopy(ours)
+    optimizer = optimizer_of(ours)
+    adam = DenseSparseAdam(list(theirs.named_parameters()), lr=0.01)
+    for seed in range(4):
+        steps(ours, optimizer, 1, seed)
+        same_gradients(ours, theirs)
+        adam.step()
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]) == (name not in MATRICES), name
+
+
+def test_singular_values_come_near_one():
+    torch.manual_seed(0)
+    for shape in ((3, 8, 8), (2, 8, 30), (2, 30, 8)):
+        matrices = torch.randn(shape)
+        found = torch.linalg.svdvals(orthogonalized(matrices))
+        assert found.max() < 1.25 and found.min() > 0.3
+    assert torch.equal(orthogonalized(torch.zeros(1, 4, 5)), torch.zeros(1, 4, 5))
+
+
+def test_by_default_it_is_for_the_transformers_linear_layers(make_model):
+    model = make_model()
+    optimizer = Optimizer.from_params(
+        Params({"type": "muon_sparse_adam", "lr": 0.5}),
+        model_parameters=list(model.named_parameters()),
+    )
+    assert type(optimizer) is MuonSparseAdam
+    batch = tensors(random_sentences(5), model.vocab)
+    model.train()(**batch)["loss"].backward()
+    optimizer.step()
+    found = {
+        name for name, p in model.named_parameters() if "momentum_buffer" in optimizer.state[p]
+    }
+    # In 2 directions and 2 layers each: query, key, value, output, and two of the feed-forward.
+    assert len(found) == 2 * 2 * 6
+    assert all("_transformer.layers." in name and name.endswith(".weight") for name in found)
+
+
+def test_groups_and_schedulers_set_the_rate_of_both():
+    model = Words()
+    groups: Any = [[["square", "vectors"], {"lr": 0.0}], [["hidden"], {"momentum": 0.0}]]
+    optimizer = optimizer_of(model, parameter_groups=groups)
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.95, 0.0, 0.95]
+    before = weights(model)
+    steps(model, optimizer, 2)
+    after = weights(model)
+    for name, value in after.items():
+        stays = name.startswith(("square", "vectors", "idle"))
+        assert torch.equal(value, before[name]) == stays, name
+    gradient = model.hidden.weight.grad
+    assert gradient is not None
+    assert torch.equal(optimizer.state[model.hidden.weight]["momentum_buffer"], gradient)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"type": "noam", "model_size": 16, "warmup_steps": 4},
+        {"type": "warmup_stable_decay", "warmup": 4, "decay": 4},
+    ],
+)
+def test_a_smaller_rate_is_a_shorter_step(scheduler):
+    torch.manual_seed(0)
+    lengths = []
+    for rate in (0.01, 0.005):
+        model = Words()
+        optimizer = optimizer_of(model, lr=rate)
+        if scheduler["type"] == "noam":
+            scheduler = {**scheduler, "factor": rate}
+        made: Any = LearningRateScheduler.from_params(
+            Params(dict(scheduler)), optimizer=optimizer, num_epochs=1, num_steps_per_epoch=8
+        )
+        made.step_batch(2)
+        before = model.hidden.weight.detach().clone()
+        steps(model, optimizer, 1)
+        length = (model.hidden.weight.detach() - before).norm() / optimizer.param_groups[0]["lr"]
+        lengths.append(float(length))
+    # 6 singular values near 1, in a matrix of at most 16 rows.
+    assert all(0.5 < length / (0.2 * 4 * 6**0.5) < 1.3 for length in lengths)
+
+
+def test_a_step_without_effect_can_be_taken_back():
+    torch.manual_seed(0)
+    model = Words()
+    optimizer = optimizer_of(model)
+    steps(model, optimizer, 3)
+    before, state = weights(model), copy.deepcopy(optimizer.state_dict()["state"])
+    optimizer.found_inf = torch.ones(())
+    model(torch.arange(7)).backward()
+    for parameter in (model.square.weight, model.hidden.weight):
+        parameter.grad.fill_(torch.nan)
+    model.result.weight.grad[0, 0] = torch.inf
+    optimizer.step()
+    optimizer.take_back_step()
+    assert equal(before, weights(model))
+    for number, kept in optimizer.state_dict()["state"].items():
+        for key, value in kept.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[number][key])), key
+    # Where it is 0, the step is the usual one.
+    other = copy.deepcopy(model)
+    second = optimizer_of(other)
+    second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.found_inf = torch.zeros(())
+    steps(model, optimizer, 1, seed=9)
+    steps(other, second, 1, seed=9)
+    assert equal(weights(model), weights(other)) and not equal(before, weights(model))
+
+
+def test_a_saved_state_goes_on_to_the_bit(tmp_path):
+    torch.manual_seed(0)
+    model = Words()
+    optimizer = optimizer_of(model)
+    steps(model, optimizer, 3)
+    torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / "state")
+    steps(model, optimizer, 3, seed=1)
+    again = Words()
+    continued = optimizer_of(again)
+    model_state, state = torch.load(tmp_path / "state")
+    again.load_state_dict(model_state)
+    continued.load_state_dict(state)
+    steps(again, continued, 3, seed=1)
+    assert equal(weights(model), weights(again))
+
+
+def other_choice(model):
+    return optimizer_of(model, muon=["hidden"])
+
+
+def adam_of(model):
+    return DenseSparseAdam(list(model.named_parameters()), lr=0.01)
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        *((adam_of, optimizer_of), (optimizer_of, adam_of)),
+        *((other_choice, optimizer_of), (optimizer_of, other_choice)),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(first, second):
+    model = Words()
+    begun = first(model)
+    steps(model, begun, 1)
+    state = begun.state_dict()
+    continued = second(model)
+    with pytest.raises(ConfigurationError, match=r"other settings: of square\.weight it has"):
+        continued.load_state_dict(state)
+    assert not continued.state
+    # Before the first step there is nothing to lose.
+    continued.load_state_dict(first(model).state_dict())
+    steps(model, continued, 1)
+
+
+def test_no_matrix_is_found():
+    lstm = torch.nn.LSTM(4, 5)
+    with pytest.raises(ConfigurationError, match=r"found none .* weight_ih_l0, weight_hh_l0\."):
+        MuonSparseAdam(list(lstm.named_parameters()))
+    MuonSparseAdam(list(lstm.named_parameters()), muon=["weight_hh"])
+    for expressions, named in ((["weight_hh", "weights"], "weights"), (["bias"], "bias")):
+        with pytest.raises(ConfigurationError, match=rf"optimizer\.muon: '{named}' is found in"):
+            MuonSparseAdam(list(lstm.named_parameters()), muon=expressions)
+    with pytest.raises(ConfigurationError, match="found none"):
+        MuonSparseAdam(list(lstm.named_parameters()), muon=[])
+
+
+def test_frozen_matrices_are_none(make_model):
+    model = make_model()
+    frozen: Any = [[["_contextualizer"], {"requires_grad": False}]]
+    with pytest.raises(ConfigurationError, match="found none"):
+        MuonSparseAdam(list(model.named_parameters()), frozen)
+    part: Any = [[["layers\\.0"], {"requires_grad": False}]]
+    optimizer = MuonSparseAdam(list(model.named_parameters()), part)
+    assert len(optimizer._matrices) == 2 * 6
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_values_out_of_range(value):
+    with pytest.raises(ValueError, match="momentum"):
+        optimizer_of(Words(), momentum=value)
+    with pytest.raises(ValueError, match="momentum"):
+        optimizer_of(Words(), parameter_groups=[(["square"], {"momentum": value})])
+
+
+def test_sparse_gradients_are_refused():
+    model = Words()
+    optimizer = optimizer_of(model, muon=["vectors"])
+    with pytest.raises(ConfigurationError, match=r"sparse gradients.*\(20, 6\)"):
+        steps(model, optimizer, 1)
+
+
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path, sentences):
+    """With a schedule and bfloat16."""
+    text = tmp_path / "train.txt"
+    text.write_text("\n".join(sentences))
+    (tmp_path / "vocabulary").mkdir()
+    config = experiment_config(
+        train_data_path=str(text),
+        validation_data_path=str(text),
+        model={**model_config(), "precision": "bfloat16"},
+        trainer={
+            "num_epochs": 2,
+            "optimizer": {"type": "muon_sparse_adam", "lr": 0.01},
+            "learning_rate_scheduler": {"type": "warmup_stable_decay", "warmup": 2, "decay": 0.5},
+            "checkpointer": {"type": "crash_safe", "keep_most_recent_by_count": None},
+            "callbacks": [{"type": "resume_data"}],
+        },
+    )
+
+    def trained(folder, **options):
+        model = train_model(Params(copy.deepcopy(config)), str(folder), **options)
+        return weights(model), json.loads((folder / "metrics.json").read_text())
+
+    whole, metrics = trained(tmp_path / "whole")
+    (tmp_path / "whole").rename(tmp_path / "again")
+    removed = 0
+    for path in (tmp_path / "again").iterdir():
+        if re.search(r"_e2_|^best\.th|^model\.tar|^metrics", path.name):
+            path.unlink()
+            removed += 1
+    assert removed > 3
+    recovered, again = trained(tmp_path / "again", recover=True)
+    assert equal(whole, recovered)
+    assert metrics["best_validation_loss"] == again["best_validation_loss"]
+    assert metrics["training_loss"] == again["training_loss"]
+
+
+def test_the_kernel_leaves_others_alone():
+    empty = {"params": [torch.nn.Parameter(torch.ones(2, 2))], "lr": 1.0, "momentum": 0.9}
+    states: Any = {}
+    update_matrices(empty, states)
+    assert not states

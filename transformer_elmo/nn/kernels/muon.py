@@ -1,0 +1,115 @@
+"""
+A step of Muon, for all matrices of one shape together. Taken one by one, as `torch.optim.Muon`
+does, they are some twenty small kernels each, which a GPU's host takes longer to launch than the
+GPU to run.
+"""
+
+from collections import defaultdict
+from typing import Any, DefaultDict, Dict, List, MutableMapping, Optional, Tuple
+
+import torch
+
+from transformer_elmo.errors import ConfigurationError
+
+# Of the polynomial that is applied again and again. It brings small singular values up fast, and
+# leaves all of them near 1, not at it.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+# Against a division by zero.
+_SMALLEST_NORM = 1e-7
+
+# The iteration needs no more than the first two digits. Few CPUs have fast products for that.
+HALF_PRECISION_DEVICES = ("cuda",)
+
+
+def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
+    """
+    Matrices with about the same singular vectors, and singular values between 0.7 and 1.2: by the
+    Newton-Schulz iteration of Jordan et al. (2024).
+
+    # Parameters
+
+    matrices : `torch.Tensor`
+        Shape (number, rows, columns).
+
+    # Returns
+
+    `torch.Tensor`
+        Of the same shape; in bfloat16 on a GPU.
+    """
+    a, b, c = COEFFICIENTS
+    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    result = matrices / norms.clamp(min=_SMALLEST_NORM)
+    if matrices.device.type in HALF_PRECISION_DEVICES:
+        result = result.bfloat16()
+    is_tall = matrices.size(1) > matrices.size(2)
+    for _ in range(ITERATIONS):
+        # The smaller of the two squares, so that nothing need be transposed.
+        square = result.mT @ result if is_tall else result @ result.mT
+        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        one, other = (result, factor) if is_tall else (factor, result)
+        result = torch.baddbmm(result, one, other, beta=a)
+    return result
+
+
+def update_matrices(
+    group: Dict[str, Any],
+    states: MutableMapping[torch.Tensor, Any],
+    found_inf: Optional[torch.Tensor] = None,
+) -> None:
+    """
+    One step of Muon (Jordan et al. 2024), with Nesterov's momentum, for the matrices that have a
+    gradient. The update of a matrix is as large in the root of its mean square as Adam's usually
+    is (Liu et al. 2025), so that Adam's learning rates fit.
+
+    # Parameters
+
+    group : `Dict[str, Any]`
+        The "params", of two dimensions each, and their "lr" and "momentum".
+    states : `MutableMapping[torch.Tensor, Any]`
+        For each parameter the moving average of its gradient; empty at first.
+    found_inf : `torch.Tensor`, optional (default = `None`)
+        A scalar on the parameters' device: where it is 1, nothing changes.
+
+    # Raises
+
+    `ConfigurationError`
+        If a gradient is sparse.
+    """
+    alike: DefaultDict[Tuple[Any, ...], List[torch.Tensor]] = defaultdict(list)
+    for parameter in group["params"]:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            raise ConfigurationError(
+                "Muon takes no matrices with sparse gradients, such as those of an embedding: got "
+                f"one of {tuple(parameter.shape)}. Name the matrices of linear layers alone."
+            )
+        alike[parameter.device, parameter.dtype, parameter.shape].append(parameter)
+    for (_, _, shape), parameters in alike.items():
+        for parameter in parameters:
+            if not states[parameter]:
+                states[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        kept = [states[parameter]["momentum_buffer"] for parameter in parameters]
+        rate = group["lr"] * 0.2 * max(shape) ** 0.5
+        _update(parameters, kept, group["momentum"], rate, found_inf)
+
+
+def _update(
+    parameters: List[torch.Tensor],
+    kept: List[torch.Tensor],
+    decay: float,
+    rate: float,
+    found_inf: Optional[torch.Tensor],
+) -> None:
+    gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
+    averages = torch.stack(kept)
+    if found_inf is not None:
+        # The average of a number and itself is that number.
+        gradients = torch.where(found_inf > 0, averages, gradients)
+    averages.lerp_(gradients, 1.0 - decay)
+    updates = orthogonalized(gradients.lerp(averages, decay)).to(gradients.dtype)
+    if found_inf is not None:
+        updates = updates * (found_inf == 0)
+    torch._foreach_copy_(kept, list(averages.unbind()))
+    torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate)

@@ -1,0 +1,118 @@
+"""
+Muon for the matrices of a transformer's linear layers, and Adam for everything else.
+"""
+
+import re
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+import torch
+from allennlp.training.optimizers import Optimizer, ParameterGroupsType
+from overrides import overrides
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.kernels.muon import update_matrices
+from transformer_elmo.plugin.optimizer import DenseSparseAdam
+
+# Of the attention, its query, key, value and output.
+MATRICES = (r"\bself_attn\.linears\.\d+\.weight$", r"\bfeed_forward\.w_[12]\.weight$")
+
+
+@Optimizer.register("muon_sparse_adam", exist_ok=True)
+class MuonSparseAdam(DenseSparseAdam):
+    """
+    Muon (Jordan et al. 2024) for matrices, which makes all singular values of an update about
+    equal, and :class:`DenseSparseAdam` for all other parameters. It is for large batches: there
+    are fewer steps, and each goes farther.
+
+    Muon's updates are scaled to the size of Adam's (Liu et al. 2025), so that one learning rate, a
+    parameter group's or a scheduler's, is for both. There is no weight decay.
+
+    Registered as an `Optimizer` with name "muon_sparse_adam".
+
+    # Parameters
+
+    model_parameters : `List[Tuple[str, torch.nn.Parameter]]`, required.
+    parameter_groups : `List[Tuple[List[str], Dict[str, Any]]]`, optional (default = `None`)
+        Groups may have a `momentum` of their own, too.
+    lr : `float`, optional (default = `1e-3`)
+    betas : `Tuple[float, float]`, optional (default = `(0.9, 0.999)`)
+        Adam's.
+    eps : `float`, optional (default = `1e-8`)
+        Adam's.
+    momentum : `float`, optional (default = `0.95`)
+        Muon's: the decay of the moving average of the gradient.
+    muon : `List[str]`, optional (default = `None`)
+        Regular expressions. Muon takes the parameters of two dimensions in whose name one of them
+        is found. The default is the weights of the attention's and the feed-forward's linear layers
+        in a `bidirectional_language_model_transformer`. Not meant for embeddings or a softmax.
+
+    # Raises
+
+    `ConfigurationError`
+        If an expression finds no parameter of two dimensions.
+    `ValueError`
+        If a value is out of range.
+    """
+
+    def __init__(
+        self,
+        model_parameters: List[Tuple[str, torch.nn.Parameter]],
+        parameter_groups: Optional[ParameterGroupsType] = None,
+        lr: float = 1e-3,
+        betas: Tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        momentum: float = 0.95,
+        muon: Optional[List[str]] = None,
+    ) -> None:
+        super().__init__(model_parameters, parameter_groups, lr, betas, eps)
+        self.defaults["momentum"] = momentum
+        self._complete_groups()
+        for group in self.param_groups:
+            if not 0.0 <= group["momentum"] < 1.0:
+                raise ValueError(
+                    f"momentum must be at least 0 and less than 1, got {group['momentum']}."
+                )
+        # Without those that a group has taken out of training.
+        trained = {id(p) for group in self.param_groups for p in group["params"]}
+        named = {n: p for n, p in model_parameters if p.dim() == 2 and id(p) in trained}
+        self._matrices: Set[int] = set()
+        for expression in MATRICES if muon is None else muon:
+            matched = {id(p) for name, p in named.items() if re.search(expression, name)}
+            if muon is not None and not matched:
+                raise ConfigurationError(
+                    f"optimizer.muon: {expression!r} is found in the name of no trained parameter "
+                    f"of two dimensions. There are: {_listed(list(named))}."
+                )
+            self._matrices |= matched
+        if not self._matrices:
+            raise ConfigurationError(
+                "muon_sparse_adam found none of the matrices that it is for, those of a "
+                "bidirectional_language_model_transformer that is trained. Name others by regular "
+                "expressions in optimizer.muon, or use dense_sparse_adam. Trained parameters of "
+                f"two dimensions: {_listed(list(named))}."
+            )
+
+    @overrides
+    def _update(self, group: Dict[str, Any]) -> List[Dict[str, Any]]:
+        matrices = [p for p in group["params"] if id(p) in self._matrices]
+        others = [p for p in group["params"] if id(p) not in self._matrices]
+        update_matrices({**group, "params": matrices}, self.state, self.found_inf)
+        return super()._update({**group, "params": others})
+
+    @overrides
+    def _kept(self, parameter: torch.Tensor) -> Set[str]:
+        return {"momentum_buffer"} if id(parameter) in self._matrices else super()._kept(parameter)
+
+    @overrides(check_signature=False)
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._complete_groups()
+
+    def _complete_groups(self) -> None:
+        for group in self.param_groups:
+            group.setdefault("momentum", self.defaults["momentum"])
+
+
+def _listed(names: List[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest if names else "none"
