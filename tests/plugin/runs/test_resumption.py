@@ -6,6 +6,7 @@ from allennlp.common.checks import ConfigurationError
 from allennlp.data.data_loaders import SimpleDataLoader
 from allennlp.training.checkpointer import Checkpointer
 from allennlp.training.metric_tracker import MetricTracker
+from allennlp.training.moving_average import ExponentialMovingAverage
 
 from tests.plugin.tiny_run import make_trainer, run, write_corpus
 from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
@@ -65,6 +66,31 @@ def test_without_it_the_batches_are_the_same(corpus, tmp_path):
     assert 0 < len(again.model.seen) < len(whole.model.seen)
     assert again.model.seen == whole.model.seen[-len(again.model.seen) :]
     assert again._total_batches_completed == whole._total_batches_completed
+
+
+def test_a_moving_average_goes_on(corpus, tmp_path):
+    def train(directory):
+        trainer = make_trainer(corpus, directory)
+        trainer._moving_average = ExponentialMovingAverage(
+            trainer.model.named_parameters(), decay=0.9
+        )
+        metrics = trainer.train()
+        return trainer, metrics, torch.load(directory / "best.th")
+
+    whole, metrics, best = train(tmp_path / "out")
+    checkpointer = Checkpointer(str(tmp_path / "out"), keep_most_recent_by_count=None)
+    for checkpoint in checkpointer._find_all_checkpoints():
+        if checkpoint > (1, 8):
+            checkpointer._remove_checkpoint(*checkpoint)
+    again, metrics_again, best_again = train(tmp_path / "out")
+    assert 0 < len(again.model.seen) < len(whole.model.seen)
+    assert metrics_again["validation_loss"] == metrics["validation_loss"]
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name]), name
+        assert torch.equal(best[name], best_again[name]), name
+        assert torch.equal(
+            whole._moving_average._shadows[name], again._moving_average._shadows[name]
+        )
 
 
 def test_needs_a_loader_that_can_be_told_where_to_go_on(corpus, tmp_path):

@@ -17,6 +17,7 @@ from allennlp.training import util as training_util
 from allennlp.training.checkpointer import Checkpointer
 from allennlp.training.gradient_descent_trainer import GradientDescentTrainer
 from allennlp.training.metric_tracker import MetricTracker
+from allennlp.training.moving_average import MovingAverage
 from allennlp.training.trainer import TrainerCheckpoint
 
 from transformer_elmo.errors import first_line
@@ -60,6 +61,12 @@ def install() -> None:
         "hardlink_or_copy",
         _hardlink_or_copy,
         "best.th is there whole or not at all",
+    )
+    wrap(
+        MovingAverage,
+        "load_state_dict",
+        _load_average,
+        "an average goes on with the model's own parameters after --recover",
     )
     wrap(MetricTracker, "add_metrics", _add_metrics, "no epoch is the best by a NaN")
     of_checkpointer: _Wrappers = [
@@ -199,6 +206,16 @@ def _save_model_state(stock: Callable[..., None], trainer: Any, path: str) -> No
 
 def _hardlink_or_copy(stock: Callable[..., None], source: Any, target: Any) -> None:
     checkpoints.link(Path(source), Path(target), stock)
+
+
+def _load_average(
+    stock: Callable[..., None], average: MovingAverage, state_dict: Dict[str, Any]
+) -> None:
+    # AllenNLP's puts the checkpoint's copies in place of the model's parameters: the average would
+    # stand still, and validation see the model without it.
+    for name, _ in average._parameters:
+        average._shadows[name].copy_(state_dict["shadows"][name])
+        average._backups[name].copy_(state_dict["backups"][name])
 
 
 def _add_metrics(stock: Callable[..., None], tracker: Any, metrics: Dict[str, float]) -> None:
