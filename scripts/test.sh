@@ -24,4 +24,5 @@ echo "test: ruff"
 echo "test: mypy"
 .venv/bin/mypy transformer_elmo/ tests/ scripts/
 echo "test: pytest"
-exec .venv/bin/python -m pytest --numprocesses "$processes" --dist loadfile "$@" </dev/null
+# In the order that tests/conftest.py puts the files in.
+exec .venv/bin/python -m pytest --numprocesses "$processes" --dist loadfile --no-loadscope-reorder "$@" </dev/null

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
@@ -25,6 +26,12 @@ from tests.small_lm import (
 )
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """Files with slow tests come first: the last process isn't left with one of them alone."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from transformer_elmo import entry
+from transformer_elmo import elmo, entry, model_folder, plugin_import
+from transformer_elmo.text import corpus
 
 ROOT = Path(entry.__file__).parents[1]
 
@@ -51,16 +52,17 @@ assert main(["score", archive + ".no", text]) == 1 and not imported()
     )
 
 
-def test_what_needs_it(lm_archive):
+@pytest.mark.slow
+def test_what_needs_it(lm_archive, tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat\n", encoding="utf-8")
     said = run(
         """
-elmo = TransformerElmo.open(sys.argv[1])
-assert not imported()
-elmo = TransformerElmo.open(sys.argv[1], tokenizer="letters_digits")
+archive, text, vectors = sys.argv[1:]
+override = '{"model.dropout": 0.5}'
+assert main(["embed", archive, text, vectors, "--top", "-o", override]) == 0
 assert imported()
+elmo = TransformerElmo.open(archive, tokenizer="letters_digits")
 print(elmo.words("a1"), transformer_elmo.LanguageModel.__name__)
-elmo = TransformerElmo.open(sys.argv[1], overrides={"model.dropout": 0.5})
-assert elmo.model.language_model._dropout.p == 0.5
 
 import allennlp.common.params
 from allennlp.common import checks
@@ -68,22 +70,25 @@ from transformer_elmo import ConfigurationError
 assert ConfigurationError is checks.ConfigurationError
 assert ConfigurationError is allennlp.common.params.ConfigurationError
 """,
-        lm_archive,
+        *(lm_archive, tmp_path / "text.txt", tmp_path / "vectors.npz"),
     )
     assert said.splitlines()[-1] == "['a', '1'] LanguageModel"
 
 
-def test_overrides_alone_import_it(lm_archive, tmp_path):
-    (tmp_path / "text.txt").write_text("the cat sat\n", encoding="utf-8")
-    run(
-        """
-archive, text, vectors = sys.argv[1:]
-override = '{"model.dropout": 0.5}'
-assert main(["embed", archive, text, vectors, "--top", "-o", override]) == 0
-assert imported()
-""",
-        *(lm_archive, tmp_path / "text.txt", tmp_path / "vectors.npz"),
-    )
+def test_what_else_loads_it(monkeypatch):
+    found = []
+    monkeypatch.setattr(plugin_import, "load", lambda: found.append(1) or "which isn't installed")
+    for changed, name in ((model_folder, "other_tokenizer"), (corpus, "download")):
+        monkeypatch.setattr(changed, name, lambda named: f"{named} of the core")
+    monkeypatch.setattr(elmo, "openers", [])
+    plugin_import.load_when_needed()
+    (opener,) = elmo.openers
+    assert opener(__file__) is None and opener("https://here/there") is None
+    assert opener("/nowhere") is None
+    assert len(found) == 2
+    assert model_folder.other_tokenizer("spacy") == "spacy of the core"
+    assert corpus.download("https://here/there") == "https://here/there of the core"
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize(
