@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -76,8 +78,8 @@ assert ConfigurationError is allennlp.common.params.ConfigurationError
 
 
 def test_what_else_loads_it(monkeypatch):
-    found = []
-    monkeypatch.setattr(plugin_import, "load", lambda: found.append(1) or "which isn't installed")
+    load = Mock(return_value="which isn't installed")
+    monkeypatch.setattr(plugin_import, "load", load)
     for changed, name in ((model_folder, "other_tokenizer"), (corpus, "download")):
         monkeypatch.setattr(changed, name, lambda named: f"{named} of the core")
     monkeypatch.setattr(elmo, "openers", [])
@@ -85,10 +87,11 @@ def test_what_else_loads_it(monkeypatch):
     (opener,) = elmo.openers
     assert opener(__file__) is None and opener("https://here/there") is None
     assert opener("/nowhere") is None
-    assert len(found) == 2
-    assert model_folder.other_tokenizer("spacy") == "spacy of the core"
+    assert load.call_count == 2
+    tokenizer: Any = model_folder.other_tokenizer
+    assert tokenizer("spacy") == "spacy of the core"
     assert corpus.download("https://here/there") == "https://here/there of the core"
-    assert len(found) == 4
+    assert load.call_count == 4
 
 
 @pytest.mark.parametrize(
