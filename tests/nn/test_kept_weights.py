@@ -10,6 +10,7 @@ from transformer_elmo.nn.kept_weights import KeptWeights
 from transformer_elmo.nn.kernels.linear import can_pack
 from transformer_elmo.nn.kernels.ways import watched
 from transformer_elmo.nn.transformer import BidirectionalTransformer
+from transformer_elmo.nn.weights_watch import WeightsWatch
 
 
 def transformer(seed=0):
@@ -50,6 +51,24 @@ def behind_the_back(model):
         parameter.data.mul_(1.5)
 
 
+def columns_behind_the_back(model):
+    model._forward_transformer.layers[0].self_attn.linears[3].weight.data[:, 8:] = 0
+
+
+def a_row_behind_the_back(model):
+    model._forward_transformer.layers[0].feed_forward.w_1.weight.data[5] = 3.0
+
+
+def by_an_array(model):
+    weight = model._backward_transformer.layers[0].feed_forward.w_2.weight
+    weight.detach().numpy()[:, 1:] = 0
+
+
+def by_one_with_gaps(model):
+    module = model._forward_transformer.layers[0].feed_forward.w_2
+    module.weight = torch.nn.Parameter((2 * module.weight.detach()).t().contiguous().t())
+
+
 def by_another(model):
     weight = torch.randn(16, 24)
     model._forward_transformer.layers[0].feed_forward.w_2.weight = torch.nn.Parameter(weight)
@@ -65,7 +84,11 @@ def by_loading(model):
 
 
 @pytest.mark.parametrize(
-    "change", [by_step, in_place, behind_the_back, by_another, by_data, by_loading]
+    "change",
+    [
+        *(by_step, in_place, behind_the_back, columns_behind_the_back, a_row_behind_the_back),
+        *(by_an_array, by_one_with_gaps, by_another, by_data, by_loading),
+    ],
 )
 def test_kept_weights_follow_each_change(change):
     model = transformer()
@@ -149,6 +172,26 @@ def test_weights_of_inference_mode():
         model = transformer()
         first = model(VECTORS, MASK)
         assert torch.equal(model(VECTORS, MASK)[-1], first[-1])
+        # Nothing counts their changes.
+        model._forward_transformer.layers[1].self_attn.linears[3].weight[3, 2] += 1.0
+        expected = copy.deepcopy(model)(VECTORS, MASK)
+        assert torch.equal(model(VECTORS, MASK)[-1], expected[-1])
+
+
+def test_weights_with_gaps_in_memory():
+    model = transformer()
+    by_one_with_gaps(model)
+    with torch.no_grad():
+        model(VECTORS, MASK)
+    model._forward_transformer.layers[0].feed_forward.w_2.weight.data.mul_(3)
+    assert_up_to_date(model)
+
+
+def test_a_nan_is_what_it_was():
+    watch = WeightsWatch()
+    weights = [torch.tensor([1.0, float("nan")])]
+    assert not watch.unchanged(weights)
+    assert watch.unchanged(weights)
 
 
 def test_nothing_but_padding():

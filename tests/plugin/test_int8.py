@@ -128,6 +128,25 @@ def test_a_language_model_that_is_trained(make_model, vocabulary):
         assert loss == pytest.approx(float(model(**batch)["loss"]), rel=0.01)
 
 
+def test_other_numbers(lm_archive):
+    embedder = BidirectionalLanguageModelTokenEmbedder(str(lm_archive), precision="int8").eval()
+    tokens = characters(SENTENCES[:1])
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ConfigurationError, match=r"in float32 without autocast, got .*bfloat16"),
+    ):
+        embedder(tokens)
+    with pytest.raises(ConfigurationError, match=r"in float32 without autocast, got .*float64"):
+        embedder.double()(tokens)
+
+
+def test_no_sentence(lm_archive):
+    for precision in ("float32", "int8"):
+        embedder = BidirectionalLanguageModelTokenEmbedder(str(lm_archive), precision=precision)
+        for _ in range(2):
+            assert embedder.eval()(torch.zeros(0, 5, 50, dtype=torch.long)).shape == (0, 5, 64)
+
+
 def test_an_lstm(make_model, vocabulary):
     model = make_model(**UNIDIRECTIONAL, precision="int8")
     with pytest.raises(

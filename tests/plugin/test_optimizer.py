@@ -7,6 +7,7 @@ from allennlp.common import Params
 from allennlp.training.optimizers import DenseSparseAdam as AllenNLPDenseSparseAdam
 from allennlp.training.optimizers import Optimizer
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.optimizer import DenseSparseAdam
 
 SETTINGS = [{}, {"lr": 0.1, "betas": (0.5, 0.8), "eps": 1e-3}, {"betas": (0.0, 0.99)}]
@@ -81,6 +82,15 @@ def test_state_carries_over(direction):
     steps(model, begun, 5, seed=1)
     steps(other, continued, 5, seed=1)
     same(model, other)
+
+
+@pytest.mark.parametrize("option, value", [("amsgrad", True), ("weight_decay", 0.1)])
+def test_state_of_an_adam_that_does_more(option, value):
+    model = Words()
+    theirs = torch.optim.Adam(model.parameters(), **{option: value})
+    ours: Any = DenseSparseAdam(list(model.named_parameters()))
+    with pytest.raises(ConfigurationError, match=f"an optimizer with {option}"):
+        ours.load_state_dict(theirs.state_dict())
 
 
 def test_untouched_rows_stay_and_their_moments_dont_decay():

@@ -7,9 +7,6 @@ import torch
 
 from transformer_elmo.nn.weights_watch import WeightsWatch
 
-# There are hundreds of weights, and each number of a sample is a place in memory to go to.
-_NUMBERS_IN_SAMPLE = 64
-
 
 class KeptWeights:
     """
@@ -22,7 +19,7 @@ class KeptWeights:
         self._forget()
 
     def _forget(self) -> None:
-        self._watch = WeightsWatch(_NUMBERS_IN_SAMPLE)
+        self._watch = WeightsWatch()
         self._made: Any = None
 
     def __reduce__(self) -> Tuple[Type["KeptWeights"], Tuple[()]]:

@@ -423,6 +423,11 @@ class BidirectionalTransformer(torch.nn.Module):
                     "parameters (requires_grad) or use torch.no_grad()."
                 )
             learns = False
+        if in_int8 and (dtype != torch.float32 or tokens.dtype != torch.float32):
+            raise ConfigurationError(
+                'precision "int8" is for models in float32 without autocast, got '
+                f"{tokens.dtype if dtype == torch.float32 else dtype}: leave one of the two out."
+            )
         # A GPU would have to wait until it is known whether they still are what they were, and is
         # done with making them sooner.
         if (

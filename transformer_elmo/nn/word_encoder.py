@@ -129,7 +129,7 @@ class CharacterCnn:
 
 
 def _linear(vectors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    if weight.is_mkldnn and vectors.size(0):
+    if weight.is_mkldnn:
         return linear(vectors, weight, bias)
     return F.linear(vectors, weight, bias)
 
@@ -232,7 +232,8 @@ def word_vectors(
         Shape `(num_words, dim)`.
     """
     weights = _weights(cnn)
-    if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
+    if learns or not words.size(0):
         return cnn.encode(words, longest)
 
     def encode(new: torch.Tensor) -> torch.Tensor:

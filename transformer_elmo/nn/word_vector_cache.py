@@ -13,8 +13,6 @@ from transformer_elmo.nn.weights_watch import WeightsWatch
 # 65,536 words of the billion-word model take 150 MB; they are nine tenths and more of any English
 # text.
 WORDS_IN_CACHE = 2**16
-# So many numbers of each weight are compared before a cached vector is believed.
-_NUMBERS_IN_SAMPLE = 1024
 
 
 def word_hashes(characters: torch.Tensor) -> torch.Tensor:
@@ -57,7 +55,7 @@ class WordVectorCache:
     def __init__(self, max_words: int = WORDS_IN_CACHE) -> None:
         self.max_words = max_words
         self._lock = threading.Lock()
-        self._watch = WeightsWatch(_NUMBERS_IN_SAMPLE)
+        self._watch = WeightsWatch()
         self._made: Any = None
         self.clear()
 
@@ -74,6 +72,7 @@ class WordVectorCache:
     def forget(self) -> None:
         """As `clear`, while other threads use it."""
         with self._lock:
+            self._made = None
             self.clear()
 
     def __len__(self) -> int:

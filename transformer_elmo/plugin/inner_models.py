@@ -64,7 +64,7 @@ def inner_model(
         return _without_weights(folder, archive_file, precision)
     inner, config = _opened(archive_file, precision)
     if folder is not None and folder.is_dir() and is_global_primary():
-        _carry(inner.model.vocab, config, folder_of(folder, archive_file))
+        _carry(inner.model.vocab, config, folder_of(folder, archive_file), precision)
     return inner
 
 
@@ -95,12 +95,15 @@ def _opened(archive_file: str, precision: Optional[str]) -> Tuple[InnerModel, Di
     return InnerModel(archive.model, archive.dataset_reader), config
 
 
-def _carry(vocab: Vocabulary, config: Dict[str, Any], target: Path) -> None:
+def _carry(
+    vocab: Vocabulary, config: Dict[str, Any], target: Path, precision: Optional[str]
+) -> None:
     if target.is_dir():
         return
     sections = carried_models.sections_of(config)
-    # Overrides of a token embedder are its own affair.
-    sections["model"] = {k: v for k, v in sections["model"].items() if k != "precision"}
+    if precision is not None:
+        # An override of a token embedder is its own affair.
+        sections["model"] = {k: v for k, v in sections["model"].items() if k != "precision"}
     with folder_written_whole(target) as folder:
         text = json.dumps(sections, indent=2, ensure_ascii=False)
         (folder / carried_models.CONFIG).write_text(text, encoding="utf-8")

@@ -76,6 +76,10 @@ class MuonSparseAdam(DenseSparseAdam):
         trained = {id(p) for group in self.param_groups for p in group["params"]}
         named = {n: p for n, p in model_parameters if p.dim() == 2 and id(p) in trained}
         self._matrices: Set[int] = set()
+        if isinstance(muon, str):
+            raise ConfigurationError(
+                f"optimizer.muon must be a list of regular expressions, got {muon!r}."
+            )
         for expression in MATRICES if muon is None else muon:
             matched = {id(p) for name, p in named.items() if re.search(expression, name)}
             if muon is not None and not matched:

@@ -111,13 +111,21 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
         """
         numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key in ("weight_decay", "amsgrad"):
+            if any(group.get(key) for group in state_dict["param_groups"]):
+                raise ConfigurationError(
+                    f"The optimizer's saved state is that of an optimizer with {key}, which "
+                    f"{type(self).__name__} hasn't. Go on with the optimizer that the run began "
+                    "with, or begin another run in a folder of its own."
+                )
         # What isn't as many is for PyTorch to refuse.
         for number, parameter in zip(numbers, parameters):
+            name = self._names.get(id(parameter), "a parameter")
             saved, kept = set(state_dict["state"].get(number, ())), self._kept(parameter)
             if saved and not kept <= saved:
                 raise ConfigurationError(
                     "The optimizer's saved state is that of another optimizer, or of other "
-                    f"settings: of {self._names[id(parameter)]} it has "
+                    f"settings: of {name} it has "
                     f"{', '.join(sorted(saved))}, and {type(self).__name__} keeps "
                     f"{', '.join(sorted(kept))}. Go on with the optimizer that the run began with, "
                     "or begin another run in a folder of its own."

@@ -54,6 +54,23 @@ def test_the_largest_numbers(input_dim):
                 assert torch.allclose(found, rows @ weight.t(), rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    "surroundings", [torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16)]
+)
+def test_what_a_machine_can_does_not_depend_on_the_program(surroundings):
+    largest_weight.cache_clear()
+    expected = largest_weight()
+    largest_weight.cache_clear()
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with surroundings:
+            assert largest_weight() == expected
+    finally:
+        torch.set_default_dtype(dtype)
+        largest_weight.cache_clear()
+
+
 def test_rows_without_numbers():
     weight, bias = torch.randn(5, 8), torch.randn(5)
     rows = torch.stack([torch.zeros(8), torch.full((8,), torch.nan), torch.randn(8)])

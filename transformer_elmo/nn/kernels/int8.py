@@ -72,16 +72,19 @@ def largest_weight() -> Optional[int]:
     ):
         return None
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, (2, 64, 256), generator=generator) * 2 - 1
+    # Whatever the program's defaults are.
+    signs = torch.randint(2, (2, 64, 256), generator=generator, device="cpu") * 2 - 1
     signs[:, :32] = 1
     rows = (signs[0] * _LARGEST).float()
+    scales = torch.ones(64, dtype=torch.float32, device="cpu")
     for largest in (127, 63):
         integers = signs[1] * largest
         try:
-            found = int8_product(rows, _packed(integers.to(torch.int8), torch.ones(64)))
+            found = int8_product(rows, _packed(integers.to(torch.int8), scales))
         except (RuntimeError, TypeError):
             return None
-        if torch.allclose(found, rows @ integers.float().t(), rtol=1e-5):
+        exact = (signs[0] * _LARGEST) @ integers.t()
+        if torch.allclose(found, exact.float(), rtol=1e-5):
             return largest
     return None
 
@@ -113,7 +116,7 @@ def rounded_weight(weight: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
 
 def _packed(integers: torch.Tensor, scales: torch.Tensor) -> Int8Weight:
     packed = torch.ops.onednn.qlinear_prepack(integers, None)
-    return Int8Weight(packed, scales, torch.zeros(len(scales), dtype=torch.int32))
+    return Int8Weight(packed, scales, torch.zeros_like(scales, dtype=torch.int32))
 
 
 def int8_linear(rows: torch.Tensor, weight: Int8Weight, bias: torch.Tensor) -> torch.Tensor:
