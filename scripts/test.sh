@@ -21,8 +21,16 @@ processes=${TEST_PROCESSES:-2}
 echo "test: ruff"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-echo "test: mypy"
-.venv/bin/mypy transformer_elmo/ tests/ scripts/
+# Beside the tests, some of which wait for each other.
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+.venv/bin/mypy transformer_elmo/ tests/ scripts/ >"$types" 2>&1 &
+mypy=$!
 echo "test: pytest"
+status=0
 # In the order that tests/conftest.py puts the files in.
-exec .venv/bin/python -m pytest --numprocesses "$processes" --dist loadfile --no-loadscope-reorder "$@" </dev/null
+.venv/bin/python -m pytest --numprocesses "$processes" --dist loadfile --no-loadscope-reorder "$@" </dev/null || status=$?
+echo "test: mypy"
+wait "$mypy" || status=$?
+cat "$types"
+exit "$status"

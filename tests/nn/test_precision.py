@@ -13,7 +13,7 @@ from tests.plugin.processes import batch_of
 from tests.small_lm import model_config
 from transformer_elmo.plugin.optimizer import DenseSparseAdam
 
-STEPS = 500
+STEPS = 250
 
 
 def sentences():
@@ -44,7 +44,7 @@ def trained(precision, batches, vocab, steps=STEPS):
 
 
 @pytest.mark.slow
-def test_losses_after_500_steps():
+def test_losses_after_training():
     # Enough of it that the model can't learn it by heart: then runs that differ in nothing but
     # rounding end several per cent apart, in either direction.
     text = [sentence for sentence in sentences() if sentence][:200]
