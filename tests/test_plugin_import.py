@@ -105,6 +105,7 @@ def test_what_else_loads_it(monkeypatch):
         (["-c"], ["python", "-c", "import transformer_elmo"], False),
         (["train.py", "-m", "transformer_elmo"], ["python", "train.py"], False),
         ([""], ["python"], False),
+        ([], ["python"], False),
     ],
 )
 def test_which_process_is_the_command(argv, original, is_command, monkeypatch):

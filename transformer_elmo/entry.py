@@ -6,7 +6,7 @@ from pathlib import Path
 
 def is_command() -> bool:
     """Whether this process is `transformer-elmo`, or `python -m` of something in this package."""
-    program = Path(getattr(sys, "argv", [""])[0]).stem
+    program = Path((getattr(sys, "argv", None) or [""])[0]).stem
     if program == "transformer-elmo":
         return True
     options = sys.orig_argv[1:]

@@ -54,6 +54,21 @@ def test_taken_up_again_with_more_epochs():
     assert rates(same, 2, 6) == rates(made, 2, 6)
 
 
+def test_taken_up_again_where_an_epoch_has_other_batches():
+    """As with another number of processes, which a step's batches are divided among."""
+    made = scheduler(warmup=0.25, decay=0.5, num_epochs=2, num_steps_per_epoch=8)
+    rates(made, 10)
+    other = scheduler(warmup=0.25, decay=0.5, num_epochs=2, num_steps_per_epoch=4)
+    other.load_state_dict(made.state_dict())
+    assert rates(other, 6, 10) == rates(made, 6, 10)
+    longer = scheduler(warmup=0.25, decay=0.5, num_epochs=3, num_steps_per_epoch=4)
+    longer.load_state_dict(made.state_dict())
+    assert longer.num_steps == 24
+    # What earlier versions saved.
+    other.load_state_dict({"last_epoch": 10})
+    assert other.num_steps == 16
+
+
 def test_errors():
     with pytest.raises(ConfigurationError, match="Set num_steps here"):
         scheduler(num_epochs=3)

@@ -61,16 +61,24 @@ class WarmupStableDecay(LearningRateScheduler):
                     "all epochs, or batches_per_epoch in the data loader."
                 )
             num_steps = num_epochs * num_steps_per_epoch
+            self.num_steps_per_epoch: Optional[int] = num_steps_per_epoch
+        else:
+            self.num_steps_per_epoch = None
+        self._num_epochs = num_epochs
+        self._shares = {"warmup": warmup, "decay": decay}
+        self._set_lengths(num_steps)
+        self._set_rates()
+
+    def _set_lengths(self, num_steps: int) -> None:
         self.num_steps = num_steps
         self.num_warmup, self.num_decay = (
-            _steps(name, value, num_steps) for name, value in (("warmup", warmup), ("decay", decay))
+            _steps(name, value, num_steps) for name, value in self._shares.items()
         )
         if self.num_warmup + self.num_decay > num_steps:
             raise ConfigurationError(
                 f"The learning rate rises for {self.num_warmup} steps and falls for "
                 f"{self.num_decay}, but there are {num_steps} in all: lower warmup or decay."
             )
-        self._set_rates()
 
     @overrides
     def get_values(self) -> List[float]:
@@ -99,12 +107,18 @@ class WarmupStableDecay(LearningRateScheduler):
 
     @overrides
     def state_dict(self) -> Dict[str, Any]:
-        # Nothing of the lengths: a run may be taken up again with more epochs than before.
-        return {"last_epoch": self.last_epoch}
+        # An epoch's steps, which the trainer counts otherwise when the run goes on with another
+        # number of processes. Not all steps: it may have more epochs than before.
+        return {"last_epoch": self.last_epoch, "num_steps_per_epoch": self.num_steps_per_epoch}
 
     @overrides
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        self.last_epoch = state_dict["last_epoch"]
+        saved = state_dict.get("num_steps_per_epoch")
+        if saved is not None and self.num_steps_per_epoch is not None:
+            assert self._num_epochs is not None
+            self.num_steps_per_epoch = saved
+            self._set_lengths(self._num_epochs * saved)
         self._set_rates()
 
 

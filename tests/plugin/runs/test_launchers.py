@@ -36,6 +36,8 @@ SECOND = {**of_torchrun(1, 2, 2950), "RANK": "3", "WORLD_SIZE": "4"}
         ALLOCATION,
         # A shell that srun has started, in an allocation of more.
         {**ALLOCATION, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        # A shell of `srun --ntasks 4 --pty bash`.
+        {**ALLOCATION, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PTY_PORT": "1"},
         # salloc's own step.
         {**ALLOCATION, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},
         {"SLURM_STEP_ID": "0"},

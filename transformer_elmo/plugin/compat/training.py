@@ -139,7 +139,8 @@ def _train(stock: Callable[..., Dict[str, Any]], trainer: Any) -> Dict[str, Any]
         try:
             metrics = stock(trainer)
         except Exception as error:
-            if not is_out_of_memory(error):
+            # Of a MemoryError nobody knows whether it was a batch's.
+            if not is_out_of_memory(error) or isinstance(error, MemoryError):
                 raise
             problem = first_line(error)
         finally:
@@ -164,7 +165,9 @@ def _batch_outputs(
     )
     if for_training:
         if isinstance(batch, WeightedBatch) and isinstance(trainer.model, LanguageModel):
-            output["loss"] = output["loss"] * batch.weight
+            # The penalty of a regularizer is the same for all.
+            penalty = output.get("reg_loss", 0.0)
+            output["loss"] = (output["loss"] - penalty) * batch.weight + penalty
         guard.bad_steps.guard(batch, output)
     return output
 

@@ -252,13 +252,18 @@ class LaunchedRun:
         self._set("folder", folder)
         keys = [f"folder/{rank}" for rank in range(self.launch.world_size)]
         end = time.monotonic() + SECONDS_TO_MEET
+        alone = "SLURM_STEP_ID" if self.launch.launcher == "srun" else "WORLD_SIZE"
+        logger.info(
+            "Waiting for the %d processes of %s. For a run of this process alone, unset %s.",
+            *(len(keys), self.launch.launcher, alone),
+        )
         while not self._store.check(keys):
             missing = [str(rank) for rank, key in enumerate(keys) if not self._store.check([key])]
             if time.monotonic() > end:
                 raise ConfigurationError(
                     f"{len(missing)} of {len(keys)} processes that {self.launch.launcher} should "
                     f"have started did not come within {SECONDS_TO_MEET:.0f} seconds: "
-                    f"{', '.join(missing[:20])}."
+                    f"{', '.join(missing[:20])}. For a run of this process alone, unset {alone}."
                 )
             self._look()
         folders = list(dict.fromkeys(value.decode() for value in self._store.multi_get(keys)))
@@ -266,7 +271,7 @@ class LaunchedRun:
             raise ConfigurationError(
                 f"The processes that {self.launch.launcher} has started are those of one run, and "
                 f"have different folders (-s): {folders[0]} and {folders[1]}. For a run of each, "
-                f"unset {'SLURM_STEP_ID' if self.launch.launcher == 'srun' else 'WORLD_SIZE'}."
+                f"unset {alone}."
             )
 
     def work(self, function: Worker, arguments: Sequence[Any]) -> None:

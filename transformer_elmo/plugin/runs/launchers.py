@@ -73,6 +73,9 @@ def find_launch(environment: Optional[Mapping[str, str]] = None) -> Optional[Lau
     environment = os.environ if environment is None else environment
     if all(environment.get(name) for name in _OF_TORCHRUN):
         launch = _of_torchrun(environment)
+    elif environment.get("SLURM_PTY_PORT") or environment.get("SLURM_PTY_WIN_COL"):
+        # A shell that `srun --pty` gave, whose other tasks do nothing.
+        return None
     # The allocation's own variables say how many tasks there may be; these, what srun has started.
     elif environment.get("SLURM_STEP_ID") and environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         launch = _of_srun(environment)

@@ -4,6 +4,7 @@ numbers that are none, and looks whether what it goes on with is what it began w
 """
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -20,6 +21,8 @@ from transformer_elmo.plugin.runs.bad_steps import BadSteps, too_many
 from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
 from transformer_elmo.plugin.runs.stopping import stop, stopper
 from transformer_elmo.text.steps import Step
+
+logger = logging.getLogger(__name__)
 
 
 class ValidationStoppedError(Exception):
@@ -184,6 +187,11 @@ def _share_steps(trainer: Any, begun: Optional[Dict[str, Any]]) -> Step:
             "trainer.num_gradient_accumulation_steps to "
             f"{-(-step.num_batches() // now.processes)}."
         )
+    logger.warning(
+        "Steps stay those that the run was begun with, %s: they are divided among %d processes x "
+        "%d batches.",
+        *(as_begun, now.processes, now.accumulation),
+    )
     loader.share_steps(step, now.accumulation)
     return step
 
