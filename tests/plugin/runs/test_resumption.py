@@ -1,5 +1,7 @@
+import random
 import signal
 
+import numpy as np
 import pytest
 import torch
 from allennlp.common.checks import ConfigurationError
@@ -9,6 +11,7 @@ from allennlp.training.metric_tracker import MetricTracker
 from allennlp.training.moving_average import ExponentialMovingAverage
 
 from tests.plugin.tiny_run import make_trainer, run, write_corpus
+from transformer_elmo.plugin.runs import resumption
 from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
 
 
@@ -91,6 +94,20 @@ def test_a_moving_average_goes_on(corpus, tmp_path):
         assert torch.equal(
             whole._moving_average._shadows[name], again._moving_average._shadows[name]
         )
+
+
+def test_processes_that_are_more_than_before_have_random_numbers_of_their_own():
+    states = [resumption._get_random_state(torch.device("cpu"))]
+    torch.manual_seed(3)
+    states.append(resumption._get_random_state(torch.device("cpu")))
+
+    def drawn(rank):
+        resumption._go_on_with(states, rank, torch.device("cpu"))
+        return torch.rand(3).tolist(), np.random.rand(), random.random()
+
+    assert drawn(1) == drawn(1) and drawn(3) == drawn(3)
+    assert len({str(drawn(rank)[0]) for rank in range(6)}) == 6
+    assert drawn(2)[1:] != drawn(0)[1:]
 
 
 def test_needs_a_loader_that_can_be_told_where_to_go_on(corpus, tmp_path):

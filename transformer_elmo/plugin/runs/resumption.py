@@ -74,13 +74,12 @@ class ResumeDataCallback(TrainerCallback):
             validation_loader.resume(self._state["validation"], 0, 0)
         random_states = self._state["random"]
         rank = dist.get_rank() if several_processes() else 0
-        mine = random_states[rank % len(random_states)]
         num_batches = trainer._start_after_batches_in_epoch_completed
         loader.resume(
             self._state["train"],
             num_epochs=trainer._start_after_epochs_completed,
             num_batches=num_batches * trainer._num_gradient_accumulation_steps,
-            on_resumed=lambda: _set_random_state(mine, trainer.cuda_device),
+            on_resumed=lambda: _go_on_with(random_states, rank, trainer.cuda_device),
         )
         # The trainer counts the placeholders of this epoch, but finished epochs have none.
         trainer._total_batches_completed = self._state["total_batches"] - num_batches
@@ -199,6 +198,16 @@ def _set_random_state(state: Dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _go_on_with(states: List[Dict[str, Any]], rank: int, device: torch.device) -> None:
+    _set_random_state(states[rank % len(states)], device)
+    if rank >= len(states):
+        # One more process than there were: its dropout isn't to be another one's.
+        seed = int(torch.randint(2**31, (rank + 1,))[rank])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
 
 @Checkpointer.register("crash_safe", exist_ok=True)
