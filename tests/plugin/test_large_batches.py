@@ -20,10 +20,11 @@ from tests.small_lm import model_config, random_sentences, reader_config, tensor
 from transformer_elmo import out_of_memory
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.language_model import Encoded
-from transformer_elmo.plugin import large_batches, text_fields
+from transformer_elmo.plugin import data_loader, large_batches, text_fields
 from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator
 from transformer_elmo.plugin.text_fields import rows_of, text_field_mask
 from transformer_elmo.plugin.token_embedders import LanguageModelTokenEmbedder
+from transformer_elmo.text.steps import Step
 
 NO_MEMORY = "CUDA out of memory. Tried to allocate 9 GiB."
 
@@ -112,7 +113,7 @@ class Run:
     def num_split(self):
         return self.trainer._run_guard.large_batches.splitter.num_split
 
-    def __call__(self, softmax="exact", accumulate=1, options=None):
+    def __call__(self, softmax="exact", accumulate=1, options=None, begun=None):
         torch.manual_seed(1)
         config = model_config(**SOFTMAXES[softmax], contextualizer=CONTEXTUALIZER)
         model = Model.from_params(vocab=self.vocabulary, params=Params(copy.deepcopy(config)))
@@ -127,6 +128,8 @@ class Run:
             enable_default_callbacks=False,
             run_confidence_checks=False,
         )
+        if begun is not None:
+            trainer.data_loader.share_steps(begun, accumulate)
         self.trainer = trainer
         metrics = trainer.train()
         numbers = {k: v for k, v in metrics.items() if "loss" in k or "perplexity" in k}
@@ -171,6 +174,26 @@ def test_penalties_and_scaled_losses(run, monkeypatch):
     assert expected[0]["training_reg_loss"] > 0
     Scarce(monkeypatch, 50, "backward")
     check_same(run("exact", 2), expected)
+
+
+@pytest.mark.parametrize("limit", [None, 50])
+def test_a_penalty_counts_once_where_steps_are_divided(run, monkeypatch, limit):
+    """As after --recover with other processes: the loss of each piece has a weight."""
+    # On several processes they don't make one on average.
+    monkeypatch.setattr(data_loader, "weights_of_pieces", lambda *_: [[0.5]] * 3)
+    one_step = {"max_tokens": 2000}
+    _, without = run("exact", 3, one_step, Step(1, 1))
+    regularizer = RegularizerApplicator([(".*", L2Regularizer(0.01))])
+    monkeypatch.setattr(Model, "get_regularization_penalty", lambda model: regularizer(model))
+    if limit is not None:
+        Scarce(monkeypatch, limit, "backward")
+    _, found = run("exact", 3, one_step, Step(1, 1))
+    torch.manual_seed(1)
+    config = model_config(**SOFTMAXES["exact"], contextualizer=CONTEXTUALIZER)
+    begun = Model.from_params(vocab=run.vocabulary, params=Params(copy.deepcopy(config)))
+    for name, weight in begun.named_parameters():
+        expected = without[name] - 0.5 * 0.01 * 2 * weight.detach()
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=2e-6, msg=name)
 
 
 def test_one_failure_late_in_a_step(run, monkeypatch):

@@ -160,14 +160,24 @@ def _batch_outputs(
     # Others call this, too: the search for a learning rate wants to see a NaN.
     if not guard.is_training:
         return stock(trainer, batch, for_training)
-    output = guard.large_batches.output(
-        lambda part: stock(trainer, part, for_training), trainer, batch, for_training
-    )
-    if for_training:
-        if isinstance(batch, WeightedBatch) and isinstance(trainer.model, LanguageModel):
+    weight = 1.0
+    if (
+        for_training
+        and isinstance(batch, WeightedBatch)
+        and isinstance(trainer.model, LanguageModel)
+    ):
+        weight = batch.weight
+
+    def forward(part: Any) -> Dict[str, Any]:
+        output = stock(trainer, part, for_training)
+        if weight != 1.0:
             # The penalty of a regularizer is the same for all.
             penalty = output.get("reg_loss", 0.0)
-            output["loss"] = (output["loss"] - penalty) * batch.weight + penalty
+            output["loss"] = (output["loss"] - penalty) * weight + penalty
+        return output
+
+    output = guard.large_batches.output(forward, trainer, batch, for_training)
+    if for_training:
         guard.bad_steps.guard(batch, output)
     return output
 
