@@ -117,7 +117,7 @@ class Run:
         torch.manual_seed(1)
         config = model_config(**SOFTMAXES[softmax], contextualizer=CONTEXTUALIZER)
         model = Model.from_params(vocab=self.vocabulary, params=Params(copy.deepcopy(config)))
-        trainer = GradientDescentTrainer(
+        trainer: Any = GradientDescentTrainer(
             model,
             torch.optim.SGD(model.parameters(), lr=0.5),
             loader(self.text, self.vocabulary, **(options or {})),

@@ -65,16 +65,22 @@ class CharacterCnn:
         """
         if self.embedding.device.type != "cpu":
             return self
+        cast = self._cast()
+        return replace(
+            cast,
+            highways=[(packed(weight), bias) for weight, bias in cast.highways],
+            projection=(packed(cast.projection[0]), cast.projection[1]),
+        )
+
+    def _cast(self) -> "CharacterCnn":
+        """With the weights of products in the products' precision."""
         pairs = [*self.convolutions, *self.highways, self.projection]
         dtype = products_dtype(self.embedding)
         weights = in_precision(dtype, [[weight] for pair in pairs for weight in pair])
         cast = list(zip(weights[::2], weights[1::2]))
         first = len(self.convolutions)
         return replace(
-            self,
-            convolutions=cast[:first],
-            highways=[(packed(weight), bias) for weight, bias in cast[first:-1]],
-            projection=(packed(cast[-1][0]), cast[-1][1]),
+            self, convolutions=cast[:first], highways=cast[first:-1], projection=cast[-1]
         )
 
     def encode(self, words: torch.Tensor, longest: Optional[int] = None) -> torch.Tensor:
@@ -93,19 +99,15 @@ class CharacterCnn:
             Shape `(num_words, projection_dim)`.
         """
         dtype = products_dtype(self.embedding)
-        pairs = [*self.convolutions, *self.highways, self.projection]
-        weights = in_precision(dtype, [[weight] for pair in pairs for weight in pair])
-        cast = list(zip(weights[::2], weights[1::2]))
-        convolutions, highways = cast[: len(self.convolutions)], cast[len(self.convolutions) : -1]
-        projection = cast[-1]
-        widest = max(weight.size(2) for weight, _ in convolutions)
+        cast = self._cast()
+        widest = max(weight.size(2) for weight, _ in cast.convolutions)
         groups = list(width_groups(words, widest, longest))
         pooled = [
             max_over_windows(
                 F.embedding((words if rows is None else words[rows])[:, :width], self.embedding).to(
                     dtype
                 ),
-                convolutions,
+                cast.convolutions,
             )
             for rows, width in groups
         ]
@@ -117,12 +119,12 @@ class CharacterCnn:
         vectors = self.activation(vectors)
 
         if self.projects_first:
-            vectors = _linear(vectors, *projection)
-        for weight, bias in highways:
+            vectors = _linear(vectors, *cast.projection)
+        for weight, bias in cast.highways:
             new, gate = _linear(vectors, weight, bias).chunk(2, dim=-1)
             vectors = torch.lerp(torch.relu(new), vectors, torch.sigmoid(gate))
         if not self.projects_first:
-            vectors = _linear(vectors, *projection)
+            vectors = _linear(vectors, *cast.projection)
         # A mean and a deviation want more digits than products.
         vectors = vectors.to(self.embedding.dtype)
         return vectors if self.norm is None else layer_norm(vectors, *self.norm)

@@ -198,8 +198,9 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         outside = 0 if words.unknown is None else int((token_ids == words.unknown).sum())
         num_sentences = int(encoded.mask.any(-1).sum())
         losses = model.losses(encoded, token_ids)
-        rows = predicted(encoded.packing, token_ids, model.is_bidirectional)
-        found = _Found(losses, rows, num_sentences, outside, [])
+        found = _Found(losses, [], num_sentences, outside, [])
+        if self.words_of is not None:
+            found.rows.extend(predicted(encoded.packing, token_ids, model.is_bidirectional))
         if not lines:
             return found
         if type(self.batch_serializer) is SimpleSerializer:
