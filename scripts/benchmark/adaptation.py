@@ -156,8 +156,8 @@ def _with_plain_tag(token: str) -> str:
     return f"{word}###{re.sub(r'^fw-|(-(hl|tl|nc))+$', '', tag)}"
 
 
-def base_config(text: Dict[str, Path]) -> Dict[str, Any]:
-    """The quickstart's config, smaller still."""
+def quickstart_config(text: Dict[str, Path]) -> Dict[str, Any]:
+    """The quickstart's, with the words of the text."""
     os.environ["BIDIRECTIONAL_LM_TRAIN_PATH"] = str(text["train"])
     os.environ["BIDIRECTIONAL_LM_HELDOUT_PATH"] = str(text["heldout"])
     os.environ["BIDIRECTIONAL_LM_VOCAB_PATH"] = ""
@@ -169,6 +169,12 @@ def base_config(text: Dict[str, Path]) -> Dict[str, Any]:
         "reader": copy.deepcopy(reader),
         "min_count": {"tokens": 3},
     }
+    return config
+
+
+def base_config(text: Dict[str, Path]) -> Dict[str, Any]:
+    """Smaller still."""
+    config = quickstart_config(text)
     model = config["model"]
     encoder = model["text_field_embedder"]["token_embedders"]["token_characters"]["encoder"]
     encoder.update(filters=[[1, 16], [2, 16], [3, 32], [4, 32]], projection_dim=DIM)
@@ -334,13 +340,15 @@ def prepared(options: argparse.Namespace, old: str, new: str) -> Dict[str, Any]:
     return {"config": config, "archive": archive, "vocab": vocab, "model": model, "text": text}
 
 
-def tagger_accuracy(language_model: Path, tagged: Dict[str, Path], seed: int, run: Path) -> float:
+def tagger_accuracy(
+    language_model: Path, tagged: Dict[str, Path], seed: int, run: Path, dim: int = DIM
+) -> float:
     """That of `pos_tagger.jsonnet`, smaller, on top of a language model that stays as it is."""
     os.environ["BIDIRECTIONAL_LM_ARCHIVE_PATH"] = str(language_model)
     os.environ["TAGGER_TRAIN_PATH"] = str(tagged["train"])
     os.environ["TAGGER_VALIDATION_PATH"] = str(tagged["validation"])
     config: Dict[str, Any] = evaluated_file(str(CONFIGS / "pos_tagger.jsonnet"), None)
-    config["model"]["encoder"].update(input_size=2 * DIM, hidden_size=DIM)
+    config["model"]["encoder"].update(input_size=2 * dim, hidden_size=dim)
     config["trainer"]["num_epochs"] = TAGGER_EPOCHS
     # Few sentences make few steps.
     config["trainer"]["optimizer"]["lr"] = TAGGER_RATE

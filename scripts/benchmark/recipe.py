@@ -362,13 +362,22 @@ class Plan:
             steps = round(options.steps * share)
             return Run(size, variant, rate, seed, steps, options.tokens)
 
-        variants = DESIGN if options.factorial else options.variants
-        if variants:
+        if options.factorial:
             for seed in range(options.seeds):
-                for variant in variants:
+                for variant in DESIGN:
                     for size in sizes:
                         for rate in rates:
                             yield run(size, variant, rate, seed)
+            return
+        if options.variants:
+            for seed in range(options.seeds):
+                for size in sizes:
+                    for variant in options.variants:
+                        best = self._best(results, run(size, variant, 0.0, 0), rates)
+                        for rate in rates if seed == 0 else [] if best is None else [best]:
+                            yield run(size, variant, rate, seed)
+                            if options.share is not None and rate == best and variant != BASELINE:
+                                yield run(size, variant, rate, seed, options.share)
             return
         tuned = (BASELINE, RECIPE)
         # The largest models take longest.
@@ -642,7 +651,15 @@ def main() -> None:
         "--rates", nargs="+", type=float, default=[0.0005, 0.001, 0.002, 0.004, 0.008]
     )
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, help="these alone, at all rates, seed by seed"
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        help="these alone: at all rates with seed 0, at each one's best with the others",
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        help="the --variants but the baseline in this share of the steps, too, at their best rates",
     )
     parser.add_argument(
         "--factorial",

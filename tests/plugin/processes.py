@@ -14,10 +14,9 @@ from allennlp.data.token_indexers.elmo_indexer import ELMoCharacterMapper
 from allennlp.models import Model
 from allennlp.nn.parallel import TorchDdpAccelerator
 
-import transformer_elmo  # noqa: F401
+import transformer_elmo
 from tests.small_lm import WORDS, model_config, random_sentences
 from transformer_elmo.nn.kernels.sparse_gradients import rows_averaged_over_processes
-from transformer_elmo.plugin.optimizer import DenseSparseAdam
 
 STEPS = 6
 SENTENCES_A_STEP = 8
@@ -45,6 +44,7 @@ def train(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> 
     vocab = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
     for token in ["</S>", "<S>", *WORDS]:
         vocab.add_token_to_namespace(token)
+    optimizer_class = getattr(transformer_elmo, settings.pop("optimizer", "DenseSparseAdam"))
     config = model_config(**settings)
     config["contextualizer"].update(dropout=0.0, input_dropout=0.0)
     model = Model.from_params(Params(config), vocab=vocab).train()
@@ -54,7 +54,7 @@ def train(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> 
             model._softmax_loss.word_weights()[1].normal_()
     accelerator = TorchDdpAccelerator(local_rank=rank, world_size=world_size, cuda_device=-1)
     model, wrapped = accelerator.wrap_model(model)
-    optimizer = DenseSparseAdam(list(model.named_parameters()), lr=1e-3)
+    optimizer = optimizer_class(list(model.named_parameters()), lr=1e-3)
     sentences = random_sentences(STEPS * SENTENCES_A_STEP)
     losses, rows = [], []
     for step in range(STEPS):

@@ -23,6 +23,10 @@ SETTINGS = {
     "sampled, sparse": {},
     "sampled, dense": {"sparse_embeddings": False},
     "full": {"num_samples": None, "sparse_embeddings": False},
+    "full, Muon": {
+        **{"num_samples": None, "sparse_embeddings": False},
+        "optimizer": "MuonSparseAdam",
+    },
 }
 
 

@@ -74,6 +74,29 @@ def test_planned_runs_follow_the_best_rates(recipe):
     assert {run.variant for run in rest if run.tokens == 1000} == {recipe.BASELINE, "muon"}
 
 
+def test_chosen_variants_are_tuned_with_one_seed(recipe):
+    options = argparse.Namespace(
+        **{"rates": [0.1, 0.2], "sizes": ["1x16"], "seeds": 3, "steps": 10, "tokens": 500},
+        **{"variants": ["baseline", "muon"], "factorial": False, "share": 0.6},
+    )
+    plan, results = recipe.Plan(options), {}
+    first = list(plan.runs(results))
+    assert {(run.variant, run.rate, run.seed, run.steps) for run in first} == {
+        (variant, rate, 0, 10) for variant in options.variants for rate in options.rates
+    }
+    for run in first[:-1]:
+        results[run] = {"loss": abs(run.rate - 0.1 * (1 + (run.variant == "muon")))}
+    # What isn't tuned yet waits.
+    assert {run.variant for run in plan.runs(results) if run.seed} == {"baseline"}
+    results[first[-1]] = {"loss": 0.0}
+    rest = [run for run in plan.runs(results) if run not in results]
+    assert [(run.variant, run.rate, run.seed, run.steps) for run in rest] == [
+        ("muon", 0.2, 0, 6),
+        *(("baseline", 0.1, 1, 10), ("muon", 0.2, 1, 10), ("muon", 0.2, 1, 6)),
+        *(("baseline", 0.1, 2, 10), ("muon", 0.2, 2, 10), ("muon", 0.2, 2, 6)),
+    ]
+
+
 def test_pairs(recipe):
     found = recipe.compared({0: 4.9, 1: 4.7, 5: 1.0}, {0: 5.0, 1: 5.0, 2: 5.0})
     assert found == pytest.approx((2, -0.2, 0.1))
@@ -94,6 +117,7 @@ def test_it_goes_on_where_it_stopped(recipe, tmp_path, capfd):
         **{"out": tmp_path / "out", "text": text, "sizes": ["1x16"], "steps": 4, "tokens": 200},
         **{"large_batch": 400, "rates": [0.01], "heldout": 10, "seconds": 60.0, "jobs": 1},
         **{"device": "cpu", "precision": "float32", "points": 2, "factorial": False},
+        **{"share": None},
     }
     for seeds in (1, 2):
         recipe.run_all(

@@ -21,6 +21,9 @@ _SMALLEST_NORM = 1e-7
 # The iteration needs no more than the first two digits. Few CPUs have fast products for that.
 HALF_PRECISION_DEVICES = ("cuda",)
 
+# Products: of m by n numbers, 20 m n^2 + 10 n^3 multiplications become 4 m n^2 + 34 n^3.
+SQUARES_PAY_FROM = 1.5
+
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     """
@@ -37,19 +40,48 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     `torch.Tensor`
         Of the same shape; in bfloat16 on a GPU.
     """
-    a, b, c = COEFFICIENTS
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     result = matrices / norms.clamp(min=_SMALLEST_NORM)
     if matrices.device.type in HALF_PRECISION_DEVICES:
-        result = result.bfloat16()
+        return _iterated(result.bfloat16())
+    shorter, longer = sorted(result.shape[1:])
+    return _by_squares(result) if longer >= SQUARES_PAY_FROM * shorter else _iterated(result)
+
+
+def _iterated(matrices: torch.Tensor) -> torch.Tensor:
+    """As the formula has it."""
+    a, b, c = COEFFICIENTS
     is_tall = matrices.size(1) > matrices.size(2)
     for _ in range(ITERATIONS):
-        # The smaller of the two squares, so that nothing need be transposed.
-        square = result.mT @ result if is_tall else result @ result.mT
+        square = _square(matrices)
         factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
-        one, other = (result, factor) if is_tall else (factor, result)
-        result = torch.baddbmm(result, one, other, beta=a)
-    return result
+        one, other = (matrices, factor) if is_tall else (factor, matrices)
+        matrices = torch.baddbmm(matrices, one, other, beta=a)
+    return matrices
+
+
+def _by_squares(matrices: torch.Tensor) -> torch.Tensor:
+    """
+    The same by products of the small squares alone. A step's factor is a polynomial of the square,
+    so the two commute: the next square is factor * square * factor, and all steps together are one
+    matrix. Squares have half the digits, which are too few in bfloat16.
+    """
+    a, b, c = COEFFICIENTS
+    square = _square(matrices)
+    whole = None
+    for number in range(ITERATIONS):
+        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        whole = factor if whole is None else whole @ factor
+        if number < ITERATIONS - 1:
+            square = factor @ square @ factor
+    return matrices @ whole if matrices.size(1) > matrices.size(2) else whole @ matrices
+
+
+def _square(matrices: torch.Tensor) -> torch.Tensor:
+    """The smaller of the two, so that nothing need be transposed."""
+    is_tall = matrices.size(1) > matrices.size(2)
+    return matrices.mT @ matrices if is_tall else matrices @ matrices.mT
 
 
 def update_matrices(
