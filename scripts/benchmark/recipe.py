@@ -552,6 +552,7 @@ def table(results: Dict[Run, Dict[str, Any]]) -> Iterator[str]:
                 row = ["" if cell is None else f"{cell['loss']:.4f}" for cell in cells]
                 yield f"| {variant} | " + " | ".join(row) + " |"
         yield from effects([run for run in runs if run.steps == full], results)
+        yield from curves(by_setting, results, full)
         base = _best_setting(by_setting, results, BASELINE, full)
         if base is None:
             continue
@@ -582,6 +583,32 @@ def table(results: Dict[Run, Dict[str, Any]]) -> Iterator[str]:
                         f"| {what} | {rate:g} | {pairs} | {mean:+.4f} | {error:.4f} "
                         f"| {seconds:.4f} |"
                     )
+
+
+def curves(
+    by_setting: Dict[Tuple[str, int, float], List[Run]],
+    results: Dict[Run, Dict[str, Any]],
+    steps: int,
+) -> Iterator[str]:
+    """Each variant at its best rate, on the mean over its seeds."""
+    rows = {}
+    for variant in VARIANTS:
+        setting = _best_setting(by_setting, results, variant, steps)
+        if setting is not None:
+            points = zip(*(results[run]["curve"] for run in by_setting[setting]))
+            rows[variant] = [[statistics.fmean(numbers) for numbers in zip(*p)] for p in points]
+    if not rows:
+        return
+    # One that came to nothing has fewer.
+    most = max(rows.values(), key=len)
+    yield ""
+    yield "Held-out loss, and the seconds of training until then, by steps:"
+    yield ""
+    yield "| | " + " | ".join(f"{number:.0f}" for number, *_ in most) + " |"
+    yield "| --- |" + " ---: |" * len(most)
+    for variant, row in rows.items():
+        cells = [f"{loss:.3f} ({seconds:.0f})" for _, seconds, loss in row]
+        yield f"| {variant} | " + " | ".join(cells + [""] * (len(most) - len(cells))) + " |"
 
 
 def effects(runs: Sequence[Run], results: Dict[Run, Dict[str, Any]]) -> Iterator[str]:
