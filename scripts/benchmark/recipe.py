@@ -4,6 +4,7 @@ thing and share their seed, and so their first weights and their order of batche
 
     python scripts/benchmark/recipe.py OUT --text TEXT       a sentence a line, tokenized; .gz, too
     python scripts/benchmark/recipe.py OUT --table
+    python scripts/benchmark/recipe.py --step-times --text TEXT --variants baseline muon
 
 Each run is a line of OUT/runs.jsonl with its held-out loss, exact, at several steps. A second call
 goes on with what is missing. The baseline and the recipe are run over a grid of learning rates
@@ -340,6 +341,51 @@ def work(connection: Any, data: Data, options: argparse.Namespace, deadline: flo
         connection.send(result)
 
 
+def step_times(options: argparse.Namespace) -> Iterator[str]:
+    """
+    Of each variant's steps over the first one's: in pairs, on the same batch, one right after the
+    other. CPU time on a CPU, where other programs don't count.
+    """
+    device = torch.device(options.device)
+    torch.set_num_threads(1)
+
+    def now() -> float:
+        if device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    yield "| | tokens | median step, ms | over the first one's: median (quarters) |"
+    yield "| --- | ---: | ---: | ---: |"
+    for tokens in (options.tokens, options.large_batch):
+        data = read_data(options.text, [tokens], options.heldout)
+        batches = Batches(data.training[tokens], device)
+        for size in options.sizes:
+            seconds: Dict[str, List[float]] = collections.defaultdict(list)
+            trainees = {
+                variant: Trainee(
+                    Run(size, variant, 0.001, 0, 1000, tokens), data, device, options.precision
+                )
+                for variant in options.variants
+            }
+            order = batches.in_order(0)
+            # The first steps are slower.
+            for number in range(1, options.steps + 3):
+                batch = next(order)
+                for variant, trainee in trainees.items():
+                    begin = now()
+                    trainee.step(*batch, number)
+                    seconds[variant].append(now() - begin)
+            of_first = seconds[options.variants[0]][2:]
+            for variant in options.variants:
+                its = seconds[variant][2:]
+                low, middle, high = np.quantile(np.divide(its, of_first), (0.25, 0.5, 0.75))
+                yield (
+                    f"| {size} {variant} | {tokens} | {1000 * statistics.median(its):.0f} "
+                    f"| {middle:.3f} ({low:.3f} to {high:.3f}) |"
+                )
+
+
 def key(result: Dict[str, Any]) -> Run:
     return Run(**{name: result[name] for name in Run.__dataclass_fields__})
 
@@ -666,7 +712,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path, help="folder of the results")
+    parser.add_argument("out", type=Path, nargs="?", help="folder of the results")
+    parser.add_argument(
+        "--step-times", action="store_true", help="what a step of the --variants takes, and no runs"
+    )
     parser.add_argument("--table", action="store_true", help="print what is there")
     parser.add_argument("--text", type=Path, help="a sentence a line, tokenized")
     parser.add_argument("--sizes", nargs="+", default=["2x256", "4x384"], help="small ones first")
@@ -701,9 +750,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda for a GPU")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args()
+    if options.text is None and not options.table:
+        parser.error("--text names the text to train on")
+    if options.step_times:
+        if not options.variants:
+            parser.error("--step-times needs --variants")
+        for line in step_times(options):
+            print(line, flush=True)
+        return
+    if options.out is None:
+        parser.error("name a folder for the results")
     if not options.table:
-        if options.text is None:
-            parser.error("--text names the text to train on")
         run_all(options, begun)
     print("\n".join(table(read_results(options.out / "runs.jsonl"))))
 

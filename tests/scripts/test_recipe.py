@@ -140,3 +140,18 @@ def test_it_goes_on_where_it_stopped(recipe, tmp_path, capfd):
     with path.open("a") as file:
         file.write('{"size": "1x16"')
     assert recipe.read_results(path) == results
+
+
+def test_times_of_steps_are_ratios_to_the_first(recipe, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("\n".join(random_sentences(300)))
+    options = {
+        **{"text": text, "sizes": ["1x16"], "steps": 3, "tokens": 200, "large_batch": 400},
+        **{"heldout": 10, "device": "cpu", "precision": "float32"},
+    }
+    variants = ["muon", "baseline"]
+    lines = list(recipe.step_times(argparse.Namespace(**options, variants=variants)))[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        [f"| 1x16 {variant}", tokens] for tokens in ("200", "400") for variant in variants
+    ]
+    assert all(("1.000 (1.000 to 1.000)" in line) == ("muon" in line) for line in lines)
