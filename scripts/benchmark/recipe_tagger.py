@@ -41,9 +41,9 @@ from recipe import BASELINE, RECIPE, compared, is_on
 Row = Dict[str, Any]
 
 RECIPES = (BASELINE, RECIPE, f"{RECIPE} + muon")
-RATES = (0.002, 0.004, 0.008)
+RATES = (0.004, 0.008, 0.016)
 DIM = 128
-EPOCHS, WARMUP, DECAY = 2, 100, 0.6
+EPOCHS, WARMUP, DECAY = 1, 100, 0.6
 
 
 def config_of(recipe: str, rate: float, seed: int, text: Dict[str, Path]) -> Dict[str, Any]:
