@@ -54,7 +54,7 @@ RECIPE = "relu_squared + linear_decay"
 VARIANTS = (
     *(BASELINE, "relu_squared", "linear_decay", RECIPE),
     *("no_dropout", "relu_squared + no_dropout", "linear_decay + no_dropout"),
-    *(f"{RECIPE} + no_dropout", "muon", f"{RECIPE} + muon"),
+    *(f"{RECIPE} + no_dropout", "muon", "linear_decay + muon", f"{RECIPE} + muon"),
 )
 # All combinations of the first three: each thing's effect is measured in all eight runs.
 DESIGN = VARIANTS[:8]
