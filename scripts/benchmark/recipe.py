@@ -419,10 +419,15 @@ class Plan:
             for seed in range(options.seeds):
                 for size in sizes:
                     for variant in options.variants:
-                        best = self._best(results, run(size, variant, 0.0, 0), rates)
-                        for rate in rates if seed == 0 else [] if best is None else [best]:
+                        # There is nothing to wait for where there is nothing to choose.
+                        chosen = (
+                            rates[0]
+                            if len(rates) == 1
+                            else self._best(results, run(size, variant, 0.0, 0), rates)
+                        )
+                        for rate in rates if seed == 0 else [] if chosen is None else [chosen]:
                             yield run(size, variant, rate, seed)
-                            if options.share is not None and rate == best and variant != BASELINE:
+                            if options.share is not None and rate == chosen and variant != BASELINE:
                                 yield run(size, variant, rate, seed, options.share)
             return
         tuned = (BASELINE, RECIPE)

@@ -109,6 +109,7 @@ def make_missing(options: argparse.Namespace, file: Path) -> None:
     for seed, recipe in product(range(options.seeds), options.recipes):
         rates = options.rates if seed == 0 else [best_rate(lines_of(file), recipe, options.rates)]
         for rate in rates:
+            assert rate is not None
             run = options.output / f"{recipe} {rate} {seed}"
             if not is_done("perplexity", recipe, rate, seed):
                 found = language_model(recipe, rate, seed, plain, run)

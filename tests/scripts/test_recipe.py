@@ -95,6 +95,9 @@ def test_chosen_variants_are_tuned_with_one_seed(recipe):
         *(("baseline", 0.1, 1, 10), ("muon", 0.2, 1, 10), ("muon", 0.2, 1, 6)),
         *(("baseline", 0.1, 2, 10), ("muon", 0.2, 2, 10), ("muon", 0.2, 2, 6)),
     ]
+    # One rate is the best, tried or not.
+    options.rates = [0.1]
+    assert {run.seed for run in plan.runs({})} == {0, 1, 2}
 
 
 def test_pairs(recipe):

@@ -5,6 +5,7 @@ GPU to run.
 """
 
 from collections import defaultdict
+from functools import reduce
 from typing import Any, DefaultDict, Dict, List, MutableMapping, Optional, Tuple
 
 import torch
@@ -45,7 +46,9 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     if matrices.device.type in HALF_PRECISION_DEVICES:
         return _iterated(result.bfloat16())
     shorter, longer = sorted(result.shape[1:])
-    return _by_squares(result) if longer >= SQUARES_PAY_FROM * shorter else _iterated(result)
+    # More products of smaller matrices, each of which is one thing more to launch on a device.
+    pays = matrices.device.type == "cpu" and longer >= SQUARES_PAY_FROM * shorter
+    return _by_squares(result) if pays else _iterated(result)
 
 
 def _iterated(matrices: torch.Tensor) -> torch.Tensor:
@@ -68,13 +71,14 @@ def _by_squares(matrices: torch.Tensor) -> torch.Tensor:
     """
     a, b, c = COEFFICIENTS
     square = _square(matrices)
-    whole = None
-    for number in range(ITERATIONS):
+    factors: List[torch.Tensor] = []
+    for _ in range(ITERATIONS):
+        if factors:
+            square = factors[-1] @ square @ factors[-1]
         factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        whole = factor if whole is None else whole @ factor
-        if number < ITERATIONS - 1:
-            square = factor @ square @ factor
+        factors.append(factor)
+    whole = reduce(torch.matmul, factors)
     return matrices @ whole if matrices.size(1) > matrices.size(2) else whole @ matrices
 
 
