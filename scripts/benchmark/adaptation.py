@@ -94,7 +94,10 @@ _WORDS = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
 
 def tagged_brown(folder: Path) -> Iterator[List[str]]:
     """Sentences of Brown, each word with its tag: "the/at"."""
-    for path in sorted(folder.glob("c[a-r][0-9][0-9]")):
+    paths = sorted(folder.glob("c[a-r][0-9][0-9]"))
+    if not paths:
+        raise SystemExit(f"There is no file of Brown, such as ca01, in {folder}.")
+    for path in paths:
         for line in path.read_text(encoding="latin-1").splitlines():
             yield [token for token in line.split() if token.rpartition("/")[0]]
 

@@ -113,6 +113,11 @@ def read_data(path: Path, sizes: Sequence[int], heldout: int, longest: int = 100
         lines = [words for words in map(str.split, file) if 0 < len(words) <= longest]
     train = [words for number, words in enumerate(lines) if number % heldout]
     kept_out = lines[::heldout]
+    if not train:
+        raise SystemExit(
+            f"{path} has {len(lines)} sentences of at most {longest} words: too few to train on "
+            f"some and hold out every {heldout}th. Expected text, a tokenized sentence a line."
+        )
     counts = collections.Counter(word for words in train for word in words)
     common = sorted((w for w, n in counts.items() if n >= 3), key=lambda w: (-counts[w], w))
     vocabulary = WordList(["</S>", "<S>", UNKNOWN, *common])
@@ -357,7 +362,7 @@ def step_times(options: argparse.Namespace) -> Iterator[str]:
 
     yield "| | tokens | median step, ms | over the first one's: median (quarters) |"
     yield "| --- | ---: | ---: | ---: |"
-    for tokens in (options.tokens, options.large_batch):
+    for tokens in sorted({options.tokens, options.large_batch}):
         data = read_data(options.text, [tokens], options.heldout)
         batches = Batches(data.training[tokens], device)
         for size in options.sizes:
@@ -757,6 +762,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.text is None and not options.table:
         parser.error("--text names the text to train on")
+    if options.text is not None and not options.text.is_file():
+        parser.error(f"--text: there is no file {options.text}")
     if options.step_times:
         if not options.variants:
             parser.error("--step-times needs --variants")

@@ -158,3 +158,11 @@ def test_times_of_steps_are_ratios_to_the_first(recipe, tmp_path):
         [f"| 1x16 {variant}", tokens] for tokens in ("200", "400") for variant in variants
     ]
     assert all(("1.000 (1.000 to 1.000)" in line) == ("muon" in line) for line in lines)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "one sentence alone\n"])
+def test_text_without_sentences_is_refused(recipe, tmp_path, text):
+    path = tmp_path / "text"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match="too few to train on"):
+        recipe.read_data(path, [200], 10)
