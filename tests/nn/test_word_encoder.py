@@ -153,13 +153,18 @@ def test_no_words_or_no_characters(shape):
     assert torch.equal(distinct[index], torch.zeros(shape, dtype=torch.long))
 
 
-def test_empty_batch():
-    module = character_cnn()
-    embedder = BasicTextFieldEmbedder({"elmo": module})
-    vectors = embed_text_field(
-        embedder, {"elmo": {"tokens": torch.zeros(0, 4, NUM_CHARACTERS, dtype=torch.long)}}
+@pytest.mark.parametrize("shape", [(0, 4, NUM_CHARACTERS), (2, 0), (2, 3, 0), (2, 3, 1), (0, 3, 2)])
+def test_batches_narrower_than_a_filter_are_padded(shape):
+    """Without words, without characters, or with short words alone."""
+    embedder = BasicTextFieldEmbedder({"elmo": character_cnn()})
+    characters = torch.ones(shape, dtype=torch.long)
+    widest = max(width for width, _ in FILTERS)
+    padded = torch.zeros(*shape[:2], widest, dtype=torch.long)
+    padded[..., : sum(shape[2:])] = 1
+    vectors, expected = (
+        embed_text_field(embedder, {"elmo": {"tokens": words}}) for words in (characters, padded)
     )
-    assert vectors.shape == (0, 4, 10)
+    assert vectors.shape == (*shape[:2], 10) and torch.allclose(vectors, expected, atol=1e-6)
 
 
 def test_distinct_words_of_the_data_loader():

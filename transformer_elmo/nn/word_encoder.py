@@ -101,6 +101,8 @@ class CharacterCnn:
         dtype = products_dtype(self.embedding)
         cast = self._cast()
         widest = max(weight.size(2) for weight, _ in cast.convolutions)
+        # Every filter has a window, whatever the words of a batch are padded to.
+        words = F.pad(words, (0, max(widest - words.size(1), 0)))
         groups = list(width_groups(words, widest, longest))
         pooled = [
             max_over_windows(

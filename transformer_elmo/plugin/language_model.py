@@ -325,7 +325,11 @@ class LanguageModel(Model):
                         f'contextualizer is a {type(self._contextualizer).__name__}: use "float32" '
                         'or "bfloat16".'
                     )
-                contextual = self._contextualizer(vectors, mask)
+                if packing.tokens.numel():
+                    contextual = self._contextualizer(vectors, mask)
+                else:
+                    # AllenNLP's recurrent encoders can't take a batch without a word.
+                    contextual = vectors.new_zeros(*mask.shape, self.output_dim)
                 layers = contextual if isinstance(contextual, list) else [contextual]
         return Encoded(vectors, layers, mask, packing, top_rows)
 

@@ -162,6 +162,7 @@ def _embed_characters(module: TokenCharactersEncoder, entry: Mapping[str, Any]) 
     index = tensors.pop(_INDEX, None)
     (characters,) = tensors.values()
     if index is None:
+        characters = with_characters(characters)
         words, places = distinct_words(characters.flatten(0, -2))
         batch = WordBatch(words, places.view(characters.shape[:-1]))
     else:
@@ -170,6 +171,14 @@ def _embed_characters(module: TokenCharactersEncoder, entry: Mapping[str, Any]) 
         _caches[module] = WordVectorCache()
     # AllenNLP's dropout, if any, falls on each occurrence of a word separately.
     return module._dropout(embedded(character_cnn(module), batch, _caches[module]))
+
+
+def with_characters(characters: torch.Tensor) -> torch.Tensor:
+    """
+    Shape `(batch_size, 0, 1)` for `(batch_size, 0)`, which is all that AllenNLP says of the
+    characters where no sentence has a word.
+    """
+    return characters.unsqueeze(-1) if characters.dim() == 2 else characters
 
 
 def character_cnn(module: TokenCharactersEncoder) -> CharacterCnn:

@@ -20,7 +20,7 @@ from transformer_elmo.out_of_memory import BatchSplitter
 from transformer_elmo.plugin.dataset_reader import reader_attribute
 from transformer_elmo.plugin.inner_models import inner_model
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.plugin.text_fields import forget_words
+from transformer_elmo.plugin.text_fields import forget_words, with_characters
 from transformer_elmo.text.batching import cut_into_batches
 
 logger = logging.getLogger(__name__)
@@ -225,8 +225,10 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         """
         # A word is a row of characters, or a single id.
         word_dims = self._boundaries.dim() - 1
-        *wrapping, timesteps = tokens.shape[: tokens.dim() - word_dims]
-        tokens = tokens.reshape(-1, timesteps, *tokens.shape[tokens.dim() - word_dims :])
+        if word_dims:
+            tokens = with_characters(tokens)
+        wrapping = tokens.shape[: tokens.dim() - word_dims - 1]
+        tokens = tokens.flatten(0, len(wrapping) - 1)
         if self._lm_ids is not None:
             tokens = self._lm_ids[tokens]
         if self._adds_boundaries:
