@@ -32,6 +32,7 @@ from transformer_elmo import model_folder
 from transformer_elmo import progress as bars
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.experiments import NotStandardError
+from transformer_elmo.nn.forks import one_thread_in_forks
 from transformer_elmo.nn.language_model import predicted
 from transformer_elmo.nn.layers import Layers, all_layers, layer_number, mixed
 from transformer_elmo.nn.long_texts import SEGMENT_LENGTH, Job, jobs_of
@@ -157,6 +158,7 @@ class TransformerElmo:
             adapted = adapt(model, reader, tokenizer)
             if adapted is not None:
                 (model, reader), tokenizer = adapted, None
+        one_thread_in_forks()
         self.model = model.eval()
         self.max_tokens = max_tokens
         self.segment_length = segment_length

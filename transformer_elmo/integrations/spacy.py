@@ -11,7 +11,6 @@ print(nlp("The cat sat on the mat.")[1].similarity(nlp("The dog ran home.")[1]))
 ```
 """
 
-import os
 from collections import deque
 from itertools import islice
 from pathlib import Path
@@ -41,12 +40,10 @@ from transformer_elmo.model_folder import (
     open_folder,
     save_folder,
 )
+from transformer_elmo.nn.forks import one_thread_in_forks
 
 # The folder within what spaCy gives a component for its own.
 FOLDER = "model"
-
-# A process that was forked has another.
-_PROCESS = os.getpid()
 
 
 class _Words(NamedTuple):
@@ -100,6 +97,8 @@ class TransformerElmoComponent(Pipe):
         self.device = device
         self._opened: Optional[Opened] = None
         self._elmo: Optional[TransformerElmo] = None
+        # Each of several processes may open the model for itself.
+        one_thread_in_forks()
 
     @property
     def elmo(self) -> TransformerElmo:
@@ -159,10 +158,6 @@ class TransformerElmoComponent(Pipe):
         needs the memory of some, and not of all.
         """
         elmo = self.elmo
-        if os.getpid() != _PROCESS:
-            # One of several processes. Threads that the first one had started are dead here, and
-            # would be waited for without end.
-            torch.set_num_threads(1)
         plans = [_sentences(doc) for doc in waiting]
         vectors = elmo.embed_stream(
             (sentence.words for plan in plans for sentence in plan), self.layers

@@ -8,7 +8,7 @@ shaped as in allennlp-models.
 """
 
 import math
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.forks import one_thread_in_forks
 from transformer_elmo.nn.kept_weights import KeptWeights
 from transformer_elmo.nn.kernels.compiled import compilable, is_wanted
 from transformer_elmo.nn.kernels.dropout import Dropout
@@ -334,6 +335,7 @@ class BidirectionalTransformer(torch.nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
+        one_thread_in_forks()
         if activation not in ACTIVATIONS:
             raise ConfigurationError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}: got {activation!r}."
@@ -352,6 +354,11 @@ class BidirectionalTransformer(torch.nn.Module):
         self._position = PositionalEncoding(input_dim)
         self._dropout = Dropout(input_dropout or 0.0)
         self._kept = KeptWeights()
+
+    @overrides
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(state)
+        one_thread_in_forks()
 
     def rows(
         self, token_embeddings: torch.Tensor, packing: Packing
