@@ -50,6 +50,10 @@ from transformer_elmo.text.vocabulary import (
 logger = logging.getLogger(__name__)
 
 CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary", ("weights.th", "best.th")
+ARCHIVE = "model.tar.gz"
+# The model's part of a checkpoint: epochs that were finished, batches after them, and the process
+# where each has a part of the model.
+CHECKPOINT = re.compile(r"model_state_e(\d+)_b(\d+)(_w\d+)?\.th")
 
 # The `type` of a model, and of a vocabulary, that began as another one, and where the folder of the
 # training run has the model's whole section.
@@ -76,7 +80,7 @@ def open_archive(path: str, with_softmax: bool = True) -> Optional[Opened]:
     `ConfigurationError`
         If the archive is damaged, or holds another kind of model.
     """
-    local = fetch(path) if "://" in path else Path(path)
+    local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
     if not local.exists():
         return None
     with unpacked(local) as folder:
@@ -89,6 +93,14 @@ def opener(path: str, **special: Any) -> Any:
         return None
     opened = open_archive(path)
     return None if opened is None else (opened.model, opened.reader)
+
+
+def in_place_of_archive(path: Path) -> Path:
+    """The folder of a run where its archive is asked for and training hasn't come so far."""
+    if path.name == ARCHIVE and not path.exists() and (path.parent / CONFIG).is_file():
+        logger.warning("%s isn't there: taking what the run in %s has so far.", path, path.parent)
+        return path.parent
+    return path
 
 
 @contextmanager
@@ -146,7 +158,7 @@ def check_base_exists(path: str, needed_by: str) -> None:
     `ConfigurationError`
         If there is nothing at the path.
     """
-    if "://" not in path and not os.path.exists(path):
+    if "://" not in path and not in_place_of_archive(Path(path)).exists():
         raise ConfigurationError(
             f"{needed_by} names {path}, which its training began with and which isn't there any "
             "more. Put it back, or say where it is now: -o "
@@ -172,7 +184,7 @@ def small_parts(path: str, needed_by: str) -> Iterator[Path]:
     `ConfigurationError`
         If there is nothing of that kind.
     """
-    local = fetch(path) if "://" in path else Path(path)
+    local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
     check_base_exists(str(local), needed_by)
     if local.is_dir() and not is_model_folder(local):
         yield local
@@ -233,6 +245,18 @@ def adapted_from(experiment: Mapping[str, Any]) -> Optional[str]:
     if isinstance(model, dict) and model.get("type") == ADAPTED:
         return str(model.get("archive_file"))
     return None
+
+
+def trains_language_model(experiment: Mapping[str, Any]) -> bool:
+    """Whether a config's model is a language model, also one that began as another."""
+    if adapted_from(experiment) is not None:
+        return True
+    base = base_of(experiment)
+    try:
+        return is_language_model(with_its_model(dict(experiment), base) if base else experiment)
+    except ConfigurationError:
+        # Whoever opens the archive says what is wrong with it.
+        return False
 
 
 def with_own_sections(
@@ -396,7 +420,8 @@ def parsed_config(content: bytes, shown: str) -> Dict[str, Any]:
 
 def weights_path(folder: Path, shown: str) -> Path:
     """
-    The weights of an archive that is unpacked.
+    The weights of an archive that is unpacked, or of a run: the best ones, or, before there are
+    any, those of the last checkpoint.
 
     # Raises
 
@@ -406,8 +431,15 @@ def weights_path(folder: Path, shown: str) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
+    found = [match for match in map(CHECKPOINT.fullmatch, os.listdir(folder)) if match]
+    whole = [match for match in found if match[3] is None]
+    if whole:
+        last = max(whole, key=lambda match: (int(match[1]), int(match[2])))[0]
+        logger.warning("%s has no %s yet: taking the checkpoint %s.", shown, WEIGHTS[1], last)
+        return folder / last
     raise ConfigurationError(
-        f"{shown} has no weights (no {' or '.join(WEIGHTS)}), so it is not a trained model."
+        f"{shown} has no weights (no {' or '.join(WEIGHTS)}, and no checkpoint), so it is not a "
+        "trained model. If they are elsewhere, name them with --weights-file."
     )
 
 

@@ -289,11 +289,17 @@ def _encoded(name: str) -> bytes:
 
 
 def _incomplete(archive: Union[str, os.PathLike], error: Exception) -> ConfigurationError:
+    folder = Path(archive).absolute().parent
+    message = f"{archive} ({os.path.getsize(archive):,} bytes) is not a complete .tar.gz file" + (
+        f" ({error})" if str(error) else ""
+    )
+    if (folder / "config.json").is_file():
+        return ConfigurationError(
+            f"{message}. It lies in the folder of a model: give that, {folder}, in its place."
+        )
     return ConfigurationError(
-        f"{archive} ({os.path.getsize(archive):,} bytes) is not a complete .tar.gz file"
-        + (f" ({error})" if str(error) else "")
-        + ". A model archive is one file model.tar.gz, as training writes it. If this one was "
-        "downloaded or copied, it may have been cut off: get it again."
+        f"{message}. A model archive is one file model.tar.gz, as training writes it. If this one "
+        "was downloaded or copied, it may have been cut off: get it again."
     )
 
 

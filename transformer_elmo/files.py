@@ -132,11 +132,11 @@ def errors_of_disk(path: Path, advice: str = REPEAT) -> Iterator[None]:
         yield
     except OSError as error:
         # Libraries in between have words of their own for a full disk, and not always the number.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
             free = shutil.disk_usage(_existing_parent(path)).free
             raise ConfigurationError(
-                f"{path} can't be written: no space is left on its disk ({free:,} bytes are free). "
-                f"Make room. {advice}"
+                f"{path} can't be written: no space is left for all of it on its disk ({free:,} "
+                f"bytes are free now). Make room. {advice}"
             ) from error
         reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
         raise ConfigurationError(f"{path} can't be written: {reason}. {advice}") from error

@@ -39,7 +39,6 @@ from transformer_elmo.plugin.compat import (
     prediction,
     shown_errors,
     training,
-    written_files,
     wrong_values,
 )
 from transformer_elmo.plugin.runs import resumption
@@ -51,7 +50,6 @@ for _module in (
     configs,
     archived,
     training,
-    written_files,
     prediction,
     optional_packages,
     wrong_values,

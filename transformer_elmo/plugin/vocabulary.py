@@ -2,10 +2,12 @@
 
 import logging
 import os
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, DefaultDict, Dict, Iterable, List, Optional, Union
 
+from allennlp.common import Lazy, Params
 from allennlp.common.tqdm import Tqdm
 from allennlp.common.util import namespace_match
 from allennlp.data.dataset_readers.dataset_reader import DatasetReader
@@ -231,6 +233,65 @@ class CheckedVocabulary(Vocabulary):
 
 
 Vocabulary.register("from_files", constructor="from_files", exist_ok=True)(CheckedVocabulary)
+
+
+class RecoveredVocabulary(Vocabulary):
+    """The vocabulary of a language model's run that goes on: nothing is written over that of its
+    weights, which it must be equal to."""
+
+    @overrides(check_signature=False)
+    def save_to_files(self, directory: Union[str, "os.PathLike[str]"]) -> None:
+        """
+        AllenNLP's function of this name.
+
+        # Raises
+
+        `ConfigurationError`
+            If the folder has another vocabulary.
+        """
+        folder = Path(directory)
+        if not folder.is_dir():
+            super().save_to_files(str(folder))
+            return
+        with tempfile.TemporaryDirectory() as space:
+            super().save_to_files(space)
+            for path in sorted(Path(space).glob("*.txt")):
+                difference = _difference(path, folder / path.name)
+                if difference:
+                    raise ConfigurationError(
+                        "The config gives another vocabulary than that of the weights in "
+                        f"{folder.parent}: {difference}. Restore it, or begin another run in "
+                        "another folder."
+                    )
+
+
+def recovered_vocabulary(params: Params) -> Lazy[Vocabulary]:
+    """The vocabulary that a section of a config gives, for a run that goes on."""
+
+    def construct(**extras: Any) -> Vocabulary:
+        vocab = Vocabulary.from_params(params, **extras)
+        if type(vocab) is Vocabulary:
+            vocab.__class__ = RecoveredVocabulary
+        return vocab
+
+    return Lazy(construct)
+
+
+def _difference(now: Path, before: Path) -> Optional[str]:
+    """The first one between two files of a vocabulary, if there is any."""
+    if not before.is_file():
+        return f"there was no {before.name}"
+    texts = [path.read_text(encoding="utf-8") for path in (now, before)]
+    lines = [text.removesuffix("\n").split("\n") for text in texts]
+    if now.name == NAMESPACES_WITHOUT_PADDING:
+        # A set, which AllenNLP writes in any order. Elsewhere a line's number is the word's.
+        lines = [sorted({*names}) for names in lines]
+    for number, (new, old) in enumerate(zip(*lines), start=1):
+        if new != old:
+            return f"line {number} of {before.name} is {new!r}, and was {old!r}"
+    if len(lines[0]) != len(lines[1]):
+        return f"{before.name} has {len(lines[0])} lines, and had {len(lines[1])}"
+    return None
 
 
 def check_vocabulary_folder(

@@ -56,12 +56,20 @@ class Shards:
         # Raises
 
         `ConfigurationError`
-            If a file is gone or isn't what it was: an epoch of two different corpora would look
-            like any other.
+            If a file is gone or may not be what it was: an epoch of two different corpora would
+            look like any other.
         """
-        if _look_at(path) != self._seen[path]:
+        size, time = _look_at(path)
+        if size != self._seen[path][0]:
             raise ConfigurationError(
-                f"{path} has changed since the run opened it. Restore it, or begin a new run."
+                f"{path} has changed since the run opened it: it has {size:,} bytes, and had "
+                f"{self._seen[path][0]:,}. Restore it and go on with --recover, or begin a new run."
+            )
+        if time != self._seen[path][1]:
+            raise ConfigurationError(
+                f"{path} was written or touched after the run opened it, so that its text may be "
+                "another. If it isn't, go on with --recover. Else restore it first, or begin a "
+                "new run."
             )
 
 

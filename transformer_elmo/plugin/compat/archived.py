@@ -45,6 +45,12 @@ def install() -> None:
     )
     wrap(
         archival,
+        "cached_path",
+        _cached_path,
+        "a run in place of its missing archive; no folder for downloads for a file that is here",
+    )
+    wrap(
+        archival,
         "_load_model",
         _load_model,
         "model folders; a GPU that isn't there; what an archive lacks",
@@ -64,6 +70,16 @@ def install() -> None:
         )
 
 
+def _cached_path(stock: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
+    # Whoever imported `load_archive` by name, it asks here first.
+    if "://" not in str(path):
+        local = archived_models.in_place_of_archive(Path(path))
+        if local.exists():
+            # AllenNLP's needs a folder for downloads even so.
+            return str(local)
+    return stock(path, *args, **kwargs)
+
+
 def _load_model(
     stock: Callable[..., Model],
     config: Params,
@@ -77,6 +93,8 @@ def _load_model(
     if model_folder.is_model_folder(folder):
         return _model_of_folder(config, folder, cuda_device)
     source = archive_of(folder) or str(folder)
+    if weights_path == archival.get_weights_path(serialization_dir):
+        weights_path = str(archived_models.weights_path(folder, source))
     check_vocabulary_folder(folder / "vocabulary", archive_of(folder))
     if archived_models.adapted_from(config.as_dict(quiet=True)) is not None:
         # The folder of a run: what it began with isn't asked any more.
@@ -172,10 +190,7 @@ def _read_state_dict(
 ) -> Dict[str, torch.Tensor]:
     archive = archive_of(Path(path).parent)
     if not os.path.exists(path):
-        raise ConfigurationError(
-            f"{archive or Path(path).parent} has no weights (no weights.th or best.th), so it "
-            "is not a trained model. If they are elsewhere, name them with --weights-file."
-        )
+        raise ConfigurationError(f"There is no weights file {path}.")
     with_softmax = making_softmaxes() != "left out" or archive is None
     state: Dict[str, torch.Tensor] = archived_models.read_weights(
         Path(path), with_softmax, _shown(path)

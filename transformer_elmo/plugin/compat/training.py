@@ -20,6 +20,7 @@ from allennlp.training.metric_tracker import MetricTracker
 from allennlp.training.moving_average import MovingAverage
 from allennlp.training.trainer import TrainerCheckpoint
 
+from transformer_elmo.archived_models import trains_language_model
 from transformer_elmo.errors import first_line
 from transformer_elmo.files import written_whole
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, several_processes
@@ -35,6 +36,7 @@ from transformer_elmo.plugin.runs.processes import spawn
 from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
 from transformer_elmo.plugin.runs.run_guard import RunGuard, ValidationStoppedError
 from transformer_elmo.plugin.runs.stopping import RunStopped, stopper
+from transformer_elmo.plugin.vocabulary import recovered_vocabulary
 
 
 def install() -> None:
@@ -56,12 +58,6 @@ def install() -> None:
     ]
     for name, wrapper, reason in of_trainer:
         wrap(GradientDescentTrainer, name, wrapper, reason)
-    wrap(
-        gradient_descent_trainer,
-        "hardlink_or_copy",
-        _hardlink_or_copy,
-        "best.th is there whole or not at all",
-    )
     wrap(
         MovingAverage,
         "load_state_dict",
@@ -150,7 +146,8 @@ def _train(stock: Callable[..., Dict[str, Any]], trainer: Any) -> Dict[str, Any]
         if stopper.received is not None:
             # It came after the last step, whose checkpoint is written.
             raise RunStopped(stopper.received)
-    return metrics
+    # Where an earlier process has finished all epochs, this one has none to tell of.
+    return {**trainer._run_guard.metrics, **metrics}
 
 
 def _batch_outputs(
@@ -217,10 +214,6 @@ def _save_model_state(stock: Callable[..., None], trainer: Any, path: str) -> No
         checkpoints.dump(state, file)
 
 
-def _hardlink_or_copy(stock: Callable[..., None], source: Any, target: Any) -> None:
-    checkpoints.link(Path(source), Path(target), stock)
-
-
 def _load_average(
     stock: Callable[..., None], average: MovingAverage, state_dict: Dict[str, Any]
 ) -> None:
@@ -285,7 +278,9 @@ def _train_model(
     def on_node(params: Params, node_rank: int) -> Any:
         folder = run_folder.of_node(Path(serialization_dir), node_rank)
         with run_folder.locked(folder, recover):
-            return stock(params, str(folder), recover, force, node_rank, *args, **kwargs)
+            # Without a checkpoint there is nothing to go on with, not even a vocabulary.
+            goes_on = recover and (force or not run_folder.only_begun(params, folder))
+            return stock(params, str(folder), goes_on, force, node_rank, *args, **kwargs)
 
     with stopper.listening():
         launch = launched_run.launch_of_run(params)
@@ -311,8 +306,10 @@ def _spawn(function: Callable[..., None], args: Sequence[Any], nprocs: int) -> N
 
 def _train_model_of(cls: Any, params: Params, *args: Any, **kwargs: Any) -> Any:
     folder = kwargs.get("serialization_dir")
-    if folder is not None:
+    if folder is not None and checkpoints.has_checkpoints(Path(folder)):
         params = run_folder.with_what_it_holds(params, Path(folder))
+        if trains_language_model(params.as_dict(quiet=True)):
+            kwargs["vocabulary"] = recovered_vocabulary(params.pop("vocabulary", {}))
     return Registrable.from_params.__func__(cls, params, *args, **kwargs)  # type: ignore
 
 

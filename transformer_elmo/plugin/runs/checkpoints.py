@@ -12,13 +12,14 @@ import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, cast
+from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple, cast
 
 import torch
 import torch.distributed as dist
 from allennlp.training.checkpointer import Checkpointer
 from allennlp.training.trainer import TrainerCheckpoint
 
+from transformer_elmo.archived_models import CHECKPOINT
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import remove_left_behind, write_text, written_whole
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
@@ -31,7 +32,6 @@ Place = Tuple[int, int]
 ADVICE = "Then go on with --recover."
 SET_ASIDE = ".damaged"
 
-_MODEL_STATE = re.compile(r"model_state_e(\d+)_b(\d+)(_w\d+)?\.th")
 _PART_OF_ONE = re.compile(
     r"(model_state|training_state|checksums)_e(\d+)_b(\d+)(_w\d+)?\.(th|sha256)"
 )
@@ -45,13 +45,13 @@ def find(checkpointer: Checkpointer) -> Set[Place]:
     return {
         (int(match[1]), int(match[2]))
         for name in _names(Path(checkpointer._serialization_dir))
-        if (match := _MODEL_STATE.fullmatch(name)) and match[3] == rank
+        if (match := CHECKPOINT.fullmatch(name)) and match[3] == rank
     }
 
 
 def has_checkpoints(folder: Path) -> bool:
     """Whether a run has saved any state there."""
-    return any(_MODEL_STATE.fullmatch(name) for name in _names(folder))
+    return any(map(CHECKPOINT.fullmatch, _names(folder)))
 
 
 def remove(checkpointer: Checkpointer, place: Place) -> None:
@@ -426,20 +426,3 @@ def _names(folder: Path) -> List[str]:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def link(source: Path, target: Path, copy: Callable[[str, str], None]) -> None:
-    """
-    Gives a file a second name, in place of whatever has it.
-
-    # Parameters
-
-    source : `Path`
-    target : `Path`
-    copy : `Callable[[str, str], None]`
-        Links or copies.
-    """
-    temporary = target.with_name(f".{target.name}.link")
-    temporary.unlink(missing_ok=True)
-    copy(str(source), str(temporary))
-    os.replace(temporary, target)

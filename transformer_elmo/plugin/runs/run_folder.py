@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
 from allennlp.common import Params
+from allennlp.common.meta import META_NAME
 from allennlp.models.archival import CONFIG_NAME
 
 from transformer_elmo.archived_models import (
     VOCABULARY,
     WHOLE_SECTION,
     adapted_from,
+    trains_language_model,
     with_own_sections,
 )
 from transformer_elmo.errors import ConfigurationError
@@ -36,6 +38,12 @@ SECONDS_TO_WAIT = 60.0
 # Of the machines of a run, all but the first have a folder of their own within the run's: it may be
 # the same one on all of them or not.
 _OF_NODE = re.compile(r"node\d+")
+
+# What a start leaves that ends before its first checkpoint.
+_OF_START = re.compile(
+    rf"{re.escape(CONFIG_NAME)}|{re.escape(META_NAME)}|{VOCABULARY}|{re.escape(WHOLE_SECTION)}"
+    r"|log|out(_worker\d+)?\.log"
+)
 
 _ACCUMULATION = "trainer.num_gradient_accumulation_steps"
 
@@ -160,16 +168,12 @@ def prepare(params: Params, folder: Path, recover: bool, force: bool) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     remove_left_behind(folder)
-    entries = sorted(
-        name
-        for name in os.listdir(folder)
-        if name not in (LOCK, LOCK_OF_WORKERS) and not _OF_NODE.fullmatch(name)
-    )
+    entries = _entries(folder)
     if force:
         for name in entries:
             _remove(folder / name)
         entries = []
-    if not entries:
+    if not entries or only_begun(params, folder):
         return
     differences = _differences(params, folder)
     if not recover:
@@ -186,16 +190,37 @@ def prepare(params: Params, folder: Path, recover: bool, force: bool) -> None:
     logger.info("Recovering from prior training at %s.", folder)
 
 
+def only_begun(params: Params, folder: Path) -> bool:
+    """
+    Whether a folder holds nothing but a start of a language model's run that came to no checkpoint:
+    it gives way to any config.
+    """
+    entries = _entries(folder)
+    return (
+        CONFIG_NAME in entries
+        and all(map(_OF_START.fullmatch, entries))
+        and trains_language_model(params.as_dict(quiet=True))
+    )
+
+
+def _entries(folder: Path) -> List[str]:
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if name not in (LOCK, LOCK_OF_WORKERS) and not _OF_NODE.fullmatch(name)
+    )
+
+
 def with_what_it_holds(params: Params, folder: Path) -> Params:
     """
     The config that a run goes on with: where an earlier process of it adapted a language model, the
     vocabulary and the model's section are those that this left. The archive that it began with may
-    be gone, and the checkpoint has all weights. Where there is nothing to go on with, the config is
-    given back as it is.
+    be gone, and the checkpoint has all weights. Another config is given back as it is.
     """
     config = params.as_dict(quiet=True)
-    begun = (folder / VOCABULARY).is_dir() and has_checkpoints(folder)
-    if not begun or (adapted_from(config) and not (folder / WHOLE_SECTION).exists()):
+    if not (folder / VOCABULARY).is_dir() or (
+        adapted_from(config) and not (folder / WHOLE_SECTION).exists()
+    ):
         return params
     own = with_own_sections(config, folder)
     if own == config:

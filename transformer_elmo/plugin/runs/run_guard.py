@@ -3,13 +3,15 @@ What every training run of AllenNLP's trainer does besides training: it takes no
 numbers that are none, and looks whether what it goes on with is what it began with.
 """
 
-import hashlib
+import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch.distributed as dist
-from allennlp.data import TensorDict, Vocabulary
+from allennlp.common import util as common_util
+from allennlp.data import TensorDict
 from allennlp.training.callbacks.callback import TrainerCallback
 from allennlp.training.gradient_descent_trainer import GradientDescentTrainer
 from overrides import overrides
@@ -59,8 +61,9 @@ class RunGuard(TrainerCallback):
         self.large_batches = large_batches
         self.is_training = False
         """Whether the trainer's own loop runs."""
+        self.metrics: Dict[str, Any] = {}
+        """Those of the last epoch that was finished, by this process or an earlier one."""
         self._state: Dict[str, Any] = {}
-        self._vocabulary: Dict[str, str] = {}
         self._step: Optional[Step] = None
 
     @overrides
@@ -68,10 +71,12 @@ class RunGuard(TrainerCallback):
         self, trainer: GradientDescentTrainer, is_primary: bool = True, **kwargs: Any
     ) -> None:
         super().on_start(trainer, is_primary=is_primary, **kwargs)
-        self._vocabulary = _describe_vocabulary(trainer.model.vocab)
         if self._state:
             self.bad_steps.in_a_row = self._state["bad_steps"]
-            _check_vocabulary(self._state["vocabulary"], self._vocabulary)
+            self.metrics = self._state.get("metrics", {})
+            if trainer._metric_tracker.should_stop_early():
+                # The trainer asks only at the end of an epoch, and would train one more.
+                trainer._num_epochs = trainer._start_after_epochs_completed
             loader: Any = trainer.data_loader
             if "data" in self._state and hasattr(loader, "check_same_data"):
                 loader.check_same_data(self._state["data"])
@@ -111,6 +116,26 @@ class RunGuard(TrainerCallback):
             raise ValidationStoppedError(number_of_signal)
         self.stop(trainer, number_of_signal)
 
+    @overrides
+    def on_epoch(
+        self,
+        trainer: GradientDescentTrainer,
+        metrics: Dict[str, Any],
+        epoch: int,
+        is_primary: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if self.serialization_dir is None:
+            return
+        # Metrics of an earlier epoch stay until there are new ones, also over a stop.
+        if self.metrics.keys() - metrics.keys():
+            metrics.update({**self.metrics, **metrics})
+            if is_primary:
+                path = os.path.join(self.serialization_dir, f"metrics_epoch_{epoch}.json")
+                common_util.dump_metrics(path, metrics)
+        # As plain numbers, whatever a model gives: a checkpoint has no others.
+        self.metrics = json.loads(json.dumps(metrics))
+
     def stop(self, trainer: Any, number: int) -> None:
         """
         Called by all processes at the end of the same step: saves the state and ends the process.
@@ -135,7 +160,7 @@ class RunGuard(TrainerCallback):
             return {}
         state: Dict[str, Any] = {
             "bad_steps": self.bad_steps.in_a_row,
-            "vocabulary": self._vocabulary,
+            "metrics": self.metrics,
         }
         if self._step is not None:
             state["step"] = self._step.to_json()
@@ -194,26 +219,6 @@ def _share_steps(trainer: Any, begun: Optional[Dict[str, Any]]) -> Step:
     )
     loader.share_steps(step, now.accumulation)
     return step
-
-
-def _describe_vocabulary(vocab: Vocabulary) -> Dict[str, str]:
-    """Of each namespace, how many words it has and what they come to."""
-    described = {}
-    for namespace, words in vocab._index_to_token.items():
-        listed = "\n".join(f"{number} {words[number]}" for number in sorted(words))
-        digest = hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
-        described[namespace] = f"{len(words)} words ({digest[:16]})"
-    return described
-
-
-def _check_vocabulary(before: Dict[str, str], now: Dict[str, str]) -> None:
-    for namespace in sorted({*before, *now}):
-        if before.get(namespace) != now.get(namespace):
-            raise ConfigurationError(
-                f"Can't go on where the run was stopped: of the vocabulary, {namespace} is now "
-                f"{now.get(namespace, 'missing')}, and was {before.get(namespace, 'missing')}. "
-                "Restore it, or begin a new run."
-            )
 
 
 def _restore_best_weights(trainer: Any) -> None:
