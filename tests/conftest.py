@@ -3,6 +3,8 @@
 import copy
 import logging
 import os
+import random
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
@@ -26,6 +28,20 @@ from tests.small_lm import (
 )
 
 torch.set_num_threads(1)
+
+
+_start: Any = subprocess.Popen.__init__
+
+
+def _start_with_a_seed(process: Any, *args: Any, env: Any = None, **kwargs: Any) -> None:
+    """Gives each process a hash seed of its own, and prints it: no result is to depend on it."""
+    seed = str(random.SystemRandom().randrange(2**32))
+    print(f"PYTHONHASHSEED={seed} for", *args)
+    environment = {**(os.environ if env is None else env), "PYTHONHASHSEED": seed}
+    _start(process, *args, env=environment, **kwargs)
+
+
+subprocess.Popen.__init__ = _start_with_a_seed  # type: ignore[method-assign]
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:

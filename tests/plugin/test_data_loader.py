@@ -516,6 +516,10 @@ class TestErrors:
         shard.write_bytes(content + b"more\n")
         with pytest.raises(ConfigurationError, match="shard-01 has changed"):
             list(loader)
+        shard.write_bytes(content)
+        os.utime(shard, (1, 1))
+        with pytest.raises(ConfigurationError, match=r"touched .* go on with --recover"):
+            list(loader)
         shard.unlink()
         with pytest.raises(ConfigurationError, match="shard-01"):
             list(loader)

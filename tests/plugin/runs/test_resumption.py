@@ -1,3 +1,4 @@
+import json
 import random
 import signal
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from allennlp.common.checks import ConfigurationError
 from allennlp.data.data_loaders import SimpleDataLoader
+from allennlp.training.callbacks import ShouldValidateCallback
 from allennlp.training.checkpointer import Checkpointer
 from allennlp.training.metric_tracker import MetricTracker
 from allennlp.training.moving_average import ExponentialMovingAverage
@@ -150,6 +152,34 @@ def test_best_weights_that_a_kill_left_out_are_made_up_for(corpus, tmp_path):
     again.train()
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, torch.load(best)[name]), name
+
+
+def metrics_files(folder):
+    files = {path.name: json.loads(path.read_text()) for path in folder.glob("metrics_epoch_*")}
+    return {
+        name: {k: v for k, v in metrics.items() if "duration" not in k and "memory" not in k}
+        for name, metrics in files.items()
+    }
+
+
+def test_metrics_of_earlier_epochs_stay(corpus, tmp_path):
+    """Of four epochs, the first and the third are validated."""
+    for name, stops in (("whole", [4]), ("parts", [2, 3, 4])):
+        for num_epochs in stops:
+            trainer = make_trainer(corpus, tmp_path / name, num_epochs=num_epochs)
+            trainer._callbacks.insert(0, ShouldValidateCallback("", validation_interval=2))
+            metrics = trainer.train()
+        assert {"validation_loss", "training_loss"} <= metrics.keys() and metrics["epoch"] == 3
+    assert metrics_files(tmp_path / "parts") == metrics_files(tmp_path / "whole")
+
+
+def test_killed_after_its_last_epoch_it_tells_of_it(corpus, tmp_path):
+    """The loss falls, so that patience with "+loss" is at an end after the second epoch."""
+    options = {"metric": "+loss", "patience": 1}
+    metrics = make_trainer(corpus, tmp_path / "out", **options).train()
+    assert metrics["epoch"] == 1 and metrics["best_epoch"] == 0
+    again = make_trainer(corpus, tmp_path / "out", **options)
+    assert again.train() == metrics and not again.model.seen
 
 
 def test_no_epoch_is_the_best_by_a_nan():

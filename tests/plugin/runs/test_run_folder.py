@@ -7,14 +7,20 @@ from typing import Any, Dict
 import pytest
 from allennlp.commands import train
 from allennlp.common import Params
-from allennlp.common import util as common_util
-from allennlp.common.meta import Meta
-from allennlp.data import Vocabulary
 from allennlp.training import util as training_util
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin import patches
 from transformer_elmo.plugin.runs import run_folder
-from transformer_elmo.plugin.runs.run_folder import LOCK, locked, of_node, prepare, shared
+from transformer_elmo.plugin.runs.run_folder import (
+    LOCK,
+    locked,
+    of_node,
+    only_begun,
+    prepare,
+    shared,
+)
+from transformer_elmo.plugin.vocabulary import recovered_vocabulary
 
 CONFIG: Dict[str, Dict[str, Any]] = {
     "trainer": {"num_epochs": 3, "callbacks": [{"type": "resume_data"}]},
@@ -203,6 +209,22 @@ def test_each_machine_of_a_run_has_a_folder(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [LOCK, "node1"]
 
 
+@pytest.mark.parametrize("model", ["language_model", "simple_tagger"])
+def test_a_start_without_a_checkpoint_gives_way(folder, model):
+    config = Params({**CONFIG, "model": {"type": model}})
+    (folder / "out.log").write_text("")
+    (folder / "vocabulary").mkdir()
+    assert not only_begun(config, folder)
+    (folder / "model_state_e0_b1.th").unlink()
+    assert only_begun(config, folder) == (model == "language_model")
+    if model == "language_model":
+        prepare(config, folder, recover=False, force=False)
+    # What is anyone's own stays.
+    (folder / "notes.txt").write_text("")
+    with pytest.raises(ConfigurationError, match="run of another config"):
+        prepare(config, folder, recover=False, force=False)
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     for recover in (True, False):
@@ -211,57 +233,41 @@ def test_a_folder_that_is_no_run(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
-WRITERS = [
-    ("config.json", lambda path: Params(CONFIG).to_file(path)),
-    ("meta.json", lambda path: Meta.new().to_file(path)),
-    # Not by name: it is changed when this package is imported.
-    ("metrics.json", lambda path: common_util.dump_metrics(path, {"loss": 1.0})),
-]
+class TestVocabulary:
+    @pytest.fixture
+    def kept(self, folder):
+        path = folder / "vocabulary"
+        self.recovered("the", "cat").save_to_files(str(path))
+        return path
 
+    def recovered(self, *words):
+        vocab = recovered_vocabulary(Params({"type": "empty"})).construct()
+        for word in words:
+            vocab.add_token_to_namespace(word)
+        return vocab
 
-class TestWrittenWhole:
-    @pytest.mark.parametrize("name, write", WRITERS)
-    def test_a_kill_leaves_the_old_file(self, tmp_path, monkeypatch, name, write):
-        path = tmp_path / name
-        write(str(path))
-        before = path.read_bytes()
-        assert json.loads(before)
-        path.write_text("old")
+    def test_the_same_one_in_another_order_of_a_set(self, kept):
+        names = kept / "non_padded_namespaces.txt"
+        lines = names.read_text().splitlines()
+        assert sorted(lines) == ["*labels", "*tags"]
+        for order in (lines, lines[::-1]):
+            names.write_text("".join(f"{line}\n" for line in order))
+            self.recovered("the", "cat").save_to_files(str(kept))
+            assert names.read_text().splitlines() == order
 
-        def killed(*args):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(os, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write(str(path))
-        assert path.read_text() == "old" and os.listdir(tmp_path) == [name]
-
-    def test_a_vocabulary(self, tmp_path, monkeypatch):
-        folder = tmp_path / "vocabulary"
-        vocab = Vocabulary(counter={"tokens": {"the": 2, "cat": 1}})
-        monkeypatch.setattr(os, "replace", lambda *args: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            vocab.save_to_files(str(folder))
-        assert not list(tmp_path.iterdir())
-        monkeypatch.undo()
-        vocab.save_to_files(str(folder))
-        assert (folder / "tokens.txt").read_text() == "@@UNKNOWN@@\nthe\ncat\n"
-        # The same again writes nothing.
-        monkeypatch.setattr(os, "replace", lambda *args: 1 / 0)
-        vocab.save_to_files(str(folder))
-
-    def test_another_vocabulary_beside_weights(self, tmp_path):
-        folder = tmp_path / "vocabulary"
-        Vocabulary(counter={"tokens": {"the": 2, "cat": 1}}).save_to_files(str(folder))
-        # As long as there are no weights, the last one counts.
-        Vocabulary(counter={"tokens": {"the": 1, "cat": 2}}).save_to_files(str(folder))
-        (tmp_path / "model_state_e0_b1.th").write_text("")
-        before = (folder / "tokens.txt").read_bytes()
+    def test_another_one(self, kept):
+        before = {path.name: path.read_bytes() for path in kept.iterdir()}
         with pytest.raises(
-            ConfigurationError, match=r"line 2 of tokens\.txt is 'the', and was 'cat'"
+            ConfigurationError, match=r"line 2 of tokens\.txt is 'cat', and was 'the"
         ):
-            Vocabulary(counter={"tokens": {"the": 2, "cat": 1}}).save_to_files(str(folder))
-        longer = Vocabulary(counter={"tokens": {"the": 2, "cat": 3, "dog": 1}})
+            self.recovered("cat", "the").save_to_files(str(kept))
         with pytest.raises(ConfigurationError, match=r"tokens\.txt has 4 lines, and had 3"):
-            longer.save_to_files(str(folder))
-        assert (folder / "tokens.txt").read_bytes() == before
+            self.recovered("the", "cat", "dog").save_to_files(str(kept))
+        other = self.recovered("the", "cat")
+        other.add_token_to_namespace("N", "pos_tags")
+        with pytest.raises(ConfigurationError, match=r"there was no pos_tags\.txt"):
+            other.save_to_files(str(kept))
+        assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+
+    def test_those_of_other_models_are_allennlps(self):
+        assert not any("Vocabulary" in patch.target for patch in patches.patches())

@@ -306,7 +306,8 @@ def _spawn(function: Callable[..., None], args: Sequence[Any], nprocs: int) -> N
 
 def _train_model_of(cls: Any, params: Params, *args: Any, **kwargs: Any) -> Any:
     folder = kwargs.get("serialization_dir")
-    if folder is not None and checkpoints.has_checkpoints(Path(folder)):
+    # AllenNLP's calls this once more, for the class that the config means.
+    if "vocabulary" not in kwargs and folder and checkpoints.has_checkpoints(Path(folder)):
         params = run_folder.with_what_it_holds(params, Path(folder))
         if trains_language_model(params.as_dict(quiet=True)):
             kwargs["vocabulary"] = recovered_vocabulary(params.pop("vocabulary", {}))

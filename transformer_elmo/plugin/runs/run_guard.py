@@ -74,7 +74,13 @@ class RunGuard(TrainerCallback):
         if self._state:
             self.bad_steps.in_a_row = self._state["bad_steps"]
             self.metrics = self._state.get("metrics", {})
-            if trainer._metric_tracker.should_stop_early():
+            tracker = trainer._metric_tracker
+            # It counts validations, and a run's metrics count epochs.
+            tracker.best_epoch = self.metrics.get("best_epoch", tracker.best_epoch)
+            if "validates" in self._state:
+                # Who decides that counts epochs from here, as those of a run that begins.
+                trainer._should_validate_this_epoch = self._state["validates"]
+            if tracker.should_stop_early():
                 # The trainer asks only at the end of an epoch, and would train one more.
                 trainer._num_epochs = trainer._start_after_epochs_completed
             loader: Any = trainer.data_loader
@@ -161,6 +167,7 @@ class RunGuard(TrainerCallback):
         state: Dict[str, Any] = {
             "bad_steps": self.bad_steps.in_a_row,
             "metrics": self.metrics,
+            "validates": trainer._should_validate_this_epoch,
         }
         if self._step is not None:
             state["step"] = self._step.to_json()

@@ -1,0 +1,78 @@
+"""A small language model's run, as `allennlp train` has it: refused, stopped, gone on with."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from allennlp.commands.evaluate import evaluate_from_archive
+from allennlp.commands.train import train_model
+from allennlp.common import Params
+from allennlp.models import load_archive
+
+from tests.plugin.launched import write_config
+from transformer_elmo import TransformerElmo
+from transformer_elmo.errors import ConfigurationError
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = write_config(folder)
+    wrong = config.read_text().replace('"lr": 0.01', '"rate": 0.01')
+    for recover in (False, True):
+        with pytest.raises(ConfigurationError, match="rate"):
+            train_model(Params(json.loads(wrong)), folder / "run", recover=recover)
+    # Nothing was trained, so that the corrected config takes its place.
+    train(config, folder / "run", recover=True)
+    return folder
+
+
+def train(config, run, **options):
+    train_model(Params(json.loads(config.read_text())), run, **options)
+
+
+@pytest.fixture
+def run(space, tmp_path):
+    return shutil.copytree(space / "run", tmp_path / "run")
+
+
+def test_killed_after_its_last_epoch(space, run):
+    for name in ("metrics.json", "model.tar.gz"):
+        (run / name).unlink()
+    names = run / "vocabulary" / "non_padded_namespaces.txt"
+    names.write_text("".join(f"{line}\n" for line in names.read_text().splitlines()[::-1]))
+    train(space / "config.json", run, recover=True)
+    for name in ("metrics.json", "metrics_epoch_1.json"):
+        assert json.loads((run / name).read_text()) == json.loads(
+            (space / "run" / name).read_text()
+        )
+    assert (run / "model.tar.gz").exists()
+
+
+def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog):
+    (run / "model.tar.gz").unlink()
+    text = str(space / "valid.txt")
+    before = evaluate_from_archive(space / "run" / "model.tar.gz", text)
+    assert evaluate_from_archive(run / "model.tar.gz", text) == before
+    assert f"taking what the run in {run} has so far" in caplog.text
+    # Stopped within its first epoch.
+    (run / "best.th").unlink()
+    for path in (run, run / "model.tar.gz"):
+        weights = load_archive(path).model.state_dict()
+        last = torch.load(run / "model_state_e2_b0.th")
+        assert all(torch.equal(tensor, last[name]) for name, tensor in weights.items())
+        assert TransformerElmo.open(path).perplexity([["the", "cat"]]) > 0
+    # Before its first checkpoint.
+    for path in run.glob("*state_e*"):
+        path.unlink()
+    for opens in (load_archive, TransformerElmo.open):
+        with pytest.raises(ConfigurationError, match=r"no weights .* and no checkpoint"):
+            opens(run / "model.tar.gz")
+
+
+@pytest.mark.parametrize("name", ["best.th", "config.json", "model_state_e1_b0.th"])
+def test_a_file_of_a_run_is_no_model(run, name):
+    for opens in (load_archive, TransformerElmo.open):
+        with pytest.raises(ConfigurationError, match=f"{name} .*It lies in .*give that, {run}, in"):
+            opens(str(run / name))
