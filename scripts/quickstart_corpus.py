@@ -52,7 +52,8 @@ def python_documentation() -> Iterable[str]:
 def own_text(corpus: str) -> Iterable[str]:
     """One sentence a line, tokenized or not."""
     for shard in find_shards(corpus):
-        yield from read_sentences(shard)
+        for sentence in read_sentences(shard):
+            yield sentence if isinstance(sentence, str) else " ".join(sentence)
 
 
 def words(sentence: str) -> List[str]:

@@ -16,7 +16,8 @@ from tests.small_lm import (
 )
 from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
 from transformer_elmo.elmo import Candidate, TransformerElmo
-from transformer_elmo.text.sentences import in_batches, parse_line
+from transformer_elmo.text.corpus import parse_line
+from transformer_elmo.text.sentences import in_batches
 
 SENTENCES = [*random_sentences(30, seed=11), "the cat", "", "unheard-of words 東京"]
 
@@ -298,9 +299,9 @@ def test_lines():
     assert parse_line('{ " said he }') == '{ " said he }'
     assert parse_line('{"words": ["the", "cat"]}') == ["the", "cat"]
     assert parse_line('["the", "cat"]') == ["the", "cat"]
-    assert parse_line('{"words": []}') == parse_line("[]", "json") == []
+    assert parse_line('{"words": []}') == parse_line("[]") == []
     # What is no list of words is text.
-    for line in ('["the" cat', '["the", 3]', "[]", '[ "the" ]', '["the", "cat"] said he'):
+    for line in ('["the" cat', '["the", 3]', "[] the", '[ " the " ]', '["the", "cat"] said he'):
         assert parse_line(line) == line
     for line in ('{"tokens": 3}', '{"tokens": [3]}', '{"word": []}', '{"tokens": ['):
         with pytest.raises(ConfigurationError, match=r"^Line 4 "):

@@ -5,6 +5,7 @@ one. It needs no AllenNLP, no plugin file and no `--include-package`.
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -76,7 +77,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="transformer-elmo", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    run: Optional[Callable[[argparse.Namespace], None]] = None
+    # Without a command, parsing ends the program.
+    run: Any = None
     for name, command in COMMANDS.items():
         if name != named:
             commands.add_parser(name, help=command.help)
@@ -87,9 +89,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         )
         getattr(module, command.arguments)(subparser)
         run = getattr(module, command.run)
-    args = parser.parse_args(arguments)
-    assert run is not None
-    problem = guarded(lambda: run(args), f"transformer-elmo {args.command}")
+    name = f"transformer-elmo {named or ''}".rstrip()
+    problem = guarded(lambda: run(parser.parse_args(arguments)), name)
     if isinstance(problem, str):
         print(problem, file=sys.stderr)
         return 1
@@ -105,11 +106,15 @@ def guarded(action: Callable[[], None], name: str) -> Union[str, int, None]:
     `str` or `int`, optional
         For `sys.exit`: what to say of bad input, or an exit status; `None` if all went well.
     """
+    _open_streams()
     try:
-        action()
+        try:
+            action()
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read has read enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         # What a shell reports for a command that Control-C has ended.
@@ -117,6 +122,7 @@ def guarded(action: Callable[[], None], name: str) -> Union[str, int, None]:
     except (ConfigurationError, OSError, ValueError, TypeError) as error:
         if os.environ.get("TRANSFORMER_ELMO_DEBUG"):
             traceback.print_exc()
+        _drop_output()
         return f"{name}: {error}"
     except (RuntimeError, MemoryError) as error:
         # Costs a second, and whoever runs a model has imported it.
@@ -126,6 +132,26 @@ def guarded(action: Callable[[], None], name: str) -> Union[str, int, None]:
             raise
         return f"{name}: {said_of(error)}"
     return None
+
+
+def _open_streams() -> None:
+    """
+    Standard streams that are closed read and write nothing, and no file gets their numbers; what
+    the output's encoding lacks, as lone surrogates, is escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the process ends)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Python would try again, at its end, to write what the standard output doesn't take."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

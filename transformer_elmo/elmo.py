@@ -43,8 +43,8 @@ from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.nn.whole_text import WholeText
 from transformer_elmo.nn.word_table import WORDS_AT_ONCE, Directions, WordTable
 from transformer_elmo.out_of_memory import BatchSplitter
-from transformer_elmo.text.corpus import find_shards, read_sentences, variables_with
-from transformer_elmo.text.sentences import Sentence, checked_sentences, in_batches
+from transformer_elmo.text.corpus import Sentence, find_shards, read_sentences, variables_with
+from transformer_elmo.text.sentences import checked_sentence, checked_sentences, in_batches
 from transformer_elmo.text.vocabulary import WordList
 
 Corpus = Union[str, "os.PathLike[str]", Iterable[Sentence]]
@@ -117,10 +117,11 @@ class TransformerElmo:
     """
     A language model with the rules by which it reads sentences.
 
-    A sentence is a list of tokens, or a string for the tokenizer. Sentences may come in any number
-    and order; they are run in batches of similar length, and results have their order. The same
-    sentence has the same vectors (to 1e-5, in float32) alone or in any company. The object may be
-    used by several threads at once, and can be pickled.
+    A sentence is a list of tokens, a string for the tokenizer, or a mapping with either as JSON
+    lines have it (`tokens` or `words`, `sentence` or `text`); all else is a `TypeError`. Sentences
+    may come in any number and order; they are run in batches of similar length, and results have
+    their order. The same sentence has the same vectors (to 1e-5, in float32) alone or in any
+    company. The object may be used by several threads at once, and can be pickled.
 
     # Parameters
 
@@ -613,14 +614,13 @@ class TransformerElmo:
         """As `score`, for any number of sentences: results come one by one, in order."""
         tracked = _tracked(checked_sentences(sentences), "scoring", progress)
         return self.score_tokens(
-            (self._reader.with_boundaries(self._reader.words(sentence)) for sentence in tracked),
-            top_k,
+            map(self._reader.with_boundaries, map(self._reader.words, tracked)), top_k
         )
 
     def score_tokens(
-        self, sentences: Iterable[List[str]], top_k: int = 0
+        self, sentences: Iterable[Sentence], top_k: int = 0
     ) -> Iterator[SentenceScores]:
-        """As `score_stream`, for lists of tokens that have their boundary tokens already."""
+        """As `score_stream`, for sentences that have their boundary tokens already."""
         if top_k < 0:
             raise ValueError(f"top_k must not be negative, got {top_k}.")
         softmax = self._softmax()
@@ -642,7 +642,8 @@ class TransformerElmo:
         def run(batch: List[List[str]]) -> List[SentenceScores]:
             return list(chain(*self._in_parts(scores, batch, len)))
 
-        return in_batches(sentences, len, run, self.max_tokens)
+        tokens = map(self._reader.words, checked_sentences(sentences))
+        return in_batches(tokens, len, run, self.max_tokens)
 
     def _softmax(self) -> Softmax:
         softmax = self.model.softmax
@@ -701,9 +702,15 @@ class TransformerElmo:
         sentences: Iterable[Sentence]
         if isinstance(corpus, (str, os.PathLike)):
             name = f"{os.fspath(corpus)!r}"
-            sentences = (line for shard in find_shards(corpus) for line in read_sentences(shard))
+            try:
+                shards = find_shards(corpus)
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"{error} If that is a sentence and no path, put it in a list."
+                ) from None
+            sentences = (line for shard in shards for line in read_sentences(shard))
         else:
-            name, sentences = "these sentences", corpus
+            name, sentences = "these sentences", checked_sentences(corpus)
         self._softmax()
         totals, listed = Totals(), None
         if words_of is not None:
@@ -720,7 +727,7 @@ class TransformerElmo:
             encoded = self.model.encode(made)
             losses = self.model.losses(encoded, made.token_ids)
             unknown = self.vocab.unknown
-            outside = 0 if unknown is None else int((made.token_ids == unknown).sum())
+            outside = 0 if unknown is None else int((made.token_ids[:, 1:] == unknown).sum())
             rows = None
             if listed is not None:
                 rows = predicted(encoded.packing, made.token_ids, self.model.is_bidirectional)
@@ -779,7 +786,7 @@ class TransformerElmo:
         gaps = self.fill_all(sentence, top_k, gap)
         if len(gaps) != 1:
             raise ValueError(
-                f"Expected a sentence with one gap, a word {gap!r}: got {len(gaps)} of them in "
+                f"Expected one sentence with one gap, a word {gap!r}: got {len(gaps)} of them in "
                 f"{sentence!r:.200}."
             )
         return gaps[0]
@@ -905,7 +912,13 @@ class TransformerElmo:
         return {*boundaries, self.vocab.unknown_word}
 
     def _words_with_gaps(self, sentence: Sentence, gap: str) -> List[str]:
+        sentence = checked_sentence(sentence)
         words = self._reader.words(sentence)
+        if any(gap != word and gap in word.split() for word in words):
+            raise ValueError(
+                f"Expected one sentence, a text or its words: got sentences, {sentence!r:.200}. "
+                "Fill them one by one."
+            )
         if not isinstance(sentence, str) or words.count(gap) == sentence.count(gap):
             return words
         # Something is written right beside a gap, or the tokenizer takes it apart.

@@ -4,11 +4,12 @@ the disk, and nothing is left behind when that fails.
 """
 
 import errno
+import json
 import os
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Callable, Iterator
+from typing import IO, Any, Callable, Iterator, Optional
 
 from transformer_elmo.errors import ConfigurationError
 
@@ -57,6 +58,12 @@ def write_text(path: Path, text: str) -> None:
     """`text` as UTF-8, as the whole of the file `path`. Errors are those of `written_whole`."""
     with written_whole(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def json_text(value: Any, indent: Optional[int] = None) -> str:
+    """JSON that UTF-8 can write: lone surrogates, which JSON may bring along, are escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextmanager

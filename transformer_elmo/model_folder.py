@@ -30,7 +30,7 @@ from transformer_elmo.checked_weights import (
     sums_of_metadata,
 )
 from transformer_elmo.errors import ConfigurationError, first_line
-from transformer_elmo.files import folder_written_whole
+from transformer_elmo.files import folder_written_whole, json_text
 from transformer_elmo.model_config import (
     CharactersConfig,
     ModelConfig,
@@ -382,7 +382,7 @@ def save_folder(
             "model": config.to_json(),
             "card": opened.card,
         }
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        text = json_text(content, indent=2) + "\n"
         (target / CONFIG).write_text(text, encoding="utf-8")
         card = model_card(replace(opened, config=config), dtype)
         (target / CARD).write_text(card, encoding="utf-8")

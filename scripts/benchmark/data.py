@@ -352,11 +352,11 @@ def copy_sentences(corpus: Any, target: Path, number: int) -> None:
     """
     Copies the first sentences of a corpus.
     """
-    from itertools import chain, islice
+    from itertools import islice
 
-    from transformer_elmo.text.corpus import find_shards, read_sentences
+    from transformer_elmo.text.corpus import is_blank, read_lines
 
-    sentences = chain.from_iterable(map(read_sentences, find_shards(corpus)))
+    sentences = (line for line in read_lines(corpus) if not is_blank(line))
     with open(target, "w", encoding="utf-8") as file:
         file.writelines(f"{sentence}\n" for sentence in islice(sentences, number))
 

@@ -469,8 +469,6 @@ def test_control_c(embed, tmp_path, monkeypatch, capsys):
 
 def test_what_cannot_be_embedded(embed, tmp_path, text):
     text_before = text.read_bytes()
-    empty = tmp_path / "empty.txt"
-    empty.write_text("")
     taken = tmp_path / "taken.hdf5"
     taken.write_text("mine")
     latin = tmp_path / "latin.txt"
@@ -483,7 +481,6 @@ def test_what_cannot_be_embedded(embed, tmp_path, text):
         (["none/out.npy", "--top"], {}, "no folder"),
         (["out.npy", "--layer", "7"], {}, "got 7"),
         (["out.npy", "--weights", "1,2"], {}, "weights must be 3 numbers"),
-        (["out.npy", "--top"], {"text": empty}, "is empty"),
         (["out.npy", "--top"], {"text": tmp_path / "gone.txt"}, "No file matches"),
         (["out.npy", "--top"], {"text": latin}, "line 1: byte 4"),
         (["out.npy", "--top", "--force"], {"text": broken}, "Line 2 begins like JSON"),

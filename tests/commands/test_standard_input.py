@@ -60,14 +60,11 @@ def test_embed_goes_on_with_the_same_text(lm_archive, tmp_path, given, monkeypat
     assert np.load(tmp_path / "v.npz")["offsets"].tolist() == [0, 3, 3, 5]
 
 
-@pytest.mark.parametrize(
-    "content, message", [(b"", "The standard input is empty"), (b"a\n\xff b\n", "not UTF-8")]
-)
-def test_what_cannot_be_embedded(lm_archive, tmp_path, given, capsys, content, message):
-    given(content)
+def test_what_cannot_be_embedded(lm_archive, tmp_path, given, capsys):
+    given(b"a\n\xff b\n")
     assert embed(lm_archive, tmp_path / "v.npz") == 1
     error = capsys.readouterr().err
-    assert message in error and "The standard input" in error and "/standard-input" not in error
+    assert "not UTF-8" in error and "The standard input" in error and "/standard-input" not in error
     assert not (tmp_path / "v.npz").exists()
 
 

@@ -475,6 +475,12 @@ def test_what_cannot_be_done(folder, tmp_path):
             TransformerElmoEmbeddings(folder, layers)
     with pytest.raises(ConfigurationError, match="max_tokens must be at least 1"):
         TransformerElmoEmbeddings(folder, max_tokens=0)
+    sentences: List[Any] = ["the cat", ["the cat"], {"tokens": ["the"]}, [["the"]], None]
+    for layers in ("mix", "top"):
+        embeddings = TransformerElmoEmbeddings(folder, layers)
+        for sentence in sentences:
+            with pytest.raises(TypeError, match=r"Expected a flair\.data\.Sentence"):
+                embeddings.embed(sentence)
     (folder / "model.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(ConfigurationError, match="is not a file of weights"):
         TransformerElmoEmbeddings(folder)

@@ -400,8 +400,14 @@ def test_wrong_sentences_and_layers(exported):
         ours.embed("the cat")
     with pytest.raises(TypeError, match="put it in a list"):
         ours.inputs("the cat")
-    with pytest.raises(TypeError, match="list of strings"):
-        ours.embed([["the", 3]])  # type: ignore[list-item]
+    sentences: List[Any] = [["the", 3], {"the": 1}, {"the"}, {"the": 1}.keys(), b"the", None]
+    for sentence in sentences:
+        for call in (ours.embed, ours.inputs):
+            with pytest.raises(TypeError, match="list of strings"):
+                call([sentence])
+            if sentence != ["the", 3]:
+                with pytest.raises(TypeError, match="Expected a list of sentences"):
+                    call(sentence)
     wrong: List[Any] = ["middle", 3, -4, True, None]
     for layers in wrong:
         with pytest.raises(ConfigurationError, match=r"to 2 \(top\)"):

@@ -468,6 +468,9 @@ def test_damaged_files(folder, tmp_path):
     for data in (b"", b"nothing of the kind", component.to_bytes()[:-100]):
         with pytest.raises(ConfigurationError, match="not what transformer_elmo's to_bytes"):
             component.from_bytes(data)
+    for text in ("the cat", {"tokens": ["the"]}, None):
+        with pytest.raises(TypeError, match="Expected a spaCy Doc, got"):
+            component(text)
     # Which has changed nothing.
     assert component(nlp.make_doc("the cat")).has_vector
 

@@ -80,8 +80,8 @@ def test_what_cannot_be_predicted(archive, vocabulary):
         with pytest.raises(ConfigurationError, match=message):
             Predictor.from_archive(archive, extra_args=arguments)
     predictor = Predictor.from_archive(archive)
-    with pytest.raises(ConfigurationError, match=r'Expected "sentence"'):
-        predictor.predict_json({"text": "the cat"})
+    with pytest.raises(TypeError, match='"sentence" or "text"'):
+        predictor.predict_json({"txt": "the cat"})
 
     class Other(Model):
         pass

@@ -131,13 +131,14 @@ class TestWithoutSpacy:
 
     def test_batches_with_a_sentence_of_no_words(self, tagger):
         predictor = predictor_of(tagger)
-        lines = ["the dog", '{"words": []}', '["birds", "flew", "."]']
+        lines = ["the dog", "[]", '["birds", "flew", "."]']
         inputs = [predictor.load_line(line) for line in lines]
         outputs = predictor.predict_batch_json(inputs)
         assert [len(output["tags"]) for output in outputs] == [2, 0, 3]
         assert [output["words"] for output in outputs] == [json["words"] for json in inputs]
         assert predictor.predict_batch_json(inputs[1:2]) == [{"words": [], "tags": []}]
         alone = predictor.predict(["birds", "flew", "."])
+        assert predictor.predict({"tokens": ("birds", "flew", ".")}) == alone
         assert alone["tags"] == outputs[2]["tags"]
         # Nor does a shorter sentence get any from the padding behind it.
         assert [len(outputs[0][key]) for key in ("logits", "class_probabilities")] == [2, 2]
@@ -166,8 +167,8 @@ def test_what_cannot_be_predicted(tagger):
     ):
         with pytest.raises(ConfigurationError, match=message):
             predictor.load_line(line)
-    with pytest.raises(ConfigurationError, match='Expected "words"'):
-        predictor.predict_json({"text": "the dog"})
+    with pytest.raises(TypeError, match='"tokens" or "words"'):
+        predictor.predict_json({"txt": "the dog"})
 
 
 def test_command_writes_utf_8_in_any_locale(tagger, tmp_path, monkeypatch):

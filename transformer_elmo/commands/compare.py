@@ -1,7 +1,6 @@
 """`transformer-elmo compare`: two language models on one text."""
 
 import argparse
-import json
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -11,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformer_elmo.commands.model_arguments import MODEL_HELP
+from transformer_elmo.commands.standard_input import file_of
 from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import check_can_write, written_whole
+from transformer_elmo.files import check_can_write, json_text, write_text
 from transformer_elmo.nn.perplexity import perplexity
 from transformer_elmo.nn.scoring import SentenceScores
-from transformer_elmo.text.corpus import find_shards, read_sentences
+from transformer_elmo.text.corpus import Sentence, find_shards, read_sentences
 
 DESCRIPTION = """
 Two language models on one text, whatever their vocabularies: the perplexity over the words that
@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("first", metavar="A", help=MODEL_HELP)
     parser.add_argument("second", metavar="B", help="likewise")
-    parser.add_argument("text", metavar="TEXT", help="a file, directory or glob: a sentence a line")
+    parser.add_argument(
+        "text",
+        metavar="TEXT",
+        help="a file, directory or glob, a sentence a line; - for the standard input",
+    )
     parser.add_argument(
         "--top-k", type=int, default=10, help="words to name on either side (default: 10)"
     )
@@ -106,11 +110,11 @@ def run(args: argparse.Namespace) -> None:
         check_can_write(args.output_file)
     options = {"device": args.cuda_device, "max_tokens": args.max_tokens}
     models = [TransformerElmo.open(path, **options) for path in (args.first, args.second)]
-    found = compare(models[0], models[1], args.text)
+    with file_of(args.text) as (text, _):
+        found = compare(models[0], models[1], text)
     print(report(found, (args.first, args.second), args.top_k))
     if args.output_file is not None:
-        with written_whole(args.output_file) as file:
-            file.write(json.dumps(found.to_json(), ensure_ascii=False, indent=1).encode() + b"\n")
+        write_text(args.output_file, json_text(found.to_json(), indent=1) + "\n")
 
 
 def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Comparison:
@@ -163,7 +167,7 @@ def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Compa
     )
 
 
-def _sentences(text: str) -> Iterator[str]:
+def _sentences(text: str) -> Iterator[Sentence]:
     return (line for shard in find_shards(text) for line in read_sentences(shard))
 
 

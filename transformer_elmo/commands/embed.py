@@ -16,8 +16,15 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.layers import Layers
 from transformer_elmo.nn.long_texts import SEGMENT_LENGTH
 from transformer_elmo.nn.precision import PRECISIONS
-from transformer_elmo.text.corpus import count_lines, find_shards, is_blank, read_lines
-from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line
+from transformer_elmo.text.corpus import (
+    INPUT_FORMATS,
+    TextOrWords,
+    count_lines,
+    find_shards,
+    is_blank,
+    parse_line,
+    read_lines,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +190,7 @@ def embed_file(
         See `TransformerElmo.embed`.
     dtype : `str`, optional (default = `"float32"`)
     input_format : `str`, optional (default = `"auto"`)
-        See `transformer_elmo.text.sentences.parse_line`.
+        See `transformer_elmo.text.corpus.parse_line`.
     forget_sentences : `bool`, optional (default = `False`)
         Leave out `sentence_to_index`.
     force : `bool`, optional (default = `False`)
@@ -208,8 +215,6 @@ def embed_file(
             f"A part goes to a .npy file, which transformer-elmo merge reads: got {output}."
         )
     num_lines = count_lines(input_file)
-    if not num_lines:
-        raise ConfigurationError(f"{input_file} is empty. Expected text, one sentence a line.")
     options = archive_options or {}
     first, last = 0, num_lines
     if part is not None:
@@ -266,7 +271,7 @@ def texts_of(input_file: str, input_format: str) -> Iterator[str]:
 
 def _sentences(
     input_file: str, input_format: str, first: int = 0, last: Optional[int] = None
-) -> Iterator[Sentence]:
+) -> Iterator[TextOrWords]:
     for number, line in enumerate(itertools.islice(read_lines(input_file), first, last), first + 1):
         # A blank line is a sentence without words.
         yield parse_line(line, input_format, number) if not is_blank(line) else []

@@ -1,17 +1,25 @@
 """`transformer-elmo score` and `transformer-elmo fill`: what a model says about words."""
 
 import argparse
-import json
+import logging
 import sys
 from pathlib import Path
-from typing import IO, Iterator, Optional
+from typing import IO, Any, Dict, Iterator, Optional
 
 from transformer_elmo.commands.model_arguments import add_model_arguments, open_model
 from transformer_elmo.commands.standard_input import STANDARD_INPUT, standard_input_lines
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import check_can_write, written_whole
-from transformer_elmo.text.corpus import is_blank, read_lines
-from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line
+from transformer_elmo.files import check_can_write, json_text, written_whole
+from transformer_elmo.text.corpus import (
+    INPUT_FORMATS,
+    TextOrWords,
+    is_blank,
+    parse_line,
+    read_lines,
+)
+from transformer_elmo.text.words import MOST_BYTES, is_cut
+
+logger = logging.getLogger(__name__)
 
 SCORE = """
 The probability and the rank of every word of a text, from both sides: one JSON object a line, in
@@ -58,7 +66,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a file of that name")
 
 
-def input_sentences(path: str, input_format: str) -> Iterator[Sentence]:
+def input_sentences(path: str, input_format: str) -> Iterator[TextOrWords]:
     """
     The sentences of a file, or of the standard input where the path is "-". A blank line is one
     without words.
@@ -75,7 +83,19 @@ def run_score(args: argparse.Namespace) -> None:
     _check_output(args)
     elmo = open_model(args)
     sentences = input_sentences(args.input_file, args.input_format)
-    _write(args.output_file, (s.to_json() for s in elmo.score_stream(sentences, args.top_k)))
+    num_cut = 0
+
+    def results() -> Iterator[Dict[str, Any]]:
+        nonlocal num_cut
+        for scores in elmo.score_stream(sentences, args.top_k):
+            num_cut += sum(map(is_cut, scores.tokens))
+            yield scores.to_json()
+
+    _write(args.output_file, results())
+    if num_cut and not elmo.model.embeds_ids:
+        logger.warning(
+            "Of %d words, the model sees the first %d bytes of UTF-8 only.", num_cut, MOST_BYTES
+        )
 
 
 def run_fill(args: argparse.Namespace) -> None:
@@ -108,7 +128,7 @@ def _check_output(args: argparse.Namespace) -> None:
 def _write(output: Optional[Path], results: Iterator[object]) -> None:
     def write(file: IO[bytes]) -> None:
         for result in results:
-            file.write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
+            file.write(f"{json_text(result)}\n".encode())
             if output is None:
                 file.flush()
 

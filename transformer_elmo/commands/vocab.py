@@ -1,7 +1,9 @@
 """`transformer-elmo vocab`: counts the words of a corpus."""
 
 import argparse
+from contextlib import ExitStack
 
+from transformer_elmo.commands.standard_input import file_of
 from transformer_elmo.text.vocabulary import write_vocabulary
 
 DESCRIPTION = """
@@ -12,7 +14,11 @@ occur often enough, most frequent first.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("data_path", nargs="+", help="files, directories, globs or URLs of text")
+    parser.add_argument(
+        "data_path",
+        nargs="+",
+        help="files, directories, globs or URLs of text; - for the standard input",
+    )
     parser.add_argument("directory", help="the folder to write")
     parser.add_argument(
         "--min-count",
@@ -27,12 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """What the command does."""
-    size = write_vocabulary(
-        args.data_path,
-        args.directory,
-        min_count=args.min_count,
-        max_vocab_size=args.max_vocab_size,
-        force=args.force,
-        quiet=args.quiet,
-    )
+    with ExitStack() as files:
+        size = write_vocabulary(
+            [files.enter_context(file_of(path))[0] for path in args.data_path],
+            args.directory,
+            min_count=args.min_count,
+            max_vocab_size=args.max_vocab_size,
+            force=args.force,
+            quiet=args.quiet,
+        )
     print(f"{args.directory}: {size} words")

@@ -90,6 +90,10 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
         return self
 
     def _everything_embedded(self, data_points: Any) -> bool:
+        for found in data_points:
+            if not isinstance(found, Sentence):
+                what = f"{type(found).__name__} {found!r:.80}"
+                raise TypeError(f"Expected a flair.data.Sentence or a list of them, got {what}.")
         # flair keeps vectors from one epoch to the next, and knows by their gradients which of them
         # will be others then. The development set's have none, and would stay those of epoch 1.
         return self.static_embeddings and super()._everything_embedded(data_points)

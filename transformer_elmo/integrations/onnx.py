@@ -33,7 +33,8 @@ from transformer_elmo.model_folder import (
 from transformer_elmo.nn.layers import Layers, layer_number
 from transformer_elmo.nn.long_texts import SEGMENT_LENGTH, Job, jobs_of
 from transformer_elmo.onnx_graph import INSTALL, MODEL
-from transformer_elmo.text.sentences import Sentence, checked_sentences, in_batches
+from transformer_elmo.text.corpus import Sentence
+from transformer_elmo.text.sentences import checked_sentences, in_batches
 from transformer_elmo.text.vocabulary import WordList
 
 

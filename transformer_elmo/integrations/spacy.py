@@ -238,6 +238,8 @@ _FILES = (CONFIG, VOCABULARY, WEIGHTS)
 
 
 def _sentences(doc: Doc) -> List[_Words]:
+    if not isinstance(doc, Doc):
+        raise TypeError(f"Expected a spaCy Doc, got {type(doc).__name__} {doc!r:.80}.")
     spans = doc.sents if doc.has_annotation("SENT_START") else [doc[:]]
     found = []
     for span in spans:

@@ -114,6 +114,11 @@ class SentenceScores:
         return self.forward.num_tokens
 
     @property
+    def num_out_of_vocabulary(self) -> int:
+        """How many of those that the forward direction predicts are outside the vocabulary."""
+        return sum(self.out_of_vocabulary[1:])
+
+    @property
     def forward_log_prob(self) -> float:
         return self.forward.log_prob
 
@@ -155,7 +160,7 @@ class SentenceScores:
         for number, (token, outside) in enumerate(zip(self.tokens, self.out_of_vocabulary)):
             pairs = [(v.log_probs[number], v.ranks[number]) for v in present.values()]
             rows.append(Row(token, outside, [cell for pair in pairs for cell in cells_of(*pair)]))
-        unknown = sum(self.out_of_vocabulary)
+        unknown = self.num_out_of_vocabulary
         summary = f"perplexity {self.perplexity:,.2f} over {self.num_tokens} tokens"
         if unknown:
             summary += f", {unknown} of them unknown (*)"
@@ -167,7 +172,7 @@ class SentenceScores:
             "tokens": self.tokens,
             "out_of_vocabulary": self.out_of_vocabulary,
             "num_tokens": self.num_tokens,
-            "num_out_of_vocabulary": sum(self.out_of_vocabulary),
+            "num_out_of_vocabulary": self.num_out_of_vocabulary,
             "perplexity": _finite(self.perplexity),
         }
         for name, scores in (("forward", self.forward), ("backward", self.backward)):

@@ -24,7 +24,7 @@ from transformer_elmo.archived_models import (
     with_its_model,
 )
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import written_whole
+from transformer_elmo.files import json_text, written_whole
 from transformer_elmo.nn.adaptation import (
     SAMPLE,
     adapt_softmax,
@@ -128,7 +128,7 @@ class PretrainedLanguageModel(Model):
         if run is not None and run.is_dir() and is_global_primary():
             _tell_other_habits(experiment, run, archive_file)
             with written_whole(run / WHOLE_SECTION) as file:
-                file.write(json.dumps(section, indent=2, ensure_ascii=False).encode())
+                file.write(json_text(section, indent=2).encode())
         return model
 
 

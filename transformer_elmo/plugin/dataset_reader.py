@@ -18,7 +18,8 @@ from allennlp.data.tokenizers import Token, Tokenizer
 from overrides import overrides
 
 from transformer_elmo.plugin.tokenizers import WordSplittingSpacyTokenizer
-from transformer_elmo.text.corpus import DataPath, find_shards, read_sentences
+from transformer_elmo.text.corpus import DataPath, Sentence, find_shards, read_sentences
+from transformer_elmo.text.sentences import checked_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -75,18 +76,23 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
         self.end_tokens = [Token(token) for token in end_tokens or []]
 
     @overrides(check_signature=False)
-    def text_to_instance(self, sentence: str) -> Instance:
+    def text_to_instance(self, sentence: Sentence) -> Instance:
         """
         # Parameters
 
-        sentence : `str`
+        sentence : `Sentence`
 
         # Returns
 
         `Instance`
             Its field `source` has the sentence's tokens between the start and end tokens.
         """
-        return self.tokens_to_instance(self.tokenizer.tokenize(sentence))
+        return self.tokens_to_instance(self.tokens_of(sentence))
+
+    def tokens_of(self, sentence: Sentence) -> List[Token]:
+        """A sentence's tokens, without start and end tokens."""
+        found = checked_sentence(sentence)
+        return self.tokenizer.tokenize(found) if isinstance(found, str) else [*map(Token, found)]
 
     def tokens_to_instance(self, tokens: List[Token]) -> Instance:
         """
@@ -106,13 +112,13 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
     @overrides(check_signature=False)
     def _read(self, file_path: DataPath) -> Iterable[Instance]:
         num_dropped = 0
-        sentences: Iterator[str] = (
+        sentences: Iterator[Sentence] = (
             sentence for shard in find_shards(file_path) for sentence in read_sentences(shard)
         )
         if self.manual_distributed_sharding and self.manual_multiprocess_sharding:
             sentences = self.shard_iterable(sentences)
         for sentence in sentences:
-            tokens = self.tokenizer.tokenize(sentence)
+            tokens = self.tokens_of(sentence)
             if not tokens:
                 continue
             if self.is_too_long(len(tokens)):

@@ -25,7 +25,6 @@ from transformer_elmo.text.chunks import (
     TextChunk,
     WordsChunk,
     WordsEncoder,
-    sentence_lines,
 )
 
 
@@ -145,17 +144,16 @@ class InstancesEncoder:
             Sentences of more words are dropped.
         """
         result = InstancesChunk([], [], num_blank=chunk.num_lines())
-        for text in chunk.texts():
-            for line in sentence_lines(text):
-                tokens = self._reader.tokenizer.tokenize(line)
-                if not tokens:
-                    continue
-                result.num_blank -= 1
-                if max_words is not None and len(tokens) > max_words:
-                    result.num_dropped += 1
-                else:
-                    result.instances.append(self._reader.tokens_to_instance(tokens))
-                    result.num_words.append(len(tokens))
+        for sentence in chunk.sentences():
+            tokens = self._reader.tokens_of(sentence)
+            if not tokens:
+                continue
+            result.num_blank -= 1
+            if max_words is not None and len(tokens) > max_words:
+                result.num_dropped += 1
+            else:
+                result.instances.append(self._reader.tokens_to_instance(tokens))
+                result.num_words.append(len(tokens))
         return result
 
     def tensors(self, chunk: Chunk, begin: int, end: int) -> TensorDict:

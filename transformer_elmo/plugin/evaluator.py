@@ -1,7 +1,6 @@
 """What `allennlp evaluate` reports for a language model: totals over words, not batch means."""
 
 import contextlib
-import json
 import os
 from functools import partial
 from os import PathLike
@@ -20,7 +19,7 @@ from allennlp.nn import util
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import check_can_write, written_whole
+from transformer_elmo.files import check_can_write, json_text, written_whole
 from transformer_elmo.nn.language_model import predicted
 from transformer_elmo.nn.perplexity import ListedTotals, Totals
 from transformer_elmo.nn.scoring import score_encoded
@@ -43,7 +42,7 @@ class LanguageModelingEvaluator(SimpleEvaluator):
     - no sentence is dropped for its length;
     - the metrics say how much was evaluated: `num_sentences`; `num_tokens`, the words that each
       direction predicted (`loss * num_tokens` is the total, in nats), boundary tokens included;
-      and `num_out_of_vocabulary`, how many of the tokens are outside the vocabulary;
+      and `num_out_of_vocabulary`, how many of the forward direction's are outside the vocabulary;
     - predictions are one line a sentence, in the order of the batches: its words and their scores
       (see `SentenceScores.to_json`), not its vectors. Words are named as the vocabulary has them.
       `allennlp predict` keeps the file's order and the words as they were;
@@ -195,7 +194,7 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         source = batch["source"]
         token_ids = model.token_ids(source)
         encoded = model.encode(source)
-        outside = 0 if words.unknown is None else int((token_ids == words.unknown).sum())
+        outside = 0 if words.unknown is None else int((token_ids[:, 1:] == words.unknown).sum())
         num_sentences = int(encoded.mask.any(-1).sum())
         losses = model.losses(encoded, token_ids)
         found = _Found(losses, [], num_sentences, outside, [])
@@ -207,7 +206,7 @@ class LanguageModelingEvaluator(SimpleEvaluator):
             for scores in score_encoded(
                 encoded, model.softmax, token_ids, words, model.is_bidirectional
             ):
-                found.lines.append(json.dumps(scores.to_json(), ensure_ascii=False))
+                found.lines.append(json_text(scores.to_json()))
         else:
             postprocess = getattr(model, self.postprocessor_fn_name, None)
             found.lines.append(

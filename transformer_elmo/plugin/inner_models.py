@@ -3,7 +3,6 @@ Language models for token embedders: from archives, and from what the archive of
 carries of them (see `transformer_elmo.carried_models`).
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Tuple
@@ -25,7 +24,7 @@ from transformer_elmo.archives import archive_of
 from transformer_elmo.carried_models import Embedder, folder_of
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.experiments import experiment_of
-from transformer_elmo.files import folder_written_whole
+from transformer_elmo.files import folder_written_whole, json_text
 from transformer_elmo.nn.softmax import softmaxes
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.loading import ALL_LAYERS, load_language_model
@@ -105,7 +104,7 @@ def _carry(
         # An override of a token embedder is its own affair.
         sections["model"] = {k: v for k, v in sections["model"].items() if k != "precision"}
     with folder_written_whole(target) as folder:
-        text = json.dumps(sections, indent=2, ensure_ascii=False)
+        text = json_text(sections, indent=2)
         (folder / carried_models.CONFIG).write_text(text, encoding="utf-8")
         vocab.save_to_files(str(folder / carried_models.VOCABULARY))
         (folder / carried_models.VOCABULARY / ".lock").unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """`allennlp predict` with a language model: the probability of every word."""
 
-from typing import Any, Dict, List, Optional
+from typing import Any, List, Optional
 
 from allennlp.common.util import JsonDict
 from allennlp.data import DatasetReader, Instance
@@ -12,7 +12,7 @@ from overrides import overrides
 from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line, sentence_in
+from transformer_elmo.text.corpus import INPUT_FORMATS, Sentence, parse_line
 
 
 @Predictor.register("language_model", exist_ok=True)
@@ -22,7 +22,7 @@ class LanguageModelPredictor(Predictor):
     `SentenceScores.to_json` documents.
 
     The input has one sentence a line: text for the reader's tokenizer, or JSON as
-    `transformer_elmo.text.sentences.parse_line` has it. `allennlp predict` passes over blank lines.
+    `transformer_elmo.text.corpus.parse_line` has it. `allennlp predict` passes over blank lines.
     It reads `--batch-size` lines at a time, one by default: set it to some 64.
 
     Registered as a `Predictor` with name "language_model", the default one of language models.
@@ -87,7 +87,7 @@ class LanguageModelPredictor(Predictor):
         """
         # Parameters
 
-        sentence : `str` or `List[str]`
+        sentence : `Sentence`
 
         # Returns
 
@@ -102,13 +102,12 @@ class LanguageModelPredictor(Predictor):
         return {"sentence" if isinstance(sentence, str) else "tokens": sentence}
 
     @overrides(check_signature=False)
-    def predict_json(self, inputs: JsonDict) -> JsonDict:
-        return self.predict(_sentence(inputs))
+    def predict_json(self, inputs: Sentence) -> JsonDict:
+        return self.predict(inputs)
 
     @overrides(check_signature=False)
-    def predict_batch_json(self, inputs: List[JsonDict]) -> List[JsonDict]:
-        sentences = [_sentence(item) for item in inputs]
-        return [scores.to_json() for scores in self._elmo.score(sentences, self._top_k)]
+    def predict_batch_json(self, inputs: List[Sentence]) -> List[JsonDict]:
+        return [scores.to_json() for scores in self._elmo.score(inputs, self._top_k)]
 
     @overrides
     def predict_instance(self, instance: Instance) -> JsonDict:
@@ -127,14 +126,5 @@ class LanguageModelPredictor(Predictor):
 
     @overrides
     def _json_to_instance(self, json_dict: JsonDict) -> Instance:
-        words = self._elmo.words(_sentence(json_dict))
+        words = self._elmo.words(json_dict)
         return self._dataset_reader.text_to_instance(" ".join(words))
-
-
-def _sentence(inputs: Dict[str, Any]) -> Sentence:
-    sentence = sentence_in(inputs)
-    if sentence is None:
-        raise ConfigurationError(
-            f'Expected "sentence" (a text) or "tokens" (a list of words): got {repr(inputs)[:100]}.'
-        )
-    return sentence

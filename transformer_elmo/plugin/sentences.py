@@ -27,7 +27,8 @@ from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.text_fields import FACTS, forget_words
 from transformer_elmo.plugin.tokenizers import tokenizer_named
 from transformer_elmo.plugin.vocabulary import word_list
-from transformer_elmo.text.sentences import Sentence, indexed_words, words_of
+from transformer_elmo.text.corpus import Sentence
+from transformer_elmo.text.sentences import indexed_words, words_of
 from transformer_elmo.text.vocabulary import WordList
 from transformer_elmo.text.words import CharacterIds
 

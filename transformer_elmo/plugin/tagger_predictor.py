@@ -11,7 +11,8 @@ from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.tokenizers import NoSpacyModelError, tokenizer_named
-from transformer_elmo.text.sentences import INPUT_FORMATS, Sentence, parse_line, sentence_in
+from transformer_elmo.text.corpus import INPUT_FORMATS, Sentence, parse_line
+from transformer_elmo.text.sentences import checked_sentence
 
 # What taggers put out for each word.
 OF_WORDS = {"tags", "logits", "class_probabilities", "mask"}
@@ -31,7 +32,7 @@ class TaggerPredictor(SentenceTaggerPredictor):
 
     - `{"words": [...]}` or `{"tokens": [...]}`, or a plain list of words in JSON;
     - words with spaces between them;
-    - `{"sentence": "..."}`, a text for spaCy, as AllenNLP has it.
+    - `{"sentence": "..."}` or `{"text": "..."}`, a text for spaCy, as AllenNLP has it.
 
     Only the last one needs a spaCy model. A sentence without words gets no tags.
 
@@ -90,11 +91,10 @@ class TaggerPredictor(SentenceTaggerPredictor):
         """
         # Parameters
 
-        sentence : `str` or `List[str]`
+        sentence : `Sentence`
             A text for the tokenizer, or its words.
         """
-        key = "sentence" if isinstance(sentence, str) else "words"
-        return self.predict_json({key: sentence})
+        return self.predict_json(sentence)
 
     @overrides
     def load_line(self, line: str) -> JsonDict:
@@ -109,12 +109,12 @@ class TaggerPredictor(SentenceTaggerPredictor):
         return {"words": self._split(line) if self._chosen else line.split()}
 
     @overrides(check_signature=False)
-    def predict_json(self, inputs: JsonDict) -> JsonDict:
+    def predict_json(self, inputs: Sentence) -> JsonDict:
         (output,) = self.predict_batch_json([inputs])
         return output
 
     @overrides(check_signature=False)
-    def predict_batch_json(self, inputs: List[JsonDict]) -> List[JsonDict]:
+    def predict_batch_json(self, inputs: List[Sentence]) -> List[JsonDict]:
         sentences = list(map(self._tokens, inputs))
         # An encoder has nothing to say of no words.
         filled = [self._dataset_reader.text_to_instance(tokens) for tokens in sentences if tokens]
@@ -136,13 +136,8 @@ class TaggerPredictor(SentenceTaggerPredictor):
     def _json_to_instance(self, json_dict: JsonDict) -> Instance:
         return self._dataset_reader.text_to_instance(self._tokens(json_dict))
 
-    def _tokens(self, inputs: JsonDict) -> List[Token]:
-        sentence = sentence_in(inputs)
-        if sentence is None:
-            raise ConfigurationError(
-                'Expected "words" (a list of words) or "sentence" (a text): got '
-                f"{repr(inputs)[:100]}."
-            )
+    def _tokens(self, inputs: Sentence) -> List[Token]:
+        sentence = checked_sentence(inputs)
         if not isinstance(sentence, str):
             return [Token(word) for word in sentence]
         return self._text_tokenizer().tokenize(sentence)

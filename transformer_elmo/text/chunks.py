@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from transformer_elmo.text.batching import Indices
 from transformer_elmo.text.corpus import (
+    TextOrWords,
     count_lines_of,
     decode,
-    is_blank,
+    has_json,
     read_blocks,
-    split_lines,
+    sentences_in,
 )
 from transformer_elmo.text.words import Rows, WordTable
 
@@ -50,10 +51,15 @@ class TextChunk:
     # them.
     pieces: List[Tuple[bytes, Path, int]]
 
-    def texts(self) -> Iterator[str]:
+    def texts(self) -> Iterator[Tuple[str, Path, int]]:
         """The pieces, decoded."""
         for block, shard, line_number in self.pieces:
-            yield decode(block, shard, line_number)
+            yield decode(block, shard, line_number), shard, line_number
+
+    def sentences(self) -> Iterator[TextOrWords]:
+        """Texts and lists of words, without blank lines."""
+        for piece in self.texts():
+            yield from sentences_in(*piece)
 
     def num_lines(self) -> int:
         """How many lines there are, blank ones too."""
@@ -222,13 +228,14 @@ class WordsEncoder:
             Sentences of more words are dropped.
         """
         all_rows, all_lengths = [], []
-        for text in chunk.texts():
-            if self._split is None:
+        for text, shard, line_number in chunk.texts():
+            if self._split is None and not has_json(text):
                 rows, lengths = self._table.encode_lines(
                     text if text.endswith("\n") else text + "\n"
                 )
             else:
-                sentences = [words for words in self._split(sentence_lines(text)) if words]
+                found = self._words(list(sentences_in(text, shard, line_number)))
+                sentences = [words for words in found if words]
                 rows = self._table.encode([word for words in sentences for word in words])
                 lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
             all_rows.append(rows)
@@ -243,6 +250,11 @@ class WordsEncoder:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         new_words = self._table.forget_new_words()
         return WordsChunk(rows, starts, new_words, self._table.num_known, num_dropped, num_blank)
+
+    def _words(self, sentences: List[TextOrWords]) -> Iterator[List[str]]:
+        texts = [sentence for sentence in sentences if isinstance(sentence, str)]
+        split = map(str.split, texts) if self._split is None else self._split(texts)
+        return (next(split) if isinstance(s, str) else s for s in sentences)
 
     def arrays(
         self, chunk: WordsChunk, begin: int, end: int
@@ -271,8 +283,3 @@ class WordsEncoder:
         if last:
             np.put_along_axis(rows, ends + np.arange(last), self._end_rows[None, :], axis=1)
         return self._table.arrays(rows, self._distinct_words), lengths + first + last
-
-
-def sentence_lines(text: str) -> List[str]:
-    """The lines of a text that aren't blank."""
-    return [line for line in split_lines(text) if not is_blank(line)]

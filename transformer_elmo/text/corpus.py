@@ -1,7 +1,7 @@
 """
 Where text comes from: a file, a directory, a glob, a list, a URL, compressed or not, read as blocks
-of whole lines of UTF-8. A sentence is a line; only `\\n`, with or without a `\\r` before it, ends
-one.
+of whole lines of UTF-8; and what a sentence is. On a line it is a text or JSON; only `\\n`, with or
+without a `\\r` before it, ends a line.
 """
 
 import bz2
@@ -9,12 +9,14 @@ import codecs
 import glob
 import gzip
 import io
+import json
 import logging
 import lzma
 import os
+import re
 import zlib
 from pathlib import Path
-from typing import IO, Any, Callable, Iterator, List, Sequence, Union, cast
+from typing import IO, Any, Callable, Iterator, List, Mapping, Optional, Sequence, Union, cast
 
 from overrides import overrides
 
@@ -24,6 +26,18 @@ logger = logging.getLogger(__name__)
 
 PathOrStr = Union[str, "os.PathLike[str]"]
 DataPath = Union[PathOrStr, Sequence[PathOrStr]]
+
+TextOrWords = Union[str, List[str]]
+Sentence = Union[TextOrWords, Sequence[str], Mapping[str, Any]]
+"""A text for a tokenizer, its words, or either under a name that :func:`sentence_in` knows."""
+
+# The names, and what messages say of them.
+WORD_KEYS, TEXT_KEYS = ("tokens", "words"), ("sentence", "text")
+AN_OBJECT = 'an object with "tokens" or "words" (a list of words) or "sentence" or "text" (a text)'
+
+INPUT_FORMATS = ("auto", "text", "json")
+# Spaces are allowed in JSON, but text may have such a beginning, too.
+_PERHAPS_JSON = re.compile(r'\n([^\S\n]*\{\s*"|\["|\[\])')
 
 # Large enough that a block costs one system call and a few array operations, small enough that its
 # words (some 200,000 strings) stay a small part of the memory that a run takes.
@@ -149,31 +163,27 @@ def variables_with(path: str) -> str:
     return f" The path is the value of the environment variable {' and '.join(names)}."
 
 
-def read_sentences(shard: PathOrStr) -> Iterator[str]:
+def read_sentences(shard: PathOrStr) -> Iterator[TextOrWords]:
     """
-    Reads the sentences of one file, without their line ends. Blank lines are skipped, and the log
-    says how many there were.
+    Reads the sentences of one file, each a text or the words that a line of JSON has. Blank lines
+    are skipped, and the log says how many there were.
 
     # Parameters
 
     shard : `str` or `PathLike`
         A file of UTF-8, plain or compressed by gzip, bzip2, xz or zstd.
 
-    # Returns
-
-    `Iterator[str]`
-
     # Raises
 
     `ConfigurationError`
-        If the file can't be read to its end or isn't UTF-8.
+        If the file can't be read to its end or isn't UTF-8; see also :func:`parse_line`.
     """
     blank_lines = 0
-    for line in _lines_of_shard(shard):
+    for number, line in enumerate(_lines_of_shard(shard), start=1):
         if is_blank(line):
             blank_lines += 1
         else:
-            yield line
+            yield parse_line(line, number=number, shard=shard)
     if blank_lines:
         logger.info("Skipped %d blank lines of %s.", blank_lines, shard)
 
@@ -215,6 +225,87 @@ def split_lines(text: str) -> List[str]:
     if "\r" in text:
         lines = [line[:-1] if line.endswith("\r") else line for line in lines]
     return lines
+
+
+def sentences_in(text: str, shard: PathOrStr, line_number: int) -> Iterator[TextOrWords]:
+    """Those of some whole lines of a shard, of which the first has this number."""
+    for number, line in enumerate(split_lines(text), start=line_number):
+        if not is_blank(line):
+            yield parse_line(line, number=number, shard=shard)
+
+
+def has_json(text: str) -> bool:
+    """Whether any line of a text begins like JSON. It takes half a millisecond a megabyte."""
+    return _PERHAPS_JSON.search("\n" + text) is not None
+
+
+def parse_line(
+    line: str,
+    input_format: str = "auto",
+    number: Optional[int] = None,
+    shard: Optional[PathOrStr] = None,
+) -> TextOrWords:
+    """
+    A sentence from a line: the line itself; or JSON, as :func:`sentence_in` has it.
+
+    # Parameters
+
+    line : `str`
+    input_format : `str`, optional (default = `"auto"`)
+        "text" or "json" says what it is; by default it is JSON if it begins with `{"` or `["`, or
+        is `[]`. But for `{"` without spaces, it must be readable as JSON besides.
+    number, shard : optional
+        Where it stands, for messages.
+
+    # Raises
+
+    `ConfigurationError`
+        If it should be JSON and isn't, or holds no sentence.
+    """
+    if input_format not in INPUT_FORMATS:
+        raise ConfigurationError(
+            f"input_format must be one of {', '.join(INPUT_FORMATS)}: got {input_format!r}."
+        )
+    if input_format == "text" or (input_format == "auto" and not has_json(line)):
+        return line
+    where = "This line" if number is None else f"Line {number}"
+    where += "" if shard is None else f" of {shard}"
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        if input_format == "auto" and not line.startswith('{"'):
+            return line
+        raise ConfigurationError(
+            f"{where} begins like JSON but can't be read as such ({error}): {line:.80}. If it is "
+            'plain text, put a space before it, or say so where there is an input format: "text".'
+        ) from None
+    sentence = sentence_in(value)
+    if sentence is not None:
+        return sentence
+    if isinstance(value, list) and input_format == "auto":
+        return line
+    raise ConfigurationError(
+        f"{where} is JSON, but not {AN_OBJECT}, nor a list of words: {line:.80}"
+    )
+
+
+def sentence_in(value: Any) -> Optional[TextOrWords]:
+    """
+    What counts as a sentence, everywhere: a text; a sequence of words, also an array or a column of
+    them; or a mapping with `tokens` or `words`, a sequence, or with `sentence` or `text`, a text.
+    Whatever else can be iterated over (sets, tables, views, generators) holds none: `None`.
+    """
+    if isinstance(value, Mapping):
+        key = next((key for key in (*WORD_KEYS, *TEXT_KEYS) if value.get(key) is not None), None)
+        value = value.get(key)
+        if isinstance(value, str) == (key in WORD_KEYS):
+            return None
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, str):
+        return value
+    is_list = isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray))
+    return list(value) if is_list and all(isinstance(word, str) for word in value) else None
 
 
 def is_blank(line: str) -> bool:

@@ -1,8 +1,7 @@
 """Sentences on their way through a model: lines to words, words to arrays, batches in order."""
 
-import json
-import re
 from typing import (
+    AbstractSet,
     Any,
     Callable,
     Dict,
@@ -14,19 +13,15 @@ from typing import (
     Sequence,
     Tuple,
     TypeVar,
-    Union,
 )
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text.batching import cut_into_batches
+from transformer_elmo.text.corpus import AN_OBJECT, Sentence, TextOrWords, sentence_in
 from transformer_elmo.text.vocabulary import WordList
 from transformer_elmo.text.words import TokenIds, character_ids
-
-Sentence = Union[str, Sequence[str]]
-"""A text for a tokenizer, or its tokens."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -79,7 +74,7 @@ class WordReader:
         # Raises
 
         `TypeError`
-            If it is neither a string nor a sequence of strings.
+            If it isn't one: see :func:`~transformer_elmo.text.corpus.sentence_in`.
         """
         return words_of(sentence, self.split)
 
@@ -122,22 +117,27 @@ class WordReader:
 
 
 def words_of(sentence: Sentence, split: Callable[[str], List[str]]) -> List[str]:
+    """The words of a sentence; a `TypeError` if it isn't one."""
+    found = checked_sentence(sentence)
+    return split(found) if isinstance(found, str) else found
+
+
+def checked_sentence(sentence: Sentence) -> TextOrWords:
     """
+    A sentence's text or words.
+
     # Raises
 
     `TypeError`
-        If a sentence is neither a string nor a sequence of strings.
+        If it isn't one: see :func:`~transformer_elmo.text.corpus.sentence_in`.
     """
-    if isinstance(sentence, str):
-        return split(sentence)
-    words: List[Any] = list(sentence) if isinstance(sentence, Iterable) else [None]
-    for word in words:
-        if not isinstance(word, str):
-            raise TypeError(
-                "A sentence is a string or a list of strings, its words: got "
-                f"{type(sentence).__name__} {sentence!r:.80}."
-            )
-    return words
+    found = sentence_in(sentence)
+    if found is None:
+        raise TypeError(
+            f"A sentence is a string, a list of strings, its words, or {AN_OBJECT}: got "
+            f"{type(sentence).__name__} {sentence!r:.80}."
+        )
+    return found
 
 
 def checked_sentences(sentences: Iterable[Sentence]) -> Iterable[Sentence]:
@@ -145,11 +145,17 @@ def checked_sentences(sentences: Iterable[Sentence]) -> Iterable[Sentence]:
     # Raises
 
     `TypeError`
-        If it is a string, whose letters would each be taken for a sentence.
+        If it gives something else one by one than sentences: a string its letters, a mapping or a
+        table its keys, a set them in any order.
     """
-    if isinstance(sentences, str):
+    if (
+        isinstance(sentences, (str, bytes, Mapping, AbstractSet))
+        or not (hasattr(sentences, "__iter__") or hasattr(sentences, "__getitem__"))
+        or hasattr(sentences, "columns")
+    ):
         raise TypeError(
-            f"Expected a list of sentences, got one string: put it in a list, [{sentences!r:.60}]."
+            f"Expected a list of sentences, got {type(sentences).__name__} {sentences!r:.60}. A "
+            "single sentence: put it in a list."
         )
     return sentences
 
@@ -246,83 +252,3 @@ def _sorted_together(
             held, lengths, num_tokens = [], [], 0
     if held:
         yield held, lengths
-
-
-INPUT_FORMATS = ("auto", "text", "json")
-
-# Spaces are allowed in JSON, but text may have such a beginning, too.
-_PERHAPS_JSON = re.compile(r'\s*\{\s*"|\["')
-# What a JSON object may call the words of a sentence.
-WORD_KEYS = ("tokens", "words")
-
-
-def parse_line(line: str, input_format: str = "auto", number: Optional[int] = None) -> Sentence:
-    """
-    A sentence from a line: the line itself; or a JSON object with `tokens` or `words`, a list of
-    words, or with `sentence`, a text; or a list of words in JSON.
-
-    # Parameters
-
-    line : `str`
-    input_format : `str`, optional (default = `"auto"`)
-        "text" or "json" says what it is; by default it is JSON if it begins with `{"` or `["`. In
-        the latter case, and where there are spaces in the former, it must be readable as JSON
-        besides.
-    number : `int`, optional (default = `None`)
-        The line's number, for messages.
-
-    # Raises
-
-    `ConfigurationError`
-        If it should be JSON and isn't, or has neither key.
-    """
-    if input_format not in INPUT_FORMATS:
-        raise ConfigurationError(
-            f"input_format must be one of {', '.join(INPUT_FORMATS)}: got {input_format!r}."
-        )
-    if input_format == "text" or (input_format == "auto" and not _PERHAPS_JSON.match(line)):
-        return line
-    where = "This line" if number is None else f"Line {number}"
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        if input_format == "auto" and not line.startswith('{"'):
-            return line
-        raise ConfigurationError(
-            f"{where} begins like JSON but can't be read as such ({error}): {line:.80}. If it is "
-            'plain text, say so: input format "text".'
-        ) from None
-    sentence = sentence_in(value)
-    if sentence is not None:
-        return sentence
-    if isinstance(value, list) and input_format == "auto":
-        return line
-    raise ConfigurationError(
-        f'{where} is JSON, but not an object with "tokens" or "words" (a list of words) or '
-        f'"sentence" (a text), nor a list of words: {line:.80}'
-    )
-
-
-def sentence_in(value: Any) -> Optional[Sentence]:
-    """
-    # Parameters
-
-    value : `Any`
-        What was read from JSON.
-
-    # Returns
-
-    `str` or `List[str]`, optional
-        The sentence that it holds, as `parse_line` has it; `None` if it holds none.
-    """
-    if not isinstance(value, dict):
-        return value if _is_list_of_words(value) else None
-    for key in WORD_KEYS:
-        if value.get(key) is not None:
-            return value[key] if _is_list_of_words(value[key]) else None
-    text = value.get("sentence")
-    return text if isinstance(text, str) else None
-
-
-def _is_list_of_words(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)

@@ -23,8 +23,10 @@ from transformer_elmo.text.corpus import (
     count_lines_of,
     decode,
     find_shards,
+    has_json,
     is_blank,
     read_blocks,
+    sentences_in,
 )
 from transformer_elmo.text.word_hash_table import WordHashTable, words_at
 
@@ -268,12 +270,25 @@ def _texts(data_path: DataPath, quiet: bool) -> Iterator[str]:
     for shard in shards:
         line_number = 1
         for block in read_blocks(shard):
-            yield decode(block, shard, line_number)
+            yield _plain(decode(block, shard, line_number), shard, line_number)
             line_number += count_lines_of(block)
             if bar is not None:
                 bar.update(len(block))
     if bar is not None:
         bar.close()
+
+
+def _plain(text: str, shard: Path, line_number: int) -> str:
+    """Lines of words. Of JSON, words that a vocabulary's lines of UTF-8 can't hold are left out."""
+    if not has_json(text):
+        return text
+    sentences = sentences_in(text, shard, line_number)
+    lists = (s.split() if isinstance(s, str) else s for s in sentences)
+    return "".join(" ".join(filter(_is_plain, words)) + "\n" for words in lists)
+
+
+def _is_plain(word: str) -> bool:
+    return [word] == word.encode("utf-8", "ignore").decode().split()
 
 
 def write_vocabulary(

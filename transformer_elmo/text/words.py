@@ -24,6 +24,7 @@ The row of the padding: token id 0 and character ids 0, as in AllenNLP.
 # between two marks, 50 ids in all; the two boundary words have a character of their own. All ids
 # are then raised by one, so that 0 is free for the padding of sentences.
 MAX_WORD_LENGTH = 50
+MOST_BYTES = MAX_WORD_LENGTH - 2
 BEGIN_SENTENCE, END_SENTENCE, BEGIN_WORD, END_WORD, WORD_PADDING = range(256, 261)
 BOUNDARY_WORDS = {"<S>": BEGIN_SENTENCE, "</S>": END_SENTENCE}
 
@@ -44,7 +45,7 @@ def character_ids(
     `NDArray[int64]`
         Shape `(num_words, 50)`. Longer words are cut; what is no UTF-8 is left out.
     """
-    encoded = [word.encode("utf-8", "ignore")[: MAX_WORD_LENGTH - 2] for word in words]
+    encoded = [word.encode("utf-8", "ignore")[:MOST_BYTES] for word in words]
     single = {**BOUNDARY_WORDS, **(own_characters or {})}
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     characters = np.frombuffer(b"".join(encoded), dtype=np.uint8)
@@ -63,6 +64,11 @@ def character_ids(
                 table[row, 1:3] = single[word] + 1, END_WORD + 1
                 table[row, 3:] = WORD_PADDING + 1
     return table
+
+
+def is_cut(word: str) -> bool:
+    """Whether a word has more bytes than :func:`character_ids` can say."""
+    return len(word.encode("utf-8", "ignore")) > MOST_BYTES
 
 
 class Column:

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,3 +147,17 @@ def test_sentences_from_characters_and_from_ids(vocabulary):
     batch = {"source": {"tokens": batch["source"]["tokens"]}}
     assert sentences_of(batch, vocabulary)[0] == "<S> the cat sat </S>"
     assert sentences_of({"x": torch.ones(2)}, Vocabulary()) == []
+
+
+def test_words_that_utf_8_cannot_write(tmp_path):
+    vocabulary = Vocabulary()
+    number = vocabulary.add_token_to_namespace("\ud83d")
+    batch = {"source": {"tokens": {"tokens": torch.tensor([[number]])}}}
+    trainer = SimpleNamespace(
+        _epochs_completed=0,
+        _batches_in_epoch_completed=1,
+        _serialization_dir=tmp_path,
+        model=SimpleNamespace(vocab=vocabulary),
+    )
+    BadSteps()._write(trainer, [(batch, torch.tensor(False))])
+    assert json.loads((tmp_path / "bad_steps.jsonl").read_bytes())["sentences"] == ["\ud83d"]

@@ -1,9 +1,11 @@
 """`transformer-elmo report` and `allennlp lm-report`: a training run to look at, in one file."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from transformer_elmo.commands.report.report import write_report
+from transformer_elmo.commands.standard_input import file_of
 
 DESCRIPTION = """
 Show a training run in one HTML file: its results and the essentials of its config, and, for a
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sentences",
-        help="text to take the sentences of the heat maps from, one a line; "
+        help="text to take the sentences of the heat maps from, one a line (- for standard input); "
         "by default some are chosen from the config's validation data",
     )
     parser.add_argument(
@@ -42,12 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """What the command does."""
     source: Path = args.serialization_dir
-    written = write_report(
-        source,
-        args.output_file or (source.parent if source.is_file() else source) / "report.html",
-        sentences=args.sentences,
-        num_sentences=args.num_sentences,
-        force=args.force,
-        device=args.cuda_device,
-    )
+    with nullcontext((None, None)) if args.sentences is None else file_of(args.sentences) as text:
+        written = write_report(
+            source,
+            args.output_file or (source.parent if source.is_file() else source) / "report.html",
+            sentences=text[0],
+            num_sentences=args.num_sentences,
+            force=args.force,
+            device=args.cuda_device,
+        )
     print(written)

@@ -1,6 +1,5 @@
 """A training run in a few lines: how it went, by its metrics.json, and its config."""
 
-import json
 import math
 from datetime import timedelta
 from statistics import median
@@ -8,6 +7,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple
 
 from transformer_elmo.commands.report.heat_map import AFTER, BEFORE
 from transformer_elmo.commands.report.training_log import TrainingLog
+from transformer_elmo.files import json_text
 
 # By dotted path; `*` stands for any key.
 _ESSENTIALS = (
@@ -114,7 +114,7 @@ def _number(number: float) -> str:
 def config_of(config: Dict[str, Any]) -> List[Fact]:
     """The essentials of a config."""
     return [
-        Fact(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        Fact(name, value if isinstance(value, str) else json_text(value))
         for path in _ESSENTIALS
         for name, value in _found(config, path.split("."))
         if value is not None

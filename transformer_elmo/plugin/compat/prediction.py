@@ -16,6 +16,7 @@ from allennlp.nn import util as nn_util
 from allennlp.predictors import Predictor
 
 from transformer_elmo.archived_models import base_of
+from transformer_elmo.files import json_text
 from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.tokenizers import NoSpacyModelError
 
@@ -77,7 +78,7 @@ def _from_archive(
 
 
 def _dump_line(stock: Callable[..., str], self: Predictor, outputs: JsonDict) -> str:
-    return json.dumps(outputs, ensure_ascii=False) + "\n"
+    return json_text(outputs) + "\n"
 
 
 def _open_files(stock: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
@@ -96,7 +97,7 @@ def _print_readably(
     model_input: Optional[str] = None,
 ) -> None:
     if model_input is not None and not self._dataset_reader:
-        model_input = json.dumps(json.loads(model_input), ensure_ascii=False)
+        model_input = json_text(json.loads(model_input))
     stock(self, index, prediction, model_input)
 
 

@@ -3,7 +3,6 @@ Steps whose loss or gradient isn't a number: they change no weights, their sente
 down, and a run that has nothing but such steps ends.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from allennlp.data.token_indexers.elmo_indexer import ELMoCharacterMapper
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import json_text
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.text.vocabulary import NAMESPACE
 
@@ -189,8 +189,8 @@ class BadSteps:
                 ],
             }
             try:
-                with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(json_text(line) + "\n")
                 where = f" Its sentences are in {path}."
             except OSError as error:
                 where = f" {path} can't be written: {error.strerror}."

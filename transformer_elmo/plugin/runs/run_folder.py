@@ -25,7 +25,7 @@ from transformer_elmo.archived_models import (
     with_own_sections,
 )
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import errors_of_disk, remove_left_behind
+from transformer_elmo.files import errors_of_disk, json_text, remove_left_behind
 from transformer_elmo.plugin.runs.checkpoints import has_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ def _batches_a_step(config: Dict[str, Any]) -> Any:
 
 
 def _shown(config: Dict[str, Any], key: str) -> str:
-    return json.dumps(config[key], ensure_ascii=False) if key in config else "missing"
+    return json_text(config[key]) if key in config else "missing"
 
 
 def _named(differences: List[str]) -> str:

@@ -1,0 +1,319 @@
+"""What a sentence is, in Python and on a line; and that whatever is read can be written."""
+
+import io
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections import Counter, UserString, deque
+
+import numpy as np
+import pytest
+from allennlp.common import Params
+from allennlp.data import DataLoader, DatasetReader
+from allennlp.models import load_archive
+from allennlp.predictors import Predictor
+
+from tests.small_lm import reader_config
+from transformer_elmo import ConfigurationError, TransformerElmo
+from transformer_elmo.cli import main
+from transformer_elmo.text.corpus import read_sentences, sentence_in
+from transformer_elmo.text.vocabulary import count_words
+
+WORDS = ["the", "naïve", "東京"]
+LONE = "\ud83d"
+
+
+@pytest.fixture(scope="module")
+def elmo(lm_archive):
+    return TransformerElmo.open(lm_archive, device="cpu")
+
+
+class Table:
+    """As pandas has it: it iterates over the names of its columns."""
+
+    columns = ("tokens",)
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
+READ = [
+    WORDS,
+    tuple(WORDS),
+    deque(WORDS),
+    np.array(WORDS),
+    *({key: WORDS} for key in ("tokens", "words")),
+    {"sentence": None, "tokens": tuple(WORDS), "id": 3},
+]
+NO_SENTENCES = [
+    {},
+    {"token": WORDS},
+    {"tokens": "the cat"},
+    {"text": ["the cat", "a dog"]},
+    {"tokens": {"words": WORDS}},
+    set(WORDS),
+    frozenset(WORDS),
+    Counter(WORDS),
+    dict.fromkeys(WORDS).keys(),
+    {1: "the"}.values(),
+    {1: "the"}.items(),
+    iter(WORDS),
+    (word for word in WORDS),
+    map(str, WORDS),
+    b"the cat",
+    b"",
+    bytearray(b""),
+    [b"the"],
+    [WORDS],
+    ["the", 3],
+    ["the", None],
+    np.array([WORDS]),
+    np.zeros(2),
+    UserString("the cat"),
+    Table(),
+    None,
+    3,
+    1.5,
+    True,
+]
+
+
+@pytest.mark.parametrize("value", NO_SENTENCES, ids=lambda value: repr(value)[:30])
+def test_what_is_no_sentence(elmo, value):
+    assert sentence_in(value) is None
+    for call in (
+        lambda: elmo.embed([value]),
+        lambda: elmo.score([value]),
+        lambda: list(elmo.score_tokens([value])),
+        lambda: elmo.perplexity([value]),
+        lambda: elmo.fill(value),
+        lambda: elmo.fill_all(value),
+        lambda: elmo.words(value),
+    ):
+        with pytest.raises(TypeError, match=r"A sentence is a string, a list of strings.*got"):
+            call()
+
+
+@pytest.mark.parametrize("value", READ, ids=repr)
+def test_what_is_a_sentence(elmo, value):
+    assert elmo.words(value) == WORDS
+    (expected,), (found,) = elmo.embed([WORDS]), elmo.embed([value])
+    assert np.array_equal(expected, found)
+    text = {"text": "the ___ sat"}
+    assert elmo.fill(text) == elmo.fill(text["text"]) == elmo.fill(["the", "___", "sat"])
+    # In a text, a gap may stand anywhere.
+    assert elmo.fill({"sentence": "the ___."}) == elmo.fill(["the", "___", "."])
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["the cat", b"the cat", {"tokens": WORDS}, {"the cat"}, {"the": 1}.keys(), Table(), None, 3],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_no_list_of_sentences(elmo, value):
+    calls = [elmo.embed, elmo.embed_padded, elmo.embed_tensors, elmo.score, elmo.score_tokens]
+    for call in [*calls, *([] if isinstance(value, str) else [elmo.evaluate])]:
+        with pytest.raises(TypeError, match="Expected a list of sentences, got"):
+            call(value)
+
+
+def test_one_sentence_where_a_text_or_many_are_expected(elmo):
+    with pytest.raises(ConfigurationError, match="put it in a list"):
+        elmo.perplexity("It rained .")
+    for call in (elmo.fill, elmo.fill_all):
+        with pytest.raises(ValueError, match="Fill them one by one"):
+            call(["the ___ sat", "a ___ ran"])
+
+
+def test_no_more_unknown_tokens_than_tokens(elmo):
+    elmo._reader.start_tokens, elmo._reader.end_tokens = [], []
+    try:
+        (scores,) = elmo.score([["zzz", "the", "zzz"]])
+        assert (scores.num_tokens, scores.to_json()["num_out_of_vocabulary"]) == (2, 1)
+        metrics = elmo.evaluate([["zzz"], ["zzz", "zzz"]])
+        assert (metrics["num_tokens"], metrics["num_out_of_vocabulary"]) == (1, 1)
+    finally:
+        elmo._reader.start_tokens, elmo._reader.end_tokens = ["<S>"], ["</S>"]
+
+
+# Lines
+
+
+LINES = ["the cat sat .", "a dog", "the naïve 東京", "birds flew under a house ."]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """The same text, plain and as JSON of every kind."""
+    folder = tmp_path_factory.mktemp("texts")
+    objects = [
+        {"text": LINES[0]},
+        {"sentence": LINES[1]},
+        {"id": 1, "tokens": LINES[2].split()},
+        LINES[3].split(),
+    ]
+    plain, lines = folder / "plain.txt", folder / "lines.jsonl"
+    plain.write_text("".join(f"{line}\n" for line in LINES), encoding="utf-8")
+    lines.write_text("\n".join(["[]", *map(json.dumps, objects), ""]), encoding="utf-8")
+    return plain, lines
+
+
+@pytest.mark.parametrize("tokenizer", ["just_spaces", "character"])
+@pytest.mark.parametrize("indexer", ["elmo_characters", "characters"])
+def test_training_and_vocabularies_read_json(texts, vocabulary, tokenizer, indexer):
+    def read(path):
+        config = {**reader_config(), "tokenizer": tokenizer}
+        config["token_indexers"]["token_characters"]["type"] = indexer
+        if indexer == "characters":
+            config["token_indexers"]["token_characters"]["min_padding_length"] = 3
+        reader = DatasetReader.from_params(Params(config))
+        instances = [list(map(str, instance["source"])) for instance in reader.read(path)]
+        params = Params({"type": "language_modeling", "max_tokens": 4000, "quiet": True})
+        loader = DataLoader.from_params(params, reader=reader, data_path=str(path))
+        loader.index_with(vocabulary)
+        (batch,) = loader
+        return instances, batch["source"]["tokens"]["tokens"].tolist()
+
+    if tokenizer == "just_spaces":
+        assert read(texts[0]) == read(texts[1])
+    else:
+        # Words stay what they are.
+        instances, batch = read(texts[1])
+        assert ["<S>", *WORDS, "</S>"] in instances and len(batch) == len(LINES)
+
+
+def test_counts_and_sentences_read_json(texts):
+    plain, lines = texts
+    assert count_words(plain, ["<S>"], quiet=True) == count_words(lines, ["<S>"], quiet=True)
+    assert list(read_sentences(lines))[1:3] == LINES[:2]
+
+
+def test_commands_read_json(lm_archive, texts, tmp_path, capsys):
+    elmo = TransformerElmo.open(lm_archive, device="cpu")
+    assert elmo.evaluate(texts[0]) == pytest.approx(elmo.evaluate(texts[1]), rel=1e-6)
+    for number, text in enumerate(map(str, texts)):
+        model, out = str(lm_archive), str(tmp_path / f"{number}")
+        assert main(["score", model, text, "--output-file", f"{out}.score"]) == 0
+        assert main(["embed", model, text, f"{out}.npy", "--average"]) == 0
+        compared = ["compare", model, model, text, "--output-file", f"{out}.compare"]
+        assert main(compared) == 0
+        report = ["report", str(lm_archive), "-o", f"{out}.html", "--sentences", text]
+        assert main([*report, "--num-sentences", "9"]) == 0
+    scores = [(tmp_path / f"{n}.score").read_text().splitlines() for n in (0, 1)]
+    assert json.loads(scores[1][0])["num_tokens"] == 1  # Boundary tokens alone.
+    assert scores[0] == scores[1][1:]
+    assert (tmp_path / "0.npy").read_bytes() == (tmp_path / "1.npy").read_bytes()
+    assert (tmp_path / "0.compare").exists()
+    assert (tmp_path / "1.html").read_text().count("<h3>Sentence") == 4
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('the cat\n\n{"txt": "the cat"}\n')
+    with pytest.raises(ConfigurationError, match=r"Line 3 of .*broken.jsonl is JSON, but not"):
+        count_words(broken, quiet=True)
+
+
+def test_an_empty_text_has_no_vectors(lm_archive, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    arguments = ["embed", str(lm_archive), str(tmp_path / "empty.txt"), str(tmp_path / "v.npz")]
+    assert main([*arguments, "--top"]) == 0
+    written = np.load(tmp_path / "v.npz")
+    assert written["offsets"].tolist() == [0] and len(written["vectors"]) == 0
+
+
+# Lone surrogates, which JSON may have and UTF-8 may not.
+
+
+def test_every_writer_writes_lone_surrogates(lm_archive, tmp_path, capfdbinary):
+    model, text = str(lm_archive), tmp_path / "in.jsonl"
+    text.write_text('the cat\n{"tokens": ["\\ud83d", "a\\ud83d", "the"]}\nthe ___\n')
+    assert main(["score", model, str(text)]) == 0
+    lines = capfdbinary.readouterr().out.splitlines()
+    assert [json.loads(line)["tokens"][1] for line in lines] == ["the", LONE, "the"]
+    assert main(["fill", model, str(text)]) == 0
+    assert len(capfdbinary.readouterr().out.splitlines()) == 3
+    assert main(["compare", model, model, str(text), "--output-file", str(tmp_path / "c")]) == 0
+    assert main(["report", model, "-o", str(tmp_path / "r.html"), "--sentences", str(text)]) == 0
+    assert "�" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert main(["vocab", str(text), str(tmp_path / "words"), "--min-count", "1"]) == 0
+    words = (tmp_path / "words" / "tokens.txt").read_text(encoding="utf-8").split("\n")
+    assert words == ["</S>", "<S>", "@@UNKNOWN@@", "the", "___", "cat", ""]
+    predictor = Predictor.from_archive(load_archive(model))
+    line = predictor.dump_line(predictor.predict([LONE, "the"])).encode()
+    assert json.loads(line)["tokens"][1:3] == [LONE, "the"]
+
+
+def test_hdf5_keeps_lone_surrogates(lm_archive, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "in.jsonl").write_text('{"tokens": ["\\ud83d", "the"]}\n')
+    output = tmp_path / "v.hdf5"
+    assert main(["embed", str(lm_archive), str(tmp_path / "in.jsonl"), str(output), "--top"]) == 0
+    with h5py.File(output, "r") as file:
+        assert json.loads(file["sentence_to_index"][0]) == {f"{LONE} the": "0"}
+
+
+def test_long_words_are_counted(lm_archive, tmp_path, caplog):
+    """The model sees so many bytes of each."""
+    text = tmp_path / "in.txt"
+    text.write_text("".join(f"the {letter * 16} {letter * 17}\n" for letter in "ქक"), "utf-8")
+    output = ["--output-file", str(tmp_path / "out.jsonl")]
+    with caplog.at_level(logging.WARNING):
+        assert main(["score", str(lm_archive), str(text), *output]) == 0
+    assert [r.getMessage() for r in caplog.records if "bytes" in r.getMessage()] == [
+        "Of 2 words, the model sees the first 48 bytes of UTF-8 only."
+    ]
+
+
+# Standard streams that are closed, full, or read no further.
+
+
+def test_closed_streams_end_in_no_traceback(lm_archive, tmp_path, monkeypatch):
+    for name in ("stdin", "stdout"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the ___ sat\n")))
+            patch.setattr(sys, name, None)
+            assert main(["score", str(lm_archive), "-"]) == 0
+            assert main(["fill", str(lm_archive), "-"]) == 0
+
+
+@pytest.mark.parametrize(
+    "command, status",
+    [
+        ("vocab - words --quiet <&-", 1),
+        ("vocab - words --quiet <in.txt >&-", 0),
+        ("config own_text >/dev/full", 1),
+        ("config own_text | true", 0),
+        ("config own_text 2>&- >&- <&-", 0),
+        ("--help | true", 0),
+    ],
+)
+def test_streams_of_a_process(tmp_path, command, status):
+    (tmp_path / "in.txt").write_text("the cat\n" * 3)
+    seed = str(random.randrange(2**32))
+    print("PYTHONHASHSEED", seed)
+    result = subprocess.run(
+        f"set -o pipefail; {sys.executable} -m transformer_elmo.cli {command}",
+        shell=True,
+        executable="/bin/bash",
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (status, "")
+    # One message, or none.
+    assert len(result.stderr.splitlines()) == status, result.stderr
+    if status == 0 and "vocab" in command:
+        assert (tmp_path / "words" / "tokens.txt").read_text().endswith("cat\nthe\n")
+
+
+@pytest.mark.parametrize("command", ["compare A A -", "report A -o r.html --sentences -"])
+def test_a_dash_is_the_standard_input(lm_archive, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(lm_archive) if part == "A" else part for part in command.split()]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat sat\n")))
+    assert main(arguments) == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n")))
+    assert main([*arguments, *(["--force"] if "-o" in arguments else [])]) == 1
+    assert "The standard input, line 1: byte 1" in capsys.readouterr().err
