@@ -9,9 +9,9 @@ import os
 import pickle
 import re
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional
 
 import torch
 
@@ -28,9 +28,11 @@ from transformer_elmo.carried_models import (
 from transformer_elmo.checked_weights import SOFTMAX, Weights, checked, sums_of_zip
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.experiments import NotStandardError, experiment_of, model_config_of
+from transformer_elmo.files import check_can_read, read_json
 from transformer_elmo.legacy import log_changes, modernize
 from transformer_elmo.model_config import CharactersConfig, ModelConfig, Shape
 from transformer_elmo.model_folder import VOCABULARY as WORDS
+from transformer_elmo.model_folder import WEIGHTS as MODEL_WEIGHTS
 from transformer_elmo.model_folder import (
     Opened,
     check_vocabulary,
@@ -288,14 +290,13 @@ def with_own_sections(
     base = adapted_from(experiment)
     if base is None:
         return experiment
-    try:
-        section = json.loads((folder / WHOLE_SECTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not (folder / WHOLE_SECTION).exists():
         raise ConfigurationError(
-            f"{shown or folder} was trained from {base} and has no readable {WHOLE_SECTION}, which "
-            "says what model that is. Training writes it when it begins; if the run never got that "
-            "far, start it again."
-        ) from None
+            f"{shown or folder} was trained from {base} and has no {WHOLE_SECTION}, which says "
+            "what model that is. Training writes it when it begins; if the run never got that far, "
+            "start it again."
+        )
+    section = read_json(folder / WHOLE_SECTION, f"{WHOLE_SECTION} of {shown or folder}")
     own = ("type", "archive_file", "data_path")
     changes = {k: v for k, v in experiment["model"].items() if k not in own}
     experiment["model"] = merged_section(section, changes)
@@ -372,50 +373,30 @@ def _open_inner(folder: Path, experiment: Dict[str, Any], shown: str) -> Opened:
 def read_experiment(folder: Path, shown: str) -> Dict[str, Any]:
     """
     The config of an archive that is unpacked, as AllenNLP 2 would have it. Parameters and errors
-    are those of `read_json`.
+    are those of `archived_config`.
     """
-    modern, changes = modernize(read_json(folder, shown))
+    modern, changes = modernize(archived_config(folder, shown))
     log_changes(changes, shown)
     return with_own_sections(modern, folder, shown)
 
 
-def read_json(folder: Path, shown: str) -> Dict[str, Any]:
+def archived_config(folder: Path, shown: str) -> Dict[str, Any]:
     """
-    The config of an archive that is unpacked. Nothing in it is evaluated.
-
-    # Parameters
-
-    folder : `Path`
-    shown : `str`
-        What messages call the archive.
+    The config of an archive, which messages call `shown`, that is unpacked. Nothing in it is
+    evaluated.
 
     # Raises
 
     `ConfigurationError`
-        If there is none, or it isn't plain JSON.
+        If there is none, or it can't be read.
     """
-    try:
-        content = (folder / CONFIG).read_bytes()
-    except OSError:
+    if not os.path.lexists(folder / CONFIG):
         raise ConfigurationError(
-            f"{shown} has no {CONFIG}, so it is not a model archive. An archive has {CONFIG}, "
-            f"{WEIGHTS[0]} and a folder {VOCABULARY}."
-        ) from None
-    return parsed_config(content, shown)
-
-
-def parsed_config(content: bytes, shown: str) -> Dict[str, Any]:
-    """As `read_json`, of a file's content."""
-    try:
-        config = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(
-            f"The {CONFIG} of {shown} can't be read: {first_line(error)}. In an archive it is "
-            "plain JSON."
-        ) from None
-    if not isinstance(config, dict):
-        raise ConfigurationError(f"The {CONFIG} of {shown} is not a config: it holds no object.")
-    return config
+            f"{shown} has no {CONFIG}, so it is no model. A model folder has {CONFIG}, "
+            f"{MODEL_WEIGHTS} and {WORDS}; an archive, and the folder of a training run, {CONFIG}, "
+            f"{WEIGHTS[0]} or {WEIGHTS[1]} and a folder {VOCABULARY}."
+        )
+    return read_json(folder / CONFIG, f"The {CONFIG} of {shown}")
 
 
 def weights_path(folder: Path, shown: str) -> Path:
@@ -470,7 +451,7 @@ def read_weights(path: Path, with_softmax: bool = True, shown: Optional[str] = N
     """
     shown = shown or str(path)
     # An archive has a checksum as well, but its weights may have been damaged before.
-    sums = sums_of_zip(path, shown) if path.is_file() else _no_sums
+    sums = sums_of_zip(path, shown)
     return checked(
         {n: t for n, t in _tensors(path, shown).items() if with_softmax or not _is_softmax(n)},
         sums,
@@ -484,6 +465,7 @@ def read_shapes(path: Path, shown: str) -> Dict[str, Shape]:
 
 
 def _tensors(path: Path, shown: str) -> Dict[str, torch.Tensor]:
+    check_can_read(path, shown)
     try:
         state = _loaded(path)
     except pickle.UnpicklingError as error:
@@ -507,10 +489,6 @@ def _tensors(path: Path, shown: str) -> Dict[str, torch.Tensor]:
 
 def _is_softmax(name: str) -> bool:
     return name.startswith(SOFTMAX)
-
-
-def _no_sums(name: str, tensor: torch.Tensor) -> Tuple[()]:
-    return ()
 
 
 def _loaded(path: Path) -> Any:
@@ -557,11 +535,9 @@ def _card(experiment: Dict[str, Any], folder: Path) -> Dict[str, Any]:
     corpus = experiment.get("train_data_path")
     if isinstance(corpus, str):
         card["corpus"] = os.path.basename(corpus.rstrip("/*")) or corpus
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return card
-    for name in ("best_validation_perplexity", "best_validation_loss"):
-        if isinstance(metrics, dict) and isinstance(metrics.get(name), (int, float)):
-            card[name.replace("best_", "")] = metrics[name]
+    with suppress(ConfigurationError):
+        metrics = read_json(folder / "metrics.json")
+        for name in ("best_validation_perplexity", "best_validation_loss"):
+            if isinstance(metrics.get(name), (int, float)):
+                card[name.replace("best_", "")] = metrics[name]
     return card

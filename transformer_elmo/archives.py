@@ -14,6 +14,7 @@ from typing import Collection, Dict, Iterator, Optional, Set, Union
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import check_can_read
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def unpack(
         device, would lie outside the directory, or has a name that no file can have; if there are
         more members, headers or bytes than a model archive has, or than the disk has room for.
     """
+    check_can_read(archive)
     seen = _Seen(archive, size_limit(), Path(directory))
     try:
         with _Stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:

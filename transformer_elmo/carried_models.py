@@ -10,15 +10,14 @@ Archives of others carry nothing: then the shapes of the weights say what the mo
 """
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 
-from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.experiments import LANGUAGE_MODELS
+from transformer_elmo.files import read_json
 from transformer_elmo.model_config import (
     CharactersConfig,
     ContextualizerConfig,
@@ -110,15 +109,7 @@ def carried_config(folder: Path, shown: str) -> Dict[str, Any]:
     `ConfigurationError`
         If there is no config, or it can't be read.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(
-            f"The {folder.parent.name}/{folder.name}/{CONFIG} of {shown} can't be read: {error}"
-        ) from None
-    if not isinstance(config, dict):
-        raise ConfigurationError(f"The {CONFIG} of {folder} is not a config: it holds no object.")
-    return config
+    return read_json(folder / CONFIG, f"{folder.parent.name}/{folder.name}/{CONFIG} of {shown}")
 
 
 def sections_of(experiment: Mapping[str, Any]) -> Dict[str, Any]:

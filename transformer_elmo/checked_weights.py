@@ -15,6 +15,7 @@ from typing import Any, Callable, Collection, Dict, Mapping, Optional
 import torch
 
 from transformer_elmo.errors import ConfigurationError, first_line
+from transformer_elmo.files import check_can_read
 
 SOFTMAX = "_softmax_loss."
 
@@ -195,6 +196,7 @@ def sums_of_zip(path: Path, shown: str) -> Sums:
     `ConfigurationError`
         If what the file says of its weights is damaged itself.
     """
+    check_can_read(path, shown)
     if not zipfile.is_zipfile(path):
         return lambda name, tensor: ()
     by_size: Dict[int, Dict[int, None]] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
 from transformer_elmo.errors import ConfigurationError, first_line
+from transformer_elmo.files import parsed_json, read_bytes
 
 # What the configs of this project, and those that it grew from, read from the environment.
 VARIABLES = {
@@ -64,8 +65,8 @@ def evaluated_file(file: Union[str, os.PathLike], ext_vars: Optional[Dict[str, A
     """
     path = Path(file)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} can't be read: {first_line(error)}") from None
     return _evaluated(str(path), text, _variables(ext_vars), is_file=True)
 
@@ -133,7 +134,7 @@ def _evaluated(name: str, text: str, variables: Dict[str, str], is_file: bool = 
 
 def _without_jsonnet(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return parsed_json(text)
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"{name} is not JSON ({first_line(error)}). If it is jsonnet, install what reads it: "

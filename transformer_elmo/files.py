@@ -1,21 +1,51 @@
 """
 Files and folders that are written whole or not at all: they get their names when every byte is on
-the disk, and nothing is left behind when that fails.
+the disk, and nothing is left behind when that fails. And files that are read: what can't be is one
+message, which says why.
 """
 
 import errno
+import io
 import json
 import os
+import re
 import shutil
+import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Callable, Iterator, Optional
+from typing import IO, Any, Callable, Dict, Iterator, Optional, Union
 
-from transformer_elmo.errors import ConfigurationError
+from overrides import overrides
+from safetensors import SafetensorError
+
+from transformer_elmo.errors import ConfigurationError, first_line
+
+PathLike = Union[str, "os.PathLike[str]"]
 
 REPEAT = "Once it can, repeat the command."
 
 _SUFFIX = ".part"
+
+# Bytes of JSON: a config has some thousands.
+_MOST_JSON = 2**26
+
+# What JSON doesn't have and AllenNLP reads. A string is matched first, so that nothing in it is.
+_COMMENT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|//[^\n]*|#[^\n]*|/\*.*?(?:\*/|\Z)', re.S)
+_LAST_COMMA = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[]}])', re.S)
+
+
+class _File(io.FileIO):
+    """A file that remembers why it can't be written: libraries in between tell less."""
+
+    error: Optional[OSError] = None
+
+    @overrides(check_signature=False)
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 @contextmanager
@@ -40,8 +70,9 @@ def written_whole(
     """
     temporary = _temporary(path)
     with errors_of_disk(path, advice):
+        raw = _File(str(temporary), "w+")
         try:
-            with open(temporary, "w+b") as file:
+            with io.BufferedRandom(raw) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -51,6 +82,8 @@ def written_whole(
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
+            if raw.error is not None:
+                raise raw.error from None
             raise
 
 
@@ -90,8 +123,11 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
+            mode = temporary.stat().st_mode & 0o666
             for file in temporary.rglob("*"):
                 if file.is_file():
+                    # The umask's, which went into the folder's: some libraries' files are private.
+                    file.chmod(mode)
                     _sync(file)
             _remove(path)
             os.replace(temporary, path)
@@ -137,16 +173,93 @@ def errors_of_disk(path: Path, advice: str = REPEAT) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         # Libraries in between have words of their own for a full disk, and not always the number.
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+        number = getattr(error, "errno", None)
+        if number == errno.ENOSPC or "No space left" in str(error):
             free = shutil.disk_usage(_existing_parent(path)).free
             raise ConfigurationError(
                 f"{path} can't be written: no space is left for all of it on its disk ({free:,} "
                 f"bytes are free now). Make room. {advice}"
             ) from error
-        reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
-        raise ConfigurationError(f"{path} can't be written: {reason}. {advice}") from error
+        raise ConfigurationError(f"{path} can't be written: {_reason(error)}. {advice}") from error
+
+
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else first_line(error)
+
+
+@contextmanager
+def errors_of_reading(path: PathLike, shown: Optional[str] = None) -> Iterator[None]:
+    """
+    What the system says while `path`, which messages call `shown`, is being read, in one message.
+
+    # Raises
+
+    `ConfigurationError`
+        For an `OSError` of the block: there is no such file, there is no permission, ...
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{shown or path} can't be read: {_reason(error)}.") from error
+
+
+def check_can_read(path: PathLike, shown: Optional[str] = None) -> None:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If `path` isn't a file, or may not be read. Of a pipe or a device there is no end.
+    """
+    with errors_of_reading(path, shown):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ConfigurationError(f"{shown or path} can't be read: it is a pipe or a device.")
+        open(path, "rb").close()
+
+
+def read_bytes(path: PathLike, shown: Optional[str] = None) -> bytes:
+    """All of a file. Errors are those of `check_can_read`."""
+    check_can_read(path, shown)
+    with errors_of_reading(path, shown):
+        return Path(path).read_bytes()
+
+
+def read_json(path: PathLike, shown: Optional[str] = None) -> Dict[str, Any]:
+    """
+    The object in a file of JSON, with the comments and the commas at the end that AllenNLP reads.
+    Nothing in it is evaluated.
+
+    # Raises
+
+    `ConfigurationError`
+        If it can't be read, or is something else.
+    """
+    check_can_read(path, shown)
+    if os.path.getsize(path) > _MOST_JSON:
+        raise ConfigurationError(f"{shown or path} has more than {_MOST_JSON:,} bytes: no config.")
+    try:
+        content = parsed_json(read_bytes(path, shown).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{shown or path} is not JSON: {first_line(error)}.") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{shown or path} is not a config: it holds no object.")
+    return content
+
+
+def parsed_json(text: str) -> Any:
+    """As `json.loads`, with comments and commas at the end."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return json.loads(_LAST_COMMA.sub(_blank, _COMMENT.sub(_blank, text)))
+
+
+def _blank(match: "re.Match[str]") -> str:
+    # Places in messages stay what they are.
+    return match[0] if match[0][0] == '"' else re.sub(r"[^\n]", " ", match[0])
 
 
 def check_can_write(path: Path) -> None:

@@ -11,7 +11,7 @@ A language model as a folder that needs no AllenNLP to be opened:
 import json
 import os
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
@@ -30,7 +30,7 @@ from transformer_elmo.checked_weights import (
     sums_of_metadata,
 )
 from transformer_elmo.errors import ConfigurationError, first_line
-from transformer_elmo.files import folder_written_whole, json_text
+from transformer_elmo.files import check_can_read, folder_written_whole, json_text, read_json
 from transformer_elmo.model_config import (
     CharactersConfig,
     ModelConfig,
@@ -77,7 +77,12 @@ class Opened:
 
 def is_model_folder(path: Union[str, "os.PathLike[str]"]) -> bool:
     """Whether a path is such a folder, to all appearances."""
-    return (Path(path) / WEIGHTS).is_file()
+    path = Path(path)
+    if (path / WEIGHTS).exists():
+        return True
+    with suppress(ConfigurationError):
+        return read_json(path / CONFIG).get("format") == FORMAT
+    return False
 
 
 def read_config(folder: Path) -> Tuple[ModelConfig, Dict[str, Any]]:
@@ -93,13 +98,8 @@ def read_config(folder: Path) -> Tuple[ModelConfig, Dict[str, Any]]:
         If the folder has no such config.
     """
     path = folder / CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"Can't read {path}: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} is not JSON: {first_line(error)}.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_json(path)
+    if content.get("format") != FORMAT:
         raise ConfigurationError(
             f'{path} is not the config of a model folder: expected "format": "{FORMAT}".'
         )
@@ -185,6 +185,7 @@ def _text_of(vocabulary: WordList) -> bytes:
 
 @contextmanager
 def _opened_weights(path: Path) -> Iterator[Any]:
+    check_can_read(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 
-from transformer_elmo.archived_models import CONFIG, WEIGHTS, read_json, read_weights
+from transformer_elmo.archived_models import CONFIG, WEIGHTS, archived_config, read_weights
 from transformer_elmo.archives import unpack
 from transformer_elmo.config_files import evaluated_file
 from transformer_elmo.errors import ConfigurationError
@@ -123,7 +123,7 @@ def _convert_archive(old: Path, new: Path, stock: bool) -> List[Change]:
     with tempfile.TemporaryDirectory(dir=new.parent, prefix=f".{new.name}.") as name:
         directory = Path(name)
         unpack(old, directory)
-        config = read_json(directory, str(old))
+        config = archived_config(directory, str(old))
         modern, changes = modernize(config)
         files = archived_files(directory)
         if files:
@@ -144,9 +144,9 @@ def _convert_weights(file: Path, config: Dict[str, Any]) -> None:
     weights = read_weights(file, shown=f"The archive's {file.name}")
     modern = modern_weights(weights, config)
     if modern.keys() != weights.keys():
-        # The tensors are mapped from the old file.
-        torch.save(modern, file.with_suffix(".new"))
-        file.with_suffix(".new").replace(file)
+        # The tensors are mapped from the old file, which keeps its content without a name.
+        with written_whole(file) as new:
+            torch.save(modern, new)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

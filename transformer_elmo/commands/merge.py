@@ -1,7 +1,6 @@
 """The parts of a text's vectors, in one file: `transformer-elmo merge`."""
 
 import argparse
-import json
 import zlib
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -17,6 +16,7 @@ from transformer_elmo.commands.vectors_file import (
     part_path,
 )
 from transformer_elmo.errors import ConfigurationError, first_line
+from transformer_elmo.files import read_json
 from transformer_elmo.text.corpus import count_lines
 
 DESCRIPTION = """
@@ -134,8 +134,8 @@ def _common(about: Dict[str, Any]) -> Dict[str, Any]:
 
 def _about(path: Path) -> Dict[str, Any]:
     file = part_path(path)
+    about = read_json(file, f"{path} is no part of a text's vectors: {file}")
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
         number, count = map(int, about["part"])
         begin, end, num_lines = map(int, about["lines"])
         if not (1 <= number <= count and 0 <= begin <= end <= num_lines):
@@ -143,12 +143,7 @@ def _about(path: Path) -> Dict[str, Any]:
         for key in ("word_shape", "dtype", "num_words", "vectors", "lengths", "archive"):
             about[key]
         about["settings"]["input_format"]
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path} is no part of a text's vectors: {file} can't be read ({error.strerror}). "
-            "Expected what transformer-elmo embed --part has written."
-        ) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{file} is damaged: {first_line(error)}.") from None
     return about
 

@@ -20,7 +20,13 @@ from overrides import overrides
 
 from transformer_elmo import progress
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import check_can_write, errors_of_disk, write_text, written_whole
+from transformer_elmo.files import (
+    check_can_write,
+    errors_of_disk,
+    read_json,
+    write_text,
+    written_whole,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -175,10 +181,9 @@ class VectorsFile:
     def _noted_settings(self) -> Optional[Dict[str, Any]]:
         """`None` if there are none, or they can't be read."""
         try:
-            state = json.loads((self._folder / _STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            settings = read_json(self._folder / _STATE).get("settings")
+        except ConfigurationError:
             return None
-        settings = state.get("settings") if isinstance(state, dict) else None
         return settings if isinstance(settings, dict) else None
 
     def _last_good_place(self) -> Place:

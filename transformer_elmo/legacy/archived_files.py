@@ -1,11 +1,11 @@
 """Files that AllenNLP 0.x put into an archive because the config named them."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Union
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import read_json
 
 NAMES_FILE = "files_to_archive.json"
 FOLDER = "fta"
@@ -34,13 +34,13 @@ def archived_files(directory: Union[str, os.PathLike]) -> Dict[str, Path]:
         return {}
     files = {}
     try:
-        for key in dict(json.loads(names.read_text(encoding="utf-8"))):
+        for key in read_json(names):
             file = (folder / key).resolve()
             if folder not in file.parents:
                 raise ConfigurationError(f"{names} names a file outside its archive: {key!r}.")
             if file.is_file():
                 files[key] = file
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"{names} is no list of files: {error}") from None
     return files
 

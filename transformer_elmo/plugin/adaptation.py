@@ -24,7 +24,7 @@ from transformer_elmo.archived_models import (
     with_its_model,
 )
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import json_text, written_whole
+from transformer_elmo.files import json_text, read_json, written_whole
 from transformer_elmo.nn.adaptation import (
     SAMPLE,
     adapt_softmax,
@@ -350,8 +350,8 @@ def _vectors(
 def _tell_other_habits(experiment: Mapping[str, Any], run: Path, source: str) -> None:
     """Warns of a dataset reader that reads otherwise than the archive's."""
     try:
-        config = json.loads((run / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(run / CONFIG_NAME)
+    except ConfigurationError:
         # The model was built by other hands than `allennlp train`.
         return
     old, new = experiment.get("dataset_reader"), config.get("dataset_reader")

@@ -22,9 +22,9 @@ from allennlp.models import archival
 from transformer_elmo.archived_models import (
     CONFIG,
     VOCABULARY,
+    archived_config,
     base_of,
     read_experiment,
-    read_json,
     resolved_config,
     small_parts,
     with_own_sections,
@@ -111,7 +111,7 @@ def _standing_alone(run: Path, space: Path) -> Tuple[Dict[str, Any], Path, Path]
     The config to archive, and the folders of the vocabulary and of the language models carried;
     `space` is a folder for what has to be made.
     """
-    config = with_own_sections(read_json(run, str(run)), run)
+    config = with_own_sections(archived_config(run, str(run)), run)
     base = base_of(config)
     if base is None:
         return config, run / VOCABULARY, run / FOLDER

@@ -14,7 +14,7 @@ from allennlp.models import Model, archival
 
 from transformer_elmo import carried_models
 from transformer_elmo.archived_models import (
-    read_json,
+    archived_config,
     read_weights,
     shapes_of,
     weights_path,
@@ -164,7 +164,7 @@ def _guessed(folder: Path, archive_file: str, shown: str) -> Dict[str, Any]:
 def _embedder(folder: Path, archive_file: str, shown: str) -> Embedder:
     """The one in the model on top that asks."""
     try:
-        found = carried_models.embedders_in(read_json(folder, shown))
+        found = carried_models.embedders_in(archived_config(folder, shown))
     except ConfigurationError:
         found = []
     named = [embedder for embedder in found if embedder.archive_file == archive_file]

@@ -22,6 +22,7 @@ from allennlp.data.vocabulary import (
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import read_bytes
 from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
 from transformer_elmo.plugin.indexers import depends_on_word_alone
 from transformer_elmo.text.corpus import DataPath, variables_with
@@ -323,9 +324,10 @@ def check_vocabulary_folder(
             "words for each namespace, such as tokens.txt, and this one, which holds two lines: "
             "*labels and *tags."
         )
+    content = read_bytes(unpadded, f"{unpadded.name} of {archive or folder}")
     try:
-        patterns = [line.strip() for line in unpadded.read_text(encoding="utf-8").splitlines()]
-    except (UnicodeDecodeError, OSError):
+        patterns = [line.strip() for line in content.decode("utf-8").splitlines()]
+    except UnicodeDecodeError:
         raise ConfigurationError(
             f"{unpadded.name} of {archive or folder} can't be read as UTF-8."
         ) from None

@@ -21,6 +21,7 @@ from typing import IO, Any, Callable, Iterator, List, Mapping, Optional, Sequenc
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import check_can_read, errors_of_reading
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ def find_shards(data_path: DataPath) -> List[Path]:
         return [fetch(name)]
     path = Path(name).expanduser()
     if path.is_dir():
-        found = [file for file in path.iterdir() if not file.name.startswith(".")]
+        with errors_of_reading(path):
+            found = [file for file in path.iterdir() if not file.name.startswith(".")]
         nothing = (
             f"The directory {name} has no file in it (hidden files and sub-folders are skipped)."
         )
@@ -369,6 +371,7 @@ def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE)
     `ConfigurationError`
         If the file can't be read to its end, or is an archive of files.
     """
+    check_can_read(shard)
     try:
         with open_shard(shard) as file:
             if file.seekable():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import List, Tuple
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import errors_of_reading
 
 # Of a larger file only its beginning, middle and end are read to tell whether it is the same.
 _SAMPLE = 2**16
@@ -41,14 +42,11 @@ class Shards:
         """A hash of what is in them; of large files, of a sample."""
         digest = hashlib.sha256()
         for path in self.paths:
-            try:
-                with open(path, "rb") as file:
-                    size = self._seen[path][0]
-                    for begin in (0, size // 2, max(0, size - _SAMPLE)):
-                        file.seek(begin)
-                        digest.update(file.read(_SAMPLE))
-            except OSError as error:
-                raise ConfigurationError(f"Can't read {path}: {error.strerror}.") from error
+            with errors_of_reading(path), open(path, "rb") as file:
+                size = self._seen[path][0]
+                for begin in (0, size // 2, max(0, size - _SAMPLE)):
+                    file.seek(begin)
+                    digest.update(file.read(_SAMPLE))
         return digest.hexdigest()[:16]
 
     def check(self, path: Path) -> None:
@@ -74,8 +72,6 @@ class Shards:
 
 
 def _look_at(path: Path) -> Tuple[int, int]:
-    try:
+    with errors_of_reading(path):
         status = os.stat(path)
-    except OSError as error:
-        raise ConfigurationError(f"Can't read {path}: {error.strerror}.") from error
     return status.st_size, status.st_mtime_ns

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from transformer_elmo import progress
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import folder_written_whole
+from transformer_elmo.files import folder_written_whole, read_bytes
 from transformer_elmo.text.corpus import (
     DataPath,
     count_lines_of,
@@ -99,7 +99,7 @@ class WordList:
             If it isn't there, or not UTF-8.
         """
         try:
-            content = Path(path).read_bytes()
+            content = read_bytes(path, shown)
             lines = _LINE_END.split(content.decode("utf-8"))
         except UnicodeDecodeError as error:
             line = content[: error.start].count(b"\n") + 1
@@ -107,8 +107,6 @@ class WordList:
                 f"{shown or path}, line {line}: a byte that is not UTF-8 "
                 f"({content[error.start]:#04x}). Convert the file to UTF-8."
             ) from None
-        except OSError as error:
-            raise ConfigurationError(f"Can't read {shown or path}: {error.strerror}.") from None
         if not lines[-1]:
             lines.pop()
         return cls([line.replace("@@NEWLINE@@", "\n") for line in lines], unknown_word)

@@ -1,12 +1,12 @@
 """What a training run has left in its folder, read without running anything."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import read_json
 
 _METRICS_FILE = re.compile(r"metrics_epoch_(\d+)\.json")
 _DURATION = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -87,15 +87,7 @@ def read_training_log(folder: Path) -> TrainingLog:
 
 
 def _json(path: Path) -> Optional[Dict[str, Any]]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigurationError(f"{path} holds no JSON object, but {value!r:.40}.")
-    return value
+    return read_json(path) if path.exists() else None
 
 
 def seconds(duration: Any) -> Optional[float]:

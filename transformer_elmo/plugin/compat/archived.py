@@ -1,6 +1,5 @@
 """Archives and model folders under AllenNLP: unpacked safely, read as tensors only, mapped."""
 
-import json
 import os
 import re
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from transformer_elmo.carried_models import is_language_model
 from transformer_elmo.checked_weights import SOFTMAX
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.experiments import check_sizes
+from transformer_elmo.files import read_json
 from transformer_elmo.legacy import modern_weights
 from transformer_elmo.nn.softmax import making_softmaxes, softmaxes
 from transformer_elmo.plugin.archiving import archive_model
@@ -212,7 +212,7 @@ def _config_beside(path: Union[str, os.PathLike]) -> Any:
     """The config of the model that a file of weights belongs to, if it lies where training or an
     archive has it."""
     try:
-        return json.loads((Path(path).parent / archival.CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(Path(path).parent / archival.CONFIG_NAME)
+    except ConfigurationError:
         # Another program's file of this name.
         return None

@@ -15,7 +15,7 @@ from allennlp.common.params import Params
 from allennlp.models import archival
 
 from transformer_elmo import model_folder
-from transformer_elmo.archived_models import read_json
+from transformer_elmo.archived_models import archived_config
 from transformer_elmo.archives import archive_of
 from transformer_elmo.config_files import evaluated_file, evaluated_overrides
 from transformer_elmo.errors import ConfigurationError
@@ -90,7 +90,7 @@ def _config(
         return experiment_of(model_folder.read_config(folder)[0])
     if source is not None:
         # Somebody else may have written it: it is read and nothing in it is evaluated.
-        return read_json(folder, source)
+        return archived_config(folder, source)
     return evaluated_file(cached_path(params_file), ext_vars)
 
 

@@ -230,6 +230,9 @@ def _problem(checkpointer: Checkpointer, place: Place) -> Optional[str]:
                 whole = sums.get(path.name) == _sum_of(path)
             if not whole:
                 return f"{path.name} is not what was written"
+    except PermissionError:
+        # It may well be whole, and isn't passed over.
+        raise ConfigurationError(f"{path} can't be read: permission denied.") from None
     except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
         return f"{path.name} is not what was written"
     return None
@@ -313,13 +316,7 @@ def dump(value: Any, file: IO[bytes]) -> str:
         The SHA-256 of what was written.
     """
     with _Hashing(file) as hashing:
-        try:
-            torch.save(value, cast(IO[bytes], hashing))
-        except RuntimeError:
-            # What torch says of a write that failed tells nothing.
-            if hashing.error is not None:
-                raise hashing.error from None
-            raise
+        torch.save(value, cast(IO[bytes], hashing))
     return hashing.digest.hexdigest()
 
 
@@ -329,7 +326,6 @@ class _Hashing:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.digest = hashlib.sha256()
-        self.error: Optional[OSError] = None
         self._thread = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "_Hashing":
@@ -339,19 +335,15 @@ class _Hashing:
         self._thread.shutdown()
 
     def write(self, data: Any) -> int:
+        if memoryview(data).nbytes < _LARGE:
+            self.digest.update(data)
+            return self.file.write(data)
+        hashed = self._thread.submit(self.digest.update, data)
         try:
-            if memoryview(data).nbytes < _LARGE:
-                self.digest.update(data)
-                return self.file.write(data)
-            hashed = self._thread.submit(self.digest.update, data)
-            try:
-                return self.file.write(data)
-            finally:
-                # The memory may be another's after this.
-                hashed.result()
-        except OSError as error:
-            self.error = error
-            raise
+            return self.file.write(data)
+        finally:
+            # The memory may be another's after this.
+            hashed.result()
 
     def flush(self) -> None:
         self.file.flush()
