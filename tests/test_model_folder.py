@@ -1,10 +1,13 @@
 """Model folders: what is written opens anywhere, alike, and without AllenNLP."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -292,7 +295,30 @@ def change(path, **changes):
     [
         ({"format": "other"}, '"format"'),
         ({"format_version": 99}, "upgrade transformer-elmo"),
-        ({"model__words__num_highway": "two"}, "num_highway: expected int, got 'two'"),
+        (
+            {"model__words__num_highway": "two"},
+            r"model\.words\.num_highway: expected int of .*'two'",
+        ),
+        ({"model__words__num_characters": 9}, r"model\.words\.num_characters: .* 262, got 9"),
+        ({"model__words__own_characters": {"a": 300}}, r"words\.own_characters: .*'a': 300"),
+        (
+            {"model__words__filters": [[1, 8], [2, 0]]},
+            r"model\.words\.filters: expected int .* got 0",
+        ),
+        ({"model__words__projection_dim": 10**30}, r"model\.words\.projection_dim = 1,000,"),
+        (
+            {"model__words__filters": [[1, 10**30], *[[2, 8]] * 3]},
+            r"model\.words\.filters\.0\.1 = 1,",
+        ),
+        ({"model__contextualizer__input_dim": 0}, r"model\.contextualizer\.input_dim: .* 1, got 0"),
+        (
+            {"model__contextualizer__input_dim": 2**40},
+            r"\d+ contextualizer\.input_dim, the weights 32",
+        ),
+        ({"model__contextualizer__dropout": float("nan")}, r"dropout: .* from 0 to 1, got nan"),
+        ({"model__contextualizer__input_dropout": 2}, r"input_dropout: .* from 0 to 1, got 2"),
+        ({"model__softmax__num_samples": -1}, r"model\.softmax\.num_samples: .* 1, got -1"),
+        ({"model__precision": "float8"}, "precision"),
         ({"model__words__activation": "gelu"}, "activation must be one of relu, tanh"),
         ({"model__contextualizer__num_layers": 1_000_000_000}, "the weights 2"),
         ({"model__contextualizer__hidden_dim": 65}, "hidden_dim|size mismatch"),
@@ -306,6 +332,7 @@ def test_configs_that_cannot_be(folder, changes, message):
     with pytest.raises(ConfigurationError, match=message) as error:
         TransformerElmo.open(folder)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert str(folder) in str(error.value)
 
 
 def test_damaged_folders(folder, tmp_path):
@@ -436,3 +463,80 @@ def test_an_activation_is_written_where_it_is_not_the_original_one(activation):
     assert section.get("activation", "relu") == activation
     assert ("activation" in section) == (activation != "relu")
     assert model_config_of(experiment_of(config), None).contextualizer == config.contextualizer
+
+
+@contextmanager
+def bound_by_permissions():
+    """As a user whom they bind."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_permissions(archive):
+    """What is written has the umask's mode, and what may not be read is said to be that."""
+    path = archive()
+    # Nobody else may look into pytest's folders.
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        folder, run = Path(name, "folder"), Path(name, "run")
+        before = os.umask(0o027)
+        try:
+            TransformerElmo.open(path).save(folder)
+        finally:
+            os.umask(before)
+        modes = {file.stat().st_mode & 0o777 for file in folder.iterdir()}
+        assert modes == {0o640} and folder.stat().st_mode & 0o777 == 0o750
+        shutil.copytree(path.parent, run)
+        for file in (folder, run, run / "vocabulary"):
+            file.chmod(0o755)
+        for file in Path(name).rglob("*.*"):
+            file.chmod(0o644)
+        (run / "vocabulary" / "tokens.txt").chmod(0o644)
+        with bound_by_permissions():
+            for model in (folder, run, run / "model.tar.gz"):
+                TransformerElmo.open(model)
+        for model, names in (
+            (folder, ("config.json", "model.safetensors", "vocabulary.txt", "")),
+            (run, ("config.json", "weights.th", "vocabulary/tokens.txt", "")),
+            (run / "model.tar.gz", ("",)),
+        ):
+            for file in (model / name if name else model for name in names):
+                mode = file.stat().st_mode
+                file.chmod(0)
+                with bound_by_permissions(), pytest.raises(ConfigurationError) as error:
+                    TransformerElmo.open(model)
+                file.chmod(mode)
+                assert "Permission denied" in str(error.value), file
+                assert file.name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "missing", "folder"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocabulary.txt"])
+def test_what_is_no_file(folder, name, kind):
+    """Neither waits without end nor reads without end; a folder that lacks one is still one."""
+    (folder / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(folder / name)
+    elif kind == "device":
+        (folder / name).symlink_to("/dev/zero")
+    elif kind == "folder":
+        (folder / name).mkdir()
+    expected = {"missing": "No such file", "folder": "Is a directory"}.get(kind, "pipe or a device")
+    with pytest.raises(ConfigurationError, match=expected) as error:
+        TransformerElmo.open(folder)
+    assert str(folder / name) in str(error.value)
+
+
+def test_what_is_no_model(tmp_path):
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(
+        ConfigurationError, match=r"no config\.json.*model\.safetensors.*weights\.th"
+    ):
+        TransformerElmo.open(tmp_path / "empty")
+    with pytest.raises(ConfigurationError, match="pipe or a device"):
+        TransformerElmo.open(tmp_path / "fifo")

@@ -26,7 +26,7 @@ from transformer_elmo.carried_models import (
     is_language_model,
 )
 from transformer_elmo.checked_weights import SOFTMAX, Weights, checked, sums_of_zip
-from transformer_elmo.errors import ConfigurationError, first_line
+from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
 from transformer_elmo.experiments import NotStandardError, experiment_of, model_config_of
 from transformer_elmo.files import check_can_read, read_json
 from transformer_elmo.legacy import log_changes, modernize
@@ -85,7 +85,7 @@ def open_archive(path: str, with_softmax: bool = True) -> Optional[Opened]:
     local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
     if not local.exists():
         return None
-    with unpacked(local) as folder:
+    with becoming_a_model(path), unpacked(local) as folder:
         return _open_run(folder, path, with_softmax)
 
 

@@ -30,7 +30,7 @@ import torch
 
 from transformer_elmo import model_folder
 from transformer_elmo import progress as bars
-from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.errors import ConfigurationError, becoming_a_model
 from transformer_elmo.experiments import NotStandardError
 from transformer_elmo.nn.forks import one_thread_in_forks
 from transformer_elmo.nn.language_model import predicted
@@ -216,7 +216,8 @@ class TransformerElmo:
             raise ConfigurationError(
                 f"The path of the language model is empty.{variables_with(name)} {EXPECTED}"
             )
-        model, reader = _opened(name, overrides, weights_file)
+        with becoming_a_model(name):
+            model, reader = _opened(name, overrides, weights_file)
         if precision is not None:
             model.precision = precision
         if compile is not None:

@@ -1,9 +1,11 @@
 """The exception for input that is not as it must be."""
 
 import sys
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 from types import ModuleType
+from typing import Iterator
 
 from transformer_elmo.entry import is_command
 
@@ -46,9 +48,30 @@ except Exception:  # A broken installation fails in its own ways.
             self.message = message
 
 
+@contextmanager
+def becoming_a_model(shown: str) -> Iterator[None]:
+    """
+    Whatever fails in the block, in which the folder or the file that messages call `shown` becomes
+    a model, in one message.
+
+    # Raises
+
+    `ConfigurationError`
+        For any error; those that name the file already, and their subclasses, pass.
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        if shown in str(error) or type(error) is not ConfigurationError:
+            raise
+        raise ConfigurationError(f"{shown}: {error}") from None
+    except Exception as error:
+        raise ConfigurationError(f"{shown} can't be opened: {first_line(error)}") from error
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-__all__ = ["ConfigurationError", "first_line"]
+__all__ = ["ConfigurationError", "becoming_a_model", "first_line"]

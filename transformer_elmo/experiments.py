@@ -2,14 +2,13 @@
 AllenNLP's configs of language models, in its version 2, and what they say of the model.
 """
 
-from typing import Any, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Collection, Dict, List, Optional, Tuple
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.model_config import (
     CharactersConfig,
     ContextualizerConfig,
     ModelConfig,
-    Shape,
     SoftmaxConfig,
     TextConfig,
     WordIdsConfig,
@@ -154,50 +153,6 @@ def experiment_of(config: ModelConfig) -> Dict[str, Any]:
         "data_loader": {"type": "language_modeling", "max_tokens": 2000, "distinct_words": True},
         "trainer": {},
     }
-
-
-def check_sizes(section: Any, shapes: Mapping[str, Shape], source: str) -> None:
-    """
-    Compares a config with weights before a model is built from it: a number too large would take
-    all memory, and an error of that doesn't name the key.
-
-    # Parameters
-
-    section : `Any`
-        A model's section, or any part of one.
-    shapes : `Mapping[str, Shape]`
-        Of the weights.
-    source : `str`
-        What messages call the archive.
-
-    # Raises
-
-    `ConfigurationError`
-        If there are more layers than weights, or sizes that no weight has.
-    """
-    largest = max((size for shape in shapes.values() for size in shape), default=0)
-    for path, key, value in _numbers(section, "model"):
-        if key in ("num_layers", "num_highway"):
-            limit, what = len(shapes), f"there are only {len(shapes)} weights"
-        elif key.endswith("_dim") or key in ("num_embeddings", "filters"):
-            limit, what = largest, f"no dimension of a weight is larger than {largest}"
-        else:
-            continue
-        if value > limit:
-            raise ConfigurationError(f"{source}: the config has {path} = {value:,}, but {what}.")
-
-
-def _numbers(value: Any, path: str, key: str = "") -> Iterator[Tuple[str, str, int]]:
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int):
-        yield path, key, value
-    elif isinstance(value, dict):
-        for name, below in value.items():
-            yield from _numbers(below, f"{path}.{name}", name)
-    elif isinstance(value, list):
-        for number, below in enumerate(value):
-            yield from _numbers(below, f"{path}.{number}", key)
 
 
 def _words(embedder: Any) -> Tuple[str, Any]:

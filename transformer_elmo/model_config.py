@@ -4,10 +4,12 @@ check that weights fit before anything is made.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import (
     Any,
     Dict,
+    Iterator,
     List,
     Mapping,
     Optional,
@@ -28,10 +30,17 @@ from transformer_elmo.nn.softmax import SampledSoftmaxLoss, Softmax, SoftmaxLoss
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 from transformer_elmo.nn.word_embedding import WordEmbedding
 from transformer_elmo.nn.word_encoder import WordEncoder
+from transformer_elmo.text.words import MAX_WORD_LENGTH, WORD_PADDING
 
 ConfigT = TypeVar("ConfigT")
 
 Shape = Tuple[int, ...]
+
+# Of integers, where it isn't 1. Each character has a row; no rows are as many as the vocabulary's.
+_LEAST = {
+    **{"num_highway": 0, "own_characters": 0, "num_embeddings": 0},
+    "num_characters": WORD_PADDING + 2,
+}
 
 
 @dataclass(frozen=True)
@@ -152,17 +161,17 @@ class ModelConfig:
             If it isn't what `to_json` gives; the message names the key.
         """
         value = _object(value, source)
-        words = _object(value.get("words"), f"{source}: words")
+        words = _object(value.get("words"), f"{source}.words")
         kind: Type[Any] = CharactersConfig if "filters" in words else WordIdsConfig
         parts = {
-            "words": _filled(kind, words, f"{source}: words"),
+            "words": _filled(kind, words, f"{source}.words"),
             "contextualizer": _filled(
-                ContextualizerConfig, value.get("contextualizer"), f"{source}: contextualizer"
+                ContextualizerConfig, value.get("contextualizer"), f"{source}.contextualizer"
             ),
-            "text": _filled(TextConfig, value.get("text"), f"{source}: text"),
+            "text": _filled(TextConfig, value.get("text"), f"{source}.text"),
         }
         if value.get("softmax") is not None:
-            parts["softmax"] = _filled(SoftmaxConfig, value["softmax"], f"{source}: softmax")
+            parts["softmax"] = _filled(SoftmaxConfig, value["softmax"], f"{source}.softmax")
         rest = {k: v for k, v in value.items() if k not in (*parts, "softmax")}
         return _filled(cls, {**rest, **parts}, source)
 
@@ -191,6 +200,11 @@ class ModelConfig:
             "words.num_highway": _count(shapes, r"words\.highways\.(\d+)\."),
         }
         expected = {"contextualizer.num_layers": self.contextualizer.num_layers}
+        # Positions are worked out for it.
+        gamma = shapes.get("contextualizer._forward_transformer.norm.gamma")
+        if gamma:
+            expected["contextualizer.input_dim"] = self.contextualizer.input_dim
+            found["contextualizer.input_dim"] = gamma[0]
         if isinstance(self.words, CharactersConfig):
             expected["words.filters"] = len(self.words.filters)
             expected["words.num_highway"] = self.words.num_highway
@@ -199,6 +213,7 @@ class ModelConfig:
                 raise ConfigurationError(
                     f"{source}: the config has {number} {name}, the weights {found[name]}."
                 )
+        check_sizes(asdict(self), shapes, source)
 
     def build(self) -> LanguageModel:
         """
@@ -212,7 +227,18 @@ class ModelConfig:
         words: torch.nn.Module
         if isinstance(self.words, CharactersConfig):
             arguments = _shallow(self.words)
-            del arguments["own_characters"]
+            own = arguments.pop("own_characters")
+            if max(own.values(), default=0) + 1 >= self.words.num_characters:
+                raise ConfigurationError(
+                    f"words.own_characters: the characters are numbered below "
+                    f"{self.words.num_characters - 1}, got {own!r:.80}."
+                )
+            widths = [width for width, _ in self.words.filters]
+            if not 0 < max(widths, default=0) <= MAX_WORD_LENGTH:
+                raise ConfigurationError(
+                    f"words.filters: expected some of widths from 1 to {MAX_WORD_LENGTH}, got "
+                    f"{widths!r:.80}."
+                )
             words = WordEncoder(**arguments)
         else:
             words = WordEmbedding(self.words.num_embeddings, self.words.embedding_dim)
@@ -238,6 +264,54 @@ class ModelConfig:
         return SampledSoftmaxLoss(
             self.softmax.num_words, dim, self.softmax.num_samples, self.softmax.sparse
         )
+
+
+# Keys of sizes, beside those that end with `_dim`.
+_SIZES = ("num_embeddings", "num_characters", "num_words", "filters")
+
+
+def check_sizes(section: Any, shapes: Mapping[str, Shape], source: str) -> None:
+    """
+    Compares a config with weights before a model is built from it: a number too large would take
+    all memory, and an error of that doesn't name the key.
+
+    # Parameters
+
+    section : `Any`
+        A model's section, or any part of one.
+    shapes : `Mapping[str, Shape]`
+        Of the weights.
+    source : `str`
+        What messages call the archive.
+
+    # Raises
+
+    `ConfigurationError`
+        If there are more layers than weights, or sizes that no weight has.
+    """
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for path, key, value in _numbers(section, "model"):
+        if key in ("num_layers", "num_highway"):
+            limit, what = len(shapes), f"there are only {len(shapes)} weights"
+        elif key.endswith("_dim") or key in _SIZES:
+            limit, what = largest, f"no dimension of a weight is larger than {largest}"
+        else:
+            continue
+        if value > limit:
+            raise ConfigurationError(f"{source}: the config has {path} = {value:,}, but {what}.")
+
+
+def _numbers(value: Any, path: str, key: str = "") -> Iterator[Tuple[str, str, int]]:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield path, key, value
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            yield from _numbers(below, f"{path}.{name}", name)
+    elif isinstance(value, (list, tuple)):
+        for number, below in enumerate(value):
+            yield from _numbers(below, f"{path}.{number}", key)
 
 
 def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
@@ -268,31 +342,42 @@ def _filled(kind: Type[ConfigT], value: Any, source: str) -> ConfigT:
         if name not in value and of.default is MISSING and of.default_factory is MISSING:
             raise ConfigurationError(f"{source}: the key {name!r} is missing.")
     types = get_type_hints(kind)
-    return kind(**{name: _typed(v, types[name], f"{source}: {name}") for name, v in value.items()})
+    return kind(
+        **{
+            name: _typed(v, types[name], f"{source}.{name}", _LEAST.get(name, 1))
+            for name, v in value.items()
+        }
+    )
 
 
-def _typed(value: Any, wanted: Any, source: str) -> Any:
+def _typed(value: Any, wanted: Any, source: str, least: int) -> Any:
+    """The value, if it is of the type `wanted` and in its range: integers are `least` or more."""
     origin = get_origin(wanted)
     arguments: Tuple[Any, ...] = get_args(wanted)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if origin is Union:
-        for choice in arguments:
-            try:
-                return _typed(value, choice, source)
-            except ConfigurationError:
-                continue
-    elif origin is list and isinstance(value, (list, tuple)):
-        return [_typed(item, arguments[0], source) for item in value]
-    elif origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
-        return tuple(_typed(item, kind, source) for item, kind in zip(value, arguments))
-    elif origin is dict and isinstance(value, dict):
-        return value
-    elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        *others, last = (kind for kind in arguments if value is None or kind is not type(None))
+        for choice in others:
+            with suppress(ConfigurationError):
+                return _typed(value, choice, source, least)
+        return _typed(value, last, source, least)
+    if origin is list and isinstance(value, (list, tuple)):
+        return [_typed(item, arguments[0], source, least) for item in value]
+    if origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
+        return tuple(_typed(item, kind, source, least) for item, kind in zip(value, arguments))
+    if origin is dict and isinstance(value, dict):
+        return {k: _typed(v, arguments[1], f"{source}.{k}", least) for k, v in value.items()}
+    # All of these are rates of dropout.
+    if wanted is float and is_number and 0 <= value <= 1:
         return float(value)
-    elif (wanted is int and isinstance(value, int) and not isinstance(value, bool)) or (
-        isinstance(wanted, type) and wanted is not int and isinstance(value, wanted)
-    ):
+    if wanted is int and is_number and isinstance(value, int) and value >= least:
         return value
-    name = getattr(wanted, "__name__", str(wanted).replace("typing.", ""))
+    if wanted is Any:
+        return value
+    if wanted not in (int, float) and isinstance(wanted, type) and isinstance(value, wanted):
+        return value
+    names = {int: f"int of at least {least}", float: "float from 0 to 1"}
+    name = names.get(wanted) or getattr(wanted, "__name__", str(wanted).replace("typing.", ""))
     raise ConfigurationError(f"{source}: expected {name}, got {value!r:.80}.")
 
 

@@ -29,7 +29,7 @@ from transformer_elmo.checked_weights import (
     metadata_of,
     sums_of_metadata,
 )
-from transformer_elmo.errors import ConfigurationError, first_line
+from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
 from transformer_elmo.files import check_can_read, folder_written_whole, json_text, read_json
 from transformer_elmo.model_config import (
     CharactersConfig,
@@ -110,7 +110,7 @@ def read_config(folder: Path) -> Tuple[ModelConfig, Dict[str, Any]]:
             f"to {VERSION}: upgrade transformer-elmo."
         )
     card = content.get("card")
-    config = ModelConfig.from_json(content.get("model"), str(path))
+    config = ModelConfig.from_json(content.get("model"), f"{path}: model")
     return config, card if isinstance(card, dict) else {}
 
 
@@ -128,12 +128,13 @@ def open_folder(folder: Union[str, "os.PathLike[str]"], with_softmax: bool = Tru
         If it isn't a model folder, or its parts don't fit together.
     """
     folder = Path(folder)
-    config, card = read_config(folder)
-    if not with_softmax:
-        config = config.without_softmax()
-    weights = read_weights(folder / WEIGHTS, with_softmax)
-    vocabulary = read_vocabulary(folder, config)
-    model = model_of(config, weights, str(folder))
+    with becoming_a_model(str(folder)):
+        config, card = read_config(folder)
+        if not with_softmax:
+            config = config.without_softmax()
+        weights = read_weights(folder / WEIGHTS, with_softmax)
+        vocabulary = read_vocabulary(folder, config)
+        model = model_of(config, weights, str(folder))
     model.card = card
     return Opened(model, reader_of(config, vocabulary), config, card)
 
@@ -222,21 +223,15 @@ def model_of(
             small = not core.startswith("softmax.")
             state[core] = tensor.float() if small else tensor
     config.check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, source)
-    try:
-        with torch.device("meta"), softmaxes("to be loaded"):
-            model = config.build()
-    except (RuntimeError, ValueError, OverflowError) as error:
-        # Sizes that no computer has room for.
-        raise ConfigurationError(
-            f"{source}: no model can be built from the config: {first_line(error)}"
-        ) from None
+    with torch.device("meta"), softmaxes("to be loaded"):
+        model = config.build()
     try:
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         # The first line only announces the others.
         differences = [line.strip() for line in str(error).splitlines()[1:]]
         raise ConfigurationError(
-            f"{source}: the weights aren't those of the config. {differences[0]}"
+            f"{source}: the weights aren't those of the config. {[*differences, error][0]}"
         ) from None
     if missing or unexpected:
         raise ConfigurationError(

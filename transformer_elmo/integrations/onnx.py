@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 import numpy as np
 from numpy.typing import NDArray
 
-from transformer_elmo.errors import ConfigurationError, first_line
+from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
 from transformer_elmo.model_config import WordIdsConfig
 from transformer_elmo.model_folder import (
     VOCABULARY,
@@ -73,20 +73,21 @@ class OnnxElmo:
         **options: Any,
     ) -> None:
         folder = Path(folder).absolute()
-        config, _ = read_config(folder)
-        vocabulary = WordList([])
-        self._by_ids = isinstance(config.words, WordIdsConfig)
-        if self._by_ids:
-            vocabulary = WordList.read(folder / VOCABULARY)
-            check_vocabulary(config, vocabulary, str(folder))
-        self._reader = reader_of(config, vocabulary)
+        with becoming_a_model(str(folder)):
+            config, _ = read_config(folder)
+            vocabulary = WordList([])
+            self._by_ids = isinstance(config.words, WordIdsConfig)
+            if self._by_ids:
+                vocabulary = WordList.read(folder / VOCABULARY)
+                check_vocabulary(config, vocabulary, str(folder))
+            self._reader = reader_of(config, vocabulary)
+            self._session = _session(folder / MODEL, options)
+            self.num_layers, _, _, self.dim = self._session.get_outputs()[0].shape
         if tokenizer is not None:
             self._reader.split = tokenizer_of(tokenizer)
         self.max_tokens = max_tokens
         self.segment_length = segment_length
         self._folder, self._options = folder, options
-        self._session = _session(folder / MODEL, options)
-        self.num_layers, _, _, self.dim = self._session.get_outputs()[0].shape
 
     def __getstate__(self) -> Dict[str, Any]:
         # onnxruntime's sessions can't be pickled.

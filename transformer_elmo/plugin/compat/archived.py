@@ -20,9 +20,9 @@ from transformer_elmo.archives import archive_of, extracted_archive
 from transformer_elmo.carried_models import is_language_model
 from transformer_elmo.checked_weights import SOFTMAX
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.experiments import check_sizes
 from transformer_elmo.files import read_json
 from transformer_elmo.legacy import modern_weights
+from transformer_elmo.model_config import check_sizes
 from transformer_elmo.nn.softmax import making_softmaxes, softmaxes
 from transformer_elmo.plugin.archiving import archive_model
 from transformer_elmo.plugin.patches import wrap
