@@ -60,8 +60,9 @@ def __getattr__(name: str) -> object:
     why_not = _plugin_import.load()
     if why_not:
         raise ImportError(
-            f"{name} is a part of AllenNLP's plugin and needs AllenNLP, {why_not}. Install it:\n"
-            "    pip install 'transformer-elmo[allennlp]'\n"
+            f"{name} is a part of AllenNLP's plugin and needs AllenNLP, {why_not}. Install it, in "
+            "a checkout of transformer-elmo:\n"
+            "    pip install '.[allennlp]'\n"
             "    pip install --no-deps allennlp==2.10.1\n"
             f"    python -m {_plugin_import.STAND_IN}"
         )

@@ -23,6 +23,7 @@ from typing import (
     Tuple,
     TypeVar,
     Union,
+    cast,
 )
 
 import numpy as np
@@ -263,23 +264,22 @@ class TransformerElmo:
             If the folder is taken or can't be written, or the model has parts that a folder has no
             place for; if ONNX's packages aren't there.
         """
-        config = getattr(self.model, "config", None)
-        if config is None:
-            raise ConfigurationError(
-                "This model has parts that the model folder has no place for: "
-                f"{getattr(self.model, 'not_standard', 'it was put together by hand')}"
-            )
         if with_softmax:
             self._check_softmax()
-        reader: Any = self._reader
-        opened = model_folder.Opened(self.model, reader, config, self.model.card)
+        model, reader = self.model, self._reader
+        if hasattr(model, "as_core"):
+            # AllenNLP's: what it was built from can be read from its modules.
+            model, reader = model.as_core(reader)
+        if model.config is None:
+            raise ConfigurationError("This model was put together by hand, and has no config.")
+        opened = model_folder.Opened(model, cast(Any, reader), model.config, model.card)
         more: Optional[Callable[[Path], None]] = None
         if onnx:
             # Nobody else needs its packages.
             from transformer_elmo.onnx_graph import check_packages, write_onnx
 
             check_packages()
-            more = partial(write_onnx, self.model)
+            more = partial(write_onnx, model)
         model_folder.save_folder(
             opened,
             folder,

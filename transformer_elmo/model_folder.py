@@ -8,7 +8,6 @@ A language model as a folder that needs no AllenNLP to be opened:
     model.onnx          if wanted, its vectors for ONNX's runtimes: `onnx_graph`
 """
 
-import json
 import os
 import zlib
 from contextlib import contextmanager, suppress
@@ -438,7 +437,8 @@ elmo = TransformerElmo.open("path/of/this/folder")
 {code}
 ```
 
-Needs `pip install transformer-elmo`.
+Needs the Python package transformer-elmo: `pip install PATH`, where PATH is a checkout of its
+repository, or `git+` and the repository's address.
 """
 
 

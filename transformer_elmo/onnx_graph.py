@@ -62,7 +62,7 @@ MOST_WITHIN = 2**30
 # The first with `torch.onnx.export(dynamic_shapes=...)`.
 _FIRST_TORCH = (2, 6)
 
-INSTALL = "pip install 'transformer-elmo[onnx]'"
+INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
 class CharacterWords(torch.nn.Module):

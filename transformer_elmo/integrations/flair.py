@@ -26,8 +26,7 @@ def __getattr__(name: str) -> Any:
         from transformer_elmo.integrations import _flair
     except ImportError as error:
         raise ImportError(
-            f"{__name__} can't import flair ({error}). Install it: pip install "
-            "'transformer-elmo[flair]'"
+            f"{__name__} can't import flair ({error}). Install it: pip install flair"
         ) from error
     return getattr(_flair, name)
 

@@ -1,7 +1,7 @@
 """Sentences as AllenNLP's dataset readers and indexers turn them into batches."""
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -14,23 +14,40 @@ from allennlp.data import (
     Tokenizer,
 )
 from allennlp.data.fields import TextField
+from allennlp.data.token_indexers import ELMoTokenCharactersIndexer, SingleIdTokenIndexer
+from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder, TextFieldEmbedder
+from allennlp.modules.token_embedders import Embedding, EmptyEmbedder
 from allennlp.nn import util
 from numpy.typing import NDArray
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.batch import HostFacts, longest_word
+from transformer_elmo.experiments import NotStandardError
+from transformer_elmo.model_config import (
+    CharactersConfig,
+    ContextualizerConfig,
+    ModelConfig,
+    SoftmaxConfig,
+    TextConfig,
+    WordIdsConfig,
+)
+from transformer_elmo.model_folder import check_vocabulary, model_of, reader_of
+from transformer_elmo.nn.batch import BatchReader, HostFacts, longest_word
 from transformer_elmo.nn.language_model import Encoded
+from transformer_elmo.nn.language_model import LanguageModel as CoreModel
 from transformer_elmo.nn.softmax import Softmax
+from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
 from transformer_elmo.plugin.dataset_reader import reader_attribute
 from transformer_elmo.plugin.indexers import column_of, fits_a_table
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.plugin.text_fields import FACTS, forget_words
+from transformer_elmo.plugin.text_fields import FACTS, forget_words, is_character_cnn
 from transformer_elmo.plugin.tokenizers import tokenizer_named
 from transformer_elmo.plugin.vocabulary import word_list
 from transformer_elmo.text.corpus import Sentence
 from transformer_elmo.text.sentences import indexed_words, words_of
-from transformer_elmo.text.vocabulary import WordList
+from transformer_elmo.text.vocabulary import NAMESPACE, PADDING, UNKNOWN, WordList
 from transformer_elmo.text.words import CharacterIds
+
+WordsConfig = Union[CharactersConfig, WordIdsConfig]
 
 
 @dataclass(frozen=True)
@@ -67,14 +84,45 @@ class DatasetSentenceReader:
                 f"The archive's dataset reader, a {type(reader).__name__}, has no token_indexers. "
                 "Expected one of the kind simple_language_modeling."
             )
-        if tokenizer is None:
-            tokenizer = reader_attribute(reader, "tokenizer")
-        self.split = allennlp_tokenizer(tokenizer)
+        self._tokenizer: Any = reader_attribute(reader, "tokenizer")
+        self.split = allennlp_tokenizer(self._tokenizer if tokenizer is None else tokenizer)
         self._model = model
         self.vocabulary: WordList = word_list(model.vocab)
         self.start_tokens = _texts(reader_attribute(reader, "start_tokens"))
         self.end_tokens = _texts(reader_attribute(reader, "end_tokens"))
         self._by_words = all(map(fits_a_table, self._indexers.values()))
+
+    def text_config(self, words: WordsConfig, words_name: str) -> TextConfig:
+        """
+        How it reads, for a model that embeds the tokens called `words_name`, whose own characters
+        are added to `words`.
+
+        # Raises
+
+        `NotStandardError`
+            If the core can't read so.
+        """
+        ids, characters = self._indexers.get("tokens"), self._indexers.get(words_name)
+        if (
+            type(ids) is not SingleIdTokenIndexer
+            or ids.namespace != NAMESPACE
+            or not self._by_words
+        ):
+            raise _no_place(f"its token indexers are {sorted(self._indexers)}")
+        vocab = self._model.vocab
+        names = (vocab._padding_token, vocab._oov_token, self.vocabulary[0])
+        if names != (PADDING, UNKNOWN, PADDING):
+            raise _no_place("its vocabulary has other words for padding and for unknown words")
+        try:
+            tokenizer = self._tokenizer.to_params().as_dict(quiet=True)
+        except NotImplementedError:
+            kind = type(self._tokenizer).__name__
+            raise _no_place(f"its reader's tokenizer, a {kind}, doesn't say what it is") from None
+        if isinstance(words, CharactersConfig):
+            if not isinstance(characters, ELMoTokenCharactersIndexer):
+                raise _no_place(f"it has no indexer elmo_characters for {words_name}")
+            words.own_characters.update(characters._mapper.tokens_to_add)
+        return TextConfig(tokenizer, self.start_tokens, self.end_tokens, ids.lowercase_tokens)
 
     def words(self, sentence: Sentence) -> List[str]:
         """The words of a sentence, without boundary tokens."""
@@ -166,6 +214,43 @@ class _Split:
         return [str(token.text) for token in self.tokenizer.tokenize(text)]
 
 
+def _no_place(part: str) -> NotStandardError:
+    return NotStandardError(f"The model folder has no place for this model: {part}.")
+
+
+def _words_of(embedder: TextFieldEmbedder) -> Tuple[str, WordsConfig]:
+    """The name of the tokens that are embedded, and how."""
+    found = {
+        name: module
+        for name, module in getattr(embedder, "_token_embedders", {}).items()
+        if not isinstance(module, EmptyEmbedder)
+    }
+    if type(embedder) is not BasicTextFieldEmbedder or len(found) != 1:
+        raise _no_place(
+            f"its text field embedder embeds {sorted(found) or type(embedder).__name__}"
+        )
+    ((name, module),) = found.items()
+    if type(module) is Embedding and module._projection is None:
+        return name, WordIdsConfig(module.num_embeddings, module.output_dim)
+    if not is_character_cnn(module):
+        raise _no_place(f"its token embedder {name} is a {type(module).__name__}")
+    cnn = module._encoder._module
+    num_characters, character_dim = module._embedding._module.weight.shape
+    return name, CharactersConfig(
+        num_characters,
+        character_dim,
+        [
+            (convolution.kernel_size[0], convolution.out_channels)
+            for convolution in cnn._convolutions
+        ],
+        len(cnn._highways._layers),
+        cnn.output_dim,
+        "tanh" if cnn._activation is torch.nn.functional.tanh else "relu",
+        cnn._projection_location,
+        hasattr(cnn._layer_norm, "gamma"),
+    )
+
+
 class EncodingModel(torch.nn.Module):
     """
     AllenNLP's language model with the face of the core's, for `TransformerElmo`.
@@ -178,6 +263,48 @@ class EncodingModel(torch.nn.Module):
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.language_model = model
+
+    def as_core(self, reader: DatasetSentenceReader) -> Tuple[CoreModel, BatchReader]:
+        """
+        The same model, with the same weights, and its reader as the core has them.
+
+        # Raises
+
+        `NotStandardError`
+            If a part of it isn't Transformer ELMo's.
+        """
+        model, softmax = self.language_model, self.softmax
+        name, words = _words_of(model._text_field_embedder)
+        contextualizer = model._contextualizer
+        if type(contextualizer) is not BidirectionalLanguageModelTransformer:
+            raise _no_place(f"its contextualizer is a {type(contextualizer).__name__}")
+        layer = contextualizer._layers()[0]
+        config = ModelConfig(
+            words,
+            ContextualizerConfig(
+                contextualizer.input_dim,
+                layer.feed_forward.w_1.out_features,
+                contextualizer.num_layers,
+                layer.self_attn.dropout.p,
+                contextualizer._dropout.p,
+                "relu_squared" if layer.feed_forward.is_squared else "relu",
+            ),
+            reader.text_config(words, name),
+            None
+            if softmax is None
+            else SoftmaxConfig(
+                softmax.word_weights()[0].size(0),
+                getattr(softmax, "num_samples", None),
+                getattr(softmax, "sparse", False),
+            ),
+            model._dropout.p,
+            model.precision,
+            name,
+        )
+        vocabulary = WordList(reader.vocabulary.words)
+        check_vocabulary(config, vocabulary, "This model")
+        core = model_of(config, model.state_dict(), "This model")
+        return core, reader_of(config, vocabulary)
 
     def forget_words(self) -> None:
         forget_words(self.language_model)

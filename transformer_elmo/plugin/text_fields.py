@@ -122,7 +122,7 @@ def embed_text_field(embedder: TextFieldEmbedder, source: TextFieldTensors) -> t
         Shape `(batch_size, timesteps, embedder.get_output_dim())`.
     """
     if type(embedder) is not BasicTextFieldEmbedder or not any(
-        _is_character_cnn(module) for module in embedder._token_embedders.values()
+        is_character_cnn(module) for module in embedder._token_embedders.values()
     ):
         return embedder({name: _occurrences(tensors) for name, tensors in source.items()})
 
@@ -130,7 +130,7 @@ def embed_text_field(embedder: TextFieldEmbedder, source: TextFieldTensors) -> t
     for name, module in sorted(embedder._token_embedders.items()):
         if isinstance(module, EmptyEmbedder):
             continue
-        if name in source and _is_character_cnn(module):
+        if name in source and is_character_cnn(module):
             vectors.append(_embed_characters(cast(TokenCharactersEncoder, module), source[name]))
         else:
             # The basic embedder matches tensors with arguments; one over this entry alone does it
@@ -142,7 +142,7 @@ def embed_text_field(embedder: TextFieldEmbedder, source: TextFieldTensors) -> t
     return torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
 
 
-def _is_character_cnn(module: torch.nn.Module) -> bool:
+def is_character_cnn(module: torch.nn.Module) -> bool:
     return isinstance(module, TokenCharactersEncoder) and isinstance(
         module._encoder._module, CnnHighwayEncoder
     )
