@@ -245,7 +245,7 @@ def read_json(path: PathLike, shown: Optional[str] = None) -> Dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{shown or path} is not JSON: {first_line(error)}.") from None
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{shown or path} is not a config: it holds no object.")
+        raise ConfigurationError(f"{shown or path} holds no JSON object.")
     return content
 
 

@@ -3,18 +3,14 @@ import hashlib
 import os
 import shutil
 import zipfile
-from contextlib import contextmanager
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from allennlp.training.checkpointer import Checkpointer
 
 from tests.plugin.tiny_run import make_trainer, write_corpus
+from transformer_elmo import files
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import written_whole
-from transformer_elmo.plugin.runs import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +142,16 @@ class FullDisk:
     """A disk with so many bytes of room."""
 
     def __init__(self, room):
-        self.room = room
+        class File(files._File):
+            def write(self, data):
+                nonlocal room
+                room -= memoryview(data).nbytes
+                if room < 0:
+                    self.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    raise self.error
+                return super().write(data)
 
-    @contextmanager
-    def written_whole(self, path, **options):
-        with written_whole(path, **options) as file:
-            yield SimpleNamespace(write=partial(self.write, file), flush=file.flush)
-
-    def write(self, file, data):
-        self.room -= memoryview(data).nbytes
-        if self.room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return file.write(data)
+        self.file = File
 
 
 class TestSaving:
@@ -174,7 +168,7 @@ class TestSaving:
             disk = FullDisk(room)
             trainer._batches_in_epoch_completed += 1
             with monkeypatch.context() as patch:
-                patch.setattr(checkpoints, "written_whole", disk.written_whole)
+                patch.setattr(files, "_File", disk.file)
                 with pytest.raises(ConfigurationError, match="no space is left") as error:
                     checkpointer.save_checkpoint(trainer)
             assert str(tmp_path / "new") in str(error.value)
