@@ -71,6 +71,14 @@ def test_what_a_machine_can_does_not_depend_on_the_program(surroundings):
         largest_weight.cache_clear()
 
 
+def test_weights_of_any_layout():
+    rows, weight = torch.randn(4, 16), torch.randn(40, 24)
+    for part in (weight.t()[:, 3:19], weight[2:9, 5:21], weight[:, :16]):
+        like = part.clone(memory_format=torch.contiguous_format)
+        found = [int8.int8_product(rows, int8_weight(weight)) for weight in (part, like)]
+        assert torch.equal(*found)
+
+
 def test_rows_without_numbers():
     weight, bias = torch.randn(5, 8), torch.randn(5)
     rows = torch.stack([torch.zeros(8), torch.full((8,), torch.nan), torch.randn(8)])

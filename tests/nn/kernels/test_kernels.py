@@ -70,7 +70,7 @@ def test_linear_gradients_that_repeat_themselves_in_memory():
 
 @pytest.mark.parametrize("wanted", range(3))
 def test_linear_makes_only_gradients_that_are_asked_for(wanted):
-    tensors = [torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)]
+    tensors = [torch.randn(8, 3), torch.randn(2, 3), torch.randn(2)]
     tensors[wanted].requires_grad_()
     with mock.patch.object(torch, "mm", wraps=torch.mm) as mm, watched() as ways:
         linear(*tensors).sum().backward()

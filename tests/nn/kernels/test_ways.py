@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.device.pretend import moved, pretend_device
 from tests.small_lm import model_config, random_sentences, tensors
@@ -16,7 +17,7 @@ from transformer_elmo.nn.kernels import attention, compiled, token_losses
 from transformer_elmo.nn.kernels.attention import causal_attention
 from transformer_elmo.nn.kernels.compiled import Compilable, compiling, is_wanted
 from transformer_elmo.nn.kernels.dropout import Dropout
-from transformer_elmo.nn.kernels.linear import linear, packed, product
+from transformer_elmo.nn.kernels.linear import FEWEST_ROWS, layout, linear, packed, product
 from transformer_elmo.nn.kernels.precision import in_precision
 from transformer_elmo.nn.kernels.ways import taken, watched
 
@@ -105,7 +106,7 @@ def test_ways_of_a_model_in_bfloat16(make_model, vocabulary):
 
 @needs_onednn
 def test_linear_goes_by_onednn():
-    rows, weight, bias = torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)
+    rows, weight, bias = torch.randn(8, 3), torch.randn(2, 3), torch.randn(2)
     rows.requires_grad_()
     with watched() as ways:
         linear(rows, weight, bias).sum().backward()
@@ -119,6 +120,72 @@ def test_linear_goes_by_onednn():
             linear(rows, weight, bias)
             product(rows, weight)
     assert ways == {"linear: torch": 5}
+
+
+class PrivateProducts(TorchDispatchMode):
+    """Notes the weights that PyTorch's private product is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.mkldnn._linear_pointwise.default:
+            self.weights.append((args[0].size(0), args[1]))
+        return func(*args, **(kwargs or {}))
+
+    def assert_measured(self):
+        for num_rows, weight in self.weights:
+            assert weight.is_mkldnn or num_rows >= FEWEST_ROWS[layout(weight)]
+
+
+WIDE = torch.randn(30, 40)
+OF_LAYOUTS = {
+    "rows": [WIDE, WIDE[3:9], WIDE[4:5], torch.randn(61)[1:].view(6, 10), WIDE[:, :1].clone()],
+    "columns": [WIDE.t(), WIDE.t()[:, 3:9], torch.randn(61)[1:].view(6, 10).t()],
+    None: [
+        *(WIDE.t()[3:9], WIDE[:, 3:9], WIDE[::2], WIDE[:, ::3], WIDE.t()[4:5], WIDE[:, 4:5]),
+        *(WIDE[:1].expand(6, -1), WIDE[:, :1].expand(-1, 6), WIDE.t()[3:9, 2:7]),
+    ],
+}
+
+
+@needs_onednn
+@pytest.mark.parametrize("expected", list(OF_LAYOUTS))
+@pytest.mark.parametrize("num_rows", [1, 7, 8, 1023, 1024])
+def test_private_product_gets_layouts_that_were_measured(expected, num_rows):
+    for weight in OF_LAYOUTS[expected]:
+        assert layout(weight) == expected
+        wide = torch.randn(num_rows, weight.size(1) + 3)
+        for rows in (
+            wide[:, 3:],
+            wide[:, 3:].t().contiguous().t(),
+            wide[:1, 3:].expand(num_rows, -1),
+        ):
+            with PrivateProducts() as products:
+                found = product(rows, weight)
+            products.assert_measured()
+            assert bool(products.weights) == (num_rows >= FEWEST_ROWS.get(expected, 1024))
+            assert torch.allclose(found, rows @ weight.t(), atol=1e-4)
+
+
+@needs_onednn
+@pytest.mark.parametrize("softmax", [{"num_samples": None}, {}, {"sparse_embeddings": False}])
+@pytest.mark.parametrize("memory", [20, 2**21])
+def test_a_model_asks_for_no_other_private_product(
+    make_model, vocabulary, monkeypatch, softmax, memory
+):
+    """Although the full softmax works on slices of a transposed weight, block by block."""
+    monkeypatch.setattr(token_losses, "CPU_LOGITS_IN_MEMORY", memory)
+    model = make_model(**model_config(**softmax))
+    with PrivateProducts() as products:
+        for count in (1, 5):
+            batch = tensors(random_sentences(count), vocabulary)
+            model.train()(**batch)["loss"].backward()
+            with torch.no_grad():
+                model.eval()(**batch)
+    assert products.weights
+    products.assert_measured()
 
 
 @needs_onednn

@@ -115,7 +115,8 @@ def rounded_weight(weight: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def _packed(integers: torch.Tensor, scales: torch.Tensor) -> Int8Weight:
-    packed = torch.ops.onednn.qlinear_prepack(integers, None)
+    # From any other layout PyTorch makes other numbers.
+    packed = torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)
     return Int8Weight(packed, scales, torch.zeros_like(scales, dtype=torch.int32))
 
 

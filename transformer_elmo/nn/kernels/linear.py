@@ -9,6 +9,7 @@ With the few rows of a single sentence, oneDNN spends a quarter of a product's t
 weight out in its own order. A weight that stands still can be laid out once: see `packed`.
 """
 
+import math
 import os
 from typing import Any, Optional, Tuple, Union
 
@@ -74,29 +75,42 @@ def packed(weight: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
 
 
+# The layouts of a weight that PyTorch's private operation has been measured with, and the fewest
+# rows that it is the faster one for (`scripts/benchmark/products.py`: half of MKL's time on an AMD
+# EPYC). With any other, such as a slice of a transposed weight, oneDNN takes its reference code,
+# which is 1,000 times slower.
+FEWEST_ROWS = {"rows": 2, "columns": 8}
+# For so many rows a copy of a weight in another layout costs nothing beside the product.
+_ROWS_WORTH_A_COPY = 1024
+
+
+def layout(weight: torch.Tensor) -> Optional[str]:
+    """
+    "rows" if a matrix lies in memory row after row, "columns" if column after column, both without
+    gaps; `None` for any other layout.
+    """
+    height, width = weight.shape
+    # PyTorch doesn't look at the stride of a dimension of size 1, but oneDNN does.
+    if weight.stride() == (width, 1):
+        return "rows"
+    return "columns" if weight.stride() == (1, height) else None
+
+
 def product(
     rows: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None
 ) -> torch.Tensor:
     """
-    `torch.nn.functional.linear` for a matrix, without a gradient.
-
-    # Parameters
-
-    rows : `torch.Tensor`
-        Shape `(num_rows, input_dim)`.
-    weight : `torch.Tensor`
-        Shape `(output_dim, input_dim)`.
-    bias : `torch.Tensor`, optional (default = `None`)
-        Shape `(output_dim,)`.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_rows, output_dim)`.
+    `torch.nn.functional.linear` for matrices of any layout, without a gradient: from shapes
+    `(num_rows, input_dim)`, `(output_dim, input_dim)` and `(output_dim,)` to
+    `(num_rows, output_dim)`.
     """
     if _by_onednn(rows):
-        taken("linear", "oneDNN")
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        if layout(weight) is None and rows.size(0) >= _ROWS_WORTH_A_COPY:
+            # In the same order of dimensions, without gaps.
+            weight = weight.clone()
+        if rows.size(0) >= FEWEST_ROWS.get(layout(weight) or "", math.inf):
+            taken("linear", "oneDNN")
+            return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     taken("linear", "torch")
     return F.linear(rows, weight, bias)
 

@@ -233,7 +233,14 @@ class _ExactTokenLoss(torch.autograd.Function):
                 if grad_embeddings is not None:
                     grad_embeddings.addmm_(probabilities, words)
                 if grad_weight is not None:
-                    grad_weight[start : start + block] = torch.mm(probabilities.t(), scaled)
+                    # In place, and as it lies in memory: a copy the other way round takes longer.
+                    of_words = grad_weight[start : start + block]
+                    if of_words.dtype == ctx.dtype:
+                        torch.mm(probabilities.t(), scaled, out=of_words)
+                    elif of_words.stride(0) == 1:
+                        of_words.t().copy_(torch.mm(scaled.t(), probabilities))
+                    else:
+                        of_words.copy_(torch.mm(probabilities.t(), scaled))
             if grad_embeddings is not None:
                 grad_embeddings = (grad_embeddings - weight[targets]).mul_(grad)
                 grad_embeddings = grad_embeddings.to(embeddings.dtype)
