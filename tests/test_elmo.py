@@ -303,7 +303,8 @@ def test_lines():
     # What is no list of words is text.
     for line in ('["the" cat', '["the", 3]', "[] the", '[ " the " ]', '["the", "cat"] said he'):
         assert parse_line(line) == line
-    for line in ('{"tokens": 3}', '{"tokens": [3]}', '{"word": []}', '{"tokens": ['):
+    too_long = f'{{"n": {"9" * 5000}}}'
+    for line in ('{"tokens": 3}', '{"tokens": [3]}', '{"word": []}', '{"tokens": [', too_long):
         with pytest.raises(ConfigurationError, match=r"^Line 4 "):
             parse_line(line, number=4)
     with pytest.raises(ConfigurationError, match="JSON"):

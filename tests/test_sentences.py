@@ -108,6 +108,25 @@ def test_what_is_a_sentence(elmo, value):
     assert elmo.fill({"sentence": "the ___."}) == elmo.fill(["the", "___", "."])
 
 
+def test_columns_are_read_and_tables_are_not(elmo):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"text": ["the cat", "a dog"], "tokens": [WORDS, ["a"]]})
+    expected = [WORDS, ["a"]]
+    for sentences in (
+        table["tokens"],
+        table["tokens"].values,
+        table[["tokens"]].to_dict("records"),
+    ):
+        assert [scores.tokens[1:-1] for scores in elmo.score(sentences)] == expected
+    assert elmo.words(pandas.Series(WORDS)) == WORDS
+    for wrong in (table, table.groupby("text"), {"a": table}):
+        with pytest.raises(TypeError):
+            elmo.score(wrong)
+    for wrong in (table, table.iloc[0], ("x", table.iloc[0])):
+        with pytest.raises(TypeError, match="A sentence is"):
+            elmo.words(wrong)
+
+
 @pytest.mark.parametrize(
     "value",
     ["the cat", b"the cat", {"tokens": WORDS}, {"the cat"}, {"the": 1}.keys(), Table(), None, 3],

@@ -46,6 +46,11 @@ class TestWithoutModels:
 
     def test_words_of_a_language(self, no_models, caplog):
         assert texts(spacy("fi", False).tokenize("Don't go.")) == ["Don't", "go", "."]
+        # JSON may bring along what is no character.
+        assert texts(spacy("fi", False).tokenize("\ud83d go")) == ["\ufffd", "go"]
+        assert list(map(texts, spacy("fi", False).batch_tokenize(["a \ud83d"]))) == [
+            ["a", "\ufffd"]
+        ]
         assert not caplog.text
 
     @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "input_file",
-        help="text, one sentence a line, or JSON lines with a list of words as tokens; "
+        help="one sentence a line: text, or JSON with a list of words as tokens or a text as text; "
         "may be compressed; blank lines keep their numbers; - for the standard input",
     )
     parser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")

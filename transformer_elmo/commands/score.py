@@ -51,8 +51,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "input_file",
-        help="text, one sentence a line, or JSON lines with a list of words as tokens; - for the "
-        "standard input",
+        help="one sentence a line: text, or JSON with a list of words as tokens or a text as text; "
+        "- for the standard input",
     )
     parser.add_argument(
         "--output-file", type=Path, help="where results go; by default the standard output"

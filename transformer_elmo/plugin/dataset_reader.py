@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 @DatasetReader.register("simple_language_modeling", exist_ok=True)
 class SimpleLanguageModelingDatasetReader(DatasetReader):
     """
-    Reads text, one sentence a line, for language modeling. Lines end with `\\n` or `\\r\\n`; blank
-    lines are skipped. The data path is whatever :func:`~transformer_elmo.text.corpus.find_shards`
-    takes.
+    Reads text, one sentence a line, for language modeling. Lines end with `\\n` or `\\r\\n`, and
+    may be JSON: see :func:`~transformer_elmo.text.corpus.parse_line`. Blank lines are skipped. The
+    data path is whatever :func:`~transformer_elmo.text.corpus.find_shards` takes.
 
     An instance has one field, `source`, a `TextField`.
 

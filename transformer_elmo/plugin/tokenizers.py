@@ -1,13 +1,15 @@
 """Tokenizers by name, and spaCy's where its models can't be had."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
 import spacy
 from allennlp.common import Params
 from allennlp.common.util import LOADED_SPACY_MODELS
-from allennlp.data.tokenizers import SpacyTokenizer, Tokenizer
+from allennlp.data.tokenizers import SpacyTokenizer, Token, Tokenizer
+from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError, first_line
 
@@ -71,6 +73,19 @@ class WordSplittingSpacyTokenizer(SpacyTokenizer):
             start_tokens,
             end_tokens,
         )
+
+    @overrides
+    def tokenize(self, text: str) -> List[Token]:
+        return super().tokenize(_without_surrogates(text))
+
+    @overrides
+    def batch_tokenize(self, texts: List[str]) -> List[List[Token]]:
+        return super().batch_tokenize(list(map(_without_surrogates, texts)))
+
+
+def _without_surrogates(text: str) -> str:
+    """spaCy takes no lone ones."""
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _load_rules(name: str) -> None:

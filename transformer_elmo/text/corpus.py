@@ -274,7 +274,7 @@ def parse_line(
     where += "" if shard is None else f" of {shard}"
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         if input_format == "auto" and not line.startswith('{"'):
             return line
         raise ConfigurationError(
