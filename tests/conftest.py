@@ -41,7 +41,7 @@ def _start_with_a_seed(process: Any, *args: Any, env: Any = None, **kwargs: Any)
     _start(process, *args, env=environment, **kwargs)
 
 
-subprocess.Popen.__init__ = _start_with_a_seed  # type: ignore[method-assign]
+subprocess.Popen.__init__ = _start_with_a_seed  # type: ignore[assignment,method-assign]
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:

@@ -412,16 +412,21 @@ def weights_path(folder: Path, shown: str) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    found = [match for match in map(CHECKPOINT.fullmatch, os.listdir(folder)) if match]
-    whole = [match for match in found if match[3] is None]
-    if whole:
-        last = max(whole, key=lambda match: (int(match[1]), int(match[2])))[0]
-        logger.warning("%s has no %s yet: taking the checkpoint %s.", shown, WEIGHTS[1], last)
-        return folder / last
+    last = last_checkpoint(folder)
+    if last is not None:
+        logger.warning("%s has no %s yet: taking the checkpoint %s.", shown, WEIGHTS[1], last.name)
+        return last
     raise ConfigurationError(
         f"{shown} has no weights (no {' or '.join(WEIGHTS)}, and no checkpoint), so it is not a "
         "trained model. If they are elsewhere, name them with --weights-file."
     )
+
+
+def last_checkpoint(folder: Path) -> Optional[Path]:
+    """The model's part of a run's last checkpoint, if there is one that has all of the model."""
+    found = [match for match in map(CHECKPOINT.fullmatch, os.listdir(folder)) if match]
+    whole = [(int(match[1]), int(match[2]), match[0]) for match in found if match[3] is None]
+    return folder / max(whole)[2] if whole else None
 
 
 def _weights_in(folder: Path, shown: str, with_softmax: bool = True) -> Weights:

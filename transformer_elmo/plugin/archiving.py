@@ -100,6 +100,12 @@ def archive_model(
             if (run / META_NAME).exists():
                 archive.add(run / META_NAME, arcname=META_NAME)
             archive.add(weights_file, arcname=archival._WEIGHTS_NAME)
+            if carried.is_dir():
+                logger.info(
+                    "Where no plugin file names it, open %s with --include-package "
+                    "transformer_elmo: AllenNLP's own token embedder looks for another archive.",
+                    target,
+                )
             for wanted in include_in_archive or []:
                 for found in glob.glob(os.path.join(glob.escape(str(run)), wanted)):
                     archive.add(found, arcname=os.path.relpath(found, run))

@@ -15,6 +15,7 @@ from allennlp.models import Model, archival
 from transformer_elmo import carried_models
 from transformer_elmo.archived_models import (
     archived_config,
+    last_checkpoint,
     read_weights,
     shapes_of,
     weights_path,
@@ -71,7 +72,8 @@ def _has_weights(folder: Path, archive_file: str) -> bool:
     """Whether the weights of the model on top are there, and nothing else has to be asked."""
     if archive_of(folder) is not None:
         return folder_of(folder, archive_file).is_dir() or not _exists(archive_file)
-    return (folder / archival._DEFAULT_WEIGHTS).is_file() and not _exists(archive_file)
+    trained = (folder / archival._DEFAULT_WEIGHTS).is_file() or last_checkpoint(folder) is not None
+    return trained and not _exists(archive_file)
 
 
 def _exists(archive_file: str) -> bool:

@@ -12,6 +12,7 @@ from allennlp.models import load_archive
 
 from tests.plugin.launched import write_config
 from transformer_elmo import TransformerElmo
+from transformer_elmo.commands.report.report import write_report
 from transformer_elmo.errors import ConfigurationError
 
 
@@ -63,6 +64,8 @@ def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog):
         last = torch.load(run / "model_state_e2_b0.th")
         assert all(torch.equal(tensor, last[name]) for name, tensor in weights.items())
         assert TransformerElmo.open(path).perplexity([["the", "cat"]]) > 0
+    write_report(run, tmp_path / "report.html", sentences=str(space / "valid.txt"))
+    assert "How surprising each word is" in (tmp_path / "report.html").read_text()
     # Before its first checkpoint.
     for path in run.glob("*state_e*"):
         path.unlink()

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 
 from transformer_elmo import model_folder
-from transformer_elmo.archived_models import read_weights, unpacked
+from transformer_elmo.archived_models import last_checkpoint, read_weights, unpacked
 from transformer_elmo.commands.report.facts import Fact, config_of, results_of
 from transformer_elmo.commands.report.heat_map import Passage
 from transformer_elmo.commands.report.layers import Mixture, mixtures_in
@@ -138,7 +138,8 @@ def _report(
         Those of :func:`write_report`.
     """
     log = read_training_log(run)
-    weights = next((run / name for name in WEIGHTS if (run / name).is_file()), None)
+    known = (run / name for name in WEIGHTS if (run / name).is_file())
+    weights = next(known, None) or last_checkpoint(run)
     if weights is None and not log.latest:
         raise ConfigurationError(
             f"There is nothing to show in {source}: no metrics_epoch_*.json, no metrics.json, and "
