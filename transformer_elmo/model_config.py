@@ -25,6 +25,12 @@ from typing import (
 import torch
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.config import (
+    CharactersConfig,
+    ContextualizerConfig,
+    SoftmaxConfig,
+    WordIdsConfig,
+)
 from transformer_elmo.nn.language_model import LanguageModel
 from transformer_elmo.nn.softmax import SampledSoftmaxLoss, Softmax, SoftmaxLoss
 from transformer_elmo.nn.transformer import BidirectionalTransformer
@@ -41,58 +47,6 @@ _LEAST = {
     **{"num_highway": 0, "own_characters": 0, "num_embeddings": 0},
     "num_characters": WORD_PADDING + 2,
 }
-
-
-@dataclass(frozen=True)
-class CharactersConfig:
-    """Words by their characters: the parameters of `WordEncoder`, and `own_characters` of words."""
-
-    num_characters: int
-    character_dim: int
-    filters: List[Tuple[int, int]]
-    num_highway: int
-    projection_dim: int
-    activation: str = "relu"
-    projection_location: str = "after_highway"
-    do_layer_norm: bool = False
-    own_characters: Dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class WordIdsConfig:
-    """Words by their numbers: the parameters of `WordEmbedding`."""
-
-    num_embeddings: int
-    embedding_dim: int
-
-
-@dataclass(frozen=True)
-class ContextualizerConfig:
-    """The parameters of `BidirectionalTransformer`."""
-
-    input_dim: int
-    hidden_dim: int
-    num_layers: int
-    dropout: float = 0.1
-    input_dropout: Optional[float] = None
-    activation: str = "relu"
-
-
-@dataclass(frozen=True)
-class SoftmaxConfig:
-    """
-    # Attributes
-
-    num_words : `int`
-        Rows, one more than the vocabulary has words.
-    num_samples : `int`, optional
-        `None`: trained on the full softmax.
-    sparse : `bool`
-    """
-
-    num_words: int
-    num_samples: Optional[int] = None
-    sparse: bool = False
 
 
 @dataclass(frozen=True)

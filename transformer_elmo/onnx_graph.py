@@ -21,28 +21,20 @@ them around each sentence and leaves out their vectors. All is computed in float
 model's precision and the type of the folder's weights.
 """
 
-import copy
 import logging
-import math
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator
 
 import torch
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.model_config import CharactersConfig
 from transformer_elmo.model_folder import CARD
+from transformer_elmo.nn.config import CharactersConfig
 from transformer_elmo.nn.language_model import LanguageModel
-from transformer_elmo.nn.transformer import (
-    NUM_HEADS,
-    CausalTransformer,
-    TransformerLayer,
-    position_frequencies,
-)
-from transformer_elmo.nn.word_encoder import WordEncoder
+from transformer_elmo.nn.reference import ReferenceModel
 from transformer_elmo.text.words import (
     BEGIN_WORD,
     BOUNDARY_WORDS,
@@ -65,155 +57,28 @@ _FIRST_TORCH = (2, 6)
 INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
-class CharacterWords(torch.nn.Module):
-    """
-    What `WordEncoder` computes, by ordinary operations, with the same parameters.
+class DistinctWords(torch.nn.Module):
+    """Each distinct word of a batch once: a third of a text's words; all padding is one more."""
 
-    # Parameters
-
-    encoder : `WordEncoder`
-    """
-
-    def __init__(self, encoder: WordEncoder) -> None:
+    def __init__(self, words: torch.nn.Module) -> None:
         super().__init__()
-        cnn = encoder.cnn()
-        self.activation, self.projects_first = cnn.activation, cnn.projects_first
-        self.embedding = encoder.embedding
-        self.convolutions, self.highways = encoder.convolutions, encoder.highways
-        self.projection, self.norm = encoder.projection, encoder.norm
-        self.output_dim = encoder.output_dim
+        self.words = words
 
     def forward(self, characters: torch.Tensor) -> torch.Tensor:
-        """From shape `(batch_size, timesteps, num_characters)` to `(..., output_dim)`."""
-        # Of a text's words, a third is distinct; all padding is one word more.
+        """From shape `(batch, words, num_characters)` to `(batch, words, dim)`."""
         distinct, index = torch.unique(characters.flatten(0, 1), dim=0, return_inverse=True)
-        vectors = F.embedding(index, self._encoded(distinct))
-        return vectors.view(characters.size(0), characters.size(1), self.output_dim)
-
-    def _encoded(self, words: torch.Tensor) -> torch.Tensor:
-        columns = self.embedding(words).transpose(1, 2)
-        maxima = [convolution(columns).amax(-1) for convolution in self.convolutions]
-        vectors = self.activation(torch.cat(maxima, -1))
-        if self.projects_first:
-            vectors = self.projection(vectors)
-        for highway in self.highways:
-            new, gate = highway(vectors).chunk(2, -1)
-            vectors = torch.lerp(torch.relu(new), vectors, torch.sigmoid(gate))
-        if not self.projects_first:
-            vectors = self.projection(vectors)
-        return vectors if self.norm is None else self.norm(vectors)
+        vectors = F.embedding(index, self.words(distinct.unsqueeze(0)).squeeze(0))
+        return vectors.unflatten(0, characters.shape[:2])
 
 
-class AllLayers(torch.nn.Module):
-    """
-    What a language model's batch is in all layers, by ordinary operations on the padded batch, with
-    the same parameters: what can be written as a graph.
-
-    # Parameters
-
-    model : `LanguageModel`
-    """
-
-    def __init__(self, model: LanguageModel) -> None:
-        super().__init__()
-        contextualizer = model.contextualizer
-        words: Any = model.words
-        self.words = CharacterWords(words) if isinstance(words, WordEncoder) else words.embedding
-        self.forward_transformer = contextualizer._forward_transformer
-        self.backward_transformer = contextualizer._backward_transformer
-        self.position_table: torch.Tensor
-        self.register_buffer("position_table", contextualizer._position.positional_encoding[0])
-        # As torch computes them: a runtime's last digit in one is the first one of a far angle.
-        self.frequencies: torch.Tensor
-        self.register_buffer("frequencies", position_frequencies(contextualizer.input_dim))
-
-    def forward(self, words: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """
-        # Parameters
-
-        words : `torch.Tensor`
-            Characters, shape `(batch_size, timesteps, num_characters)`, or numbers, shape
-            `(batch_size, timesteps)`.
-        lengths : `torch.Tensor`
-            Shape `(batch_size,)`.
-
-        # Returns
-
-        `torch.Tensor`
-            Shape `(num_layers, batch_size, timesteps, 2 * word_dim)`.
-        """
-        places = torch.arange(words.size(1), device=words.device)
-        present = places < lengths.unsqueeze(1)
-        # Of each place in its row: which others are seen.
-        before = (places <= places.unsqueeze(1)).unsqueeze(0)
-        # What is at padding sees padding: a row of scores with nothing in it would be NaN.
-        after = (places >= places.unsqueeze(1)) & (present.unsqueeze(1) | ~present.unsqueeze(2))
-
-        vectors = self.words(words)
-        placed = vectors + self._positions(places)
-        layers = [
-            torch.cat([vectors, vectors], -1),
-            *(
-                torch.cat(halves, -1)
-                for halves in zip(
-                    _stack(self.forward_transformer, placed, before),
-                    _stack(self.backward_transformer, placed, after),
-                )
-            ),
-        ]
-        return torch.where(present.unsqueeze(-1), torch.stack(layers), 0.0)
-
-    def _positions(self, places: torch.Tensor) -> torch.Tensor:
-        """Those of `transformer_elmo.nn.transformer.PositionalEncoding`, beyond its table too."""
-        angles = places.to(torch.float32).unsqueeze(1) * self.frequencies
-        computed = torch.stack([torch.sin(angles), torch.cos(angles)], -1).flatten(1)
-        num_stored = self.position_table.size(0)
-        stored = F.embedding(places.clamp(max=num_stored - 1), self.position_table)
-        return torch.where((places < num_stored).unsqueeze(1), stored, computed)
-
-
-def _stack(
-    transformer: CausalTransformer, rows: torch.Tensor, seen: torch.Tensor
-) -> List[torch.Tensor]:
-    """
-    # Parameters
-
-    transformer : `CausalTransformer`
-    rows : `torch.Tensor`
-        Shape `(batch_size, timesteps, dim)`.
-    seen : `torch.Tensor`
-        Shape `(batch_size or 1, timesteps, timesteps)`, boolean.
-
-    # Returns
-
-    `List[torch.Tensor]`
-        Every layer's output, shapes `(batch_size, timesteps, dim)`.
-    """
-    outputs = []
-    layer: Any
-    for layer in transformer.layers:
-        attention, feed_forward = layer.sublayer
-        rows = rows + _attention(layer, attention.norm(rows), seen)
-        hidden = torch.relu(layer.feed_forward.w_1(feed_forward.norm(rows)))
-        if layer.feed_forward.is_squared:
-            hidden = hidden * hidden
-        rows = rows + layer.feed_forward.w_2(hidden)
-        outputs.append(rows)
-    outputs[-1] = transformer.norm(outputs[-1])
-    return outputs
-
-
-def _attention(layer: TransformerLayer, rows: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2)."""
-    *projections, output = layer.self_attn.linears
-    size = rows.size(-1) // NUM_HEADS
-    query, key, value = (
-        projection(rows).unflatten(-1, (NUM_HEADS, size)).transpose(1, 2)
-        for projection in projections
-    )
-    scores = query @ key.transpose(-1, -2) / math.sqrt(size)
-    scores = torch.where(seen.unsqueeze(1), scores, -math.inf)
-    return output((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+def graph_module(model: LanguageModel) -> ReferenceModel:
+    """What is written as a graph: the reference without a softmax, on the CPU and in float32."""
+    module = ReferenceModel(model.config.without_softmax())
+    weights = model.state_dict()
+    module.load_state_dict({k: v for k, v in weights.items() if not k.startswith("softmax.")})
+    if not model.embeds_ids:
+        module.words = DistinctWords(module.words)
+    return module.eval()
 
 
 def check_packages() -> None:
@@ -249,8 +114,7 @@ def write_onnx(model: LanguageModel, folder: Path) -> None:
         With its config.
     folder : `Path`
     """
-    # The exporter traces with the module's parameters exchanged for others; nobody else is to see.
-    module = copy.deepcopy(AllLayers(model)).cpu().eval()
+    module = graph_module(model)
     batch, words = (torch.export.Dim(name, min=1) for name in ("batch", "words"))
     name = "token_ids" if model.embeds_ids else "characters"
     # Any sizes but 0 and 1, which the exporter would take for constants.
@@ -329,15 +193,3 @@ vectors = elmo.embed(["It is raining ."])
 
 Needs `{INSTALL}`.
 """
-
-
-__all__ = [
-    "DATA",
-    "INSTALL",
-    "MODEL",
-    "OPSET",
-    "AllLayers",
-    "CharacterWords",
-    "check_packages",
-    "write_onnx",
-]

@@ -29,6 +29,7 @@ from transformer_elmo.model_config import (
     WordIdsConfig,
 )
 from transformer_elmo.model_folder import reader_of
+from transformer_elmo.nn import reference
 from transformer_elmo.nn.layers import all_layers
 from transformer_elmo.nn.transformer import PositionalEncoding
 from transformer_elmo.text.vocabulary import UNKNOWN, WordList
@@ -55,7 +56,7 @@ OTHER = replace(
     words=replace(
         CHARACTERS, activation="tanh", projection_location="after_cnn", do_layer_norm=False
     ),
-    contextualizer=ContextualizerConfig(DIM, 48, 1),
+    contextualizer=ContextualizerConfig(DIM, 48, 1, activation="relu_squared"),
 )
 IDS = replace(
     CONFIG,
@@ -106,11 +107,6 @@ def inputs_and_layers(elmo, tokens):
     return words, torch.from_numpy(batch.lengths), layers * encoded.mask.unsqueeze(-1)
 
 
-def plain(config):
-    elmo = elmo_of(config)
-    return elmo, exporter.AllLayers(elmo.model).eval()
-
-
 def assert_same_function(elmo, run):
     generator = random.Random(5)
     for shape in BATCHES:
@@ -122,60 +118,12 @@ def assert_same_function(elmo, run):
         assert (found - expected).abs().max() < 1e-5, shape
 
 
-# The module that is written down as a graph.
-
-
-@pytest.mark.parametrize("layer_norm", [True, False])
-@pytest.mark.parametrize("location", ["after_highway", "after_cnn"])
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_plain_module_on_characters(activation, location, layer_norm):
-    words = replace(
-        CHARACTERS,
-        activation=activation,
-        projection_location=location,
-        do_layer_norm=layer_norm,
-    )
-    elmo, module = plain(replace(CONFIG, words=words))
-    with torch.no_grad():
-        assert_same_function(elmo, module)
-
-
-@pytest.mark.parametrize("num_highway", [0, 1])
-def test_plain_module_with_other_numbers_of_layers(num_highway):
-    config = replace(
-        CONFIG,
-        words=replace(CHARACTERS, num_highway=num_highway, filters=[(7, 24)]),
-        contextualizer=ContextualizerConfig(DIM, 8, 3),
-    )
-    elmo, module = plain(config)
-    with torch.no_grad():
-        assert_same_function(elmo, module)
-
-
-def test_plain_module_with_a_squared_relu():
-    contextualizer = replace(CONFIG.contextualizer, activation="relu_squared")
-    elmo, module = plain(replace(CONFIG, contextualizer=contextualizer))
-    with torch.no_grad():
-        assert_same_function(elmo, module)
-
-
-def test_plain_module_on_word_ids():
-    elmo, module = plain(IDS)
-    with torch.no_grad():
-        assert_same_function(elmo, module)
-
-
-def test_plain_module_beyond_the_table_of_positions():
-    elmo = elmo_of(CONFIG)
-    elmo.model.contextualizer._position = PositionalEncoding(DIM, max_len=8)
-    with torch.no_grad():
-        # Not those of the formula, so that it matters which are taken where.
-        elmo.model.contextualizer._position.positional_encoding += 1.0
-        assert_same_function(elmo, exporter.AllLayers(elmo.model).eval())
+# The module that is written down as a graph: `nn.reference`, over distinct words.
 
 
 def test_padding_is_neither_seen_nor_shown():
-    elmo, module = plain(CONFIG)
+    elmo = elmo_of(CONFIG)
+    module = exporter.graph_module(elmo.model)
     words, lengths, _ = inputs_and_layers(elmo, random_batch(random.Random(6), 4, 9))
     lengths = torch.tensor([9, 4, 1, 0])
     other = torch.where(
@@ -233,9 +181,9 @@ def _all_of(model):
 @pytest.fixture(scope="session")
 def other_elmo():
     """Of a table of 8 positions."""
-    elmo = elmo_of(OTHER)
-    elmo.model.contextualizer._position = PositionalEncoding(DIM, max_len=8)
-    return elmo
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PositionalEncoding.__init__, "__defaults__", (8,))
+        return elmo_of(OTHER)
 
 
 @pytest.fixture(scope="session")
@@ -245,6 +193,7 @@ def exported_other(onnxruntime, other_elmo, tmp_path_factory):
     before = _all_of(other_elmo.model.train())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporter, "MOST_WITHIN", 0)
+        patch.setattr(reference, "NUM_POSITIONS", 8)
         exporter.write_onnx(other_elmo.model, folder)
     # Whoever is training it meanwhile sees nothing; its graph is without dropout all the same.
     assert _all_of(other_elmo.model) == before and other_elmo.model.training

@@ -16,6 +16,7 @@ from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.config import NUM_HEADS
 from transformer_elmo.nn.forks import one_thread_in_forks
 from transformer_elmo.nn.kept_weights import KeptWeights
 from transformer_elmo.nn.kernels.compiled import compilable, is_wanted
@@ -25,9 +26,6 @@ from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precisio
 from transformer_elmo.nn.kernels.linear import Weight, can_pack, linear, packed
 from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
 from transformer_elmo.nn.packing import Packing, ReadingOrder
-
-# The number of heads isn't configurable in the original either; weights depend on it.
-NUM_HEADS = 8
 
 ACTIVATIONS = ("relu", "relu_squared")
 

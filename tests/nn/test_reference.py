@@ -1,0 +1,203 @@
+"""The model as it runs against the model as it reads, and that one against allennlp-models."""
+
+import random
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from tests.nn.kernels.comparing import close, gradients
+from tests.peer_lm import peer_model
+from tests.small_lm import experiment_config, model_config, tensors
+from transformer_elmo.experiments import model_config_of
+from transformer_elmo.model_config import (
+    CharactersConfig,
+    ContextualizerConfig,
+    ModelConfig,
+    SoftmaxConfig,
+    TextConfig,
+    WordIdsConfig,
+    core_name,
+)
+from transformer_elmo.nn import reference
+from transformer_elmo.nn.batch import HostFacts, WordBatch, longest_word
+from transformer_elmo.nn.layers import all_layers
+from transformer_elmo.nn.reference import ReferenceModel
+from transformer_elmo.nn.transformer import PositionalEncoding
+from transformer_elmo.text.words import character_ids
+
+NUM_WORDS = 40
+SOFTMAXES = [SoftmaxConfig(NUM_WORDS), *(SoftmaxConfig(NUM_WORDS, 8, s) for s in (False, True))]
+WORDS = [None, *product(("relu", "tanh"), ("after_highway", "after_cnn"), (False, True))]
+
+
+def config_of(words, activation, generator):
+    """A model of random widths: of word ids, or of what `WORDS` says of characters."""
+    dim = generator.choice([8, 16, 40])
+    filters = [(width, generator.randint(1, 6)) for width in generator.sample(range(1, 8), 3)]
+    of_words = (
+        WordIdsConfig(NUM_WORDS + 1, dim)
+        if words is None
+        else CharactersConfig(
+            *(262, generator.randint(1, 5), filters, generator.randint(0, 2), dim, *words)
+        )
+    )
+    sizes = (generator.randint(1, 30), generator.randint(1, 3))
+    contextualizer = ContextualizerConfig(dim, *sizes, 0.0, activation=activation)
+    return ModelConfig(of_words, contextualizer, TextConfig(), generator.choice(SOFTMAXES))
+
+
+def models_of(config):
+    """The library's model and the reference, with the same random weights."""
+    model = config.build().eval()
+    for name, parameter in model.named_parameters():
+        mean = 1.0 if name.endswith("gamma") else 0.0
+        torch.nn.init.normal_(parameter, mean, 1.0 if name == "words.embedding.weight" else 0.3)
+    plain = ReferenceModel(config).eval()
+    plain.load_state_dict(model.state_dict())
+    model.load_state_dict(plain.state_dict())
+    return model, plain
+
+
+def batch_of(lengths, generator, by_ids=False, padding=0):
+    """Words of all lengths, or of characters that no word has; and what the reference takes."""
+    if generator.random() < 0.5:
+        rows = ["".join(generator.choices("abcé日", k=n)) for n in range(1, 60)]
+        characters = character_ids(generator.sample(rows, NUM_WORDS))
+    else:
+        characters = np.random.default_rng(generator.randrange(99)).integers(
+            0, 3, (NUM_WORDS, generator.randint(7, 50))
+        )
+    table = torch.from_numpy(np.concatenate([np.zeros_like(characters[:1]), characters]))
+    index = torch.zeros(len(lengths), max(lengths, default=0) + padding, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        index[row, :length] = torch.randint(1, NUM_WORDS + 1, (length,))
+    facts = HostFacts(np.array(lengths, dtype=np.int64), longest_word(characters))
+    batch = WordBatch(table, index, index, facts if generator.random() < 0.5 else None)
+    return batch, (index if by_ids else table[index], torch.tensor(lengths).long(), index)
+
+
+def layers_and_losses(model, batch):
+    encoded = model.encode(batch)
+    layers = torch.stack(all_layers(encoded.word_vectors, encoded.layers))
+    return [layers * encoded.mask.unsqueeze(-1), *model.losses(encoded, batch.token_ids)]
+
+
+def layers_and_losses_of(plain, inputs):
+    """Of the reference."""
+    return [plain(*inputs[:2]), *plain.losses(*inputs)]
+
+
+def flat(results):
+    return torch.cat([result.flatten() for result in results])
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu_squared"])
+@pytest.mark.parametrize("words", WORDS, ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_same_function(words, activation, seed):
+    generator = random.Random(f"{seed} {words} {activation}")
+    torch.manual_seed(generator.randrange(2**30))
+    model, plain = models_of(config_of(words, activation, generator))
+    # Much padding and little, sentences of one word and of none.
+    lengths = [[9, 0, 1, 4], [7, 7, 6, 7, 7], [1], [12, 3, 1]][seed]
+    batch, inputs = batch_of(lengths, generator, words is None, padding=seed % 2)
+    wanted = layers_and_losses_of(plain, inputs)
+    of_plain = gradients(flat(wanted), list(plain.parameters()))
+    with torch.no_grad():
+        # From weights that are prepared, and from vectors that are kept.
+        found = [layers_and_losses(model, batch) for _ in range(2)]
+    for training in (False, True):
+        model.train(training).softmax.eval()
+        found.append(layers_and_losses(model, batch))
+        names, parameters = zip(*model.named_parameters())
+        for name, ours, theirs in zip(names, gradients(flat(found[-1]), parameters), of_plain):
+            assert close(ours, theirs, 1e-4), name
+    for results in found:
+        for ours, theirs in zip(results, wanted):
+            assert close(ours, theirs, 1e-5)
+
+
+def small():
+    words = CharactersConfig(262, 4, [(1, 4), (3, 8)], 1, 16, do_layer_norm=True)
+    contextualizer = ContextualizerConfig(16, 24, 2, dropout=0.0)
+    return ModelConfig(words, contextualizer, TextConfig(), SOFTMAXES[0])
+
+
+@pytest.mark.parametrize("lengths, padding", [([], 3), ([], 0), ([0, 0], 2), ([0], 0)])
+@pytest.mark.parametrize("by_ids", [False, True])
+def test_batches_without_words(lengths, padding, by_ids):
+    config = small()
+    model, plain = models_of(replace(config, words=WordIdsConfig(41, 16)) if by_ids else config)
+    batch, inputs = batch_of(lengths, random.Random(0), by_ids, padding)
+    for layers, *losses in (layers_and_losses(model, batch), layers_and_losses_of(plain, inputs)):
+        assert torch.equal(layers, torch.zeros(3, len(lengths), padding, 32))
+        assert [loss.shape for loss in losses] == [(0,), (0,)]
+
+
+def dropouts(context, number):
+    """What drops of the contextualizer, in the second forward layer and the first backward one."""
+    for layer in (context._forward_transformer.layers[1], context._backward_transformer.layers[0]):
+        yield [
+            *(context._dropout, layer.self_attn.dropout, layer.feed_forward.dropout),
+            *(sublayer.dropout for sublayer in layer.sublayer),
+        ][number]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_places_of_dropout(number):
+    """Where one of them leaves nothing, the same is missing."""
+    model, plain = models_of(small())
+    batch, inputs = batch_of([5, 2, 5], random.Random(2))
+    before = plain(*inputs[:2])
+    for either in (model, plain):
+        for dropout in dropouts(either.train().contextualizer, number):
+            dropout.p = 1.0
+        either.softmax.eval()
+    wanted = layers_and_losses_of(plain, inputs)
+    for ours, theirs in zip(layers_and_losses(model, batch), wanted):
+        assert close(ours, theirs, 1e-5)
+    assert not close(before, wanted[0], 1e-2)
+
+
+def test_beyond_the_table_of_positions(monkeypatch):
+    monkeypatch.setattr(reference, "NUM_POSITIONS", 8)
+    monkeypatch.setattr(PositionalEncoding.__init__, "__defaults__", (8,))
+    generator = random.Random(1)
+    model, plain = models_of(small())
+    for either in (model, plain):
+        # Not those of the formula, so that it matters which are taken where.
+        either.contextualizer._position.positional_encoding += 1.0
+    batch, inputs = batch_of([30, 8, 9, 3], generator)
+    assert close(
+        flat(layers_and_losses(model, batch)), flat(layers_and_losses_of(plain, inputs)), 1e-5
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_samples": None, "sparse_embeddings": False}])
+def test_equals_the_peer(vocabulary, changes):
+    peer = peer_model(vocabulary, model_config(**changes)).eval()
+    num_words = vocabulary.get_vocab_size()
+    config = model_config_of(experiment_config(model=model_config(**changes)), num_words)
+    plain = ReferenceModel(config).eval()
+    weights = {core_name(name, config.words_name): w for name, w in peer.state_dict().items()}
+    plain.load_state_dict({name: weight for name, weight in weights.items() if name})
+    # Of one length: the peer lets padding predict a word.
+    batch = tensors(["the cat sat on", "a 東京 flew .", "don't sad mat unheard-of"], vocabulary)
+    with torch.no_grad():
+        expected = peer(**batch)
+        characters = batch["source"]["token_characters"]["elmo_tokens"]
+        ids = batch["source"]["tokens"]["tokens"]
+        lengths = (ids > 0).sum(-1)
+        layers = plain(characters, lengths)
+        losses = plain.losses(characters, lengths, ids)
+    assert torch.allclose(layers[-1], expected["lm_embeddings"], atol=1e-5)
+    assert torch.allclose(
+        layers[0, ..., : config.words.projection_dim],
+        expected["noncontextual_token_embeddings"],
+        atol=1e-5,
+    )
+    for loss, name in zip(losses, ("forward_loss", "backward_loss")):
+        assert torch.allclose(loss.mean(), expected[name], rtol=1e-5)

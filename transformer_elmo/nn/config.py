@@ -1,0 +1,62 @@
+"""What a model's parts are: the values that they are built from, as a model folder has them."""
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+# The number of heads isn't configurable in the original either; weights depend on it.
+NUM_HEADS = 8
+
+
+@dataclass(frozen=True)
+class CharactersConfig:
+    """
+    Words by their characters. `own_characters` are words that are one character each; layers don't
+    depend on them.
+    """
+
+    num_characters: int
+    character_dim: int
+    filters: List[Tuple[int, int]]
+    num_highway: int
+    projection_dim: int
+    activation: str = "relu"
+    projection_location: str = "after_highway"
+    do_layer_norm: bool = False
+    own_characters: Dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WordIdsConfig:
+    """Words by their numbers."""
+
+    num_embeddings: int
+    embedding_dim: int
+
+
+@dataclass(frozen=True)
+class ContextualizerConfig:
+    """Two stacks of transformer layers."""
+
+    input_dim: int
+    hidden_dim: int
+    num_layers: int
+    dropout: float = 0.1
+    input_dropout: Optional[float] = None
+    activation: str = "relu"
+
+
+@dataclass(frozen=True)
+class SoftmaxConfig:
+    """
+    # Attributes
+
+    num_words : `int`
+        Rows, one more than the vocabulary has words.
+    num_samples : `int`, optional
+        `None`: trained on the full softmax.
+    sparse : `bool`
+    """
+
+    num_words: int
+    num_samples: Optional[int] = None
+    sparse: bool = False
