@@ -17,8 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Callable, Iterable, List
 
-from allennlp.common.checks import ConfigurationError
-
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text.corpus import find_shards, read_sentences
 
 NUM_SHARDS = 4

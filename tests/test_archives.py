@@ -7,9 +7,9 @@ import tarfile
 import time
 
 import pytest
-from allennlp.common.checks import ConfigurationError
 
 from transformer_elmo.archives import LIMIT_VARIABLE, archive_of, extracted_archive, unpack
+from transformer_elmo.errors import ConfigurationError
 
 
 def member(name, content=b"text", **attributes):

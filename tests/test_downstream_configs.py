@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from allennlp.commands.train import train_model_from_file
-from allennlp.common.checks import ConfigurationError
 from allennlp.models.archival import load_archive
 
 from tests.small_lm import DIM
+from transformer_elmo.errors import ConfigurationError
 
 CONFIGS = Path(__file__).parent.parent / "training_config"
 

@@ -4,7 +4,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from allennlp.common.checks import ConfigurationError
 
 from tests.small_lm import (
     DIM,
@@ -16,6 +15,7 @@ from tests.small_lm import (
 )
 from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
 from transformer_elmo.elmo import Candidate, TransformerElmo
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text.corpus import parse_line
 from transformer_elmo.text.sentences import in_batches
 

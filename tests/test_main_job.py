@@ -13,11 +13,11 @@ import torch
 from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.commands.train import train_model_from_file
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.models.archival import load_archive
 
 from tests.small_lm import random_sentences
 from transformer_elmo import LanguageModel
+from transformer_elmo.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "training_config"

@@ -2,23 +2,18 @@
 Transformer ELMo: a bidirectional transformer language model over character-CNN word vectors,
 trained, evaluated, adapted and served.
 
-With AllenNLP installed, importing this package registers everything that its configs can name.
-Without it there is `TransformerElmo`, which opens models and works with them.
+`TransformerElmo` opens models and works with them; it needs no AllenNLP. Whatever AllenNLP's
+configs can name is registered once both this package and `allennlp` are imported, in any order.
 """
 
-from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
 from typing import TYPE_CHECKING
 
-from transformer_elmo import archived_models as _archived_models
-from transformer_elmo import elmo as _elmo
-from transformer_elmo import plugin_import as _plugin_import
+from transformer_elmo import with_allennlp as _with_allennlp
 from transformer_elmo.elmo import TransformerElmo
-from transformer_elmo.entry import is_command as _is_command
 from transformer_elmo.errors import ConfigurationError
 
 __version__ = "0.2.0"
-
-_elmo.openers.insert(0, _archived_models.opener)
 
 _PLUGIN = {
     "BidirectionalLanguageModel": "language_model",
@@ -57,16 +52,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> object:
     if name not in _PLUGIN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    why_not = _plugin_import.load()
-    if why_not:
-        raise ImportError(
-            f"{name} is a part of AllenNLP's plugin and needs AllenNLP, {why_not}. Install it, in "
-            "a checkout of transformer-elmo:\n"
-            "    pip install '.[allennlp]'\n"
-            "    pip install --no-deps allennlp==2.10.1\n"
-            f"    python -m {_plugin_import.STAND_IN}"
-        )
-    return getattr(_import_module(f"transformer_elmo.plugin.{_PLUGIN[name]}"), name)
+    return getattr(_with_allennlp.plugin(_PLUGIN[name], name), name)
 
 
 __all__ = [
@@ -88,8 +74,8 @@ __all__ = [
     "TransformerElmo",
 ]
 
-if _is_command():
-    _plugin_import.load_when_needed()
-elif _plugin_import.load():
+if _find_spec("allennlp") is None:
     # `from transformer_elmo import *` is to work there, too.
     __all__ = ["ConfigurationError", "TransformerElmo"]
+
+_with_allennlp.follow_allennlp()

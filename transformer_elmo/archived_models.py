@@ -89,14 +89,6 @@ def open_archive(path: str, with_softmax: bool = True) -> Optional[Opened]:
         return _open_run(folder, path, with_softmax)
 
 
-def opener(path: str, **special: Any) -> Any:
-    """For `transformer_elmo.elmo.openers`: archives as they are, without overrides."""
-    if any(value is not None for value in special.values()):
-        return None
-    opened = open_archive(path)
-    return None if opened is None else (opened.model, opened.reader)
-
-
 def in_place_of_archive(path: Path) -> Path:
     """The folder of a run where its archive is asked for and training hasn't come so far."""
     if path.name == ARCHIVE and not path.exists() and (path.parent / CONFIG).is_file():

@@ -29,8 +29,7 @@ from typing import (
 import numpy as np
 import torch
 
-from transformer_elmo import model_folder
-from transformer_elmo import progress as bars
+from transformer_elmo import archived_models, model_folder, with_allennlp
 from transformer_elmo.errors import ConfigurationError, becoming_a_model
 from transformer_elmo.experiments import NotStandardError
 from transformer_elmo.nn.forks import one_thread_in_forks
@@ -100,20 +99,6 @@ class SentenceReader(Protocol):
         """A batch on a device, with an attribute `token_ids`."""
 
 
-# From a path to a model and its reader, or `None` where a path is of another kind. A model is a
-# `transformer_elmo.nn.language_model.LanguageModel` or has all that this file uses of it.
-Opener = Callable[..., Optional[Tuple[Any, SentenceReader]]]
-
-openers: List[Opener] = []
-"""
-What opens more than model folders: archives of any age, and under AllenNLP models of its making.
-They are asked in turn.
-"""
-
-adapters: List[Callable[[Any, Any, Any], Optional[Tuple[Any, SentenceReader]]]] = []
-"""From a model and a reader that somebody else made, and a tokenizer, to ours."""
-
-
 class TransformerElmo:
     """
     A language model with the rules by which it reads sentences.
@@ -156,10 +141,9 @@ class TransformerElmo:
     ) -> None:
         if max_tokens < 1:
             raise ConfigurationError(f"max_tokens must be at least 1, got {max_tokens}.")
-        for adapt in adapters:
-            adapted = adapt(model, reader, tokenizer)
-            if adapted is not None:
-                (model, reader), tokenizer = adapted, None
+        adapted = with_allennlp.adapted(model, reader, tokenizer)
+        if adapted is not None:
+            (model, reader), tokenizer = adapted, None
         one_thread_in_forks()
         self.model = model.eval()
         self.max_tokens = max_tokens
@@ -937,22 +921,22 @@ def _opened(path: str, overrides: Any, weights_file: Optional[str]) -> Tuple[Any
         opened = model_folder.open_folder(path)
         return opened.model, opened.reader
     refusal: Optional[NotStandardError] = None
-    for opener in openers:
+    if not special:
         try:
-            found = opener(path, overrides=overrides, weights_file=weights_file)
+            archive = archived_models.open_archive(path)
+            if archive is not None:
+                return archive.model, archive.reader
         except NotStandardError as error:
             refusal = error
-            continue
-        if found is not None:
-            return found
-    if refusal is not None:
-        raise refusal
-    if not Path(path).exists() and "://" not in path:
+    if "://" not in path and not archived_models.in_place_of_archive(Path(path)).exists():
         raise ConfigurationError(
             f"There is no archive {path}.{variables_with(path)} {EXPECTED} The current "
             f"directory is {os.getcwd()}."
         )
-    raise ConfigurationError(
+    found = with_allennlp.opened(path, overrides, weights_file)
+    if found is not None:
+        return found
+    raise refusal or ConfigurationError(
         f"Nothing here opens {path}. {EXPECTED}"
         + (" Overrides and weights_file need AllenNLP." if special else "")
     )
@@ -961,7 +945,7 @@ def _opened(path: str, overrides: Any, weights_file: Optional[str]) -> Tuple[Any
 def _tracked(items: Iterable[T], desc: str, progress: bool) -> Iterable[T]:
     if not progress:
         return items
-    return bars.tracked(items, desc, len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
+    return with_allennlp.tracked(items, desc, len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
 
 
 def device_of(device: Union[str, int, torch.device, None]) -> torch.device:

@@ -240,8 +240,9 @@ def read_json(path: PathLike, shown: Optional[str] = None) -> Dict[str, Any]:
     check_can_read(path, shown)
     if os.path.getsize(path) > _MOST_JSON:
         raise ConfigurationError(f"{shown or path} has more than {_MOST_JSON:,} bytes: no config.")
+    data = read_bytes(path, shown)
     try:
-        content = parsed_json(read_bytes(path, shown).decode("utf-8-sig"))
+        content = parsed_json(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{shown or path} is not JSON: {first_line(error)}.") from None
     if not isinstance(content, dict):

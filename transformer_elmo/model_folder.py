@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from transformer_elmo import with_allennlp
 from transformer_elmo.checked_weights import (
     SOFTMAX,
     Weights,
@@ -252,30 +253,6 @@ def reader_of(config: ModelConfig, vocabulary: WordList) -> BatchReader:
     return BatchReader(vocabulary, text.start_tokens, text.end_tokens, split, own, text.lowercase)
 
 
-@dataclass(frozen=True)
-class _Unknown:
-    """A tokenizer that isn't here; lists of words don't need it."""
-
-    name: str
-
-    def __call__(self, text: str) -> List[str]:
-        raise ConfigurationError(
-            f"Text is to be split by AllenNLP's tokenizer {self.name!r}, and AllenNLP isn't here. "
-            'Give sentences as lists of words, or say how to split them: tokenizer="just_spaces".'
-        )
-
-
-def _no_tokenizer(tokenizer: Any) -> Callable[[str], List[str]]:
-    return _Unknown(str(tokenizer.get("type") if isinstance(tokenizer, dict) else tokenizer))
-
-
-other_tokenizer: Callable[[Any], Callable[[str], List[str]]] = _no_tokenizer
-"""
-From AllenNLP's name or config of a tokenizer, or an object of one, to what splits a text. Under
-AllenNLP it is the plugin's.
-"""
-
-
 def tokenizer_of(tokenizer: Any) -> Callable[[str], List[str]]:
     """
     # Parameters
@@ -290,7 +267,7 @@ def tokenizer_of(tokenizer: Any) -> Callable[[str], List[str]]:
     kind = tokenizer.get("type") if isinstance(tokenizer, dict) else tokenizer
     if kind in ("just_spaces", "whitespace"):
         return str.split
-    return tokenizer if callable(tokenizer) else other_tokenizer(tokenizer)
+    return tokenizer if callable(tokenizer) else with_allennlp.tokenizer_of(tokenizer)
 
 
 def check_vocabulary(config: ModelConfig, vocabulary: WordList, source: str) -> None:

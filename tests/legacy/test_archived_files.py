@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from allennlp.common.checks import ConfigurationError
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy import archived_files, find_key
 
 CONFIG = {"a": {"b": [{"c": 1}, 2]}, "d.e": 3, "": {"": 4}}

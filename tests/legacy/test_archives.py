@@ -10,7 +10,6 @@ import pytest
 import torch
 from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.data import DataLoader, DatasetReader, Token
 from allennlp.data.batch import Batch
 from allennlp.data.token_indexers import ELMoTokenCharactersIndexer
@@ -21,6 +20,7 @@ from allennlp.modules.text_field_embedders import TextFieldEmbedder
 
 from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
 from transformer_elmo.cli import main
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy import modernize
 
 peer = pytest.importorskip("allennlp_models.lm")

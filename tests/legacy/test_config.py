@@ -5,10 +5,10 @@ import logging
 
 import pytest
 from allennlp.common import Registrable
-from allennlp.common.checks import ConfigurationError
 from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
 from allennlp.training import GradientDescentTrainer
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy import (
     Change,
     check_trainer_keys,

@@ -5,10 +5,10 @@ import json
 
 import pytest
 from allennlp.common import params
-from allennlp.common.checks import ConfigurationError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy.merging import merged, unflattened, with_overrides
 
 # Few different keys, so that overrides hit something.

@@ -1,6 +1,6 @@
 import pytest
-from allennlp.common.checks import ConfigurationError
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy import apply_overrides, modernize, shared_with_validation
 
 DOCUMENTED = {"iterator": {"base_iterator": {"maximum_samples_per_batch": ["num_tokens", 500]}}}

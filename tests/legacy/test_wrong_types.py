@@ -4,11 +4,11 @@ import copy
 import json
 
 import pytest
-from allennlp.common.checks import ConfigurationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.legacy.conftest import CONFIGS
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy import (
     apply_overrides,
     check_evaluation_overrides,

@@ -1,6 +1,6 @@
 import pytest
-from allennlp.common.checks import ConfigurationError
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.long_texts import Job, Segment, jobs_of, segments
 
 

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from allennlp.common.checks import ConfigurationError
 from allennlp.modules.sampled_softmax_loss import SampledSoftmaxLoss as AllenNLPSampledSoftmaxLoss
 from torch.nn import functional as F
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels import token_losses
 from transformer_elmo.nn.language_model import losses_of_directions
 from transformer_elmo.nn.softmax import SampledSoftmaxLoss, SoftmaxLoss

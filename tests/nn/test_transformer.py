@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.modules.layer_norm import LayerNorm as AllenNLPLayerNorm
 from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 
 from tests.device import pretend
 from transformer_elmo import BidirectionalLanguageModelTransformer
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn import transformer as module
 from transformer_elmo.nn.packing import Packing
 from transformer_elmo.nn.transformer import BidirectionalTransformer, LayerNorm

@@ -14,12 +14,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.data import Batch, DataLoader, DatasetReader, Vocabulary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from transformer_elmo import LanguageModelingDataLoader
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import data_loader
 from transformer_elmo.text import chunks, prefetch, schedule
 

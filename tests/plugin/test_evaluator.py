@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.common.util import find_open_port
 from allennlp.data import DataLoader, DatasetReader
 from allennlp.data.data_loaders import SimpleDataLoader
@@ -18,6 +17,7 @@ from allennlp.evaluation import Evaluator, SimpleEvaluator
 from allennlp.models import Model
 
 from tests.small_lm import model_config, random_sentences, reader_config
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator
 
 

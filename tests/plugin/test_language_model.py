@@ -3,11 +3,11 @@ from typing import Any, Dict, List
 import pytest
 import torch
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.data import DatasetReader
 
 from tests.small_lm import DIM, WORDS, model_config, random_sentences, reader_config, tensors
 from transformer_elmo import LanguageModel
+from transformer_elmo.errors import ConfigurationError
 
 SAME_LENGTH = ["the cat sat on", "a 東京 flew .", "don't sad mat unknown-word"]
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.training.learning_rate_schedulers import LearningRateScheduler
+
+from transformer_elmo.errors import ConfigurationError
 
 
 def scheduler(rate=0.5, **options):

@@ -3,13 +3,13 @@ import sys
 
 import pytest
 from allennlp.commands import main
-from allennlp.common.checks import ConfigurationError
 from allennlp.data import DatasetReader, Vocabulary
 from allennlp.models import Model, load_archive
 from allennlp.predictors import Predictor
 
 from tests.small_lm import random_sentences
 from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.predictor import LanguageModelPredictor
 
 SENTENCES = [*random_sentences(12, seed=21), "unheard-of words 東京"]

@@ -14,7 +14,6 @@ from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.commands.train import train_model
 from allennlp.common import Params
 from allennlp.common import util as common_util
-from allennlp.common.checks import ConfigurationError
 from allennlp.data import Instance
 from allennlp.models import load_archive
 from allennlp.models.simple_tagger import SimpleTagger
@@ -22,6 +21,7 @@ from allennlp.predictors import Predictor
 from allennlp.predictors.sentence_tagger import SentenceTaggerPredictor
 
 from tests.small_lm import DIM
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import tokenizers
 from transformer_elmo.plugin.tagger_predictor import TaggerPredictor
 

@@ -5,7 +5,6 @@ from typing import Any, Dict
 import pytest
 import torch
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.data import Batch, DatasetReader, Instance, Token, Vocabulary
 from allennlp.data.fields import ListField, TextField
 from allennlp.data.token_indexers import (
@@ -27,6 +26,7 @@ from tests.small_lm import (
     write_archive,
 )
 from transformer_elmo import BidirectionalLanguageModelTokenEmbedder, LanguageModelTokenEmbedder
+from transformer_elmo.errors import ConfigurationError
 
 SENTENCES = [sentence.split() for sentence in random_sentences(6, seed=3)]
 

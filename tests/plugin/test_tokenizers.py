@@ -2,13 +2,13 @@ from typing import Any, Dict, List
 
 import pytest
 from allennlp.common import util as common_util
-from allennlp.common.checks import ConfigurationError
 from allennlp.data import Tokenizer
 from allennlp.data.token_indexers import ELMoTokenCharactersIndexer, SingleIdTokenIndexer
 from allennlp.data.tokenizers import SpacyTokenizer, spacy_tokenizer
 from allennlp.data.tokenizers.sentence_splitter import SpacySentenceSplitter
 
 from transformer_elmo import SimpleLanguageModelingDatasetReader
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import tokenizers
 from transformer_elmo.plugin.sentences import allennlp_tokenizer
 

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.data import DatasetReader, Vocabulary
 from allennlp.training.util import make_vocab_from_params
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from transformer_elmo.cli import main
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text import vocabulary
 from transformer_elmo.text.corpus import read_blocks
 from transformer_elmo.text.vocabulary import count_words, write_vocabulary

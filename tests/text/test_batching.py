@@ -2,8 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
-from allennlp.common.checks import ConfigurationError
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text.batching import cut_into_batches, deal, random_order
 
 

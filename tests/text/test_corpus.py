@@ -10,8 +10,8 @@ import zipfile
 from functools import partial
 
 import pytest
-from allennlp.common.checks import ConfigurationError
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text import corpus
 from transformer_elmo.text.corpus import find_shards, read_blocks, read_sentences
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from transformer_elmo import __version__, progress
+from transformer_elmo import __version__
 from transformer_elmo.commands.standard_input import file_of
 from transformer_elmo.commands.vectors_file import VectorsFile, checked_format
 from transformer_elmo.elmo import TransformerElmo
@@ -25,6 +25,7 @@ from transformer_elmo.text.corpus import (
     parse_line,
     read_lines,
 )
+from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +247,7 @@ def embed_file(
     try:
         sentences = _sentences(input_file, input_format, first, last)
         total = last - first
-        bar = progress.make(total=total, initial=file.num_sentences, desc="embedding")
+        bar = progress_bar(total=total, initial=file.num_sentences, desc="embedding")
         for vectors in elmo.embed_stream(
             sentences, layers, weights=weights, skip=file.num_sentences
         ):

@@ -7,7 +7,6 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from transformer_elmo import progress
 from transformer_elmo.commands.embed import texts_of
 from transformer_elmo.commands.vectors_file import (
     VectorsFile,
@@ -18,6 +17,7 @@ from transformer_elmo.commands.vectors_file import (
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.files import read_json
 from transformer_elmo.text.corpus import count_lines
+from transformer_elmo.with_allennlp import progress_bar
 
 DESCRIPTION = """
 Join what transformer-elmo embed --part K/N has written. All N parts must be there, of the same
@@ -78,7 +78,7 @@ def merge(
     file = VectorsFile(output, about["word_shape"], about["dtype"], settings, force, shared)
     if file.is_complete:
         return
-    bar = progress.make(total=num_lines, desc="merging")
+    bar = progress_bar(total=num_lines, desc="merging")
     try:
         for path, of_part in found:
             begin = of_part["lines"][0]

@@ -18,7 +18,6 @@ import numpy as np
 from filelock import FileLock, Timeout
 from overrides import overrides
 
-from transformer_elmo import progress
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import (
     check_can_write,
@@ -27,6 +26,7 @@ from transformer_elmo.files import (
     write_text,
     written_whole,
 )
+from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -375,7 +375,7 @@ class VectorsFile:
     ) -> None:
         h5py = _h5py()
         disk = _Disk(file)
-        bar = progress.make(total=len(offsets) - 1, desc=f"writing {self.path.name}")
+        bar = progress_bar(total=len(offsets) - 1, desc=f"writing {self.path.name}")
         # Read and not mapped: pages of a mapped file count as the process's memory.
         with open(self._folder / _VECTORS, "rb") as vectors, h5py.File(disk, "w") as output:
             vectors.seek(HEADER_SIZE)

@@ -32,17 +32,14 @@ def archived_files(directory: Union[str, os.PathLike]) -> Dict[str, Path]:
     folder = (Path(directory) / FOLDER).resolve()
     if not names.is_file() or not folder.is_dir():
         return {}
-    files = {}
     try:
-        for key in read_json(names):
-            file = (folder / key).resolve()
-            if folder not in file.parents:
-                raise ConfigurationError(f"{names} names a file outside its archive: {key!r}.")
-            if file.is_file():
-                files[key] = file
+        files = {key: (folder / key).resolve() for key in read_json(names)}
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{names} is no list of files: {error}") from None
-    return files
+    for key, file in files.items():
+        if folder not in file.parents:
+            raise ConfigurationError(f"{names} names a file outside its archive: {key!r}.")
+    return {key: file for key, file in files.items() if file.is_file()}
 
 
 def find_key(config: Any, key: str) -> List[Any]:

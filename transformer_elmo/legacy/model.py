@@ -2,10 +2,10 @@
 
 from typing import Any, Dict, List
 
-from transformer_elmo.legacy import registered
 from transformer_elmo.legacy.embedders import modern_embedder
 from transformer_elmo.legacy.report import Report
 from transformer_elmo.legacy.sections import LANGUAGE_MODELS, type_of
+from transformer_elmo.with_allennlp import is_registered
 
 # Names that no version since 1.0 registers. Names with hyphens that AllenNLP 2 still has stay.
 RENAMED_TYPES = {
@@ -143,7 +143,7 @@ def _modern_part(part: Any, path: str, readers: List[Dict[str, Any]], report: Re
 
 
 def _modern_type(name: str, path: str, report: Report) -> str:
-    if registered.is_registered(name):
+    if is_registered(name):
         # Somebody gave it to a class of theirs.
         return name
     report.moved(path, name, path, RENAMED_TYPES[name])

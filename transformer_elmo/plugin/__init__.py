@@ -3,12 +3,6 @@ AllenNLP around the core: everything that a config can name, and what is done to
 Importing this package registers all of it.
 """
 
-from allennlp.common import Registrable
-from allennlp.common.file_utils import cached_path
-from allennlp.common.tqdm import Tqdm
-
-from transformer_elmo import elmo, model_folder, progress
-from transformer_elmo.legacy import registered
 from transformer_elmo.plugin import (
     adaptation,
     commands,
@@ -42,7 +36,6 @@ from transformer_elmo.plugin.compat import (
     wrong_values,
 )
 from transformer_elmo.plugin.runs import resumption
-from transformer_elmo.text import corpus
 
 patches.check_version()
 peer.claim_names()
@@ -57,18 +50,6 @@ for _module in (
 ):
     _module.install()
 
-
-def _is_registered(name: str) -> bool:
-    return any(name in names for names in Registrable._registry.values())
-
-
-# What the core leaves to others where it is alone.
-corpus.download = lambda url: str(cached_path(url))
-progress.make = lambda **options: Tqdm.tqdm(**options)
-model_folder.other_tokenizer = sentences.allennlp_tokenizer
-elmo.openers.append(loading.opener)
-elmo.adapters.append(sentences.adapted)
-registered.is_registered = _is_registered
 
 __all__ = [
     "adaptation",

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
+from allennlp.common.checks import ConfigurationError as AllenNLPError
 from allennlp.common.meta import META_NAME
 from allennlp.data import Vocabulary
 from allennlp.models import archival
@@ -124,7 +125,7 @@ def _standing_alone(run: Path, space: Path) -> Tuple[Dict[str, Any], Path, Path]
     try:
         whole = resolved_config(run, str(run))
         vocab = vocabulary_of_run(run, str(run), space / FOLDER)
-    except (ConfigurationError, OSError) as error:
+    except (ConfigurationError, AllenNLPError, OSError) as error:
         logger.warning("This archive will open only where %s is: %s", base, error)
         return config, run / VOCABULARY, run / FOLDER
     vocab.save_to_files(str(space / VOCABULARY))

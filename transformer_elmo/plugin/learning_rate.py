@@ -5,13 +5,14 @@ since.
 
 from typing import Any, Dict, List, Optional
 
-from allennlp.common.checks import ConfigurationError
 from allennlp.training.learning_rate_schedulers import (
     LearningRateScheduler,
     ReduceOnPlateauLearningRateScheduler,
 )
 from overrides import overrides
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from transformer_elmo.errors import ConfigurationError
 
 
 @LearningRateScheduler.register("warmup_stable_decay", exist_ok=True)

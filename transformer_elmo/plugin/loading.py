@@ -3,6 +3,7 @@
 import os
 from typing import Any, Dict, Optional, Tuple, Union
 
+from allennlp.common.checks import ConfigurationError as AllenNLPError
 from allennlp.common.params import parse_overrides
 from allennlp.models.archival import Archive, load_archive
 
@@ -66,7 +67,7 @@ def load_language_model(
             f"There is no archive {archive_file}.{variables_with(archive_file)} {EXPECTED} The "
             f"current directory is {os.getcwd()}."
         ) from None
-    except (ConfigurationError, ValueError, TypeError) as error:
+    except (AllenNLPError, ValueError, TypeError) as error:
         # Either it opens as it is, and then whoever needs the layers says what is wrong with
         # it, or its own error is the one to see.
         archive = load_archive(archive_file, overrides=overrides, **options)
@@ -80,10 +81,10 @@ def load_language_model(
     return archive, refusal
 
 
-def opener(
+def opened(
     path: str, overrides: Union[str, Dict[str, Any], None], weights_file: Optional[str]
 ) -> Tuple[EncodingModel, DatasetSentenceReader]:
-    """For `transformer_elmo.elmo.openers`: whatever AllenNLP opens."""
+    """A language model and its reader, out of whatever AllenNLP opens."""
     if isinstance(overrides, str):
         overrides = _parsed(overrides)
     archive, _ = load_language_model(path, "TransformerElmo", overrides, weights_file)

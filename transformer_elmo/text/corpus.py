@@ -16,12 +16,13 @@ import os
 import re
 import zlib
 from pathlib import Path
-from typing import IO, Any, Callable, Iterator, List, Mapping, Optional, Sequence, Union, cast
+from typing import IO, Any, Iterator, List, Mapping, Optional, Sequence, Union, cast
 
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_read, errors_of_reading
+from transformer_elmo.with_allennlp import downloaded
 
 logger = logging.getLogger(__name__)
 
@@ -116,24 +117,6 @@ def find_shards(data_path: DataPath) -> List[Path]:
     return shards
 
 
-def _cached_path(url: str) -> str:
-    try:
-        from cached_path import cached_path
-    except ImportError:
-        raise ConfigurationError(
-            f"{url} is an address. Install what downloads it (pip install cached-path), or "
-            "download it by other means and give the file's path."
-        ) from None
-    return str(cached_path(url))
-
-
-download: Callable[[str], str] = _cached_path
-"""
-From an address to the path of a file with what is there. Under AllenNLP it is AllenNLP's own
-function, with its cache.
-"""
-
-
 def fetch(url: str) -> Path:
     """
     The file that an address leads to, downloaded once.
@@ -144,7 +127,7 @@ def fetch(url: str) -> Path:
         If it can't be had.
     """
     try:
-        return Path(download(url))
+        return Path(downloaded(url))
     except ConfigurationError:
         raise
     except Exception as error:

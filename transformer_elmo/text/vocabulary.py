@@ -15,7 +15,6 @@ from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, 
 import numpy as np
 from numpy.typing import NDArray
 
-from transformer_elmo import progress
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import folder_written_whole, read_bytes
 from transformer_elmo.text.corpus import (
@@ -29,6 +28,7 @@ from transformer_elmo.text.corpus import (
     sentences_in,
 )
 from transformer_elmo.text.word_hash_table import WordHashTable, words_at
+from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ def _texts(data_path: DataPath, quiet: bool) -> Iterator[str]:
     bar = None
     if not quiet:
         num_bytes = sum(os.path.getsize(shard) for shard in shards)
-        bar = progress.make(
+        bar = progress_bar(
             total=num_bytes, desc="counting words", unit="B", unit_scale=True, unit_divisor=1024
         )
     for shard in shards:

@@ -5,13 +5,13 @@ import tarfile
 
 import pytest
 import torch
-from allennlp.common.checks import ConfigurationError
 from allennlp.data import Vocabulary
 from allennlp.models.archival import load_archive
 from allennlp.nn import util as nn_util
 from allennlp.nn.initializers import PretrainedModelInitializer
 
 from tests.plugin.compat.test_configs import MODERN
+from transformer_elmo.errors import ConfigurationError
 
 
 class TestWeights:

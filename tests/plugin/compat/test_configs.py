@@ -8,11 +8,11 @@ from typing import Any, Dict
 import pytest
 from allennlp.commands import evaluate
 from allennlp.common import Params, Registrable
-from allennlp.common.checks import ConfigurationError
 from allennlp.models import archival
 from allennlp.models.archival import load_archive
 from allennlp.modules.seq2seq_encoders import PassThroughEncoder, Seq2SeqEncoder
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import patches
 from transformer_elmo.plugin.compat import configs
 from transformer_elmo.plugin.patches import _WRAPPED

@@ -2,9 +2,9 @@ import importlib.util
 
 import pytest
 from allennlp.common import Params
-from allennlp.common.checks import ConfigurationError
 from allennlp.training.callbacks import TrainerCallback
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.compat import optional_packages
 
 

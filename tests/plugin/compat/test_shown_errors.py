@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import requests
-from allennlp.common.checks import ConfigurationError
 from torch.multiprocessing import ProcessRaisedException
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.compat import shown_errors as errors
 
 ROOT = Path(__file__).resolve().parents[3]

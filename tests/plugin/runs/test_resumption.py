@@ -5,7 +5,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from allennlp.common.checks import ConfigurationError
 from allennlp.data.data_loaders import SimpleDataLoader
 from allennlp.training.callbacks import ShouldValidateCallback
 from allennlp.training.checkpointer import Checkpointer
@@ -13,6 +12,7 @@ from allennlp.training.metric_tracker import MetricTracker
 from allennlp.training.moving_average import ExponentialMovingAverage
 
 from tests.plugin.tiny_run import make_trainer, run, write_corpus
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.runs import resumption
 from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
 

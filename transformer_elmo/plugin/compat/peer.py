@@ -8,15 +8,13 @@ then, the names that both want are free.
 
 import sys
 from contextlib import contextmanager
-from functools import partial
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple, Type
+from typing import Callable, Dict, Iterator, Tuple, Type
 
 from allennlp.common import Registrable
 
 from transformer_elmo.plugin.patches import note
+from transformer_elmo.with_allennlp import AroundImport
 
 # The package of theirs that registers the names; importing any of its modules imports all of it
 # first.
@@ -45,8 +43,10 @@ def _registered_here() -> _Names:
 def claim_names() -> None:
     """Called once our classes are registered: whoever comes first, the names end up ours."""
     _ours.update(_registered_here())
-    if PEER not in sys.modules and not any(isinstance(f, _PeerFinder) for f in sys.meta_path):
-        sys.meta_path.insert(0, _PeerFinder())
+    if PEER not in sys.modules and not any(
+        PEER in finder.names for finder in sys.meta_path if isinstance(finder, AroundImport)
+    ):
+        sys.meta_path.insert(0, AroundImport((PEER,), _run_with_names_set_aside))
         note("sys.meta_path", "allennlp-models, imported later, finds the names that it wants free")
 
 
@@ -60,33 +60,6 @@ def _names_set_aside() -> Iterator[None]:
     finally:
         for base, names in _ours.items():
             Registrable._registry[base].update(names)
-
-
-class _PeerFinder(MetaPathFinder):
-    """Finds `PEER` as everybody else does, and has it run with our names set aside."""
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: Optional[Sequence[str]],
-        target: Optional[ModuleType] = None,
-    ) -> Optional[ModuleSpec]:
-        if fullname != PEER:
-            return None
-        for finder in sys.meta_path:
-            # Some old finders have no such method.
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None and spec.loader is not None:
-                run = spec.loader.exec_module
-
-                # On this one loader, not its class: everything else about it stays as it is.
-                spec.loader.exec_module = partial(  # type: ignore[method-assign]
-                    _run_with_names_set_aside, run
-                )
-                return spec
-        return None
 
 
 def _run_with_names_set_aside(run: Callable[[ModuleType], None], module: ModuleType) -> None:

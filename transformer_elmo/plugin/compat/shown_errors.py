@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Callable, Optional, Type
 
 from allennlp.common import logging as common_logging
+from allennlp.common.checks import ConfigurationError as AllenNLPError
 from requests.exceptions import RequestException
 from torch.multiprocessing import ProcessRaisedException
 
@@ -27,7 +28,10 @@ from transformer_elmo.plugin.patches import note, wrap
 from transformer_elmo.plugin.runs.processes import ProcessLostError
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
-SHOWN_ALONE = (ConfigurationError, FileNotFoundError, ProcessLostError, RequestException)
+SHOWN_ALONE = (
+    *(ConfigurationError, AllenNLPError, FileNotFoundError, ProcessLostError),
+    RequestException,
+)
 
 # What a folder or a disk may not allow.
 _OF_THE_DISK = {

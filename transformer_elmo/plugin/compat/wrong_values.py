@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Union, get_ar
 
 import torch
 from allennlp.common import Params, Registrable, from_params
+from allennlp.common.checks import ConfigurationError as AllenNLPError
 
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.plugin.keys import parameters_of, unknown_keys
@@ -61,7 +62,7 @@ def _pop_and_construct_arg(
         raise wrong_type(path, expected, given)
     try:
         return stock(class_name, argument_name, annotation, default, params, **extras)
-    except (ConfigurationError, TypeError, ValueError, AttributeError):
+    except (AllenNLPError, TypeError, ValueError, AttributeError):
         raise wrong_type(path, expected, given) from None
 
 
