@@ -15,7 +15,7 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.compat import shown_errors as errors
 
 ROOT = Path(__file__).resolve().parents[3]
-MESSAGE = "allennlp.common.checks.ConfigurationError: "
+MESSAGE = "transformer_elmo.errors.ConfigurationError: "
 
 
 @pytest.fixture
