@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from transformer_elmo import __version__
+from transformer_elmo.archived_models import in_place_of_archive, last_checkpoint
 from transformer_elmo.commands.standard_input import file_of
 from transformer_elmo.commands.vectors_file import VectorsFile, checked_format
 from transformer_elmo.elmo import TransformerElmo
@@ -280,12 +281,13 @@ def _sentences(
 
 def _identity(path: str) -> Any:
     """What tells that a file is still the same, or what a model's folder needs of its own."""
+    path = str(in_place_of_archive(Path(path)))
     if os.path.isdir(path):
-        files = (
-            os.path.join(path, name)
-            for name in ("config.json", "weights.th", "best.th", "model.safetensors")
-        )
-        return [_identity(file) for file in files if os.path.exists(file)]
+        names = ("config.json", "weights.th", "best.th", "model.safetensors")
+        found = [name for name in names if os.path.exists(os.path.join(path, name))]
+        if found == ["config.json"] and (checkpoint := last_checkpoint(Path(path))):
+            found.append(checkpoint.name)
+        return [_identity(os.path.join(path, name)) for name in found]
     if os.path.exists(path):
         status = os.stat(path)
         return [os.path.abspath(path), status.st_size, status.st_mtime_ns]

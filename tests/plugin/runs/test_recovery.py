@@ -1,6 +1,7 @@
 """A small language model's run, as `allennlp train` has it: refused, stopped, gone on with."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from allennlp.models import load_archive
 
 from tests.plugin.launched import write_config
 from transformer_elmo import TransformerElmo
+from transformer_elmo.commands.embed import embed_file
 from transformer_elmo.commands.report.report import write_report
 from transformer_elmo.errors import ConfigurationError
 
@@ -64,8 +66,13 @@ def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog):
         last = torch.load(run / "model_state_e2_b0.th")
         assert all(torch.equal(tensor, last[name]) for name, tensor in weights.items())
         assert TransformerElmo.open(path).perplexity([["the", "cat"]]) > 0
-    write_report(run, tmp_path / "report.html", sentences=str(space / "valid.txt"))
+    write_report(run / "model.tar.gz", tmp_path / "report.html", sentences=str(space / "valid.txt"))
     assert "How surprising each word is" in (tmp_path / "report.html").read_text()
+    # What is cut short doesn't go on with another checkpoint's vectors.
+    embed_file(str(run), text, str(tmp_path / "v.npz"), "top")
+    os.utime(run / "model_state_e2_b0.th", (1, 1))
+    with pytest.raises(ConfigurationError, match="--force"):
+        embed_file(str(run / "model.tar.gz"), text, str(tmp_path / "v.npz"), "top")
     # Before its first checkpoint.
     for path in run.glob("*state_e*"):
         path.unlink()

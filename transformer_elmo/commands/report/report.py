@@ -12,7 +12,12 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 
 from transformer_elmo import model_folder
-from transformer_elmo.archived_models import last_checkpoint, read_weights, unpacked
+from transformer_elmo.archived_models import (
+    in_place_of_archive,
+    last_checkpoint,
+    read_weights,
+    unpacked,
+)
 from transformer_elmo.commands.report.facts import Fact, config_of, results_of
 from transformer_elmo.commands.report.heat_map import Passage
 from transformer_elmo.commands.report.layers import Mixture, mixtures_in
@@ -88,6 +93,7 @@ def write_report(
             f"There is no GPU {device}: torch finds {torch.cuda.device_count() or 'none'} here. "
             "The CPU is -1."
         )
+    folder = in_place_of_archive(folder)
     if not folder.exists():
         raise ConfigurationError(f"There is no folder {folder}. {EXPECTED}")
     check_can_write(output)
