@@ -266,7 +266,7 @@ def test_pipeline_is_whole_without_the_folder(tmp_path, monkeypatch, layers, dty
     loaded = spacy.load("../moved")
     copied = spacy.blank("en")
     copied.add_pipe("sentencizer")
-    config = {"path": "none", "layers": layers, "device": "cpu"}
+    config = {"path": None, "layers": layers, "device": "cpu"}
     copied.add_pipe("transformer_elmo", config=config)
     copied.from_bytes(data)
     sourced = spacy.blank("en")
@@ -477,16 +477,9 @@ def test_damaged_files(folder, tmp_path):
 
 def test_what_cannot_be_done(folder, tmp_path):
     def fails(message, kind=ConfigurationError, path=folder, **options):
-        nlp = pipeline(path, **options)
-        for use in (
-            lambda: nlp("the cat"),
-            lambda: list(nlp.pipe(["the cat"])),
-            lambda: nlp.to_disk(tmp_path / "pipeline"),
-            lambda: nlp.to_bytes(),
-            lambda: nlp.initialize(),
-        ):
-            with pytest.raises(kind, match=message):
-                use()
+        """Already when it is added."""
+        with pytest.raises(kind, match=message):
+            pipeline(path, **options)
 
     fails("There is no language model .*none", path=tmp_path / "none")
     fails("is empty", path="")
@@ -499,6 +492,11 @@ def test_what_cannot_be_done(folder, tmp_path):
     if not torch.cuda.is_available():
         for device in (0, "cuda", "cuda:0"):
             fails("torch sees 0 GPUs. The CPU is 'cpu', or -1", device=device)
+    empty = spacy.blank("en")
+    empty.add_pipe("transformer_elmo", config={"path": None})
+    for use in (lambda: empty("the cat"), empty.to_bytes, empty.initialize):
+        with pytest.raises(ConfigurationError, match="path of the language model is empty"):
+            use()
     wrong = {"layers": [0, 1], "max_tokens": "many", "device": ["cpu"], "layer": 1}
     for name, value in wrong.items():
         with pytest.raises(Exception, match=f"transformer_elmo -> {name}"):

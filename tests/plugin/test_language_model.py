@@ -3,7 +3,8 @@ from typing import Any, Dict, List
 import pytest
 import torch
 from allennlp.common import Params
-from allennlp.data import DatasetReader
+from allennlp.data import DatasetReader, Vocabulary
+from allennlp.models import Model
 
 from tests.small_lm import DIM, WORDS, model_config, random_sentences, reader_config, tensors
 from transformer_elmo import LanguageModel
@@ -222,3 +223,28 @@ def test_training_lowers_the_loss(make_model, vocabulary):
         for optimizer in optimizers:
             optimizer.step()
     assert model.eval()(**batch)["loss"].item() < first - 1
+
+
+@pytest.mark.parametrize("encoder", ["cnn-highway", "cnn"])
+def test_words_shorter_than_the_widest_filter(vocabulary, encoder):
+    """As if the indexer had been told to pad to it."""
+    config = model_config()
+    embedder = config["text_field_embedder"]["token_embedders"]["token_characters"]
+    embedder["embedding"] = {"num_embeddings": 40, "embedding_dim": 8}
+    if encoder == "cnn":
+        embedder["encoder"] = {
+            **{"type": "cnn", "embedding_dim": 8, "num_filters": 4},
+            **{"ngram_filter_sizes": [2, 7], "output_dim": DIM},
+        }
+    letters = Vocabulary(
+        counter={"tokens": {"a": 1}, "token_characters": dict.fromkeys("abcdefgh", 1)}
+    )
+    torch.manual_seed(1)
+    model = Model.from_params(vocab=letters, params=Params({**config, "num_samples": None})).eval()
+    losses = []
+    for padding in ({}, {"min_padding_length": 7 if encoder == "cnn" else 5}):
+        reader = reader_config()
+        reader["token_indexers"]["token_characters"] = {"type": "characters", **padding}
+        reader.update(start_tokens=[], end_tokens=[])
+        losses.append(model(**tensors(["a bad h", "b a"], letters, reader))["loss"])
+    assert torch.equal(*losses)

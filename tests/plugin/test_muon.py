@@ -349,6 +349,8 @@ def test_values_out_of_range(value):
         optimizer_of(Words(), momentum=value)
     with pytest.raises(ValueError, match="momentum"):
         optimizer_of(Words(), parameter_groups=[(["square"], {"momentum": value})])
+    with pytest.raises(ConfigurationError, match=r"\.weight_decay: .* no weight decay"):
+        optimizer_of(Words(), parameter_groups=[(["square"], {"weight_decay": value})])
 
 
 def test_sparse_gradients_are_refused():

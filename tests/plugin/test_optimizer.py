@@ -159,10 +159,36 @@ def test_registered():
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
-@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"eps": -1.0}, {"betas": (0.9, 1.0)}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"lr": -1.0}, {"eps": -1.0}, {"betas": (0.9, 1.0)}, {"lr": float("nan")}, {"lr": True}),
+        *({"lr": "high"}, {"betas": [2, 3]}, {"betas": [0.9]}, {"betas": 0.9}),
+    ],
+)
 def test_values_out_of_range(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    """In a group, too."""
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"^{name} must be"):
         DenseSparseAdam(list(Words().named_parameters()), **settings)
+    groups: Any = [[["linear"], {}], [["vectors"], settings]]
+    with pytest.raises(ValueError, match=rf"^parameter_groups\.1\.1\.{name} must be"):
+        DenseSparseAdam(list(Words().named_parameters()), groups)
+
+
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        ("weight_decay", "no weight decay"),
+        ("momentum", "no such key. Expected"),
+        ("beta", "no such key. Is it betas?"),
+        ("amsgrad", "no such key"),
+    ],
+)
+def test_keys_of_groups_that_nothing_would_look_at(key, message):
+    groups: Any = [[["linear"], {key: 0.1}]]
+    with pytest.raises(ConfigurationError, match=rf"^parameter_groups\.0\.1\.{key}: .*{message}"):
+        DenseSparseAdam(list(Words().named_parameters()), groups)
 
 
 def test_a_step_without_effect_can_be_taken_back():

@@ -63,16 +63,16 @@ class TransformerElmoComponent(Pipe):
     sentences; or else all of a document. Tokens are its words, as they are. Whitespace it doesn't
     see; its vectors are zero.
 
-    The model is opened when it is first needed. What spaCy writes of the pipeline has all of it
-    but the softmax, so that nothing else is needed to load it.
+    `nlp.add_pipe` opens the model, and says what is wrong with it. What spaCy writes of the
+    pipeline has all of it but the softmax, so that nothing else is needed to load it.
 
     # Parameters
 
     name : `str`
         In the pipeline.
-    path : `str`
+    path : `str`, optional
         A model folder, a `model.tar.gz`, the folder of a training run, or a URL. A pipeline that
-        was loaded doesn't need it any more.
+        was loaded doesn't need it any more; `None` is for one that `from_bytes` fills.
     layers : `str` or `int`
         "mix" is the mean of all layers, "top" the last one, "all" each of them, side by side, a
         number that one: 0 is the word vectors, -1 the top.
@@ -85,7 +85,7 @@ class TransformerElmoComponent(Pipe):
     def __init__(
         self,
         name: str,
-        path: str,
+        path: Optional[str],
         layers: Union[int, str],
         max_tokens: int,
         device: Union[int, str, None],
@@ -111,7 +111,7 @@ class TransformerElmoComponent(Pipe):
             If there is none at the path, or it has no such layer; if there is no such device.
         """
         if self._elmo is None:
-            self._use(open_for_vectors(self.path))
+            self._use(open_for_vectors(self.path or ""))
         assert self._elmo is not None
         return self._elmo
 
@@ -124,7 +124,7 @@ class TransformerElmoComponent(Pipe):
     def initialize(
         self, get_examples: Callable[[], Iterable[Any]], *, nlp: Optional[Language] = None
     ) -> None:
-        """Opens the model, so that a training doesn't find out later that there is none."""
+        """Opens the model, if that hasn't been done."""
         self.elmo  # noqa: B018 (it opens the model)
 
     def __call__(self, doc: Doc) -> Doc:
@@ -257,7 +257,7 @@ def _sentences(doc: Doc) -> List[_Words]:
 def make_transformer_elmo(
     nlp: Language,
     name: str,
-    path: str,
+    path: Optional[str],
     layers: Union[int, str],
     max_tokens: int,
     device: Union[int, str, None],
@@ -266,7 +266,11 @@ def make_transformer_elmo(
     The component that `nlp.add_pipe("transformer_elmo", config={"path": "folder"})` adds. By
     default, `layers` is "mix", `max_tokens` 2000, and `device` a GPU if there is one.
     """
-    return TransformerElmoComponent(name, path, layers, max_tokens, device)
+    component = TransformerElmoComponent(name, path, layers, max_tokens, device)
+    # What spaCy has read of a pipeline that was saved names components before they are made.
+    if path is not None and name not in nlp._meta.get("pipeline", ()):
+        component.elmo  # noqa: B018 (it opens the model)
+    return component
 
 
 __all__ = ["TransformerElmoComponent", "add_hooks", "make_transformer_elmo"]

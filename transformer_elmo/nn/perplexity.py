@@ -25,6 +25,18 @@ def perplexity(log_prob: float, num_tokens: int) -> float:
         return math.inf
 
 
+def tell_of_unknown_words(unknown: int, num_words: int) -> None:
+    """Warns if the first words of a text are mostly outside the vocabulary."""
+    if 2 * unknown > num_words:
+        logger.warning(
+            "Of the first %s words, %s are not in the vocabulary: a loss tells little more than "
+            "how often that is so. Does the vocabulary have one word a line and nothing else, "
+            "and is the text split into words as the vocabulary's was?",
+            f"{num_words:,}",
+            f"{unknown:,}",
+        )
+
+
 @dataclass
 class Totals:
     """
@@ -55,6 +67,8 @@ class Totals:
         unknown : `int`
             Tokens outside the vocabulary.
         """
+        if not self.num_tokens:
+            tell_of_unknown_words(unknown, losses[0].numel() + num_sentences)
         sums = torch.stack([direction.detach().sum(dtype=torch.float64) for direction in losses])
         before = self.losses or [0.0] * len(losses)
         self.losses = [total + more for total, more in zip(before, sums.tolist())]

@@ -33,7 +33,6 @@ from transformer_elmo.plugin.compat import (
     prediction,
     shown_errors,
     training,
-    wrong_values,
 )
 from transformer_elmo.plugin.runs import resumption
 
@@ -45,7 +44,6 @@ for _module in (
     training,
     prediction,
     optional_packages,
-    wrong_values,
     shown_errors,
 ):
     _module.install()

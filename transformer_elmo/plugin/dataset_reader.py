@@ -157,7 +157,7 @@ def _looks_at_words(indexer: TokenIndexer) -> bool:
     return isinstance(indexer, (ELMoTokenCharactersIndexer, TokenCharactersIndexer))
 
 
-def reader_attribute(reader: DatasetReader, name: str) -> Any:
+def reader_attribute(reader: Optional[DatasetReader], name: str) -> Any:
     """
     What a reader of language models was given under a name: AllenNLP's readers keep it under a
     leading underscore, ours in the open. `None` if there is no such thing.

@@ -6,6 +6,9 @@ from typing import Any, Callable, Iterable, List
 
 from transformer_elmo.errors import ConfigurationError
 
+# What AllenNLP gives to constructors.
+NOT_IN_CONFIGS = {"self", "cls", "vocab", "serialization_dir", "local_rank", "model_parameters"}
+
 
 def parameters_of(function: Callable[..., Any]) -> List[str]:
     """What can be said by name."""
@@ -13,7 +16,7 @@ def parameters_of(function: Callable[..., Any]) -> List[str]:
         name
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in ("self", "cls", "vocab", "serialization_dir")
+        and name not in NOT_IN_CONFIGS
     ]
 
 

@@ -20,7 +20,7 @@ from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.nn.language_model import Encoded, losses_of_directions, predicted
 from transformer_elmo.nn.packing import Packing
-from transformer_elmo.nn.perplexity import DIRECTIONS
+from transformer_elmo.nn.perplexity import DIRECTIONS, tell_of_unknown_words
 from transformer_elmo.nn.precision import checked_precision, computing
 from transformer_elmo.nn.softmax import (
     SampledSoftmaxLoss,
@@ -144,6 +144,7 @@ class LanguageModel(Model):
                     num_words, self._forward_dim, num_samples, sparse=sparse_embeddings
                 )
         self._loads_softmax = making_softmaxes() == "to be loaded"
+        self._has_begun = False
         self._order: Optional[FrequencyOrder] = None
         if isinstance(self._softmax_loss, SampledSoftmaxLoss):
             self._order = FrequencyOrder(word_list(vocab))
@@ -205,8 +206,10 @@ class LanguageModel(Model):
             if self.vocab.get_vocab_size() > num_words:
                 raise ConfigurationError(
                     f"The language model was trained to predict {num_words} words, and its "
-                    f"vocabulary now has {self.vocab.get_vocab_size()}: it can't be extended. "
-                    "Leave --extend-vocab out; words that it doesn't know count as the unknown one."
+                    f"vocabulary now has {self.vocab.get_vocab_size()}: it can't be extended. To "
+                    'go on with other words, take the model "from_pretrained_lm". Elsewhere '
+                    "leave out what extends the vocabulary (--extend-vocab, or a vocabulary of "
+                    'type "extend"); words that it doesn\'t know count as the unknown one.'
                 )
         super().extend_embedder_vocab(*args, **kwargs)
 
@@ -369,6 +372,12 @@ class LanguageModel(Model):
         assert self._softmax_loss is not None
         embeddings = [self._dropout(rows) for rows in encoded.predicting(self._bidirectional)]
         targets = predicted(encoded.packing, token_ids, self._bidirectional)
+        if self.training and not self._has_begun:
+            self._has_begun = True
+            unknown = word_list(self.vocab).unknown
+            if unknown is not None:
+                num_unknown = int((targets[0] == unknown - 1).sum())
+                tell_of_unknown_words(num_unknown, targets[0].numel())
         if self.training and self._order is not None and not self._order.is_over:
             problem = self._order.problem(targets[0])
             if problem is not None:

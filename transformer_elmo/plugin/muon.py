@@ -64,14 +64,8 @@ class MuonSparseAdam(DenseSparseAdam):
         momentum: float = 0.95,
         muon: Optional[List[str]] = None,
     ) -> None:
-        super().__init__(model_parameters, parameter_groups, lr, betas, eps)
-        self.defaults["momentum"] = momentum
-        self._complete_groups()
-        for group in self.param_groups:
-            if not 0.0 <= group["momentum"] < 1.0:
-                raise ValueError(
-                    f"momentum must be at least 0 and less than 1, got {group['momentum']}."
-                )
+        settings = {"lr": lr, "betas": betas, "eps": eps, "momentum": momentum}
+        self._begin(model_parameters, parameter_groups, settings)
         # Without those that a group has taken out of training.
         trained = {id(p) for group in self.param_groups for p in group["params"]}
         named = {n: p for n, p in model_parameters if p.dim() == 2 and id(p) in trained}
@@ -110,9 +104,6 @@ class MuonSparseAdam(DenseSparseAdam):
     @overrides(check_signature=False)
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._complete_groups()
-
-    def _complete_groups(self) -> None:
         for group in self.param_groups:
             group.setdefault("momentum", self.defaults["momentum"])
 

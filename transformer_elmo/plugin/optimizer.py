@@ -2,8 +2,9 @@
 Adam for a model most of whose parameters a step doesn't touch: the rows of the softmax.
 """
 
+import math
 from itertools import chain
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 import torch
 from allennlp.training.optimizers import Optimizer, ParameterGroupsType, make_parameter_groups
@@ -11,6 +12,40 @@ from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.adam import update_group
+from transformer_elmo.plugin.keys import unknown_keys
+
+_RANGES: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
+    "lr": ("a number, not negative", lambda value: _is_from_0_to(math.inf, value)),
+    "eps": ("a number, not negative", lambda value: _is_from_0_to(math.inf, value)),
+    "betas": (
+        "two numbers, at least 0 and less than 1",
+        lambda pair: len(pair) == 2 and all(_is_from_0_to(1.0, beta) for beta in pair),
+    ),
+    "momentum": ("a number, at least 0 and less than 1", lambda value: _is_from_0_to(1.0, value)),
+    "requires_grad": ("true or false", lambda value: isinstance(value, bool)),
+}
+
+
+def _is_from_0_to(limit: float, value: Any) -> bool:
+    return not isinstance(value, bool) and 0.0 <= value < limit
+
+
+def _check(settings: Mapping[str, Any], known: List[str], path: str = "") -> None:
+    if "weight_decay" in settings:
+        raise ConfigurationError(
+            f"{path}weight_decay: this optimizer has no weight decay. Leave it out."
+        )
+    unknown = sorted(settings.keys() - known)
+    if unknown:
+        raise unknown_keys(unknown, known, path)
+    for name, value in settings.items():
+        expected, is_right = _RANGES[name]
+        try:
+            right = is_right(value)
+        except TypeError:
+            right = False
+        if not right:
+            raise ValueError(f"{path}{name} must be {expected}: got {value!r:.80}.")
 
 
 @Optimizer.register("dense_sparse_adam", exist_ok=True)
@@ -38,8 +73,10 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
 
     # Raises
 
+    `ConfigurationError`
+        If a group has a key that isn't there, such as `weight_decay`.
     `ValueError`
-        If a value is out of range.
+        If a value is out of range, one of a group, too.
     """
 
     def __init__(
@@ -50,14 +87,19 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
         betas: Tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        for name, value in (("lr", lr), ("eps", eps)):
-            if value < 0.0:
-                raise ValueError(f"{name} must not be negative, got {value}.")
-        if not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError(f"betas must be at least 0 and less than 1, got {betas}.")
-        super().__init__(
-            make_parameter_groups(model_parameters, parameter_groups),
-            {"lr": lr, "betas": betas, "eps": eps},
+        self._begin(model_parameters, parameter_groups, {"lr": lr, "betas": betas, "eps": eps})
+
+    def _begin(
+        self,
+        model_parameters: List[Tuple[str, torch.nn.Parameter]],
+        parameter_groups: Optional[ParameterGroupsType],
+        defaults: Dict[str, Any],
+    ) -> None:
+        _check(defaults, list(defaults))
+        for number, (_, changes) in enumerate(parameter_groups or ()):
+            _check(changes, [*defaults, "requires_grad"], f"parameter_groups.{number}.1.")
+        torch.optim.Optimizer.__init__(
+            self, make_parameter_groups(model_parameters, parameter_groups), defaults
         )
         self.found_inf: Optional[torch.Tensor] = None
         """

@@ -122,7 +122,7 @@ def embed_text_field(embedder: TextFieldEmbedder, source: TextFieldTensors) -> t
         Shape `(batch_size, timesteps, embedder.get_output_dim())`.
     """
     if type(embedder) is not BasicTextFieldEmbedder or not any(
-        is_character_cnn(module) for module in embedder._token_embedders.values()
+        isinstance(module, TokenCharactersEncoder) for module in embedder._token_embedders.values()
     ):
         return embedder({name: _occurrences(tensors) for name, tensors in source.items()})
 
@@ -136,9 +136,13 @@ def embed_text_field(embedder: TextFieldEmbedder, source: TextFieldTensors) -> t
             # The basic embedder matches tensors with arguments; one over this entry alone does it
             # here.
             single = BasicTextFieldEmbedder({name: module})
-            vectors.append(
-                single({key: _occurrences(value) for key, value in source.items() if key == name})
-            )
+            entries = {key: _occurrences(value) for key, value in source.items() if key == name}
+            if isinstance(module, TokenCharactersEncoder):
+                entries = {
+                    key: {part: _as_wide_as_filters(module, ids) for part, ids in entry.items()}
+                    for key, entry in entries.items()
+                }
+            vectors.append(single(entries))
     return torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
 
 
@@ -162,7 +166,7 @@ def _embed_characters(module: TokenCharactersEncoder, entry: Mapping[str, Any]) 
     index = tensors.pop(_INDEX, None)
     (characters,) = tensors.values()
     if index is None:
-        characters = with_characters(characters)
+        characters = _as_wide_as_filters(module, with_characters(characters))
         words, places = distinct_words(characters.flatten(0, -2))
         batch = WordBatch(words, places.view(characters.shape[:-1]))
     else:
@@ -179,6 +183,16 @@ def with_characters(characters: torch.Tensor) -> torch.Tensor:
     characters where no sentence has a word.
     """
     return characters.unsqueeze(-1) if characters.dim() == 2 else characters
+
+
+def _as_wide_as_filters(module: TokenCharactersEncoder, characters: torch.Tensor) -> torch.Tensor:
+    """
+    Character ids, shape `(..., num_characters)`, padded as `min_padding_length` would where no word
+    is as long as the widest filter.
+    """
+    widths = [m.kernel_size[0] for m in module.modules() if isinstance(m, torch.nn.Conv1d)]
+    missing = max(widths, default=0) - characters.size(-1)
+    return torch.nn.functional.pad(characters, (0, missing)) if missing > 0 else characters
 
 
 def character_cnn(module: TokenCharactersEncoder) -> CharacterCnn:

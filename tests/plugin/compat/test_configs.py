@@ -2,7 +2,11 @@ import inspect
 import io
 import json
 import os
+import random
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 from typing import Any, Dict
 
 import pytest
@@ -16,6 +20,8 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import patches
 from transformer_elmo.plugin.compat import configs
 from transformer_elmo.plugin.patches import _WRAPPED
+
+ROOT = Path(__file__).resolve().parents[3]
 
 MODERN: Dict[str, Any] = {
     "dataset_reader": {"type": "sequence_tagging"},
@@ -289,3 +295,32 @@ class TestArchivedConfigs:
         }"""
         expected = {"a": "s3://b,}", "b": ['"//,]', 1], "c": "/*", "d": {"e": "#"}}
         assert self.opened(archive(config)) == expected
+
+
+@pytest.mark.slow
+def test_a_home_that_can_not_be_written(tmp_path):
+    """Of a config and of an archive, AllenNLP's own functions read local files all the same."""
+    (tmp_path / "config.json").write_text("{}")
+    program = (
+        "import transformer_elmo; from allennlp.common import Params; "
+        "from allennlp.models.archival import cached_path; "
+        "print(Params.from_file('config.json').as_dict(), cached_path('config.json'))"
+    )
+    (tmp_path / "home").write_text("no folder")
+    seed = str(random.randrange(2**32))
+    print("PYTHONHASHSEED", seed)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={
+            **{k: v for k, v in os.environ.items() if k != "ALLENNLP_CACHE_ROOT"},
+            **{"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)},
+            **{"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["{}", "config.json"]
+    # Nothing is left behind.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "home"]

@@ -1,15 +1,16 @@
 """A value of a wrong type or a misspelled key in a config is one message that names it."""
 
 import copy
+from typing import Any, Dict
 
 import pytest
-from allennlp.commands.train import TrainModel
+from allennlp.commands.train import train_model
 from allennlp.common import Params
-from allennlp.modules import TokenEmbedder
 
 from tests.small_lm import WORDS, experiment_config
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.compat.shown_errors import message_of
+from transformer_elmo.plugin.compat.wrong_values import check_config
 
 STRINGS = "expected a list (a string each)"
 COUNTED = {"type": "from_corpus", "data_path": "none"}
@@ -37,9 +38,7 @@ def shown(tmp_path):
             section = section[name]
         section[last] = value
         with pytest.raises(Exception) as error:
-            TrainModel.from_params(
-                params=Params(config), serialization_dir=str(tmp_path / "run"), local_rank=0
-            )
+            train_model(Params(config), str(tmp_path / "run"))
         return message_of(error.value)
 
     return show
@@ -89,7 +88,30 @@ def shown(tmp_path):
         ("dataset_reader.start_token", [], "start_token: there is no such key. Is it start_tokens"),
         (f"{EMBEDDER}.encoder.filters", 3, "cnn-highway|CnnHighwayEncoder|filters"),
         (f"{EMBEDDER}.encoder.activation", "gelus", "gelus"),
-        (f"{EMBEDDER}.embedding.num_embeddings", -3, "num_embeddings|Embedding can be built"),
+        (
+            f"{EMBEDDER}.embedding.num_embeddings",
+            -3,
+            "_embeddings: expected at least 0, got -3.",
+        ),
+        # What only the first step tells.
+        (f"{EMBEDDER}.embedding.num_embeddings", 100, f"{EMBEDDER}: no step can be made with it: "),
+        (f"{EMBEDDER}.embedding.embedding_dim", 4, f"{EMBEDDER}: no step can be made with it: "),
+        (f"{EMBEDDER}.encoder.embedding_dim", 4, f"{EMBEDDER}: no step can be made with it: "),
+        (f"{EMBEDDER}.embedding", 3, f"{EMBEDDER}.embedding: expected an object, got 3."),
+        ("model.num_samples", True, "model.num_samples: expected an integer, got True."),
+        ("model.contextualizer.input_dim", 0, "input_dim: expected at least 1, got 0."),
+        ("model.contextualizer.num_layers", 0, "model.contextualizer: num_layers must be at le"),
+        ("trainer.num_epochs", -1, "trainer.num_epochs: expected at least 1, got -1."),
+        ("trainer", 0, "trainer: expected an object, got 0."),
+        ("trainer", None, "trainer: expected an object, got None."),
+        ("trainer.optimizer", {"type": "adam", "lr": "high"}, "optimizer.lr: expected a number"),
+        ("trainer.callbacks", ["resume"], "callbacks.0.type: there is no 'resume'. Is it resume_"),
+        ("dataset_reader.type", "language_modeling", "Is it simple_language_modeling?"),
+        ("distributed", 3, "distributed: expected an object, got 3."),
+        ("random_seed", "x", "random_seed: expected an integer, got 'x'."),
+        ("train_data", "x", "train_data: there is no such key. Is it train_data_path?"),
+        # What AllenNLP finds out after the first epoch.
+        ("trainer.learning_rate_scheduler", "reduce_on_plateau", "looks at a metric of validation"),
     ],
 )
 def test_what_is_shown(shown, key, value, expected):
@@ -98,13 +120,22 @@ def test_what_is_shown(shown, key, value, expected):
     assert any(part in message for part in expected.split("|")), message
 
 
-@pytest.mark.parametrize("embedder", ["language", "bidirectional"])
-def test_a_string_for_two(embedder):
-    name = {"language": "language_model", "bidirectional": "bidirectional_lm"}[embedder]
-    config = {"type": f"{name}_token_embedder", "archive_file": "none", "dropout": 0.0}
+TAGGER: Dict[str, Any] = {
+    "dataset_reader": {"type": "sequence_tagging"},
+    "model": {"type": "simple_tagger", "text_field_embedder": {"token_embedders": {}}},
+    "trainer": {"optimizer": {"type": "adam", "lr": "high", "no_key": 1}},
+}
+
+
+@pytest.mark.parametrize("name", ["language_model", "bidirectional_lm"])
+def test_another_s_model_is_checked_where_it_is_ours(name):
+    config = copy.deepcopy(TAGGER)
+    check_config(config)
     for given in ("<>", ["<S>"], ["<S>", "</S>", "<S>"]):
-        with pytest.raises(ConfigurationError, match=r"^bos_eos_tokens: expected a list"):
-            TokenEmbedder.from_params(Params({**config, "bos_eos_tokens": given}))
+        embedder = {"type": f"{name}_token_embedder", "bos_eos_tokens": given}
+        config["model"]["text_field_embedder"]["token_embedders"]["lm"] = embedder
+        with pytest.raises(ConfigurationError, match=r"lm\.bos_eos_tokens: expected a list"):
+            check_config(config)
 
 
 def test_a_gpu_that_is_not_there(shown):

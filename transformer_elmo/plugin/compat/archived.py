@@ -157,10 +157,11 @@ def _check_words(folder: Path, rows: Optional[int], source: str) -> None:
     model_folder.check_number_of_words(len(words.keys() - {PADDING}), rows - 1, source)
 
 
-def no_gpu(number: int) -> str:
+def no_gpu(number: Optional[int] = None) -> str:
     """What to say of a GPU that isn't there."""
+    asked_for = "A GPU" if number is None else f"GPU {number}"
     return (
-        f"GPU {number} was asked for, but torch finds {torch.cuda.device_count() or 'none'} here. "
+        f"{asked_for} was asked for, but torch finds {torch.cuda.device_count() or 'none'} here. "
         "For the CPU, say -1: with --cuda-device or, in a config, trainer.cuda_device or "
         "distributed.cuda_devices."
     )

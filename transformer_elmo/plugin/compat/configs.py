@@ -1,16 +1,18 @@
 """Configs and overrides of AllenNLP 0.x, and overrides that nothing would look at."""
 
 import argparse
+import atexit
 import importlib
 import inspect
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Union
 
 import torch
 from allennlp.commands import evaluate, predict
-from allennlp.common import FromParams
-from allennlp.common.file_utils import cached_path
+from allennlp.common import FromParams, file_utils
 from allennlp.common.params import Params
 from allennlp.models import archival
 
@@ -31,7 +33,8 @@ from transformer_elmo.legacy import (
     log_changes,
     shared_with_validation,
 )
-from transformer_elmo.plugin.patches import wrap
+from transformer_elmo.plugin.patches import note, wrap
+from transformer_elmo.text.corpus import fetch
 
 
 def install() -> None:
@@ -50,6 +53,18 @@ def install() -> None:
         "overrides that evaluation doesn't look at are errors; files that can't be written",
     )
     wrap(predict, "_get_predictor", _get_predictor, "an output file that can't be written")
+    if not _can_be_made(Path(file_utils.CACHE_DIRECTORY)):
+        file_utils.CACHE_DIRECTORY = tempfile.mkdtemp(prefix="allennlp-cache-")
+        atexit.register(shutil.rmtree, file_utils.CACHE_DIRECTORY, ignore_errors=True)
+        note(
+            "allennlp.common.file_utils.CACHE_DIRECTORY",
+            "local files can be read where no home can be written: AllenNLP makes it first",
+        )
+
+
+def _can_be_made(folder: Path) -> bool:
+    above = next(path for path in (folder, *folder.parents) if path.exists())
+    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
 
 
 def _from_file(
@@ -91,7 +106,8 @@ def _config(
     if source is not None:
         # Somebody else may have written it: it is read and nothing in it is evaluated.
         return archived_config(folder, source)
-    return evaluated_file(cached_path(params_file), ext_vars)
+    is_url = "://" in os.fspath(params_file)
+    return evaluated_file(fetch(str(params_file)) if is_url else params_file, ext_vars)
 
 
 def _is_config(path: Path) -> bool:

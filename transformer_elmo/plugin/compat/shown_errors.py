@@ -23,7 +23,11 @@ from torch.multiprocessing import ProcessRaisedException
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.out_of_memory import is_out_of_memory, said_of
 from transformer_elmo.plugin.compat.archived import no_gpu
-from transformer_elmo.plugin.compat.wrong_values import of_construction, of_device
+from transformer_elmo.plugin.compat.wrong_values import (
+    of_construction,
+    of_device,
+    with_its_place,
+)
 from transformer_elmo.plugin.patches import note, wrap
 from transformer_elmo.plugin.runs.processes import ProcessLostError
 
@@ -95,6 +99,8 @@ def _show(
 
 def message_of(error: BaseException) -> Optional[str]:
     """What to show alone, or `None`."""
+    if isinstance(error, ConfigurationError):
+        return f"{type(error).__module__}.{type(error).__qualname__}: {with_its_place(error)}"
     if isinstance(error, SHOWN_ALONE):
         return "".join(traceback.format_exception_only(type(error), error)).rstrip()
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename:
@@ -103,7 +109,7 @@ def message_of(error: BaseException) -> Optional[str]:
     if is_out_of_memory(error):
         return f"ConfigurationError: {said_of(error)}"
     if of_device(error):
-        return f"ConfigurationError: {no_gpu(0)}"
+        return f"ConfigurationError: {no_gpu()}"
     if isinstance(error, Exception):
         found_in_config = of_construction(error)
         if found_in_config is not None:

@@ -26,6 +26,7 @@ from transformer_elmo.files import written_whole
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, several_processes
 from transformer_elmo.out_of_memory import is_out_of_memory
 from transformer_elmo.plugin.compat.shown_errors import message_of
+from transformer_elmo.plugin.compat.wrong_values import check_config
 from transformer_elmo.plugin.data_loader import WeightedBatch
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.large_batches import LargeBatches, failure
@@ -275,6 +276,8 @@ def _train_model(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
+    check_config(params.as_dict(quiet=True))
+
     def on_node(params: Params, node_rank: int) -> Any:
         folder = run_folder.of_node(Path(serialization_dir), node_rank)
         with run_folder.locked(folder, recover):

@@ -1,113 +1,204 @@
 """
-What the sections of a config can't be built from, in one message: a value of a wrong type, a key
-that isn't there, and whatever else goes wrong inside a class of AllenNLP's, torch's or ours.
+What can't be built from a config, in one message that names the key: it is compared with the
+signatures of the classes that it names, before anything is built. Whatever goes wrong all the same,
+up to the end of the first step, is told with the section that it comes from.
 """
 
 import collections.abc
+import difflib
 import inspect
 import re
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Union, get_args, get_origin
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union, get_args, get_origin
 
 import torch
-from allennlp.common import Params, Registrable, from_params
-from allennlp.common.checks import ConfigurationError as AllenNLPError
+from allennlp.commands.train import TrainModel
+from allennlp.common import Lazy, Params, Registrable
+from allennlp.common.from_params import infer_params
+from allennlp.training import GradientDescentTrainer
 
+from transformer_elmo.archived_models import ADAPTED
+from transformer_elmo.carried_models import is_language_model
 from transformer_elmo.errors import ConfigurationError, first_line
-from transformer_elmo.plugin.keys import parameters_of, unknown_keys
-from transformer_elmo.plugin.patches import wrap
+from transformer_elmo.plugin.keys import NOT_IN_CONFIGS, unknown_keys
+from transformer_elmo.plugin.language_model import LanguageModel
 
 _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
-_LISTS = (list, tuple, set, collections.abc.Iterable)
+# What AllenNLP takes for each; `True` is an integer to Python, and to nobody else.
+_TAKEN = {int: (int,), float: (int, float), str: (str, Path), bool: (bool,)}
 
-_UNEXPECTED = re.compile(r"unexpected keyword argument '(.*?)'")
+_LISTS = (list, tuple, set, collections.abc.Iterable, collections.abc.Sequence)
+
+# By its name an integer is a number of things, or a size.
+_COUNT, _SIZE = re.compile(r"num_"), re.compile(r".*_(dim|size)$|num_epochs$")
 
 # Whose classes are known to say nothing more in a traceback.
 _KNOWN = ("allennlp", "transformer_elmo", "torch")
 
-
-def install() -> None:
-    """Wraps the functions."""
-    wrap(
-        from_params,
-        "pop_and_construct_arg",
-        _pop_and_construct_arg,
-        "values of a wrong type: the key, what was expected and what was given",
-    )
-    wrap(Params, "assert_empty", _assert_empty, "the nearest right key for one that isn't there")
+# What `allennlp train` takes away before it builds anything.
+_OF_TRAINING: Dict[str, Any] = {
+    "distributed": Dict[str, Any],
+    "evaluation": Dict[str, Any],
+    "include_in_archive": List[str],
+    **dict.fromkeys(("random_seed", "numpy_seed", "pytorch_seed"), int),
+}
 
 
-def _pop_and_construct_arg(
-    stock: Callable[..., Any],
-    class_name: str,
-    argument_name: str,
-    annotation: Any,
-    default: Any,
-    params: Params,
-    **extras: Any,
-) -> Any:
-    given = params.get(argument_name) if argument_name in params else default
-    known = argument_name not in extras and argument_name in params
-    if known and (
-        from_params.can_construct_from_params(annotation) or argument_name == "parameter_groups"
-    ):
-        _check_lists(annotation, given, f"{params.history}{argument_name}")
-    expected = expected_of(annotation)
-    if not known or expected is None:
-        return stock(class_name, argument_name, annotation, default, params, **extras)
-    path = f"{params.history}{argument_name}"
-    if given is None and _needs_a_value(class_name, argument_name):
-        raise wrong_type(path, expected, given)
-    try:
-        return stock(class_name, argument_name, annotation, default, params, **extras)
-    except (AllenNLPError, TypeError, ValueError, AttributeError):
-        raise wrong_type(path, expected, given) from None
-
-
-def _check_lists(annotation: Any, given: Any, path: str) -> None:
+def check_config(config: Mapping[str, Any]) -> None:
     """
-    AllenNLP takes the characters of a string, or the keys of an object, for the items of a list,
-    and of a list of fixed length as many as there are.
+    Checks a language model's config for `allennlp train`; of another model's, what it names of this
+    package.
 
     # Raises
 
     `ConfigurationError`
-        If something else is given where a list is expected, or a list of another length.
+        If a key isn't there, or its value is of a wrong type: the message has the dotted key.
     """
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Union:
-        arguments = tuple(argument for argument in arguments if argument is not type(None))
-        if len(arguments) == 1:
-            _check_lists(arguments[0], given, path)
-        return
-    if isinstance(given, (dict, Params)) and origin is dict and len(arguments) == 2:
-        for name, value in given.items():
-            _check_lists(arguments[1], value, f"{path}.{name}")
-        return
-    if origin not in _LISTS or not arguments:
-        return
-    expected = expected_of(annotation) or "a list"
-    if isinstance(given, (str, dict, Params)):
-        error = wrong_type(path, expected, given)
-        if isinstance(given, str) and given.lstrip().startswith("["):
-            error = ConfigurationError(f"{error} Leave out the quotes around the list.")
-        raise error
-    if not isinstance(given, (list, tuple)):
-        return
-    of_items = list(arguments)
-    if origin is not tuple or Ellipsis in arguments:
-        of_items = of_items[:1] * len(given)
-    if len(of_items) != len(given):
-        raise wrong_type(path, f"a list of {len(of_items)}", list(given))
-    for number, (item, value) in enumerate(zip(of_items, given)):
-        _check_lists(item, value, f"{path}.{number}")
+    check, sections = _Check(is_of_language_model(config)), dict(config)
+    for key, annotation in _OF_TRAINING.items():
+        check.value(annotation, sections.pop(key, None), key)
+    check.section(TrainModel, "from_partial_objects", sections, "")
+
+
+def is_of_language_model(config: Mapping[str, Any]) -> bool:
+    """Whether a config is that of a language model itself, new or taken from another run."""
+    model = config.get("model")
+    return is_language_model(config) or (isinstance(model, dict) and model.get("type") == ADAPTED)
+
+
+class _Check:
+    """Of `everything`, or of this package's classes alone."""
+
+    def __init__(self, everything: bool) -> None:
+        self.everything = everything
+        # Whether the section at hand is one to check.
+        self._here = everything
+
+    def section(self, cls: Any, constructor: Optional[str], given: Any, path: str) -> None:
+        """Of the arguments of a class's constructor."""
+        before, self._here = self._here, self.everything or _is_own(cls)
+        method = getattr(cls, constructor or "__init__")
+        parameters = infer_params(cls, method)
+        kinds = [p.kind for p in inspect.signature(method).parameters.values()]
+        # Of ours, constructors alone go on to their parent's with all that they don't know.
+        takes_others = inspect.Parameter.VAR_KEYWORD in kinds and (constructor or not _is_own(cls))
+        unknown = [key for key in given if key not in parameters]
+        if self._here and unknown and not takes_others:
+            raise unknown_keys(unknown, [k for k in parameters if k not in NOT_IN_CONFIGS], path)
+        for key, value in given.items():
+            if key not in parameters:
+                continue
+            annotation, default = parameters[key].annotation, parameters[key].default
+            if value is None and default is not None and not _takes_null(annotation):
+                # AllenNLP's own plain arguments are given null here and there.
+                if _is_own(cls) or get_origin(annotation) is Lazy:
+                    self._wrong(f"{path}{key}", expected_of(annotation) or "an object", None)
+            self.value(annotation, value, f"{path}{key}")
+        self._here = before
+
+    def value(self, annotation: Any, given: Any, path: str) -> None:
+        """Of what an annotation says."""
+        origin, arguments = get_origin(annotation), get_args(annotation)
+        if given is None or annotation is inspect.Parameter.empty:
+            return
+        if origin is Lazy:
+            self.value(arguments[0], given, path)
+        elif origin is Union:
+            self._one_of([a for a in arguments if a is not type(None)], given, path)
+        elif annotation in _PLAIN:
+            self._plain(annotation, given, path)
+        elif origin in _LISTS and arguments:
+            self._list(annotation, given, path)
+        elif origin in (dict, collections.abc.Mapping):
+            if not isinstance(given, dict):
+                self._wrong(path, expected_of(annotation) or "an object", given)
+            elif arguments:
+                for key, value in given.items():
+                    self.value(arguments[1], value, f"{path}.{key}")
+        elif isinstance(annotation, type) and hasattr(annotation, "from_params"):
+            self._object(annotation, given, path)
+
+    def _one_of(self, annotations: List[Any], given: Any, path: str) -> None:
+        errors = []
+        for annotation in annotations:
+            try:
+                return self.value(annotation, given, path)
+            except ConfigurationError as error:
+                errors.append(error)
+        expected = expected_of(Union[tuple(annotations)])
+        if len(errors) > 1 and expected is not None:
+            raise wrong_type(path, expected, given)
+        raise errors[-1]
+
+    def _plain(self, annotation: Any, given: Any, path: str) -> None:
+        is_bool = isinstance(given, bool) and annotation is not bool
+        if is_bool or not isinstance(given, _TAKEN[annotation]):
+            self._wrong(path, _PLAIN[annotation], given)
+        elif self._here and isinstance(given, int):
+            name = path.rpartition(".")[2]
+            least = 1 if _SIZE.match(name) else 0
+            if (least or _COUNT.match(name)) and given < least:
+                raise wrong_type(path, f"at least {least}", given)
+
+    def _list(self, annotation: Any, given: Any, path: str) -> None:
+        arguments = list(get_args(annotation))
+        if not isinstance(given, (list, tuple)):
+            quoted = isinstance(given, str) and given.lstrip().startswith("[")
+            advice = " Leave out the quotes around the list." if quoted else ""
+            return self._wrong(path, expected_of(annotation) or "a list", given, advice)
+        if get_origin(annotation) is not tuple or Ellipsis in arguments:
+            arguments = arguments[:1] * len(given)
+        if len(arguments) != len(given):
+            return self._wrong(path, f"a list of {len(arguments)}", given)
+        for number, (argument, value) in enumerate(zip(arguments, given)):
+            self.value(argument, value, f"{path}.{number}")
+
+    def _object(self, cls: Any, given: Any, path: str) -> None:
+        given = {"type": given} if isinstance(given, str) else given
+        if not isinstance(given, dict):
+            return self._wrong(path, "an object", given)
+        found, constructor = cls, None
+        arguments = {key: value for key, value in given.items() if key != "type"}
+        if Registrable._registry.get(cls) is not None:
+            names = cls.list_available()
+            name = given.get("type", cls.default_implementation)
+            if name not in names:
+                if self._here and "." not in str(name):
+                    raise _unknown_type(name, names, path)
+                return
+            found, constructor = cls.resolve_class_name(name)
+        own_way = getattr(getattr(found, "from_params", None), "__func__", None)
+        if own_way is Registrable.from_params.__func__ and "_pretrained" not in given:  # type: ignore
+            self.section(found, constructor, arguments, f"{path}.")
+
+    def _wrong(self, path: str, expected: str, given: Any, advice: str = "") -> None:
+        if self._here:
+            raise ConfigurationError(f"{wrong_type(path, expected, given)}{advice}")
+
+
+def _takes_null(annotation: Any) -> bool:
+    return annotation is Any or type(None) in get_args(annotation)
+
+
+def _is_own(cls: Any) -> bool:
+    return str(getattr(cls, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
+
+
+def _unknown_type(name: Any, names: List[str], path: str) -> ConfigurationError:
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    said = f"there is no {name!r}." if name is not None else "it is missing."
+    return ConfigurationError(
+        f"{path}.type: {said}"
+        + (f" Is it {near[0]}?" if near else "")
+        + f" Expected one of {', '.join(names)}; for others, name their package with "
+        "--include-package."
+    )
 
 
 def wrong_type(path: str, expected: str, given: Any) -> ConfigurationError:
     """What to say of a value of another type than it must have."""
-    given = given.as_dict(quiet=True) if isinstance(given, Params) else given
     return ConfigurationError(f"{path}: expected {expected}, got {given!r:.80}.")
 
 
@@ -131,63 +222,55 @@ def expected_of(annotation: Any) -> Optional[str]:
     return None
 
 
-def _needs_a_value(class_name: str, argument_name: str) -> bool:
-    """Whether a class of this package takes no null for an argument."""
-    if class_name not in _own_classes():
-        return False
-    owner, constructor = _own_classes()[class_name]
-    parameters = inspect.signature(getattr(owner, constructor or "__init__")).parameters
-    found = parameters.get(argument_name)
-    return (
-        found is not None
-        and found.default is not None
-        and type(None) not in get_args(found.annotation)
-    )
-
-
-def _own_classes() -> Dict[str, Any]:
-    """The classes of this package that a config can name, by their names."""
-    package = __name__.partition(".")[0]
-    return {
-        entry[0].__name__: entry
-        for registry in Registrable._registry.values()
-        for entry in registry.values()
-        if entry[0].__module__.partition(".")[0] == package
-    }
-
-
-def _assert_empty(stock: Callable[..., None], params: Params, class_name: str) -> None:
-    found = _own_classes().get(class_name)
-    if params.params and found is not None:
-        owner, constructor = found
-        raise unknown_keys(
-            params.params, parameters_of(getattr(owner, constructor or "__init__")), params.history
-        )
-    stock(params, class_name)
-
-
 def of_construction(error: BaseException) -> Optional[str]:
-    """
-    # Returns
-
-    `str`, optional
-        For an error inside a class that was being built from a config: the config's key, the
-        class, and the error. `None` for other errors, and for classes of others.
-    """
+    """The key, the class and the error, where a class was being built; `None` for others'."""
     for cls, params in reversed(list(_being_built(error.__traceback__))):
         if not str(getattr(cls, "__module__", "")).startswith(_KNOWN):
             return None
         path = params.history.rstrip(".") or "The config"
-        unexpected = _UNEXPECTED.search(str(error))
-        if unexpected is not None and cls.__name__ in _own_classes():
-            known = parameters_of(cls.__init__)
-            if unexpected[1] not in known:
-                return f"ConfigurationError: {unknown_keys([unexpected[1]], known, f'{path}.')}"
         return (
             f"ConfigurationError: {path}: no {cls.__name__} can be built from it: "
             f"{type(error).__name__}: {first_line(error):.300}"
         )
-    return None
+    return _of_first_step(error)
+
+
+def _of_first_step(error: BaseException) -> Optional[str]:
+    """What no batch has got through yet; a later error may be a fault of the program."""
+    found = list(_locals(error.__traceback__))
+    trainer = next((value for value in found if isinstance(value, GradientDescentTrainer)), None)
+    if (
+        trainer is None
+        or trainer._total_batches_completed
+        or not isinstance(trainer.model, LanguageModel)
+    ):
+        return None
+    names = {id(module): name for name, module in trainer.model.named_modules() if name}
+    path = "trainer"
+    for value in found:
+        if id(value) in names:
+            # A module is kept under about the key that its config has.
+            keys = [key.lstrip("_") for key in names[id(value)].split(".") if key != "_module"]
+            path = ".".join(["model", *keys]).replace(".token_embedder_", ".token_embedders.")
+    return (
+        f"ConfigurationError: {path}: no step can be made with it: {type(error).__name__}: "
+        f"{first_line(error):.300} (ALLENNLP_DEBUG=1 shows where.)"
+    )
+
+
+def _locals(trace: Optional[TracebackType]) -> Iterator[Any]:
+    while trace is not None:
+        yield from trace.tb_frame.f_locals.values()
+        trace = trace.tb_next
+
+
+def with_its_place(error: ConfigurationError) -> str:
+    """The message of an error in a section of ours, with the section's key if it names none."""
+    message = str(error)
+    for cls, params in reversed(list(_being_built(error.__traceback__))):
+        path = params.history.rstrip(".")
+        return f"{path}: {message}" if path and path not in message and _is_own(cls) else message
+    return message
 
 
 def _being_built(trace: Optional[TracebackType]) -> Iterator[Tuple[Any, Params]]:

@@ -14,14 +14,18 @@ from allennlp.common import util as common_util
 from allennlp.data import TensorDict
 from allennlp.training.callbacks.callback import TrainerCallback
 from allennlp.training.gradient_descent_trainer import GradientDescentTrainer
+from allennlp.training.learning_rate_schedulers import ReduceOnPlateauLearningRateScheduler
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
+from transformer_elmo.plugin.dataset_reader import reader_attribute
+from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.large_batches import LargeBatches
 from transformer_elmo.plugin.runs.bad_steps import BadSteps, too_many
 from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
 from transformer_elmo.plugin.runs.stopping import stop, stopper
+from transformer_elmo.plugin.vocabulary import word_list
 from transformer_elmo.text.steps import Step
 
 logger = logging.getLogger(__name__)
@@ -71,6 +75,10 @@ class RunGuard(TrainerCallback):
         self, trainer: GradientDescentTrainer, is_primary: bool = True, **kwargs: Any
     ) -> None:
         super().on_start(trainer, is_primary=is_primary, **kwargs)
+        if isinstance(trainer.model, LanguageModel):
+            _check_settings(trainer)
+            if not self._state:
+                _check_words(trainer)
         if self._state:
             self.bad_steps.in_a_row = self._state["bad_steps"]
             self.metrics = self._state.get("metrics", {})
@@ -178,6 +186,38 @@ class RunGuard(TrainerCallback):
     @overrides
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self._state = state_dict
+
+
+def _check_settings(trainer: Any) -> None:
+    """What AllenNLP would find out after the first epoch."""
+    if trainer._validation_data_loader is None:
+        if isinstance(trainer._learning_rate_scheduler, ReduceOnPlateauLearningRateScheduler):
+            raise ConfigurationError(
+                'trainer.learning_rate_scheduler: "reduce_on_plateau" looks at a metric of '
+                'validation data: set "validation_data_path", or take another scheduler.'
+            )
+        return
+    known = ["loss", *trainer.model.get_metrics()]
+    for _, name in trainer._metric_tracker.tracked_metrics:
+        if name not in known:
+            raise ConfigurationError(
+                f"trainer.validation_metric: there is no metric {name!r}. Expected some of "
+                f"{', '.join(known)}, with - (less is better) or + before it."
+            )
+
+
+def _check_words(trainer: Any) -> None:
+    """Words that the tokenizer splits are never found, and unknown ones cost next to nothing."""
+    tokenizer = reader_attribute(getattr(trainer.data_loader, "reader", None), "tokenizer")
+    for number, word in enumerate(word_list(trainer.model.vocab).words, start=1):
+        if (" " in word or "\t" in word) and tokenizer is not None:
+            tokens = [token.text for token in tokenizer.tokenize(word)]
+            if tokens != [word]:
+                raise ConfigurationError(
+                    f"The vocabulary's entry {number}, {word!r:.80}, is none that a word of the "
+                    f"text can equal: the tokenizer makes {tokens!r:.80} of it. Expected one word "
+                    "a line and nothing else, such as counts."
+                )
 
 
 def _share_steps(trainer: Any, begun: Optional[Dict[str, Any]]) -> Step:
