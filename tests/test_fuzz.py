@@ -27,9 +27,8 @@ CASES, Made, try_case = FUZZ.CASES, FUZZ.Made, FUZZ.try_case
 # As many as some seconds have room for.
 EXAMPLES = {
     "corpus": 400,
-    "vocabulary": 40,
     "archive": 50,
-    "folder": 40,
+    "folder": 70,
     "config": 30,
     "overrides": 40,
     "embedding": 15,

@@ -1,195 +1,302 @@
 """
-Faults that training runs and other commands meet, each many times: they are killed, told to stop,
-starved of disk, given damaged checkpoints, bad numbers and another's folder. Counts what came back
-whole.
+Faults that training runs and commands meet, each many times: they are killed, told to stop, starved
+of disk, given damaged checkpoints, bad numbers and another's folder. Counts what came back whole.
 
     python scripts/benchmark/faults.py --minutes 30 --out faults.json
     python scripts/benchmark/faults.py --rounds 30 --only embed
 
 A run is *recovered* if `allennlp train --recover` ends with the bits of a run that nothing happened
-to. Where it can't go on (another vocabulary, no good checkpoint), *refused* is one clear message,
-with the folder as it was. Everything else is *lost*, and printed with its log. Of commands that
-write files, `file_faults.py` says what is recovered.
+to; a command that writes files, if it ends with the same bytes when it is given again, with nothing
+left beside them and never half a file under its name. *Refused* is one clear message, with the
+folder as it was. Everything else is *lost*, and printed with its log.
 """
 
 import argparse
 import json
+import logging
 import os
+import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any
 from unittest import mock
 
+import small_runs as runs  # isort: skip
 import torch
+from allennlp.commands import main as allennlp_main
 from allennlp.models import Model
-from fault_bench import Bench, LostError, count_steps, small_disk, weights
-from file_faults import FILE_FAULTS
+from allennlp.models.archival import archive_model
 
-from transformer_elmo.files import write_text
+from transformer_elmo import cli
+from transformer_elmo.commands import vectors_file
+from transformer_elmo.text import sentences
 
-# What happens inside of a run.
+WORDS = "the a cat dog bird sat ran flew on under over mat house tree and then it was".split()
+PARTS = 3
+Files = dict[str, bytes]
 
 
-def spoil(first: int, last: int, value: float) -> None:
-    """Gives the losses of some steps another value."""
+class LostError(AssertionError):
+    """A fault that something didn't survive."""
+
+
+class Bench:
+    """Runs of one small config, each in a process forked from this one, which has all imported."""
+
+    def __init__(self, space: Path, seed: int) -> None:
+        self.space, self.random, self.log = space, random.Random(seed), space / "log"
+        self._whole: dict[str, Any] = {}
+        for name, lines, longest in (("train", 60, 9), ("valid", 12, 9), ("text", 400, 12)):
+            drawn = random.Random(0)
+            made = [drawn.choices(WORDS, k=drawn.randint(1, longest)) for _ in range(lines)]
+            # Some lines to embed are blank.
+            made[7::50] = [[] for _ in made[7::50]] if name == "text" else made[7::50]
+            (space / f"{name}.txt").write_text("".join(f"{' '.join(line)}\n" for line in made))
+        (space / "vocabulary").mkdir()
+        (space / "vocabulary" / "tokens.txt").write_text("\n".join(["@@UNKNOWN@@", *WORDS]) + "\n")
+        (space / "vocabulary" / "non_padded_namespaces.txt").write_text("*labels\n*tags\n")
+        (space / "config.json").write_text(json.dumps(config(space)))
+        begin, self.whole = time.monotonic(), space / "whole"
+        self.expect(self.train(self.whole), 0)
+        self.seconds, self.weights = time.monotonic() - begin, torch.load(self.whole / "best.th")
+
+    def start(self, folder: Path, *options: str, inside: Callable[[], Any] = lambda: None) -> int:
+        """`allennlp train` in a process of its own; its number."""
+
+        def train() -> None:
+            sys.argv = ["allennlp", "train", str(self.space / "config.json"), "-s", str(folder)]
+            sys.argv += options
+            inside()
+            allennlp_main(prog="allennlp")
+
+        return self.fork(train)
+
+    def fork(self, action: Callable[[], Any]) -> int:
+        """Does it in a process of its own, whose exit code is 0 or what it exits with."""
+        process = os.fork()
+        if process:
+            return process
+        code = 1
+        try:
+            os.setsid()
+            output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
+            logging.getLogger().handlers.clear()
+            action()
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code if isinstance(stopped.code, int) else int(bool(stopped.code))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self, process: int) -> int:
+        """The exit code, or the signal's number below zero."""
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+    def train(self, folder: Path, *options: str, **further: Any) -> int:
+        return self.wait(self.start(folder, *options, **further))
+
+    def check(self, condition: bool, otherwise: object) -> None:
+        if not condition:
+            said = self.log.read_text("utf-8", "replace")[-3000:] if self.log.exists() else ""
+            raise LostError(f"{otherwise}\n{said}")
+
+    def expect(self, code: int, *codes: int) -> None:
+        self.check(code in codes, f"exit code {code}")
+
+    def expect_said(self, text: str) -> None:
+        self.check(text in self.log.read_text("utf-8", "replace"), f"not said: {text!r}")
+
+    def expect_whole(self, folder: Path) -> None:
+        """The weights of the run that nothing happened to, and no litter."""
+        found = torch.load(folder / "best.th")
+        other = [n for n, tensor in self.weights.items() if not torch.equal(tensor, found[n])]
+        self.check(not other, f"other weights: {other}")
+        left = [path.name for path in folder.iterdir() if path.name.endswith((".part", ".link"))]
+        self.check((folder / "model.tar.gz").exists() and not left, f"left in the folder: {left}")
+
+    def recover(self, folder: Path) -> str:
+        self.expect(self.train(folder, "--recover"), 0)
+        self.expect_whole(folder)
+        return "recovered"
+
+    def refuse(self, folder: Path, message: str, *options: str) -> str:
+        before = self.listed(folder)
+        self.expect(self.train(folder, *(options or ["--recover"])), 1)
+        self.expect_said(message)
+        self.check(self.listed(folder) == before, "the folder has changed")
+        return "refused"
+
+    def listed(self, folder: Path) -> dict[str, Any]:
+        """What counts of a run's folder."""
+        found = {p.name: p.stat().st_size for p in folder.glob("*.th")}
+        return {**found, "words": (folder / "vocabulary" / "tokens.txt").read_bytes()}
+
+    def stopped_run(self, folder: Path) -> None:
+        """A run that was killed in the middle, with two checkpoints."""
+
+        def kill(number: int) -> None:
+            if number == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        self.expect(self.train(folder, inside=lambda: at_steps(kill)), -signal.SIGKILL)
+
+    def checkpoint(self, folder: Path) -> Path:
+        """One of the two files of the newest."""
+        kind = self.random.choice(["model_state", "training_state"])
+        places = {
+            tuple(int(part[1:]) for part in path.stem.split("_")[2:]): path
+            for path in folder.glob(f"{kind}_e*_b*.th")
+        }
+        return places[max(places)]
+
+    def moment(self, seconds: float) -> None:
+        time.sleep(self.random.uniform(0.0, 1.1 * seconds))
+
+
+def config(space: Path) -> dict[str, Any]:
+    """A language model that is trained in seconds, with every part of the billion-word one."""
+    text = {"train": space / "train.txt", "heldout": space / "valid.txt"}
+    found = runs.quickstart_config(text, 8, 1)
+    found["vocabulary"] = {"type": "from_files", "directory": str(space / "vocabulary")}
+    found["data_loader"]["max_tokens"] = 80
+    found["model"]["num_samples"] = 4
+    found["trainer"].update(num_epochs=3, callbacks=[{"type": "resume_data"}])
+    found["trainer"]["checkpointer"] = {"type": "crash_safe", "save_every_num_batches": 3}
+    return found
+
+
+def at_steps(action: Callable[[int], Any], value: Callable[[int], float] = lambda _: 1.0) -> None:
+    """Before each training step, numbered from 1, `action`; its loss is multiplied by `value`."""
     stock, number = Model.__call__, 0
 
     def call(model: Model, *args: Any, **kwargs: Any) -> Any:
         nonlocal number
+        if not model.training:
+            return stock(model, *args, **kwargs)
+        number += 1
+        action(number)
         output = stock(model, *args, **kwargs)
-        if model.training:
-            number += 1
-            if first <= number <= last:
-                output["loss"] = output["loss"] * value
+        if value(number) != 1.0:
+            output["loss"] = output["loss"] * value(number)
         return output
 
     mock.patch.object(Model, "__call__", call).start()
 
 
-# The faults.
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[int], None]]:
+    folder.mkdir()
+
+    def mount(options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    mount("size=64m")
+    try:
+        yield lambda room: mount(f"remount,size={room // 1024}k")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# What happens to training runs.
 
 
 def killed(bench: Bench, folder: Path) -> str:
-    """SIGKILL at a random moment, up to three times"""
     for _ in range(bench.random.randint(1, 3)):
-        recover = ["--recover"] if folder.exists() and any(folder.iterdir()) else []
-        process = bench.start(folder, *recover)
-        time.sleep(bench.moment())
+        begun = folder.exists() and any(folder.iterdir())
+        process = bench.start(folder, *(["--recover"] if begun else []))
+        bench.moment(bench.seconds)
         os.kill(process, signal.SIGKILL)
         bench.expect(bench.wait(process), 0, -signal.SIGKILL)
     if not folder.exists() or not any(folder.iterdir()):
-        # Before it had begun.
         bench.expect(bench.train(folder), 0)
-    else:
-        bench.expect(bench.train(folder, "--recover"), 0)
-    bench.expect_whole(folder)
+    return bench.recover(folder)
+
+
+def told(number: int, bench: Bench, folder: Path) -> str:
+    process = bench.start(folder)
+    while not folder.exists():
+        time.sleep(0.01)
+    bench.moment(bench.seconds)
+    os.kill(process, number)
+    code = bench.wait(process)
+    # Before anything had begun, or after everything was done, it says nothing.
+    bench.expect(code, -number, 0, 128 + number)
+    if code > 0:
+        bench.expect_said("Go on with: allennlp train")
+    return bench.recover(folder)
+
+
+def damaged(damage: Callable[[Bench, Path], Any], bench: Bench, folder: Path) -> str:
+    bench.stopped_run(folder)
+    damage(bench, bench.checkpoint(folder))
+    bench.recover(folder)
+    bench.expect_said("Going on from the checkpoint before")
     return "recovered"
 
 
-def told(number: int) -> Callable[[Bench, Path], str]:
-    def stopped(bench: Bench, folder: Path) -> str:
-        process = bench.start(folder)
-        while process and not folder.exists():
-            time.sleep(0.01)
-        time.sleep(bench.moment())
-        os.kill(process, number)
-        code = bench.wait(process)
-        if code in (-number, 0):
-            # Before anything had begun, or after everything was done.
-            bench.expect(code, -number, 0)
-        else:
-            bench.expect(code, 128 + number)
-            bench.expect_said("Go on with: allennlp train")
-        bench.recover(folder)
-        return "recovered"
-
-    stopped.__doc__ = f"{signal.Signals(number).name} at a random moment"
-    return stopped
-
-
-def damaged(what: str, damage: Callable[[Bench, Path], None]) -> Callable[[Bench, Path], str]:
-    def run(bench: Bench, folder: Path) -> str:
-        bench.stopped_run(folder)
-        damage(bench, folder)
-        bench.recover(folder)
-        bench.expect_said("Going on from the checkpoint before")
-        return "recovered"
-
-    run.__doc__ = f"newest checkpoint: {what}"
-    return run
-
-
-def one_of_both(bench: Bench, folder: Path) -> Path:
-    return bench.newest(folder, bench.random.choice(["model_state", "training_state"]))
-
-
-def truncate(bench: Bench, folder: Path) -> None:
-    path = one_of_both(bench, folder)
+def truncate(bench: Bench, path: Path) -> None:
     os.truncate(path, bench.random.randrange(path.stat().st_size))
 
 
-def zero(bench: Bench, folder: Path) -> None:
-    path = one_of_both(bench, folder)
+def change(size: int, bench: Bench, path: Path) -> None:
+    """One bit is another, and what follows is zero."""
     content = bytearray(path.read_bytes())
-    begin = bench.random.randrange(max(1, len(content) - 4096))
-    # Where there are zeros already, nothing is damaged.
-    content[begin] ^= 0xFF
-    content[begin + 1 : begin + 4096] = bytes(len(content[begin + 1 : begin + 4096]))
+    begin = bench.random.randrange(max(1, len(content) - size))
+    content[begin] ^= 1 << bench.random.randrange(8)
+    content[begin + 1 : begin + size] = bytes(len(content[begin + 1 : begin + size]))
     path.write_bytes(content)
 
 
-def flip(bench: Bench, folder: Path) -> None:
-    path = one_of_both(bench, folder)
-    content = bytearray(path.read_bytes())
-    content[bench.random.randrange(len(content))] ^= 1 << bench.random.randrange(8)
-    path.write_bytes(content)
-
-
-def lose(bench: Bench, folder: Path) -> None:
-    one_of_both(bench, folder).unlink()
-
-
-def make_folder(bench: Bench, folder: Path) -> None:
-    path = one_of_both(bench, folder)
+def replace_by_folder(bench: Bench, path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
 def none_good(bench: Bench, folder: Path) -> str:
-    """all checkpoints damaged"""
     bench.stopped_run(folder)
     for path in folder.glob("*_state_e*_b*.th"):
         os.truncate(path, path.stat().st_size - bench.random.randint(1, 1000))
-    before = listed(folder)
-    bench.expect(bench.train(folder, "--recover"), 1)
-    bench.expect_said("is whole")
-    if listed(folder) != before:
-        raise LostError("the folder has changed")
-    return "refused"
+    return bench.refuse(folder, "is whole")
 
 
-def listed(folder: Path) -> Dict[str, int]:
-    """The files and their sizes, but for what every run writes."""
-    return {
-        path.name: path.stat().st_size
-        for path in folder.iterdir()
-        if path.suffix in (".th", ".sha256") or path.is_dir()
-    }
-
-
-def bad_numbers(bench: Bench, folder: Path) -> str:
-    """up to nine steps in a row with a loss of NaN or infinity"""
+def bad_numbers(longest: int, bench: Bench, folder: Path) -> str:
+    """Losses of NaN or infinity, so many steps in a row."""
     first = bench.random.randint(1, 12)
-    last = first + bench.random.randint(0, 8)
-    value = bench.random.choice([float("nan"), float("inf")])
-    bench.expect(bench.train(folder, inside=lambda: spoil(first, last, value)), 0)
-    if not all(bool(tensor.isfinite().all()) for tensor in weights(folder).values()):
-        raise LostError("weights that aren't finite")
-    lines = (folder / "bad_steps.jsonl").read_text(encoding="utf-8").splitlines()
-    sentences = (bench.space / "train.txt").read_text(encoding="utf-8").splitlines()
-    if not all(s in sentences for line in lines for s in json.loads(line)["sentences"]):
-        raise LostError("sentences that aren't the corpus's")
-    return "recovered"
-
-
-def too_many_bad_numbers(bench: Bench, folder: Path) -> str:
-    """ten steps in a row with a loss of NaN: the run ends; recovered, it trains on"""
-    first = bench.random.randint(1, 8)
-    bench.expect(bench.train(folder, inside=lambda: spoil(first, 10**9, float("nan"))), 1)
-    bench.expect_said("max_bad_steps")
-    bench.expect(bench.train(folder, "--recover"), 0)
-    if not all(bool(tensor.isfinite().all()) for tensor in weights(folder).values()):
-        raise LostError("weights that aren't finite")
+    last = first + bench.random.randint(0, 8) if longest < 10 else 10**9
+    bad = bench.random.choice([float("nan"), float("inf")])
+    spoiling = partial(at_steps, lambda _: None, lambda n: bad if first <= n <= last else 1.0)
+    bench.expect(bench.train(folder, inside=spoiling), 1 if longest >= 10 else 0)
+    if longest >= 10:
+        bench.expect_said("max_bad_steps")
+        bench.expect(bench.train(folder, "--recover"), 0)
+    weights = torch.load(folder / "best.th").values()
+    bench.check(all(bool(w.isfinite().all()) for w in weights), "weights that aren't finite")
+    steps = map(json.loads, (folder / "bad_steps.jsonl").read_text("utf-8").splitlines())
+    text = (bench.space / "train.txt").read_text("utf-8").splitlines()
+    others = [s for step in steps for s in step["sentences"] if s not in text]
+    bench.check(not others, f"sentences that aren't the corpus's: {others}")
     return "recovered"
 
 
 def full_disk(bench: Bench, folder: Path) -> str:
-    """a disk that is full at a random moment"""
     with small_disk(folder) as set_room:
         set_room(bench.random.randrange(20_000, 400_000))
         code = bench.train(folder)
@@ -198,160 +305,245 @@ def full_disk(bench: Bench, folder: Path) -> str:
             bench.expect_said("can't be written")
         set_room(64_000_000)
         entries = [name for name in os.listdir(folder) if name != "out.log"]
-        bench.expect(bench.train(folder, *(["--recover"] if entries else ["--force"])), 0)
+        bench.expect(bench.train(folder, "--recover" if entries else "--force"), 0)
         bench.expect_whole(folder)
     return "recovered"
 
 
 def second_run(bench: Bench, folder: Path) -> str:
-    """a second run in the folder of one that is at work"""
-    process = bench.start(folder, inside=lambda: count_steps(lambda _: time.sleep(0.05)))
+    slow = partial(at_steps, lambda _: time.sleep(0.05))
+    process = bench.start(folder, inside=slow)
     while not (folder / "config.json").exists():
         time.sleep(0.01)
     log, bench.log = bench.log, bench.space / "log of the second"
     try:
-        option = bench.random.choice([[], ["--recover"], ["--force"]])
-        bench.expect(bench.train(folder, *option), 1)
+        bench.expect(bench.train(folder, *bench.random.choice([[], ["--recover"], ["--force"]])), 1)
         bench.expect_said("Another run works in")
     finally:
-        bench.log = log
-        code = bench.wait(process)
+        bench.log, code = log, bench.wait(process)
     bench.expect(code, 0)
     bench.expect_whole(folder)
     return "refused"
 
 
 def half_a_config(bench: Bench, folder: Path) -> str:
-    """config.json cut off"""
     bench.stopped_run(folder)
-    path = folder / "config.json"
-    os.truncate(path, bench.random.randrange(path.stat().st_size))
-    bench.recover(folder)
-    return "recovered"
+    truncate(bench, folder / "config.json")
+    return bench.recover(folder)
 
 
 def other_config(bench: Bench, folder: Path) -> str:
-    """--recover with another config"""
     bench.stopped_run(folder)
-    key, value = bench.random.choice(
-        [
-            ("trainer.optimizer.lr", 0.1),
-            ("model.dropout", 0.2),
-            ("data_loader.max_tokens", 90),
-            ("trainer.patience", 3),
-        ]
-    )
-    before = listed(folder)
-    bench.expect(bench.train(folder, "--recover", "-o", json.dumps({key: value})), 1)
-    bench.expect_said(key.rpartition(".")[0] if "lr" in key else key)
-    if listed(folder) != before:
-        raise LostError("the folder has changed")
+    values = {"trainer.optimizer.lr": 0.1, "model.dropout": 0.2, "trainer.patience": 3}
+    key = bench.random.choice(sorted(values))
+    change = json.dumps({key: values[key]})
+    bench.refuse(folder, key.removesuffix(".lr"), "--recover", "-o", change)
     bench.recover(folder)
     return "refused"
 
 
-def other_vocabulary(bench: Bench, folder: Path) -> str:
-    """two words of the vocabulary swapped before --recover"""
+def other_file(name: str, message: str, bench: Bench, folder: Path) -> str:
+    """Of the same size, with other lines in each place."""
     bench.stopped_run(folder)
-    path = bench.space / "vocabulary" / "tokens.txt"
-    content = path.read_text(encoding="utf-8")
-    lines = content.splitlines()
-    one, other = bench.random.sample(range(1, len(lines)), 2)
-    lines[one], lines[other] = lines[other], lines[one]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    kept = (folder / "vocabulary" / "tokens.txt").read_bytes()
+    path = bench.space / name
+    content = path.read_text("utf-8")
+    path.write_text("".join(content.splitlines(keepends=True)[::-1]), "utf-8")
     try:
-        bench.expect(bench.train(folder, "--recover"), 1)
-        bench.expect_said("vocabulary")
+        bench.refuse(folder, message)
     finally:
-        path.write_text(content, encoding="utf-8")
-    if (folder / "vocabulary" / "tokens.txt").read_bytes() != kept:
-        raise LostError("the run's own vocabulary has changed")
+        path.write_text(content, "utf-8")
     bench.recover(folder)
     return "refused"
 
 
-def other_corpus(bench: Bench, folder: Path) -> str:
-    """the corpus exchanged for another of its size before --recover"""
-    bench.stopped_run(folder)
-    path = bench.space / "train.txt"
-    content = path.read_text(encoding="utf-8")
-    path.write_text("".join(content.splitlines(keepends=True)[::-1]), encoding="utf-8")
-    try:
-        bench.expect(bench.train(folder, "--recover"), 1)
-        bench.expect_said("the corpus")
-    finally:
-        path.write_text(content, encoding="utf-8")
-    bench.recover(folder)
-    return "refused"
+# What happens to commands that write files.
 
 
-FAULTS: List[Callable[[Bench, Path], str]] = [
-    killed,
-    told(signal.SIGTERM),
-    told(signal.SIGINT),
-    damaged("truncated", truncate),
-    damaged("4 KB of zeros", zero),
-    damaged("one bit flipped", flip),
-    damaged("one of two files missing", lose),
-    damaged("a folder in its place", make_folder),
-    none_good,
-    bad_numbers,
-    too_many_bad_numbers,
-    full_disk,
-    second_run,
-    half_a_config,
-    other_config,
-    other_vocabulary,
-    other_corpus,
-    *FILE_FAULTS,
-]
+def command(name: str, bench: Bench, folder: Path) -> list[str]:
+    """The arguments of `transformer-elmo`."""
+    archive, text = str(bench.whole / "model.tar.gz"), str(bench.space / "text.txt")
+    kind, _, rest = name.partition(" ")
+    if kind == "embed":
+        output, _, part = rest.partition(" ")
+        arguments = ["embed", archive, text, str(folder / f"out{output}"), "--all"]
+        return [*arguments, "--max-tokens", "60", *(["--part", part] if part else [])]
+    if kind == "merge":
+        parts = bench.space / "parts"
+        parts.mkdir(exist_ok=True)
+        paths = [parts / f"out{number}.npy" for number in range(1, PARTS + 1)]
+        for number, path in enumerate(paths, 1):
+            if not path.exists():
+                arguments = command(f"embed {number}.npy {number}/{PARTS}", bench, parts)
+                bench.expect(bench.wait(bench.fork(partial(run, arguments))), 0)
+        return ["merge", str(folder / "out.hdf5"), *map(str, paths)]
+    if kind == "export":
+        return ["export", archive, str(folder / "model")]
+    return ["score", archive, text, "--output-file", str(folder / "scores.jsonl")]
+
+
+def run(arguments: list[str]) -> None:
+    # Many places to go on from, in a text of few lines.
+    vectors_file.WORDS_PER_CHECKPOINT, sentences.SECTION = 150, 2
+    sys.exit(cli.main(arguments))
+
+
+def contents(folder: Path) -> Files:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def work(bench: Bench, name: str, folder: Path, *more: str) -> int:
+    """The command's process."""
+    return bench.fork(partial(run, [*command(name, bench, folder), *more]))
+
+
+def whole(bench: Bench, name: str) -> tuple[Files, float]:
+    """What a command writes when nothing happens to it, and its seconds."""
+    if name not in bench._whole:
+        folder = bench.space / "of one piece"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        command(name, bench, folder)
+        begin = time.monotonic()
+        bench.expect(bench.wait(work(bench, name, folder)), 0)
+        bench._whole[name] = contents(folder), time.monotonic() - begin
+    found: tuple[Files, float] = bench._whole[name]
+    return found
+
+
+def expect_no_half(bench: Bench, folder: Path, files: Files) -> None:
+    found = contents(folder)
+    half = [name for name in files if name in found and found[name] != files[name]]
+    bench.check(not half, f"half of {half}")
+
+
+def expect_same(bench: Bench, folder: Path, files: Files) -> str:
+    expect_no_half(bench, folder, files)
+    found = contents(folder)
+    bench.check(found.keys() == files.keys(), f"files {sorted(found)} for {sorted(files)}")
+    return "recovered"
+
+
+def force(name: str) -> list[str]:
+    return ["--force"] if name.startswith(("export", "score")) else []
+
+
+def command_killed(name: str, bench: Bench, folder: Path) -> str:
+    files, seconds = whole(bench, name)
+    folder.mkdir()
+    code = -signal.SIGKILL
+    for _ in range(bench.random.randint(1, 3)):
+        process = work(bench, name, folder, *force(name))
+        bench.moment(seconds)
+        os.kill(process, signal.SIGKILL)
+        code = bench.wait(process)
+        bench.expect(code, 0, -signal.SIGKILL)
+        expect_no_half(bench, folder, files)
+        if code == 0:
+            break
+    if code:
+        bench.expect(bench.wait(work(bench, name, folder, *force(name))), 0)
+    return expect_same(bench, folder, files)
+
+
+def command_on_full_disk(name: str, bench: Bench, folder: Path) -> str:
+    files, _ = whole(bench, name)
+    with small_disk(folder) as set_room:
+        set_room(bench.random.randrange(8_000, 2 * sum(map(len, files.values())) + 100_000))
+        code = bench.wait(work(bench, name, folder))
+        bench.expect(code, 0, 1)
+        if code:
+            bench.expect_said("can't be written")
+            expect_no_half(bench, folder, files)
+            left = {n for n in contents(folder) if not n.split(os.sep)[0].endswith(".partial")}
+            bench.check(left <= files.keys(), f"left behind: {left}")
+            set_room(64_000_000)
+            bench.expect(bench.wait(work(bench, name, folder)), 0)
+        return expect_same(bench, folder, files)
+
+
+def archive_on_full_disk(bench: Bench, folder: Path) -> str:
+    files = contents(bench.whole)
+    size = len(files.pop("model.tar.gz"))
+    with small_disk(folder) as set_room:
+        shutil.copytree(bench.whole, folder, dirs_exist_ok=True)
+        (folder / "model.tar.gz").unlink()
+        used = shutil.disk_usage(folder).used
+        set_room(used + 4096 + bench.random.randrange(size + 20_000))
+        code = bench.wait(bench.fork(partial(archive_model, folder)))
+        bench.expect(code, 0, 1)
+        if code:
+            bench.expect_said("can't be written")
+            expect_same(bench, folder, files)
+            set_room(64_000_000)
+            bench.expect(bench.wait(bench.fork(partial(archive_model, folder))), 0)
+        found = len((folder / "model.tar.gz").read_bytes())
+        bench.check(abs(found - size) < 1000, "another archive")
+        (folder / "model.tar.gz").unlink()
+        return expect_same(bench, folder, files)
+
+
+COMMANDS = ["embed .hdf5", "embed .npz", "embed .npy", f"embed .npy 2/{PARTS}"]
+COMMANDS += ["merge", "export", "score"]
+FULL = "a disk that is full at a random moment"
+FAULTS: dict[str, Callable[[Bench, Path], str]] = {
+    "SIGKILL at a random moment, up to three times": killed,
+    "SIGTERM at a random moment": partial(told, signal.SIGTERM),
+    "SIGINT at a random moment": partial(told, signal.SIGINT),
+    "newest checkpoint: truncated": partial(damaged, truncate),
+    "newest checkpoint: 4 KB of zeros": partial(damaged, partial(change, 4096)),
+    "newest checkpoint: one bit flipped": partial(damaged, partial(change, 1)),
+    "newest checkpoint: one of two files missing": partial(damaged, lambda _, path: path.unlink()),
+    "newest checkpoint: a folder in its place": partial(damaged, replace_by_folder),
+    "all checkpoints damaged": none_good,
+    "up to nine steps in a row with a loss of NaN or infinity": partial(bad_numbers, 9),
+    "ten such steps in a row: the run ends; recovered, it trains on": partial(bad_numbers, 10),
+    FULL: full_disk,
+    "a second run in the folder of one that is at work": second_run,
+    "config.json cut off": half_a_config,
+    "--recover with another config": other_config,
+    "another order of the vocabulary before --recover": partial(
+        other_file, "vocabulary/tokens.txt", "vocabulary"
+    ),
+    "another corpus of its size before --recover": partial(other_file, "train.txt", "the corpus"),
+    **{f"{name}: SIGKILL, up to three times": partial(command_killed, name) for name in COMMANDS},
+    **{f"{name}: {FULL}": partial(command_on_full_disk, name) for name in COMMANDS},
+    f"the archive of a run: {FULL}": archive_on_full_disk,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Faults injected into training runs and other commands."
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, help="of one fault of each kind; instead of minutes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="kinds whose description has this")
+    parser.add_argument("--only", default="", help="kinds whose description has this")
     parser.add_argument("--out", type=Path, help="a file for the counts, as JSON")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    faults = [f for f in FAULTS if options.only is None or options.only in name_of(f)]
-    if os.geteuid() != 0:
-        # Nobody else may mount a disk.
-        faults = [fault for fault in faults if "disk that is full" not in name_of(fault)]
-    counts = {name_of(fault): Counter[str]() for fault in faults}
-    begin, rounds = time.monotonic(), 0
+    # Only root may mount a disk.
+    chosen = [f for f in FAULTS if options.only in f and (FULL not in f or os.geteuid() == 0)]
+    counts = {kind: Counter[str]() for kind in chosen}
+    end, rounds = time.monotonic() + 60 * options.minutes, 0
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), options.seed)
-        while (
-            rounds < options.rounds
-            if options.rounds
-            else time.monotonic() - begin < 60 * options.minutes
-        ):
-            for fault in faults:
-                folder = bench.space / "run"
+        folder = bench.space / "run"
+        while rounds < options.rounds if options.rounds else time.monotonic() < end:
+            for kind in chosen:
                 shutil.rmtree(folder, ignore_errors=True)
                 try:
-                    counts[name_of(fault)][fault(bench, folder)] += 1
+                    counts[kind][FAULTS[kind](bench, folder)] += 1
                 except LostError as error:
-                    counts[name_of(fault)]["lost"] += 1
-                    print(f"LOST: {name_of(fault)}: {error}", file=sys.stderr, flush=True)
+                    counts[kind]["lost"] += 1
+                    print(f"LOST: {kind}: {error}", file=sys.stderr, flush=True)
                 if options.out:
-                    write_text(options.out, json.dumps(counts, indent=2) + "\n")
+                    options.out.write_text(json.dumps(counts, indent=2) + "\n")
             rounds += 1
-    print("| fault | tried | recovered | refused | lost |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print("| fault | tried | recovered | refused | lost |\n| --- | ---: | ---: | ---: | ---: |")
     for kind, count in [*counts.items(), ("all", sum(counts.values(), Counter[str]()))]:
         numbers = [sum(count.values()), count["recovered"], count["refused"], count["lost"]]
-        print(f"| {kind} | " + " | ".join(map(str, numbers)) + " |")
-
-
-def name_of(fault: Callable[[Bench, Path], str]) -> str:
-    return (fault.__doc__ or "").strip()
+        print(f"| {kind} | {' | '.join(map(str, numbers))} |")
 
 
 if __name__ == "__main__":
