@@ -38,7 +38,7 @@ VARIANTS = (
 POINTS, WARMUP, DECAY = 5, 0.1, 0.6
 
 
-def config_of(row: runs.Row, text: dict[str, Path], device: int) -> dict[str, Any]:
+def config_of(row: runs.Row, text: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
     """The quickstart's, with another recipe and its highest learning rate."""
     layers, dim = map(int, row["size"].split("x"))
     config, is_on = runs.quickstart_config(text, dim, layers), row["variant"].split(" + ")
@@ -57,7 +57,8 @@ def config_of(row: runs.Row, text: dict[str, Path], device: int) -> dict[str, An
     if "linear_decay" not in is_on:
         schedule = {"type": "noam", "model_size": dim, "warmup_steps": warmup}
         schedule["factor"] = row["rate"] * (dim * warmup) ** 0.5
-    trainer.update(learning_rate_scheduler=schedule, num_epochs=POINTS, cuda_device=device)
+    trainer.update(learning_rate_scheduler=schedule, num_epochs=POINTS)
+    trainer["cuda_device"], model["num_samples"] = options.cuda_device, options.samples or None
     steps = max(1, row["steps"] // POINTS)
     config["data_loader"].update(max_tokens=row["tokens"], batches_per_epoch=steps)
     config.update(random_seed=row["seed"], numpy_seed=row["seed"], pytorch_seed=row["seed"])
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace, text: dict[str, Path], row: runs.Row) -> ru
     folder = folder_of(options.out, row)
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.process_time()
-    train_model(Params(config_of(row, text, options.cuda_device)), str(folder))
+    train_model(Params(config_of(row, text, options)), str(folder))
     metrics = [folder / f"metrics_epoch_{number}.json" for number in range(POINTS)]
     curve = [json.loads(path.read_text())["validation_perplexity"] for path in metrics]
     return {**row, "curve": curve, "seconds": time.process_time() - begin}
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=1000, help="of a batch, padding included")
+    parser.add_argument("--samples", type=int, default=512, help="of the softmax; 0: all words")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a core each")
     parser.add_argument("--cuda-device", type=int, default=-1)
     options = parser.parse_args()
@@ -177,10 +179,11 @@ def main() -> None:
     text = runs.write_split(source, options.out, "text", 0 if options.brown else 10**9)
     file = options.out / "recipe.jsonl"
     # Seed 0 first, which says the best rates.
-    while wanted := missing(options, runs.lines_of(file)):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-            for row in pool.map(partial(run, options, text), wanted):
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+        side_by_side = pool.map if options.jobs > 1 else map
+        while wanted := missing(options, runs.lines_of(file)):
+            for row in side_by_side(partial(run, options, text), wanted):
                 runs.append(file, row)
     if options.tagger:
         tagged = runs.write_tagged(options.brown, options.out)

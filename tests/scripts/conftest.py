@@ -1,11 +1,14 @@
 """A web server on localhost for the scripts that download, and a way to run scripts."""
 
+import importlib
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Callable, Dict, Iterator, List, Optional
 
 import pytest
@@ -83,6 +86,16 @@ def mirror() -> Iterator[Mirror]:
     serving = Mirror()
     yield serving
     serving.stop()
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of `scripts/benchmark/`; nothing of that folder stays imported."""
+    before = {*sys.modules}
+    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmark"))
+    yield importlib.import_module
+    for name in {path.stem for path in (SCRIPTS / "benchmark").glob("*.py")} - before:
+        sys.modules.pop(name, None)
 
 
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -1,26 +1,14 @@
 """The benchmark of adaptations: its texts, its tables, and where it goes on after a stop."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark" / "adaptation.py"
 
-
-@pytest.fixture(scope="module")
-def adaptation():
-    spec = importlib.util.spec_from_file_location("benchmark_adaptation", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        # It puts its folders there.
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def adaptation(benchmark_module):
+    return benchmark_module("adaptation")
 
 
 @pytest.fixture
@@ -33,15 +21,16 @@ def package(tmp_path):
 
 
 def test_texts(adaptation, package, tmp_path, monkeypatch):
-    monkeypatch.setattr(adaptation, "MAX_WORDS", 120)
-    monkeypatch.setattr(adaptation, "HELDOUT", 5)
-    monkeypatch.setattr(adaptation, "TAGGED", {"train": 6, "validation": 4, "test": 7})
-    paths = adaptation.write_split(adaptation.brown(package), tmp_path, "brown", 120)
+    runs = adaptation.runs
+    monkeypatch.setattr(runs, "MAX_WORDS", 120)
+    monkeypatch.setattr(runs, "HELDOUT", 5)
+    monkeypatch.setattr(runs, "TAGGED", {"train": 6, "validation": 4, "test": 7})
+    paths = runs.write_split(runs.brown(package), tmp_path, "brown")
     read = {name: path.read_text().splitlines() for name, path in paths.items()}
     assert len(read["heldout"]) == 5 and len(read["train"]) == 15
-    again = adaptation.write_split(adaptation.brown(package), tmp_path, "more", 200)
+    again = runs.write_split(runs.brown(package), tmp_path, "more", 200)
     assert again["heldout"].read_text() == paths["heldout"].read_text()
-    tagged = adaptation.write_tagged(package, tmp_path)
+    tagged = runs.write_tagged(package, tmp_path)
     lines = [line for path in tagged.values() for line in path.read_text().splitlines()]
     assert len(lines) == 17 and lines[0].split()[0] == "The###at"
     assert {token.rpartition("###")[2] for token in lines[0].split()} == {
@@ -51,43 +40,43 @@ def test_texts(adaptation, package, tmp_path, monkeypatch):
     # What the tagger sees, no language model has.
     words = [" ".join(token.rpartition("###")[0] for token in line.split()) for line in lines]
     assert not set(words) & {*read["train"], *read["heldout"]} and len(set(words)) == 17
+    with pytest.raises(SystemExit, match="no file of Brown"):
+        list(runs.brown(tmp_path / "elsewhere"))
 
 
 def test_verses(adaptation, tmp_path):
     (tmp_path / "kjv.txt").write_text("Ge1:1 In the beginning, God's.\n\nGenesis\nRe1:2 And\n")
-    assert list(adaptation.kjv(tmp_path / "kjv.txt")) == [
+    assert list(adaptation.runs.kjv(tmp_path / "kjv.txt")) == [
         ["In", "the", "beginning", ",", "God's", "."],
         ["And"],
     ]
 
 
-def test_what_was_found_is_not_done_again(adaptation, tmp_path, monkeypatch, capsys):
+def test_what_was_found_is_not_done_again(adaptation, tmp_path, monkeypatch):
     measures = {"perplexity": 9.0, "listed_perplexity": 8.0, "bits_per_character": 2.0}
+    better = {name: value / 2 for name, value in measures.items()}
     rows = [
-        {"seed": seed, "way": way, "steps": steps, "measures": {"0": measures, "5": measures}}
+        {"way": way, "seed": seed, "steps": steps, "found": {"0": measures, "5": measures}}
         for seed, way, steps in (
             *((0, "random", [0, 5]), (1, "random", [0, 5])),
             *((0, "scratch", [0, 9]), (0, "before", [0, 5])),
         )
     ]
-    (tmp_path / "results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     asked = []
-    monkeypatch.setattr(adaptation, "model_for", lambda way, *_: asked.append(way))
-    better = {name: value / 2 for name, value in measures.items()}
-    monkeypatch.setattr(adaptation, "trained", lambda *_: {0: measures, 5: better})
-    options = SimpleNamespace(
-        output=tmp_path, ways=["before", "random", "scratch"], seeds=[0, 1], steps=[0, 5]
+    task = SimpleNamespace(
+        folder=tmp_path, model=asked.append, trained=lambda *_: {"0": measures, "5": better}
     )
-    made = {"vocab": None, "archive": None, "config": None, "text": {"train": ""}}
-    found = adaptation.measured(options, made)
+    monkeypatch.setattr(adaptation, "Adaptation", lambda *_: task)
+    options = SimpleNamespace(ways=["before", "random", "scratch"], seeds=[0, 1], steps=[0, 5])
+    found = list(adaptation.rows_table(options))
     assert asked == ["scratch", "scratch"]
-    assert adaptation.measured(options, made) == found and len(asked) == 2
-    capsys.readouterr()
-    adaptation.print_table(found, [0, 5])
-    before, random, scratch = capsys.readouterr().out.splitlines()[3:]
+    assert list(adaptation.rows_table(options)) == found and len(asked) == 2
+    before, random, scratch = found[2:]
     # Over its own vocabulary, a perplexity is not for that column.
-    assert [cell.strip() for cell in before.split("|")[2:4]] == ["", ""] and "| 8.0 |" in before
-    assert random.split("|")[2:4] == [" 9.0 ", " 9.0 "] and " 4.5 | 8.0 | 4.0 |" in scratch
+    assert before.startswith("| before |  | 8.0 | 2.000 |")
+    assert random.startswith("| random | 9.0 | 8.0 | 2.000 |")
+    assert scratch.endswith("| 2.000 | 4.5 | 4.0 | 1.000 |")
 
 
 def test_cells(adaptation):
