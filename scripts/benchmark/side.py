@@ -230,7 +230,6 @@ def machine(side: Side) -> Round:
     tokens = torch.randn(rows, 512, device=side.device, dtype=dtype)
     weight = torch.randn(2048, 512, device=side.device, dtype=dtype)
     hidden, copied = tokens @ weight.t(), torch.empty(numbers, device=side.device)
-    name = torch.cuda.get_device_name() if side.gpu else torch.backends.cpu.get_cpu_capability()
 
     def products() -> None:
         """A feed-forward network's, forward and backward."""
@@ -248,10 +247,8 @@ def machine(side: Side) -> Round:
     def measure(number: int) -> Row:
         with side.products():
             rate = 3 * 2 * rows * 512 * 2048 / best(products)
-        python = sys.version.split()[0]
         return {
-            "machine": f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-            f"Python {python}",
+            "machine": workload.describe(side.device),
             "FLOP/s": rate,
             "copies, bytes/s": 8 * numbers / best(copied.clone),
         }

@@ -3,6 +3,7 @@
 import json
 import pydoc_data.topics
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ def experiment(small: bool = False) -> dict[str, Any]:
         characters = model["text_field_embedder"]["token_embedders"]["token_characters"]
         characters["encoder"].update(filters=[[1, 8], [2, 8], [3, 16]], projection_dim=32)
     return config
+
+
+def describe(device: Any) -> str:
+    """The machine, with PyTorch's and Python's versions."""
+    import torch
+
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name() if gpu else torch.backends.cpu.get_cpu_capability()
+    versions = f"torch {torch.__version__}, Python {sys.version.split()[0]}"
+    return f"{name}, {torch.get_num_threads()} threads, {versions}"
 
 
 def python_help() -> list[str]:
