@@ -163,6 +163,11 @@ def test_places_of_dropout(number):
 
 
 def test_beyond_the_table_of_positions(monkeypatch):
+    ours, theirs = (
+        either.contextualizer._position.positional_encoding
+        for either in (small().build(), ReferenceModel(small()))
+    )
+    assert ours.shape == (1, 5000, 16) and torch.allclose(ours, theirs, atol=1e-6)
     monkeypatch.setattr(reference, "NUM_POSITIONS", 8)
     monkeypatch.setattr(PositionalEncoding.__init__, "__defaults__", (8,))
     generator = random.Random(1)

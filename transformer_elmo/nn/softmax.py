@@ -12,7 +12,7 @@ Their parameters are named and shaped as AllenNLP's, so that weights carry over 
 import math
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -339,26 +339,3 @@ def _transposed_to_fit(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     if weight.shape != shape and weight.t().shape == shape:
         return weight.t()
     return weight
-
-
-def concatenated_token_losses(
-    softmax: Softmax, directions: List[Tuple[torch.Tensor, torch.Tensor]]
-) -> List[torch.Tensor]:
-    """
-    The token losses of several directions at once: one draw and one product serve them all.
-
-    # Parameters
-
-    softmax : `SampledSoftmaxLoss` or `SoftmaxLoss`
-    directions : `List[Tuple[torch.Tensor, torch.Tensor]]`
-        Embeddings, shape `(num_tokens, embedding_dim)`, and targets, shape `(num_tokens,)`.
-
-    # Returns
-
-    `List[torch.Tensor]`
-        Shapes `(num_tokens,)`, float32, in the order given.
-    """
-    embeddings = torch.cat([rows for rows, _ in directions])
-    targets = torch.cat([ids for _, ids in directions])
-    losses = softmax.token_losses(embeddings, targets)
-    return list(losses.split([ids.numel() for _, ids in directions]))

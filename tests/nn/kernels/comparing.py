@@ -6,6 +6,7 @@ from unittest import mock
 import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from transformer_elmo.nn.kernels import token_losses
 
@@ -75,6 +76,30 @@ def assert_same_function(
     for ours_of, wanted_of, tensor in zip(gradients(got, ours), gradients(wanted, exact), inputs):
         assert ours_of.dtype == tensor.dtype
         assert close(ours_of, wanted_of, tolerance)
+
+
+def exact_losses(
+    embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """With all logits at once."""
+    return F.cross_entropy(F.linear(embeddings, weight, bias), targets, reduction="none")
+
+
+def sampled_losses(
+    embeddings: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    target_log_counts: torch.Tensor,
+    sampled_ids: torch.Tensor,
+    sampled_log_counts: torch.Tensor,
+) -> torch.Tensor:
+    """The formula of Jean et al. 2015, with all logits at once; a sample that is hit is no word."""
+    of_target = (embeddings * weight[targets]).sum(-1) + bias.view(-1)[targets] - target_log_counts
+    of_samples = F.linear(embeddings, weight[sampled_ids], bias.view(-1)[sampled_ids])
+    of_samples = of_samples - sampled_log_counts
+    of_samples = of_samples.masked_fill(targets.unsqueeze(-1) == sampled_ids, -torch.inf)
+    return -torch.cat([of_target.unsqueeze(-1), of_samples], -1).log_softmax(-1)[:, 0]
 
 
 class Blocks:

@@ -9,7 +9,7 @@ import torch
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn import precision
 from transformer_elmo.nn.kernels import int8
-from transformer_elmo.nn.kernels.int8 import int8_weight, largest_weight, plain_int8_linear
+from transformer_elmo.nn.kernels.int8 import int8_weight, largest_weight, rounded_weight
 from transformer_elmo.nn.kernels.linear import linear
 from transformer_elmo.nn.kernels.ways import watched
 from transformer_elmo.nn.precision import check_int8, computing
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("num_rows", [1, 22, 300])
 @pytest.mark.parametrize("output_dim, input_dim", [(1, 1), (3, 7), (37, 20), (512, 128), (64, 513)])
-def test_as_the_plain_one(num_rows, output_dim, input_dim):
+def test_as_in_floating_point(num_rows, output_dim, input_dim):
     torch.manual_seed(0)
     rows, weight = torch.randn(num_rows, input_dim), torch.randn(output_dim, input_dim)
     # Channels and rows of all sizes.
@@ -34,7 +34,11 @@ def test_as_the_plain_one(num_rows, output_dim, input_dim):
     with watched() as ways:
         found = linear(rows, int8_weight(weight), bias)
     assert ways == {"linear: int8": 1}
-    wanted = plain_int8_linear(rows, weight, bias)
+    # In floating point: each row is rounded to whole steps of its own, as the weights are.
+    integers, scales = rounded_weight(weight)
+    step = rows.abs().amax(1, keepdim=True) / 127
+    rounded = (rows / step + 0.5).floor().double()
+    wanted = (rounded @ integers.double().t() * scales * step + bias).float()
     # Single numbers may be rounded the other way where they are half way between two.
     size = rows.abs().amax(1, keepdim=True) * weight.abs().amax(1)
     assert ((found - wanted).abs() <= 0.02 * size + 1e-5 * wanted.abs() + 1e-6).all()

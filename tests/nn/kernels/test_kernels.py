@@ -1,4 +1,4 @@
-"""Each fast function against the plain one beside it: outputs and gradients."""
+"""Each fast function against a plain one: outputs and gradients."""
 
 import math
 from unittest import mock
@@ -18,27 +18,27 @@ from tests.nn.kernels.comparing import (
     close,
     dense,
     dtypes,
+    exact_losses,
     gradients,
     laid_out,
     layouts,
     pieces,
+    sampled_losses,
     seeds,
     widths,
 )
 from transformer_elmo.nn.kernels import attention, character_windows, sparse_gradients, token_losses
 from transformer_elmo.nn.kernels.attention import causal_attention, written_out_attention
-from transformer_elmo.nn.kernels.character_windows import max_over_windows, plain_max_over_windows
+from transformer_elmo.nn.kernels.character_windows import max_over_windows
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.layer_norm import (
     layer_norm,
     norms_in_precision,
-    plain_layer_norm,
 )
-from transformer_elmo.nn.kernels.linear import linear, plain_linear, product
-from transformer_elmo.nn.kernels.moved_rows import moved_rows, plain_moved_rows
+from transformer_elmo.nn.kernels.linear import linear, product
+from transformer_elmo.nn.kernels.moved_rows import moved_rows
 from transformer_elmo.nn.kernels.precision import (
     in_precision,
-    plain_in_precision,
     products_dtype,
 )
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, merged_rows
@@ -56,7 +56,7 @@ def test_linear(seed, num_rows, input_dim, output_dim, dtype, of_rows, of_weight
     rows = laid_out(torch.randn(num_rows, input_dim).to(dtype), of_rows)
     weight = laid_out(torch.randn(output_dim, input_dim).to(dtype), of_weight)
     bias = torch.randn(output_dim).to(dtype)
-    assert_same_function(linear, plain_linear, [rows, weight, bias], tolerance=TOLERANCE[dtype])
+    assert_same_function(linear, F.linear, [rows, weight, bias], tolerance=TOLERANCE[dtype])
     assert linear(rows, weight, bias).dtype == product(rows, weight).dtype == dtype
     assert close(product(rows, weight), rows.float() @ weight.float().t(), TOLERANCE[dtype])
 
@@ -177,6 +177,11 @@ def convolutions_of(shapes, dim):
     ]
 
 
+def convolved(characters, convolutions):
+    columns = characters.transpose(1, 2)
+    return torch.cat([F.conv1d(columns, w, b).amax(-1) for w, b in convolutions], dim=-1)
+
+
 WAYS_OF_WINDOWS = [max_over_windows, character_windows._all_widths]
 
 
@@ -198,7 +203,7 @@ def test_windows(way, seed, num_words, dim, layout, shapes, spare):
     def called(function):
         return lambda first, *rest: function(first, list(zip(rest[::2], rest[1::2])))
 
-    assert_same_function(called(way), called(plain_max_over_windows), flat)
+    assert_same_function(called(way), called(convolved), flat)
 
 
 @pytest.mark.parametrize("way", WAYS_OF_WINDOWS, ids=["as it chooses", "one product"])
@@ -206,7 +211,7 @@ def test_windows_in_bfloat16(way):
     torch.manual_seed(0)
     characters = torch.randn(7, 11, 5)
     convolutions = convolutions_of([(1, 4), (3, 7), (6, 2)], 5)
-    exact = plain_max_over_windows(characters, convolutions)
+    exact = convolved(characters, convolutions)
     rounded = [
         (weight.detach().bfloat16().requires_grad_(), bias.bfloat16().requires_grad_())
         for weight, bias in convolutions
@@ -229,13 +234,20 @@ def test_windows_of_what_stands_still(frozen):
     convolutions = convolutions_of([(2, 3), (4, 2)], 4)
     weights = [weight.requires_grad_(frozen != "filters") for weight, _ in convolutions]
     asked = [tensor for tensor in (characters, *weights) if tensor.requires_grad]
-    wanted = gradients(plain_max_over_windows(characters, convolutions), asked)
+    wanted = gradients(convolved(characters, convolutions), asked)
     for way in WAYS_OF_WINDOWS:
         for ours, theirs in zip(gradients(way(characters, convolutions), asked), wanted):
             assert close(ours, theirs, 1e-5)
 
 
 # Layer normalization.
+
+
+def normalized(rows, gamma, beta):
+    """From the definition."""
+    variance, mean = torch.var_mean(rows.float(), dim=-1, correction=0, keepdim=True)
+    normed = (rows.float() - mean) / variance.sqrt().clamp_min(1e-13)
+    return (normed * gamma.float() + beta.float()).to(rows.dtype)
 
 
 @MANY
@@ -252,17 +264,16 @@ def test_layer_norm(seed, num_rows, dim, dtype, layout, scale, same_type):
     if same_type:
         gamma, beta = gamma.to(dtype), beta.to(dtype)
     assert layer_norm(rows, gamma, beta).dtype == dtype
-    assert plain_layer_norm(rows, gamma, beta).dtype == dtype
     # Deviations near zero make gradients as large as their errors.
     tolerance = TOLERANCE[dtype] * (20 if dim < 4 else 3)
-    assert close(layer_norm(rows, gamma, beta), plain_layer_norm(rows, gamma, beta), tolerance)
+    assert close(layer_norm(rows, gamma, beta), normalized(rows, gamma, beta), tolerance)
     if scale == 1.0 and dim > 3:
-        assert_same_function(layer_norm, plain_layer_norm, [rows, gamma, beta], tolerance=tolerance)
+        assert_same_function(layer_norm, normalized, [rows, gamma, beta], tolerance=tolerance)
 
 
 def test_layer_norm_of_batches_and_under_autocast():
     rows, gamma, beta = torch.randn(2, 3, 5), torch.randn(5), torch.randn(5)
-    plain = plain_layer_norm(rows, gamma, beta)
+    plain = normalized(rows, gamma, beta)
     assert close(layer_norm(rows, gamma, beta), plain, 1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer_norm(rows.bfloat16(), gamma, beta).dtype == torch.bfloat16
@@ -282,7 +293,7 @@ def test_norms_in_precision():
         for gamma, beta in (there, moved(weights)):
             normed = layer_norm(moved(rows), gamma, beta)
             assert normed.dtype == torch.bfloat16
-            assert close(normed.held, plain_layer_norm(rows, *weights), 3e-2)
+            assert close(normed.held, normalized(rows, *weights), 3e-2)
 
 
 # Rows taken to other places.
@@ -295,13 +306,13 @@ def test_moved_rows(seed, num_rows, num_moved, dim, dtype, layout):
     num_moved = min(num_moved, num_rows)
     source = laid_out(torch.randn(num_rows, dim, 3).to(dtype), layout)
     index = torch.randperm(num_rows)[:num_moved]
-    assert_same_function(moved_rows, plain_moved_rows, [source], index, tolerance=0)
+    assert_same_function(moved_rows, torch.Tensor.__getitem__, [source], index, tolerance=0)
     assert moved_rows(source, index).dtype == dtype
     # To every place, and back.
     order = torch.randperm(num_rows)
     assert_same_function(
         lambda rows: moved_rows(rows, order, order.argsort()),
-        lambda rows: plain_moved_rows(rows, order),
+        lambda rows: rows[order],
         [source],
         tolerance=0,
     )
@@ -345,7 +356,7 @@ def test_in_precision(seed, from_type, to_type, sizes, dim, of_matrices):
     left = iter(flat)
     groups = [[next(left) for _ in group] for group in groups]
     made = in_precision(to_type, groups)
-    plain = plain_in_precision(to_type, groups)
+    plain = [torch.cat(group).to(to_type) for group in groups]
     assert [tensor.dtype for tensor in made] == [to_type] * len(groups)
     for ours, theirs in zip(made, plain):
         assert torch.equal(ours, theirs)
@@ -472,7 +483,7 @@ def test_exact_losses(
     embeddings, weight, bias, targets = losses_case(seed, num_tokens, num_words, dim)
     embeddings, weight = laid_out(embeddings, of_rows), laid_out(weight, of_weight)
     inputs = [tensor.detach().requires_grad_() for tensor in (embeddings, weight, bias)]
-    wanted = token_losses.plain_exact_token_losses(*inputs, targets)
+    wanted = exact_losses(*inputs, targets)
     # The bound of the device that computes, and not the other one's.
     mine, other = ("GPU", "CPU") if on_a_device else ("CPU", "GPU")
     constants = {f"{mine}_LOGITS_IN_MEMORY": memory, f"{other}_LOGITS_IN_MEMORY": 10**6}
@@ -506,7 +517,7 @@ def test_exact_losses(
 def test_exact_losses_in_bfloat16(seed, num_tokens, num_words, memory, autocast):
     embeddings, weight, bias, targets = losses_case(seed, num_tokens, num_words, 5)
     inputs = [tensor.requires_grad_() for tensor in (embeddings, weight, bias)]
-    wanted = token_losses.plain_exact_token_losses(*inputs, targets)
+    wanted = exact_losses(*inputs, targets)
     given_type = torch.float32 if autocast else torch.bfloat16
     ours = [tensor.detach().to(given_type).requires_grad_() for tensor in inputs]
     with Blocks(CPU_LOGITS_IN_MEMORY=memory, TOKENS_PER_BLOCK=7):
@@ -539,7 +550,7 @@ def test_exact_losses_of_large_logits():
     embeddings *= 1000
     with Blocks(CPU_LOGITS_IN_MEMORY=20):
         losses = token_losses.exact_token_losses(embeddings, weight, bias, targets)
-    wanted = token_losses.plain_exact_token_losses(embeddings, weight, bias, targets)
+    wanted = exact_losses(embeddings, weight, bias, targets)
     assert losses.isfinite().all() and (losses >= 0).all()
     assert close(losses, wanted, 1e-5)
 
@@ -552,12 +563,12 @@ def test_losses_make_only_gradients_that_are_asked_for(loss, asked):
     for number in asked:
         inputs[number].requires_grad_()
     if loss == "exact":
-        fast, plain = token_losses.exact_token_losses, token_losses.plain_exact_token_losses
+        fast, plain = token_losses.exact_token_losses, exact_losses
         losses, wanted = fast(*inputs, targets), plain(*inputs, targets)
     else:
         rest = (targets, torch.randn(6), torch.tensor([0, 3, 8, 9]), torch.randn(4))
         losses = token_losses.sampled_token_losses(*inputs, *rest, False)
-        wanted = token_losses.plain_sampled_token_losses(*inputs, *rest)
+        wanted = sampled_losses(*inputs, *rest)
     wanted_from = [inputs[number] for number in asked]
     for ours, theirs in zip(gradients(losses, wanted_from), gradients(wanted, wanted_from)):
         assert close(ours, theirs, 1e-5)
@@ -579,7 +590,7 @@ def test_sampled_losses(
     sampled_ids = torch.randperm(num_words)[:num_samples].sort().values
     rest = (targets, torch.randn(num_tokens), sampled_ids, torch.randn(num_samples))
     inputs = [tensor.requires_grad_() for tensor in (embeddings, weight, bias)]
-    wanted = token_losses.plain_sampled_token_losses(*inputs, *rest)
+    wanted = sampled_losses(*inputs, *rest)
     sparse, on_a_device = gradient != "dense", gradient == "sparse on a device"
     constants = {"CPU_LOGITS_IN_MEMORY": memory, "GPU_LOGITS_IN_MEMORY": memory}
     dtype = torch.bfloat16 if autocast else torch.float32

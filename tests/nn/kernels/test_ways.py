@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.device.pretend import moved, pretend_device
+from tests.nn.kernels.comparing import exact_losses, sampled_losses
 from tests.small_lm import model_config, random_sentences, tensors
 from transformer_elmo.nn.kernels import attention, compiled, token_losses
 from transformer_elmo.nn.kernels.attention import causal_attention
@@ -390,10 +391,8 @@ def test_compiled_softmaxes_are_the_same_function(graphs, monkeypatch):
     for plain, ours in zip(*results):
         assert torch.allclose(plain, ours, atol=1e-5)
     wanted_losses = [
-        token_losses.plain_exact_token_losses(embeddings, weight, bias, targets),
-        token_losses.plain_sampled_token_losses(
-            embeddings, weight, bias, targets, counts[0], sampled_ids, counts[1]
-        ),
+        exact_losses(embeddings, weight, bias, targets),
+        sampled_losses(embeddings, weight, bias, targets, counts[0], sampled_ids, counts[1]),
     ]
     assert torch.allclose(results[1][0], torch.cat(wanted_losses), atol=1e-5)
 

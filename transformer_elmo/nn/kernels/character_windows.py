@@ -39,14 +39,6 @@ def max_over_windows(characters: torch.Tensor, convolutions: Sequence[Convolutio
     return _all_widths(characters, convolutions)
 
 
-def plain_max_over_windows(
-    characters: torch.Tensor, convolutions: Sequence[Convolution]
-) -> torch.Tensor:
-    """What `max_over_windows` computes, by PyTorch's convolution."""
-    columns = characters.transpose(1, 2)
-    return torch.cat([F.conv1d(columns, w, b).amax(-1) for w, b in convolutions], dim=-1)
-
-
 def _width_by_width(characters: torch.Tensor, convolutions: Sequence[Convolution]) -> torch.Tensor:
     num_words, num_characters, dim = characters.shape
     rows = characters.reshape(num_words, num_characters * dim)
@@ -162,6 +154,3 @@ class _MaxOfProduct(torch.autograd.Function):
             windows = rows.unfold(1, weight.size(1), ctx.dim).reshape(-1, weight.size(1))
             grad_weight = torch.mm(flat.t(), windows)
         return grad_rows, grad_weight, None, None
-
-
-__all__: List[str] = ["Convolution", "max_over_windows", "plain_max_over_windows"]

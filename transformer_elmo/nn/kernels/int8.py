@@ -163,14 +163,6 @@ def int8_product(rows: torch.Tensor, weight: Int8Weight) -> torch.Tensor:
     return products.mul_(scales)
 
 
-def plain_int8_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """What `int8_linear` computes with `int8_weight(weight)`, in floating point."""
-    integers, scales = rounded_weight(weight)
-    of_rows = rows.abs().amax(1, keepdim=True).clamp_min(_smallest(rows)) / _LARGEST
-    rounded = (rows / of_rows + _OFFSET + 0.5).floor() - _OFFSET
-    return (rounded.double() @ integers.double().t() * scales * of_rows + bias).float()
-
-
 def _smallest(tensor: torch.Tensor) -> float:
     """What stands for zero as a divisor."""
     return torch.finfo(tensor.dtype).tiny * 1000

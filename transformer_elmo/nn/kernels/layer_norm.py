@@ -40,10 +40,3 @@ def layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) ->
         if tensor.device.type != "cpu":
             gamma, beta = gamma.to(tensor.dtype), beta.to(tensor.dtype)
         return F.layer_norm(tensor, gamma.shape, gamma, beta, EPSILON)
-
-
-def plain_layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-    """What `layer_norm` computes, from its definition."""
-    variance, mean = torch.var_mean(tensor.float(), dim=-1, correction=0, keepdim=True)
-    normed = (tensor.float() - mean) / (variance + EPSILON).sqrt()
-    return (normed * gamma.float() + beta.float()).to(tensor.dtype)

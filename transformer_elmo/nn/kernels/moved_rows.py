@@ -55,8 +55,3 @@ def moved_rows(
         Shape `(num_moved, ...)`.
     """
     return _MovedRows.apply(source, index, back)
-
-
-def plain_moved_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """What `moved_rows` computes, by PyTorch's own indexing."""
-    return source[index]

@@ -121,13 +121,6 @@ def _made(dtype: torch.dtype, groups: List[Sequence[torch.Tensor]]) -> Sequence[
     flat = [weight for group in groups for weight in group]
     if flat[0].device.type == "cpu" and all(weight.dtype == dtype for weight in flat):
         taken("precision", "one by one")
-        return plain_in_precision(dtype, groups)
+        return [torch.cat(list(group)) for group in groups]
     taken("precision", "together")
     return _Cast.apply(dtype, tuple(map(len, groups)), *flat)
-
-
-def plain_in_precision(
-    dtype: torch.dtype, groups: Sequence[Sequence[torch.Tensor]]
-) -> List[torch.Tensor]:
-    """What `in_precision` computes, one by one."""
-    return [(group[0] if len(group) == 1 else torch.cat(list(group))).to(dtype) for group in groups]

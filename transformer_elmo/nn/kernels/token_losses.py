@@ -109,14 +109,6 @@ def exact_token_losses(
     return torch.cat(losses) if losses else embeddings.new_zeros(0, dtype=torch.float32)
 
 
-def plain_exact_token_losses(
-    embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    """What `exact_token_losses` computes, with all logits at once."""
-    logits = embeddings @ weight.t() + bias
-    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-
-
 def sampled_token_losses(
     embeddings: torch.Tensor,
     weight: torch.Tensor,
@@ -166,24 +158,6 @@ def sampled_token_losses(
         products_dtype(embeddings),
         sparse,
     )
-
-
-def plain_sampled_token_losses(
-    embeddings: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    targets: torch.Tensor,
-    target_log_counts: torch.Tensor,
-    sampled_ids: torch.Tensor,
-    sampled_log_counts: torch.Tensor,
-) -> torch.Tensor:
-    """What `sampled_token_losses` computes, with all logits at once."""
-    bias = bias.view(-1)
-    of_target = (embeddings * weight[targets]).sum(-1) + bias[targets] - target_log_counts
-    of_samples = embeddings @ weight[sampled_ids].t() + bias[sampled_ids] - sampled_log_counts
-    of_samples = of_samples.masked_fill(targets.unsqueeze(-1) == sampled_ids, -math.inf)
-    logits = torch.cat([of_target.unsqueeze(-1), of_samples], dim=-1)
-    return logits.logsumexp(-1) - of_target
 
 
 class _ExactTokenLoss(torch.autograd.Function):
