@@ -150,13 +150,8 @@ def variables_with(path: str) -> str:
 
 def read_sentences(shard: PathOrStr) -> Iterator[TextOrWords]:
     """
-    Reads the sentences of one file, each a text or the words that a line of JSON has. Blank lines
-    are skipped, and the log says how many there were.
-
-    # Parameters
-
-    shard : `str` or `PathLike`
-        A file of UTF-8, plain or compressed by gzip, bzip2, xz or zstd.
+    The sentences of one file of UTF-8, plain or compressed by gzip, bzip2, xz or zstd: each a text,
+    or the words that a line of JSON has. Blank lines are skipped; the log says how many.
 
     # Raises
 
@@ -174,19 +169,7 @@ def read_sentences(shard: PathOrStr) -> Iterator[TextOrWords]:
 
 
 def read_lines(data_path: DataPath) -> Iterator[str]:
-    """
-    All lines of a text, blank ones too, without their ends.
-
-    # Parameters
-
-    data_path : `str`, `PathLike`, or a list of them
-        See :func:`find_shards`.
-
-    # Raises
-
-    `ConfigurationError`
-        If it can't be read, or isn't UTF-8.
-    """
+    """All lines of what :func:`find_shards` takes, blank ones too, without their ends."""
     for shard in find_shards(data_path):
         yield from _lines_of_shard(shard)
 
@@ -233,14 +216,9 @@ def parse_line(
     """
     A sentence from a line: the line itself; or JSON, as :func:`sentence_in` has it.
 
-    # Parameters
-
-    line : `str`
-    input_format : `str`, optional (default = `"auto"`)
-        "text" or "json" says what it is; by default it is JSON if it begins with `{"` or `["`, or
-        is `[]`. But for `{"` without spaces, it must be readable as JSON besides.
-    number, shard : optional
-        Where it stands, for messages.
+    With the input format "text" or "json" it is that. With "auto" it is JSON if it begins with `{"`
+    or `["`, or is `[]`; but for `{"` without spaces, it must be readable as JSON besides. `number`
+    and `shard` say in messages where it stands.
 
     # Raises
 
@@ -311,19 +289,7 @@ def count_lines_of(block: bytes) -> int:
 
 
 def has_sentences(shard: PathOrStr) -> bool:
-    """
-    Looks through a file, to its end.
-
-    # Returns
-
-    `bool`
-        Whether any of its lines isn't blank.
-
-    # Raises
-
-    `ConfigurationError`
-        If the file can't be read to its end or isn't UTF-8.
-    """
+    """Whether any line of a file isn't blank; all of it is read, so that errors are found."""
     line_number, found = 1, False
     for block in read_blocks(shard):
         found = bool(decode(block, shard, line_number).strip()) or found

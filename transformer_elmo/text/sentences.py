@@ -68,14 +68,7 @@ class WordReader:
         self._token_ids: Optional[TokenIds] = None
 
     def words(self, sentence: Sentence) -> List[str]:
-        """
-        The words of a sentence, without boundary tokens.
-
-        # Raises
-
-        `TypeError`
-            If it isn't one: see :func:`~transformer_elmo.text.corpus.sentence_in`.
-        """
+        """The words of a sentence, without boundary tokens; a `TypeError` if it isn't one."""
         return words_of(sentence, self.split)
 
     def with_boundaries(self, words: Sequence[str]) -> List[str]:
@@ -123,14 +116,7 @@ def words_of(sentence: Sentence, split: Callable[[str], List[str]]) -> List[str]
 
 
 def checked_sentence(sentence: Sentence) -> TextOrWords:
-    """
-    A sentence's text or words.
-
-    # Raises
-
-    `TypeError`
-        If it isn't one: see :func:`~transformer_elmo.text.corpus.sentence_in`.
-    """
+    """A sentence's text or words; a `TypeError` if `sentence_in` finds none."""
     found = sentence_in(sentence)
     if found is None:
         raise TypeError(
@@ -142,11 +128,8 @@ def checked_sentence(sentence: Sentence) -> TextOrWords:
 
 def checked_sentences(sentences: Iterable[Sentence]) -> Iterable[Sentence]:
     """
-    # Raises
-
-    `TypeError`
-        If it gives something else one by one than sentences: a string its letters, a mapping or a
-        table its keys, a set them in any order.
+    The same; a `TypeError` for what gives no sentences one by one: a string gives its letters, a
+    mapping or a table its keys, a set its members in any order.
     """
     if (
         isinstance(sentences, (str, bytes, Mapping, AbstractSet))
