@@ -4,10 +4,12 @@ import copy
 import logging
 import os
 import random
+import resource
 import subprocess
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, ContextManager, Iterator, List
 
 # Before anything starts threads: tests run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,6 +62,22 @@ def no_log_of_a_run_before() -> Iterator[None]:
         for handler in logs:
             logger.removeHandler(handler)
             handler.close()
+
+
+@contextmanager
+def _no_larger_files(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def no_larger_files() -> Callable[[int], ContextManager[None]]:
+    """The system's own refusal to write files of more bytes, whatever library writes."""
+    return _no_larger_files
 
 
 @pytest.fixture(scope="session")

@@ -393,6 +393,20 @@ def test_what_is_there_is_kept(folder, archive, tmp_path, monkeypatch):
         elmo.save(tmp_path / "other", dtype="int8")
 
 
+@pytest.mark.parametrize("size", [0, 100, 50_000])
+def test_a_real_limit_while_it_is_written(folder, tmp_path, no_larger_files, size):
+    """The weights are written by safetensors, which has errors of its own."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    elmo = TransformerElmo.open(folder)
+    elmo.model.check_softmax()
+    for target in (folder, tmp_path / "other"):
+        with no_larger_files(size), pytest.raises(ConfigurationError) as error:
+            elmo.save(target, replace=True)
+        assert f"{target} can't be written: File too large. " in str(error.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "made"]
+
+
 def test_a_tokenizer_that_only_allennlp_has(archive, alone, tmp_path):
     path = archive(tokenizer={"type": "letters_digits"})
     elmo = TransformerElmo.open(path)

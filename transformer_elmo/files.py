@@ -175,8 +175,7 @@ def errors_of_disk(path: Path, advice: str = REPEAT) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         # Libraries in between have words of their own for a full disk, and not always the number.
-        number = getattr(error, "errno", None)
-        if number == errno.ENOSPC or "No space left" in str(error):
+        if _number(error) == errno.ENOSPC or "No space left" in str(error):
             free = shutil.disk_usage(_existing_parent(path)).free
             raise ConfigurationError(
                 f"{path} can't be written: no space is left for all of it on its disk ({free:,} "
@@ -185,8 +184,14 @@ def errors_of_disk(path: Path, advice: str = REPEAT) -> Iterator[None]:
         raise ConfigurationError(f"{path} can't be written: {_reason(error)}. {advice}") from error
 
 
+def _number(error: Exception) -> Optional[int]:
+    # In Rust's words, the number is at the end.
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return getattr(error, "errno", None) or (int(said[1]) if said else None)
+
+
 def _reason(error: Exception) -> str:
-    number = getattr(error, "errno", None)
+    number = _number(error)
     return os.strerror(number) if number else first_line(error)
 
 

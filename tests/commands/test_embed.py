@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-import resource
 import sys
 from typing import Any
 
@@ -12,7 +11,7 @@ from allennlp.commands import main
 
 import transformer_elmo.commands.embed  # noqa: F401
 from tests.small_lm import DIM, random_sentences
-from transformer_elmo import __version__, cli
+from transformer_elmo import ConfigurationError, __version__, cli
 from transformer_elmo.commands import vectors_file
 from transformer_elmo.commands.embed import embed_file
 from transformer_elmo.elmo import TransformerElmo
@@ -350,18 +349,14 @@ def test_no_space_left(embed, tmp_path, monkeypatch):
     assert (tmp_path / "full.hdf5").read_bytes() == before
 
 
-def test_a_real_limit_while_hdf5_is_written(embed, tmp_path, monkeypatch):
+def test_a_real_limit_while_hdf5_is_written(embed, tmp_path, monkeypatch, no_larger_files):
     """HDF5's own library ends the whole process when it closes a file that can't be written."""
     whole = embed("whole.hdf5", "--top")
     finish = vectors_file.VectorsFile.finish
 
     def limited(self, sentences):
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size - 2000, hard))
-        try:
+        with no_larger_files(whole.stat().st_size - 2000):
             finish(self, sentences)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     with monkeypatch.context() as patch:
         patch.setattr(vectors_file.VectorsFile, "finish", limited)
@@ -373,6 +368,14 @@ def test_a_real_limit_while_hdf5_is_written(embed, tmp_path, monkeypatch):
     with h5py.File(embed("again.hdf5", "--top")) as again, h5py.File(whole) as expected:
         assert set(again) == set(expected)
         assert all(np.array_equal(again[key], expected[key]) for key in map(str, range(9)))
+
+
+def test_no_room_to_begin(tmp_path, no_larger_files):
+    """Nothing has been made, and nothing stays."""
+    for name in ("full.hdf5", "full.npz", "full.npy"):
+        with no_larger_files(100), pytest.raises(ConfigurationError, match="File too large"):
+            vectors_file.VectorsFile(tmp_path / name, [4], "float32", {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -138,6 +138,8 @@ class VectorsFile:
                 self._open(force)
             except BaseException:
                 self._lock.release()
+                if not (self._folder / _STATE).exists():
+                    shutil.rmtree(self._folder, ignore_errors=True)
                 raise
 
     @property
