@@ -31,6 +31,12 @@ def test_the_top_level():
     assert {name for name in names if not name.startswith(".")} == TOP
 
 
+def test_what_is_said_of_installing():
+    """The package's name is on no index: what anybody could register there isn't named."""
+    for path in (*MODULES, PACKAGE / "__init__.py", ROOT / "README.md"):
+        assert not re.search(r"pip install\W+transformer[-_]elmo", path.read_text("utf-8")), path
+
+
 def test_the_tree_in_the_guide_is_the_packages():
     room = PACKAGE
     for name, files in re.findall(r"^ {6}([\w/]+)/ |^ {6,8}([\w., ]+?\.py)\b", TREE, re.MULTILINE):

@@ -513,8 +513,9 @@ def test_permissions(archive):
         for file in Path(name).rglob("*.*"):
             file.chmod(0o644)
         (run / "vocabulary" / "tokens.txt").chmod(0o644)
-        with bound_by_permissions():
-            for model in (folder, run, run / "model.tar.gz"):
+        for model in (folder, run, run / "model.tar.gz"):
+            TransformerElmo.open(model)
+            with bound_by_permissions():
                 TransformerElmo.open(model)
         for model, names in (
             (folder, ("config.json", "model.safetensors", "vocabulary.txt", "")),

@@ -15,7 +15,7 @@ from transformer_elmo.commands.vectors_file import (
     part_path,
 )
 from transformer_elmo.errors import ConfigurationError, first_line
-from transformer_elmo.files import read_json
+from transformer_elmo.files import check_can_read, read_json
 from transformer_elmo.text.corpus import count_lines
 from transformer_elmo.with_allennlp import progress_bar
 
@@ -150,6 +150,8 @@ def _about(path: Path) -> Dict[str, Any]:
 
 def _arrays(path: Path, about: Dict[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
     begin, end, _ = about["lines"]
+    for file in (path, offsets_path(path)):
+        check_can_read(file)
     try:
         offsets = np.load(offsets_path(path))
         # An empty array can't be mapped.

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
+from transformer_elmo.files import check_can_read
 from transformer_elmo.model_config import WordIdsConfig
 from transformer_elmo.model_folder import (
     VOCABULARY,
@@ -211,6 +212,7 @@ def _session(path: Path, options: Dict[str, Any]) -> Any:
             f"{path.parent} has no {path.name}. Write the folder with it: "
             "transformer-elmo export MODEL FOLDER --onnx"
         )
+    check_can_read(path)
     try:
         return onnxruntime.InferenceSession(path, **options)
     except Exception as error:  # Its own exceptions have no base but this.
