@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "transformer_elmo"
 GUIDE = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
 TREE = GUIDE.partition("    transformer_elmo/\n")[2].partition("\n\n")[0]
-TOP = {"pyproject.toml", "README.md", "transformer_elmo", "training_config", "tests", "scripts"}
+TOP = {"pyproject.toml", "README.md", "LICENSE", "transformer_elmo", "training_config"}
+TOP |= {"docs", "tests", "scripts"}
 
 MODULES = [
     path

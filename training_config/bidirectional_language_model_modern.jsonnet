@@ -1,5 +1,5 @@
 // The billion-word model, trained with Muon and a learning rate that falls to zero. The model is the same, and so are its
-// archives. scripts/benchmark/README.md has what was measured, of smaller models.
+// archives. docs/recipe.md has what was measured, of smaller models.
 local billion = import 'bidirectional_language_model.jsonnet';
 
 // The learning rate falls to zero at the end of training, so that the end has to be known: an epoch is a number of
