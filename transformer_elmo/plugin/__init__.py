@@ -28,7 +28,6 @@ from transformer_elmo.plugin import (
 from transformer_elmo.plugin.compat import (
     archived,
     configs,
-    optional_packages,
     peer,
     prediction,
     shown_errors,
@@ -43,7 +42,6 @@ for _module in (
     archived,
     training,
     prediction,
-    optional_packages,
     shown_errors,
 ):
     _module.install()
