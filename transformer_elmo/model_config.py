@@ -196,7 +196,7 @@ class ModelConfig:
             words = WordEncoder(**arguments)
         else:
             words = WordEmbedding(self.words.num_embeddings, self.words.embedding_dim)
-        contextualizer = BidirectionalTransformer(**_shallow(self.contextualizer))
+        contextualizer = BidirectionalTransformer(self.contextualizer)
         if words.output_dim != contextualizer.input_dim:
             raise ConfigurationError(
                 f"Word vectors have {words.output_dim} dimensions, but the contextualizer's "

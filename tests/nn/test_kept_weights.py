@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from transformer_elmo.nn.config import ContextualizerConfig
 from transformer_elmo.nn.kept_weights import KeptWeights
 from transformer_elmo.nn.kernels.linear import can_pack
 from transformer_elmo.nn.kernels.ways import watched
@@ -15,7 +16,7 @@ from transformer_elmo.nn.weights_watch import WeightsWatch
 
 def transformer(seed=0):
     torch.manual_seed(seed)
-    return BidirectionalTransformer(16, 24, 2, dropout=0.0).eval()
+    return BidirectionalTransformer(ContextualizerConfig(16, 24, 2, dropout=0.0)).eval()
 
 
 VECTORS, MASK = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)

@@ -16,7 +16,7 @@ from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.config import NUM_HEADS
+from transformer_elmo.nn.config import NUM_HEADS, ContextualizerConfig
 from transformer_elmo.nn.forks import one_thread_in_forks
 from transformer_elmo.nn.kept_weights import KeptWeights
 from transformer_elmo.nn.kernels.compiled import compilable, is_wanted
@@ -31,80 +31,49 @@ ACTIVATIONS = ("relu", "relu_squared")
 
 
 class LayerNorm(torch.nn.Module):
-    """
-    Layer normalization with AllenNLP's parameter names.
-
-    # Parameters
-
-    dimension : `int`, required.
-    """
+    """Layer normalization with AllenNLP's parameter names."""
 
     def __init__(self, dimension: int) -> None:
         super().__init__()
         self.gamma = torch.nn.Parameter(torch.ones(dimension))
         self.beta = torch.nn.Parameter(torch.zeros(dimension))
 
-    @overrides(check_signature=False)
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         return layer_norm(tensor, self.gamma, self.beta)
 
 
 class MultiHeadedAttention(torch.nn.Module):
-    """
-    The weights of causal scaled dot-product attention (Vaswani et al. 2017).
+    """The weights of causal scaled dot-product attention (Vaswani et al. 2017)."""
 
-    # Parameters
-
-    num_heads : `int`, required.
-    input_dim : `int`, required.
-        Must be a multiple of `num_heads`.
-    dropout : `float`, optional (default = `0.1`)
-        On the attention probabilities.
-    """
-
-    def __init__(self, num_heads: int, input_dim: int, dropout: float = 0.1) -> None:
+    def __init__(self, config: ContextualizerConfig) -> None:
         super().__init__()
-        if input_dim % num_heads:
-            raise ConfigurationError(
-                f"input_dim must be a multiple of the number of attention heads, {num_heads}: "
-                f"got {input_dim}."
-            )
-        self.num_heads = num_heads
+        dim = config.input_dim
         # In this order: query, key, value, output.
-        self.linears = torch.nn.ModuleList(torch.nn.Linear(input_dim, input_dim) for _ in range(4))
-        self.dropout = Dropout(dropout)
+        self.linears = torch.nn.ModuleList(torch.nn.Linear(dim, dim) for _ in range(4))
+        self.dropout = Dropout(config.dropout)
 
 
 class PositionwiseFeedForward(torch.nn.Module):
     """
-    The weights of two linear layers with a ReLU and dropout between them.
-
-    # Parameters
-
-    input_dim : `int`
-    hidden_dim : `int`
-    dropout : `float`, optional (default = `0.1`)
-    is_squared : `bool`, optional (default = `False`)
-        Whether it is the square of the ReLU (So et al. 2021, "Primer").
+    The weights of two linear layers with a ReLU, or its square (So et al. 2021, "Primer"), and
+    dropout between them.
     """
 
-    def __init__(
-        self, input_dim: int, hidden_dim: int, dropout: float = 0.1, is_squared: bool = False
-    ) -> None:
+    def __init__(self, config: ContextualizerConfig) -> None:
         super().__init__()
-        self.is_squared = is_squared
-        self.w_1 = torch.nn.Linear(input_dim, hidden_dim)
-        self.w_2 = torch.nn.Linear(hidden_dim, input_dim)
-        self.dropout = Dropout(dropout)
+        self.is_squared = config.activation == "relu_squared"
+        self.w_1 = torch.nn.Linear(config.input_dim, config.hidden_dim)
+        self.w_2 = torch.nn.Linear(config.hidden_dim, config.input_dim)
+        self.dropout = Dropout(config.dropout)
 
 
 class ResidualNorm(torch.nn.Module):
     """What surrounds a sublayer: normalization before it, dropout after it."""
 
-    def __init__(self, dimension: int, dropout: float) -> None:
+    def __init__(self, config: ContextualizerConfig) -> None:
         super().__init__()
-        self.norm = LayerNorm(dimension)
-        self.dropout = Dropout(dropout)
+        self.norm = LayerNorm(config.input_dim)
+        self.dropout = Dropout(config.dropout)
 
 
 class LayerWeights(NamedTuple):
@@ -132,15 +101,16 @@ _PRODUCTS = ("heads", "output", "hidden", "result")
 
 
 class TransformerLayer(torch.nn.Module):
-    """One layer: attention, then the feed-forward network, each behind a `ResidualNorm`."""
+    """
+    Attention, then the feed-forward network: `h = x + dropout(attention(norm(x)))`, and
+    `h + dropout(feed_forward(norm(h)))`.
+    """
 
-    def __init__(
-        self, input_dim: int, hidden_dim: int, dropout: float, is_squared: bool = False
-    ) -> None:
+    def __init__(self, config: ContextualizerConfig) -> None:
         super().__init__()
-        self.self_attn = MultiHeadedAttention(NUM_HEADS, input_dim, dropout)
-        self.feed_forward = PositionwiseFeedForward(input_dim, hidden_dim, dropout, is_squared)
-        self.sublayer = torch.nn.ModuleList(ResidualNorm(input_dim, dropout) for _ in range(2))
+        self.self_attn = MultiHeadedAttention(config)
+        self.feed_forward = PositionwiseFeedForward(config)
+        self.sublayer = torch.nn.ModuleList(ResidualNorm(config) for _ in range(2))
 
     def products(self) -> List[List[torch.Tensor]]:
         """The parameters of its products, those in one list to be joined."""
@@ -166,22 +136,10 @@ class TransformerLayer(torch.nn.Module):
     def forward(
         self, rows: torch.Tensor, order: ReadingOrder, weights: LayerWeights
     ) -> torch.Tensor:
-        """
-        # Parameters
-
-        rows : `torch.Tensor`
-            Shape `(num_rows, input_dim)`.
-        order : `ReadingOrder`
-        weights : `LayerWeights`
-
-        # Returns
-
-        `torch.Tensor`
-            Shape `(num_rows, input_dim)`.
-        """
+        """Shape `(num_rows, input_dim)`, in and out."""
         attention, feed_forward = cast(List[ResidualNorm], list(self.sublayer))
-        projected = _before_attention(rows, weights)
-        attended = order.attended(projected, NUM_HEADS, self.self_attn.dropout)
+        heads = _before_attention(rows, weights)
+        attended = order.attended(heads, NUM_HEADS, self.self_attn.dropout)
         dropouts = (attention.dropout, self.feed_forward.dropout, feed_forward.dropout)
         return _after_attention(attended, rows, weights, dropouts, self.feed_forward.is_squared)
 
@@ -213,19 +171,12 @@ def _after_attention(
 class CausalTransformer(torch.nn.Module):
     """One direction: a stack of layers and a final normalization."""
 
-    def __init__(
-        self,
-        input_dim: int,
-        hidden_dim: int,
-        num_layers: int,
-        dropout: float,
-        is_squared: bool = False,
-    ) -> None:
+    def __init__(self, config: ContextualizerConfig) -> None:
         super().__init__()
         self.layers = torch.nn.ModuleList(
-            TransformerLayer(input_dim, hidden_dim, dropout, is_squared) for _ in range(num_layers)
+            TransformerLayer(config) for _ in range(config.num_layers)
         )
-        self.norm = LayerNorm(input_dim)
+        self.norm = LayerNorm(config.input_dim)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.xavier_uniform_(parameter)
@@ -235,18 +186,8 @@ class CausalTransformer(torch.nn.Module):
         self, tokens: torch.Tensor, order: ReadingOrder, weights: Sequence[LayerWeights]
     ) -> List[torch.Tensor]:
         """
-        # Parameters
-
-        tokens : `torch.Tensor`
-            Shape `(num_tokens, input_dim)`.
-        order : `ReadingOrder`
-        weights : `Sequence[LayerWeights]`
-
-        # Returns
-
-        `List[torch.Tensor]`
-            Every layer's output as rows of that order, each of shape `(num_rows, input_dim)`; the
-            last one is normalized.
+        From shape `(num_tokens, input_dim)` to every layer's output as rows of that order, each of
+        shape `(num_rows, input_dim)`; the last one is normalized.
         """
         rows = order.rows(tokens)
         outputs = []
@@ -302,55 +243,33 @@ class BidirectionalTransformer(torch.nn.Module):
     Embeddings"): a left-to-right and a right-to-left transformer side by side. Neither sees the
     word it has to predict.
 
-    # Parameters
-
-    input_dim : `int`, required.
-        Dimension of the word vectors; a multiple of 8, the number of attention heads.
-    hidden_dim : `int`, required.
-        Dimension of the feed-forward networks' hidden layer.
-    num_layers : `int`, required.
-        Transformer layers in each direction.
-    dropout : `float`, optional (default = `0.1`)
-        Within the transformer layers.
-    input_dropout : `float`, optional (default = `None`)
-        On the word vectors, once their positions have been added.
-    activation : `str`, optional (default = `"relu"`)
-        Of the feed-forward networks; or "relu_squared".
-
     # Raises
 
     `ConfigurationError`
-        If a value isn't possible.
+        If a value of the config isn't possible.
     """
 
-    def __init__(
-        self,
-        input_dim: int,
-        hidden_dim: int,
-        num_layers: int,
-        dropout: float = 0.1,
-        input_dropout: Optional[float] = None,
-        activation: str = "relu",
-    ) -> None:
+    def __init__(self, config: ContextualizerConfig) -> None:
         super().__init__()
         one_thread_in_forks()
-        if activation not in ACTIVATIONS:
+        if config.activation not in ACTIVATIONS:
             raise ConfigurationError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}: got {activation!r}."
+                f"activation must be one of {', '.join(ACTIVATIONS)}: got {config.activation!r}."
             )
-        if num_layers < 1:
-            raise ConfigurationError(f"num_layers must be at least 1, got {num_layers}.")
-        self.num_layers = num_layers
-        self.input_dim = input_dim
-        self.output_dim = 2 * input_dim
-        self._forward_transformer, self._backward_transformer = (
-            CausalTransformer(
-                input_dim, hidden_dim, num_layers, dropout, activation == "relu_squared"
+        if config.num_layers < 1:
+            raise ConfigurationError(f"num_layers must be at least 1, got {config.num_layers}.")
+        if config.input_dim % NUM_HEADS:
+            raise ConfigurationError(
+                f"input_dim must be a multiple of the number of attention heads, {NUM_HEADS}: "
+                f"got {config.input_dim}."
             )
-            for _ in range(2)
-        )
-        self._position = PositionalEncoding(input_dim)
-        self._dropout = Dropout(input_dropout or 0.0)
+        self.num_layers = config.num_layers
+        self.input_dim = config.input_dim
+        self.output_dim = 2 * config.input_dim
+        self._forward_transformer = CausalTransformer(config)
+        self._backward_transformer = CausalTransformer(config)
+        self._position = PositionalEncoding(config.input_dim)
+        self._dropout = Dropout(config.input_dropout or 0.0)
         self._kept = KeptWeights()
 
     @overrides

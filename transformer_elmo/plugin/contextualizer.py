@@ -6,6 +6,7 @@ import torch
 from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 from overrides import overrides
 
+from transformer_elmo.nn.config import ContextualizerConfig
 from transformer_elmo.nn.packing import Packing
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 
@@ -46,7 +47,11 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
         return_all_layers: bool = False,
         activation: str = "relu",
     ) -> None:
-        super().__init__(input_dim, hidden_dim, num_layers, dropout, input_dropout, activation)
+        super().__init__(
+            ContextualizerConfig(
+                input_dim, hidden_dim, num_layers, dropout, input_dropout, activation
+            )
+        )
         self._return_all_layers = return_all_layers
 
     def get_attention_masks(self, mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn import precision
+from transformer_elmo.nn.config import ContextualizerConfig
 from transformer_elmo.nn.kernels import int8
 from transformer_elmo.nn.kernels.int8 import int8_weight, largest_weight, rounded_weight
 from transformer_elmo.nn.kernels.linear import linear
@@ -121,7 +122,7 @@ def test_seven_bits_where_eight_overflow(monkeypatch, limit, expected):
 
 def transformer(activation="relu"):
     torch.manual_seed(0)
-    return BidirectionalTransformer(64, 96, 3, dropout=0.1, activation=activation).eval()
+    return BidirectionalTransformer(ContextualizerConfig(64, 96, 3, activation=activation)).eval()
 
 
 VECTORS = torch.randn(4, 9, 64, generator=torch.Generator().manual_seed(0))
