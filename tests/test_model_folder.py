@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -334,6 +335,14 @@ def test_configs_that_cannot_be(folder, changes, message):
         TransformerElmo.open(folder)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("changes", [{"model__words_name": "a.b"}, {"model__words__filters": []}])
+def test_configs_that_cannot_be_under_allennlp(folder, changes):
+    """Whatever its constructors make of them."""
+    change(folder / "config.json", **changes)
+    with pytest.raises(ConfigurationError, match=re.escape(str(folder))):
+        load_archive(folder)
 
 
 def test_damaged_folders(folder, tmp_path):

@@ -462,7 +462,7 @@ def test_damaged_files(folder, tmp_path):
         (inside / name).write_bytes(kept)
     spacy.load(tmp_path / "pipeline")
     (inside / "config.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"Can't read .*config\.json"):
+    with pytest.raises(ConfigurationError, match=r"config\.json can't be read"):
         spacy.load(tmp_path / "pipeline")
     component = nlp.get_pipe("transformer_elmo")
     for data in (b"", b"nothing of the kind", component.to_bytes()[:-100]):
@@ -484,7 +484,7 @@ def test_what_cannot_be_done(folder, tmp_path):
     fails("There is no language model .*none", path=tmp_path / "none")
     fails("is empty", path="")
     (tmp_path / "other").mkdir()
-    fails("not a model archive", path=tmp_path / "other")
+    fails("so it is no model", path=tmp_path / "other")
     fails(r"to 2 \(top\): got 'middle'", ValueError, layers="middle")
     fails(r"to 2 \(top\): got 3", ValueError, layers=3)
     fails("max_tokens must be at least 1", max_tokens=0)

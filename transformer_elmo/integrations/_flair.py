@@ -142,7 +142,9 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
         """
         options = {k: v for k, v in params.items() if k != "class"}
         try:
-            config = ModelConfig.from_json(options.pop("config"), SAVED).without_softmax()
+            config = ModelConfig.from_json(
+                options.pop("config"), f"{SAVED}: config"
+            ).without_softmax()
             vocabulary = WordList(options.pop("vocabulary"))
             card, layers = options.pop("card"), options.pop("layers")
         except KeyError as error:

@@ -19,7 +19,7 @@ from transformer_elmo import archived_models, model_folder
 from transformer_elmo.archives import archive_of, extracted_archive
 from transformer_elmo.carried_models import is_language_model
 from transformer_elmo.checked_weights import SOFTMAX
-from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.errors import ConfigurationError, becoming_a_model
 from transformer_elmo.files import read_json
 from transformer_elmo.legacy import modern_weights
 from transformer_elmo.model_config import check_sizes
@@ -91,7 +91,8 @@ def _load_model(
         raise ConfigurationError(no_gpu(cuda_device))
     folder = Path(serialization_dir)
     if model_folder.is_model_folder(folder):
-        return _model_of_folder(config, folder, cuda_device)
+        with becoming_a_model(str(folder)):
+            return _model_of_folder(config, folder, cuda_device)
     source = archive_of(folder) or str(folder)
     if weights_path == archival.get_weights_path(serialization_dir):
         weights_path = str(archived_models.weights_path(folder, source))
