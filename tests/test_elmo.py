@@ -1,3 +1,4 @@
+import copy
 import math
 import threading
 
@@ -185,6 +186,67 @@ def test_threads(elmo):
     for thread in threads:
         thread.join()
     assert not problems
+
+
+def _weight(model, name):
+    (found,) = [p for n, p in model.named_parameters() if n.endswith(name)]
+    return found
+
+
+LAYER = "_forward_transformer.layers.1."
+SHARED_CHANGES = {
+    "a column beyond the number of rows": (LAYER + "feed_forward.w_2.weight", (slice(None), 50)),
+    "a neuron": (LAYER + "feed_forward.w_1.weight", 5),
+    "a number between two samples of one a row": (LAYER + "self_attn.linears.2.weight", (3, 30)),
+    "a bias": (LAYER + "feed_forward.w_1.bias", 7),
+    "a gain": (LAYER + "sublayer.0.norm.gamma", 9),
+    "a letter": ("words.embedding.weight", ord("e") + 1),
+    "a filter": ("words.convolutions.1.weight", (2, 3, 1)),
+    "the projection": ("words.projection.weight", (slice(None), 33)),
+}
+
+
+def _by_data(weight, places):
+    weight.data[places] = 2.0
+
+
+def _by_an_array(weight, places):
+    weight.detach().numpy()[places] = 2.0
+
+
+def _by_set(weight, places):
+    changed = weight.detach().clone()
+    changed[places] = 2.0
+    weight.data.set_(changed)
+
+
+@pytest.mark.parametrize("name, places", SHARED_CHANGES.values(), ids=list(SHARED_CHANGES))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_vectors_follow_each_change_of_a_weight(lm_archive, name, places, precision):
+    elmo = TransformerElmo.open(lm_archive, precision=precision)
+    sentence, seen = ["the", "cat", "sat", "on", "trees"], []
+    for change in (None, _by_data, _by_an_array, _by_set):
+        if change is not None:
+            with torch.no_grad():
+                # As it was.
+                _weight(elmo.model, name)[places] = -1.0
+            elmo.embed([sentence])
+            change(_weight(elmo.model, name), places)
+        seen.append(torch.from_numpy(elmo.embed([sentence])[0]))
+        fresh = TransformerElmo(copy.deepcopy(elmo.model), elmo._reader)
+        assert torch.equal(seen[-1], torch.from_numpy(fresh.embed([sentence])[0]))
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_neighbors_follow_a_change_behind_pytorchs_back(lm_archive):
+    elmo = TransformerElmo.open(lm_archive)
+    before = elmo.nearest("cat", top_k=3)
+    assert elmo.nearest("cat", top_k=3) == before
+    _weight(elmo.model, "words.projection.weight").data[::2] = 0.0
+    after = elmo.nearest("cat", top_k=3)
+    assert after != before
+    fresh = TransformerElmo(copy.deepcopy(elmo.model), elmo._reader)
+    assert fresh.nearest("cat", top_k=3) == after
 
 
 def test_precision_and_tokenizer(lm_archive, elmo):

@@ -32,6 +32,7 @@ import torch
 from transformer_elmo import archived_models, model_folder, with_allennlp
 from transformer_elmo.errors import ConfigurationError, becoming_a_model
 from transformer_elmo.experiments import NotStandardError
+from transformer_elmo.nn.caches import Kept, weights_unshared
 from transformer_elmo.nn.forks import one_thread_in_forks
 from transformer_elmo.nn.language_model import predicted
 from transformer_elmo.nn.layers import Layers, all_layers, layer_number, mixed
@@ -41,7 +42,7 @@ from transformer_elmo.nn.precision import check_int8, checked_precision
 from transformer_elmo.nn.scoring import SentenceScores, score_encoded
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.nn.whole_text import WholeText
-from transformer_elmo.nn.word_table import WORDS_AT_ONCE, Directions, WordTable
+from transformer_elmo.nn.word_table import WORDS_AT_ONCE, Directions
 from transformer_elmo.out_of_memory import BatchSplitter
 from transformer_elmo.text.corpus import Sentence, find_shards, read_sentences, variables_with
 from transformer_elmo.text.sentences import checked_sentence, checked_sentences, in_batches
@@ -145,11 +146,13 @@ class TransformerElmo:
         if adapted is not None:
             (model, reader), tokenizer = adapted, None
         one_thread_in_forks()
-        self.model = model.eval()
+        self._model = model.eval()
+        # Whether anyone but this object may hold the model, and so change its weights.
+        self._is_shared = True
         self.max_tokens = max_tokens
         self.segment_length = segment_length
         self._reader: SentenceReader = reader
-        self._word_table = WordTable()
+        self._directions = Kept()
         self._splitter = BatchSplitter()
         if tokenizer is not None:
             reader.split = model_folder.tokenizer_of(tokenizer)
@@ -212,6 +215,7 @@ class TransformerElmo:
             model.check_softmax()
         elmo = cls(model.to(where), reader, **options)
         elmo.name = name
+        elmo._is_shared = False
         return elmo
 
     from_archive = open
@@ -250,7 +254,7 @@ class TransformerElmo:
         """
         if with_softmax:
             self._check_softmax()
-        model, reader = self.model, self._reader
+        model, reader = self._model, self._reader
         if hasattr(model, "as_core"):
             # AllenNLP's: what it was built from can be read from its modules.
             model, reader = model.as_core(reader)
@@ -275,9 +279,9 @@ class TransformerElmo:
 
     def _description(self) -> Dict[str, str]:
         layers = f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one"
-        softmax = "" if self.model.softmax is not None else " (their vectors, no probabilities)"
+        softmax = "" if self._model.softmax is not None else " (their vectors, no probabilities)"
         return {
-            "model": self.name or type(self.model).__name__,
+            "model": self.name or type(self._model).__name__,
             "layers": layers,
             "dimensions": f"{self.dim:,}",
             "words": f"{len(self.vocab):,}{softmax}",
@@ -296,23 +300,32 @@ class TransformerElmo:
         return f"<table><caption>TransformerElmo</caption><tbody>{rows}</tbody></table>"
 
     @property
+    def model(self) -> Any:
+        """
+        The model. What is kept of its weights follows each change of them, however it is made; to
+        be sure, they are read at each call once somebody has asked for the model.
+        """
+        self._is_shared = True
+        return self._model
+
+    @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self._model.parameters()).device
 
     @property
     def dim(self) -> int:
         """The dimension of a word's vector."""
-        return self.model.output_dim
+        return self._model.output_dim
 
     @property
     def num_layers(self) -> int:
         """How many layers there are to choose from, that of the word vectors included."""
-        return self.model.num_layers
+        return self._model.num_layers
 
     @property
     def has_all_layers(self) -> bool:
         """Whether the contextualizer gives all its layers, or its top one only."""
-        return self.model.has_all_layers
+        return self._model.has_all_layers
 
     @property
     def vocab(self) -> WordList:
@@ -483,7 +496,7 @@ class TransformerElmo:
             self.max_tokens,
             lambda job: job.sentence >= (skip or 0),
             # Which words were met before decides which are encoded together, and so the last bit.
-            (lambda: None) if skip is None else self.model.forget_words,
+            (lambda: None) if skip is None else self._model.forget_words,
         ):
             parts.append(vectors)
             if ends_sentence:
@@ -499,7 +512,7 @@ class TransformerElmo:
     ) -> List[ResultT]:
         """The function's results for parts of a batch: one, where memory is enough."""
         key = f"max_tokens (now {self.max_tokens})"
-        return self._splitter.run(function, items, length, key, alone, self.model.forget_words)
+        return self._splitter.run(function, items, length, key, alone, self._model.forget_words)
 
     def checked_layers(self, layers: Layers, weights: Optional[Sequence[float]] = None) -> Layers:
         """
@@ -555,8 +568,8 @@ class TransformerElmo:
         self, tokens: List[List[str]], layers: Layers, weights: Optional[Sequence[float]]
     ) -> torch.Tensor:
         """Shape `(batch_size, timesteps, dim)`, or `(batch_size, num_layers, timesteps, dim)`."""
-        encoded = self.model.encode(
-            self._reader.batch(tokens, self.device, with_ids=self.model.embeds_ids)
+        encoded = self._encode(
+            self._reader.batch(tokens, self.device, with_ids=self._model.embeds_ids)
         )
         if layers == "top":
             return encoded.layers[-1].float()
@@ -613,13 +626,13 @@ class TransformerElmo:
         def scores(batch: List[List[str]]) -> List[SentenceScores]:
             made = self._reader.batch(batch, self.device)
             with torch.no_grad():
-                encoded = self.model.encode(made)
+                encoded = self._encode(made)
             return score_encoded(
                 encoded,
                 softmax,
                 made.token_ids,
                 self.vocab,
-                self.model.is_bidirectional,
+                self._model.is_bidirectional,
                 top_k,
                 batch,
             )
@@ -631,7 +644,7 @@ class TransformerElmo:
         return in_batches(tokens, len, run, self.max_tokens)
 
     def _softmax(self) -> Softmax:
-        softmax = self.model.softmax
+        softmax = self._model.softmax
         if softmax is None:
             raise ConfigurationError(
                 "This language model has no softmax (it was saved or opened for vectors alone), so "
@@ -642,7 +655,7 @@ class TransformerElmo:
         return softmax
 
     def _check_softmax(self) -> None:
-        check = getattr(self.model, "check_softmax", None)
+        check = getattr(self._model, "check_softmax", None)
         if check is not None:
             check()
 
@@ -709,13 +722,13 @@ class TransformerElmo:
         @torch.no_grad()
         def found(batch: List[List[str]]) -> Tuple[Any, ...]:
             made = self._reader.batch(batch, self.device)
-            encoded = self.model.encode(made)
-            losses = self.model.losses(encoded, made.token_ids)
+            encoded = self._encode(made)
+            losses = self._model.losses(encoded, made.token_ids)
             unknown = self.vocab.unknown
             outside = 0 if unknown is None else int((made.token_ids[:, 1:] == unknown).sum())
             rows = None
             if listed is not None:
-                rows = predicted(encoded.packing, made.token_ids, self.model.is_bidirectional)
+                rows = predicted(encoded.packing, made.token_ids, self._model.is_bidirectional)
             return losses, len(batch), outside, rows
 
         def run(batch: List[List[str]]) -> List[int]:
@@ -853,7 +866,7 @@ class TransformerElmo:
         number = max(CANDIDATES, top_k)
         likely = (
             self.fill([*before, GAP, *after], number, GAP)
-            if self.model.softmax is not None and len(words) > 1
+            if self._model.softmax is not None and len(words) > 1
             else []
         )
         similar = self._nearest_by_itself(word, number, progress)
@@ -876,7 +889,12 @@ class TransformerElmo:
                 yield self._word_vectors(vocabulary[start : start + WORDS_AT_ONCE])
 
         with torch.no_grad():
-            directions = self._word_table.directions(self.model, make)
+            weights = [p for n, p in self._model.named_parameters() if "softmax" not in n]
+            setting = (getattr(self._model, "precision", None),)
+            with weights_unshared(not self._is_shared):
+                directions = self._directions.get(
+                    weights, setting, lambda: Directions(torch.cat(list(make())))
+                )
             similarities = directions.similarities(self._word_vectors([word])[0])
         left_out = self._no_words() | {word}
         best = similarities.topk(min(len(vocabulary), top_k + len(left_out)))
@@ -888,8 +906,13 @@ class TransformerElmo:
 
     def _word_vectors(self, words: List[str]) -> torch.Tensor:
         """Without context. Shape `(num_words, word_dim)`."""
-        batch = self._reader.batch([words], self.device, with_ids=self.model.embeds_ids)
-        return self.model.word_vectors(batch)[0]
+        batch = self._reader.batch([words], self.device, with_ids=self._model.embeds_ids)
+        with weights_unshared(not self._is_shared):
+            return self._model.word_vectors(batch)[0]
+
+    def _encode(self, batch: Any) -> Any:
+        with weights_unshared(not self._is_shared):
+            return self._model.encode(batch)
 
     def _no_words(self) -> Set[str]:
         """What the vocabulary has beside words."""

@@ -9,7 +9,7 @@ from allennlp.modules.seq2vec_encoders import CnnHighwayEncoder
 from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
 from allennlp.modules.token_embedders import Embedding, EmptyEmbedder, TokenCharactersEncoder
 
-from transformer_elmo.nn import word_encoder, word_vector_cache
+from transformer_elmo.nn import caches, word_encoder
 from transformer_elmo.nn.batch import WordBatch
 from transformer_elmo.nn.word_encoder import CharacterCnn, WordEncoder, distinct_words
 from transformer_elmo.plugin import text_fields
@@ -273,14 +273,14 @@ def test_cache_tells_precisions_apart():
 
 
 def test_cache_never_holds_more_than_its_bound(monkeypatch, counted):
-    monkeypatch.setattr(word_vector_cache.WordVectorCache.__init__, "__defaults__", (8,))
+    monkeypatch.setattr(caches, "WORDS_IN_CACHE", 8)
     module = character_cnn().requires_grad_(False)
     generator = random.Random(6)
     known = random_words(30, generator, 9)
     for size in (3, 5, 4, 30, 2, 8, 9, 1):
         words = generator.sample(known, size)
         assert torch.allclose(embedded(module, words), plain(module, words), atol=1e-5)
-        cache = text_fields._caches[module]
+        _, cache = text_fields._caches[module]._made
         assert len(cache) <= 8
         kept = (cache._words, cache._vectors, cache._hashes, cache._rows)
         assert all(t is not None and len(t) <= 8 for t in kept)
@@ -288,7 +288,7 @@ def test_cache_never_holds_more_than_its_bound(monkeypatch, counted):
 
 def test_cache_tells_words_with_equal_hashes_apart(monkeypatch):
     monkeypatch.setattr(
-        word_vector_cache, "word_hashes", lambda rows: torch.zeros(rows.size(0), dtype=torch.long)
+        caches, "word_hashes", lambda rows: torch.zeros(rows.size(0), dtype=torch.long)
     )
     module = character_cnn().requires_grad_(False)
     for words in (["a"], ["b", "a"], ["c", "b"], ["a", "b", "c"]):
@@ -319,16 +319,12 @@ def test_archives_and_copies_know_nothing_of_the_cache():
 
 
 def test_copies_and_pickles_of_a_cache_are_empty():
-    cache = word_vector_cache.WordVectorCache(max_words=10)
-    words, weight = characters_of(["a", "bc"]), torch.eye(262)
-    cache.vectors(words, [weight], lambda new: weight[new].sum(1))
-    assert len(cache) == 2
-    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
-        assert len(other) == 0 and other.max_words == 10
+    words = characters_of(["a", "bc"])
     encoder = WordEncoder(262, 4, [(1, 4), (2, 4)], num_highway=1, projection_dim=8)
     batch = WordBatch(torch.cat([torch.zeros_like(words[:1]), words]), torch.tensor([[1, 2]]))
     expected = encoder.requires_grad_(False)(batch)
     for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert other.cache._made is None
         assert torch.equal(other(batch), expected)
 
 

@@ -16,9 +16,9 @@ from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.caches import Kept
 from transformer_elmo.nn.config import NUM_HEADS, ContextualizerConfig
 from transformer_elmo.nn.forks import one_thread_in_forks
-from transformer_elmo.nn.kept_weights import KeptWeights
 from transformer_elmo.nn.kernels.compiled import compilable, is_wanted
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.int8 import int8_is_wanted, int8_weight
@@ -270,7 +270,7 @@ class BidirectionalTransformer(torch.nn.Module):
         self._backward_transformer = CausalTransformer(config)
         self._position = PositionalEncoding(config.input_dim)
         self._dropout = Dropout(config.input_dropout or 0.0)
-        self._kept = KeptWeights()
+        self._kept = Kept()
 
     @overrides
     def __setstate__(self, state: Dict[str, Any]) -> None:

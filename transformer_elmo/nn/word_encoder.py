@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.batch import WordBatch
+from transformer_elmo.nn.caches import Kept, WordVectors, word_hashes
 from transformer_elmo.nn.kernels.character_windows import Convolution, max_over_windows
 from transformer_elmo.nn.kernels.layer_norm import layer_norm
 from transformer_elmo.nn.kernels.linear import can_pack, linear, packed
 from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
 from transformer_elmo.nn.transformer import LayerNorm
 from transformer_elmo.nn.word_embedding import random_embedding
-from transformer_elmo.nn.word_vector_cache import WordVectorCache, word_hashes
 
 # Distinct words are encoded in groups of similar width; each group costs a few small kernels.
 GROUP_WIDTHS = (12, 16, 24)
@@ -215,7 +215,7 @@ def distinct_words(characters: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor
 def word_vectors(
     cnn: CharacterCnn,
     words: torch.Tensor,
-    cache: WordVectorCache,
+    cache: Kept,
     longest: Optional[int] = None,
 ) -> torch.Tensor:
     """
@@ -226,7 +226,7 @@ def word_vectors(
     cnn : `CharacterCnn`
     words : `torch.Tensor`
         Shape `(num_words, num_characters)`, each word once.
-    cache : `WordVectorCache`
+    cache : `Kept`
     longest : `int`, optional (default = `None`)
         See `CharacterCnn.encode`.
 
@@ -240,14 +240,16 @@ def word_vectors(
     if learns or not words.size(0):
         return cnn.encode(words, longest)
 
-    def encode(new: torch.Tensor) -> torch.Tensor:
-        return cache.kept(cnn.prepared).encode(new, longest)
+    def made() -> Tuple[CharacterCnn, WordVectors]:
+        return cnn.prepared(), WordVectors()
 
-    setting = (products_dtype(cnn.embedding), can_pack(cnn.projection[0]))
-    return cache.vectors(words, weights, encode, setting)
+    # Words of another width than before get a cache of their own.
+    setting = (products_dtype(cnn.embedding), can_pack(cnn.projection[0]), words.size(1))
+    prepared, vectors = cache.get(weights, setting, made)
+    return vectors.get(words, lambda new: prepared.encode(new, longest))
 
 
-def embedded(cnn: CharacterCnn, batch: WordBatch, cache: WordVectorCache) -> torch.Tensor:
+def embedded(cnn: CharacterCnn, batch: WordBatch, cache: Kept) -> torch.Tensor:
     """
     The vectors of a batch's words.
 
@@ -327,7 +329,7 @@ class WordEncoder(torch.nn.Module):
         self.projection = torch.nn.Linear(num_filters, projection_dim)
         self.norm = LayerNorm(projection_dim) if do_layer_norm else None
         self.output_dim = projection_dim
-        self.cache = WordVectorCache()
+        self.cache = Kept()
 
     def cnn(self) -> CharacterCnn:
         """The weights as they are now."""

@@ -13,8 +13,8 @@ from allennlp.modules.token_embedders import EmptyEmbedder, TokenCharactersEncod
 from allennlp.nn.util import get_text_field_mask
 
 from transformer_elmo.nn.batch import HostFacts, WordBatch
+from transformer_elmo.nn.caches import Kept
 from transformer_elmo.nn.word_encoder import CharacterCnn, distinct_words, embedded
-from transformer_elmo.nn.word_vector_cache import WordVectorCache
 
 FACTS = "host_facts"
 """Beside the tensors of an indexer: what the host knows of them, a `HostFacts`."""
@@ -25,7 +25,7 @@ _INDEX = "word_index"
 _BY_WORDS = {"tokens", "token_characters", "elmo_tokens", _INDEX, FACTS}
 
 # Beside the modules, so that no archive holds them and no copy of a model shares them.
-_caches: "WeakKeyDictionary[TokenCharactersEncoder, WordVectorCache]" = WeakKeyDictionary()
+_caches: "WeakKeyDictionary[TokenCharactersEncoder, Kept]" = WeakKeyDictionary()
 
 
 def host_facts(source: TextFieldTensors) -> Optional[HostFacts]:
@@ -172,7 +172,7 @@ def _embed_characters(module: TokenCharactersEncoder, entry: Mapping[str, Any]) 
     else:
         batch = WordBatch(characters, index, facts=entry.get(FACTS))
     if module not in _caches:
-        _caches[module] = WordVectorCache()
+        _caches[module] = Kept()
     # AllenNLP's dropout, if any, falls on each occurrence of a word separately.
     return module._dropout(embedded(character_cnn(module), batch, _caches[module]))
 

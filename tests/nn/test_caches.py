@@ -1,17 +1,17 @@
-"""What is kept of weights is what they are now, whoever changed them and however."""
+"""What is kept of weights, vectors of words among it, is what they are now, however changed."""
 
 import copy
+import math
 import pickle
 
 import pytest
 import torch
 
+from transformer_elmo.nn.caches import Kept, WordVectors, checksum, weights_unshared
 from transformer_elmo.nn.config import ContextualizerConfig
-from transformer_elmo.nn.kept_weights import KeptWeights
 from transformer_elmo.nn.kernels.linear import can_pack
 from transformer_elmo.nn.kernels.ways import watched
 from transformer_elmo.nn.transformer import BidirectionalTransformer
-from transformer_elmo.nn.weights_watch import WeightsWatch
 
 
 def transformer(seed=0):
@@ -189,10 +189,62 @@ def test_weights_with_gaps_in_memory():
 
 
 def test_a_nan_is_what_it_was():
-    watch = WeightsWatch()
-    weights = [torch.tensor([1.0, float("nan")])]
-    assert not watch.unchanged(weights)
-    assert watch.unchanged(weights)
+    kept, weights = Kept(), [torch.tensor([1.0, float("nan")])]
+    assert kept.get(weights, (), object) is kept.get(weights, (), object)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (32750,), (512, 257), (3, 5, 8193)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_each_number_counts(shape, dtype):
+    torch.manual_seed(0)
+    # Not where a number of 64 bits may begin.
+    flat = torch.randn(math.prod(shape) + 1).to(dtype)[1:]
+    weights = [flat.view(shape), torch.randn(9).to(dtype)]
+    before, size = checksum(weights), flat.numel()
+    assert torch.equal(before, checksum([weight.clone() for weight in weights]))
+    for place in {0, 1, 2, size - 1, *torch.randint(max(1, size), (20,)).tolist()} & set(
+        range(size)
+    ):
+        flat.view(torch.uint8)[place * flat.itemsize] ^= 1
+        assert not torch.equal(before, checksum(weights))
+        flat.view(torch.uint8)[place * flat.itemsize] ^= 1
+    if size:
+        flat.neg_()
+        assert not torch.equal(before, checksum(weights))
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (2048, 512), (512, 2048), (262, 16)])
+def test_places_of_rows_and_columns_count(shape):
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    before = checksum([weight])
+    for dim, size in enumerate(shape):
+        for first, second in ((0, 1), (1, 2), (0, 2), (0, size // 2), (3, size - 1)):
+            order = torch.arange(size)
+            order[first], order[second] = second, first
+            assert not torch.equal(before, checksum([weight.index_select(dim, order)]))
+        assert not torch.equal(before, checksum([weight.flip(dim)]))
+        half = weight.clone()
+        half.transpose(0, dim)[1::2].neg_()
+        assert not torch.equal(before, checksum([half]))
+
+
+def test_unshared_weights_are_not_read():
+    kept, weight = Kept(), torch.ones(3)
+
+    def made(unshared):
+        with weights_unshared(unshared):
+            return kept.get([weight], (), lambda: weight.clone())
+
+    assert made(True) is made(True)
+    weight.add_(1)
+    assert torch.equal(made(True), weight)
+    # From when on they are shared, nothing is believed that wasn't read.
+    weight.data.add_(1)
+    assert torch.equal(made(False), weight)
+    assert made(False) is made(True)
+    weight.data.add_(1)
+    assert torch.equal(made(False), weight)
 
 
 def test_nothing_but_padding():
@@ -203,8 +255,38 @@ def test_nothing_but_padding():
 
 
 def test_forgetting_while_it_is_empty():
-    kept = KeptWeights()
+    kept = Kept()
     kept.forget()
     assert kept.get([torch.ones(2)], (), lambda: 3) == 3
     kept.forget()
     assert kept.get([torch.ones(2)], (), lambda: 4) == 4
+
+
+# Vectors of words.
+
+WORDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+def vectors_of(cache, table, words=WORDS):
+    return cache.get(words, lambda some: table[some].sum(1))
+
+
+def test_what_was_kept_in_inference_mode_takes_part_in_training():
+    cache, table = WordVectors(), torch.randn(10, 5)
+    with torch.inference_mode():
+        vectors_of(cache, table, WORDS.clone())
+    again = torch.cat([WORDS, torch.tensor([[7, 8, 9]])])
+    for words in (WORDS, again):
+        factor = torch.ones(5, requires_grad=True)
+        vectors = vectors_of(cache, table, words)
+        (vectors * factor).sum().backward()
+        assert factor.grad is not None
+        assert torch.allclose(factor.grad, table[words].sum((0, 1)))
+
+
+def test_words_made_in_inference_mode():
+    cache, table = WordVectors(), torch.randn(10, 5)
+    with torch.inference_mode():
+        words = WORDS.clone()
+        vectors_of(cache, table, words)
+    assert torch.equal(vectors_of(cache, table), table[WORDS].sum(1))

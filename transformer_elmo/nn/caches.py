@@ -1,0 +1,228 @@
+"""
+What is made of a model's weights and kept for as long as they are what they were: weights joined,
+cast or laid out for a kernel, vectors of words met before, tables of them.
+"""
+
+import functools
+import threading
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Type
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+# 65,536 words of the billion-word model take 150 MB; they are nine tenths and more of any English
+# text.
+WORDS_IN_CACHE = 2**16
+
+# A prime, so that no two rows or columns of a usual matrix are added up in the same places.
+_SUMS = 4093
+
+_unshared: ContextVar[bool] = ContextVar("unshared", default=False)
+
+
+@contextmanager
+def weights_unshared(unshared: bool) -> Iterator[None]:
+    """
+    Within the block, only what PyTorch counts changes weights: nobody else has been given them, who
+    could do so through `.data` or an array. They needn't be read then: 223 MB for the billion-word
+    model, half the time of a sentence.
+    """
+    token = _unshared.set(unshared)
+    try:
+        yield
+    finally:
+        _unshared.reset(token)
+
+
+def checksum(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """
+    What changes with any number of the weights, and if rows or columns change places. Sums of 64
+    bits, as many as a cache holds, are ten times as fast as any hash in PyTorch.
+    """
+    parts: List[torch.Tensor] = []
+    for weight in weights:
+        numbers = weight.detach().reshape(-1).view(torch.uint8)
+        count = numbers.numel() // (8 * _SUMS)
+        # Odd, so that signs of all can't change unnoticed.
+        count -= count > 0 and count % 2 == 0
+        summed, rest = numbers.tensor_split([count * 8 * _SUMS])
+        if count:
+            summed = summed.clone() if summed.storage_offset() % 8 else summed
+            parts.append(summed.view(torch.int64).view(count, _SUMS).sum(0).view(torch.uint8))
+        parts.append(rest)
+    missing = -sum(part.numel() for part in parts) % 8
+    return torch.cat([*parts, parts[0].new_zeros(missing)]).view(torch.int64)
+
+
+class Kept:
+    """
+    Something made of weights. It is derived: copies and pickles of a model begin without any. As
+    PyTorch doesn't count changes through `.data` or an array that shares the memory, all numbers
+    are read at each use, unless :func:`weights_unshared`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._made: Any = None
+        self._described: Optional[List[Any]] = None
+        self._checksum: Optional[torch.Tensor] = None
+        # They hold on to the memory, so that nothing else can come to lie there.
+        self._weights: List[torch.Tensor] = []
+
+    def __reduce__(self) -> Tuple[Type["Kept"], Tuple[()]]:
+        # A lock can't be copied.
+        return type(self), ()
+
+    def forget(self) -> None:
+        """Gives back the memory that it takes."""
+        if self._made is not None:
+            with self._lock:
+                self._forget()
+
+    def get(self, weights: Sequence[torch.Tensor], setting: Tuple, make: Callable[[], Any]) -> Any:
+        """
+        What `make` returned when the weights and all else that it depends on, the `setting`, were
+        what they are. Nobody may change it.
+        """
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            counted = not any(weight.is_inference() for weight in weights)
+            described = [setting, *(_described(weight, counted) for weight in weights)]
+            same = described == self._described
+            if not (counted and _unshared.get()):
+                before, self._checksum = self._checksum, checksum(weights)
+                same = same and before is not None and torch.equal(before, self._checksum)
+            elif not same:
+                self._checksum = None
+            if not same:
+                # Not twice in memory.
+                self._made = self._described = None
+                self._made = make()
+                self._described = described
+                self._weights = [weight.detach() for weight in weights]
+            return self._made
+
+
+def _described(weight: torch.Tensor, counted: bool) -> Tuple:
+    version = weight._version if counted else None
+    return weight.data_ptr(), version, weight.dtype, weight.shape, weight.stride()
+
+
+def word_hashes(characters: torch.Tensor) -> torch.Tensor:
+    """
+    A number for each word, mostly different for different words; whoever uses it must compare the
+    words. From shape `(num_words, num_characters)` to `(num_words,)`, 64-bit integers.
+    """
+    return (characters * _factors(characters.size(1), characters.device)).sum(-1)
+
+
+@functools.lru_cache(maxsize=16)
+def _factors(width: int, device: torch.device) -> torch.Tensor:
+    """Odd numbers, one for each character of a word."""
+    generator = torch.Generator().manual_seed(width)
+    factors = torch.randint(-(2**62), 2**62, (width,), generator=generator) * 2 + 1
+    return factors.to(device)
+
+
+class WordVectors:
+    """
+    Remembers what was made of words. It never holds more than `WORDS_IN_CACHE` of them: when the
+    next ones don't fit, it forgets all and begins again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._num_words = 0
+        # Sorted, and the row of each one's word.
+        self._hashes: Optional[torch.Tensor] = None
+        self._rows: Optional[torch.Tensor] = None
+        # As many rows as have been needed, rounded up: words, and their vectors.
+        self._words: Optional[torch.Tensor] = None
+        self._vectors: Optional[torch.Tensor] = None
+
+    def __len__(self) -> int:
+        return self._num_words
+
+    def get(
+        self, words: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """
+        The vectors of distinct words, shape `(num_words, num_characters)`, without a gradient:
+        shape `(num_words, dim)`. `encode` makes them of the new ones.
+        """
+        # Outside inference mode, or what is kept could never take part in training.
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            return self._vectors_of(words.clone() if words.is_inference() else words, encode)
+
+    def _vectors_of(
+        self, words: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        hashes = word_hashes(words)
+        if self._hashes is None or self._rows is None:
+            vectors = encode(words)
+            self._remember(words, hashes, vectors)
+            return vectors
+        assert self._words is not None and self._vectors is not None
+        place = torch.searchsorted(self._hashes, hashes).clamp_(max=self._num_words - 1)
+        row = self._rows[place]
+        # Two words may share a hash; then the second is never found, and encoded each time.
+        taken = self._hashes[place] == hashes
+        known = taken & (self._words[row] == words).all(-1)
+        vectors = self._vectors[row]
+        # Both in one copy, for which a host has to wait for its device.
+        taken_known = torch.stack([taken, known]).cpu().numpy()
+        missing = np.flatnonzero(~taken_known[1])
+        if missing.size:
+            places = _on_device(missing, words.device)
+            encoded = encode(words[places])
+            vectors[places] = encoded
+            is_new = np.flatnonzero(~taken_known[0, missing])
+            if is_new.size < missing.size:
+                of_new = _on_device(is_new, words.device)
+                places, encoded = places[of_new], encoded[of_new]
+            self._remember(words[places], hashes[places], encoded)
+        return vectors
+
+    def _remember(self, words: torch.Tensor, hashes: torch.Tensor, vectors: torch.Tensor) -> None:
+        if self._num_words + words.size(0) > WORDS_IN_CACHE:
+            self._clear()
+        words, hashes, vectors = (tensor[:WORDS_IN_CACHE] for tensor in (words, hashes, vectors))
+        count = words.size(0)
+        if not count:
+            return
+        start, stop = self._num_words, self._num_words + count
+        self._words = _with_room(self._words, words, start, stop)
+        self._vectors = _with_room(self._vectors, vectors, start, stop)
+        rows = torch.arange(start, stop, device=words.device)
+        if self._hashes is not None and self._rows is not None:
+            hashes, rows = torch.cat([self._hashes, hashes]), torch.cat([self._rows, rows])
+        hashes, order = hashes.sort()
+        # Together, for memory may run out before.
+        self._hashes, self._rows = hashes, rows[order]
+        self._num_words = stop
+
+
+def _on_device(numbers: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(numbers).to(device, non_blocking=True)
+
+
+def _with_room(
+    table: Optional[torch.Tensor], new: torch.Tensor, start: int, stop: int
+) -> torch.Tensor:
+    """`table` with `new` at `start:stop`, grown to twice its size if that is out of bounds."""
+    if table is None or table.size(0) < stop:
+        num_rows = min(WORDS_IN_CACHE, max(stop, 2 * start, 1024))
+        grown = new.new_zeros(num_rows, new.size(1))
+        if table is not None:
+            grown[:start] = table[:start]
+        table = grown
+    table[start:stop] = new
+    return table
