@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from workload import describe
 
 from transformer_elmo.nn.kernels.linear import layout, product
-from transformer_elmo.nn.kernels.token_losses import plain_sampled_token_losses
 from transformer_elmo.nn.softmax import SampledSoftmaxLoss, SoftmaxLoss
 
 DIM, WORDS, ROUNDS = 512, 8000, 3
@@ -91,8 +90,10 @@ def losses(name: str, softmax: Any, dtype: torch.dtype, tokens: int, learns: boo
         if sampled is None:
             return F.cross_entropy(F.linear(rows, weight, bias), targets, reduction="none")
         counts = softmax.log_expected_count(torch.cat([targets, sampled[0]]), sampled[1])
-        drawn = (counts[:tokens], sampled[0], counts[tokens:])
-        return plain_sampled_token_losses(rows, weight, bias, targets, *drawn)
+        of_targets = (rows * weight[targets]).sum(-1) + bias[targets] - counts[:tokens]
+        logits = F.linear(rows, weight[sampled[0]], bias[sampled[0]] - counts[tokens:])
+        logits = logits.masked_fill(targets.unsqueeze(-1) == sampled[0], -torch.inf)
+        return torch.cat([of_targets.unsqueeze(-1), logits], -1).logsumexp(-1) - of_targets
 
     def run(function: Callable[[], torch.Tensor]) -> None:
         softmax.zero_grad()
