@@ -17,7 +17,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -48,8 +47,8 @@ from transformer_elmo.text import sentences
 from transformer_elmo.text.corpus import count_lines, read_lines, read_sentences
 from transformer_elmo.text.vocabulary import count_words
 
-# A case may take so many seconds and a worker so many bytes.
-SECONDS, MEMORY, CASES_OF_A_WORKER = 20, 12 << 30, 100
+# A case may take so many seconds and bytes.
+SECONDS, MEMORY, CASES_AT_ONCE = 20, 12 << 30, 100
 WORDS = ["</S>", "<S>", "@@UNKNOWN@@", "the", "cat", "sat", "Größe", "東京", "don't", "."]
 SENTENCES = ["the cat sat .", "Größe 東京 unheard-of", "don't"]
 
@@ -93,20 +92,28 @@ def damaged(content: bytes, generator: random.Random) -> bytes:
     """Some bits, blocks or bytes are another, gone, or there twice."""
     data = bytearray(content)
     for _ in range(generator.choice([1, 1, 1, 2, 5])):
-        place = generator.randrange(len(data) + 1)
+        begin = generator.randrange(len(data) + 1)
         size = generator.choice([1, 1, 4, 64, 4096])
-        kind = generator.randrange(6)
-        if kind <= 1 and place < len(data):
-            data[place] ^= 1 << generator.randrange(8)
-        elif kind == 2:
-            data[place : place + size] = bytes(len(data[place : place + size]))
-        elif kind == 3:
-            del data[place : place + size]
-        elif kind == 4:
-            data[place:place] = data[place : place + size]
+        block, kind = data[begin : begin + size], generator.randrange(5)
+        if kind == 0 and block:
+            data[begin] ^= 1 << generator.randrange(8)
         else:
-            data[place : place + size] = generator.randbytes(min(size, 64))
+            others = [bytes(len(block)), b"", block + block, generator.randbytes(min(size, 64))]
+            data[begin : begin + size] = others[kind - 1]
     return bytes(data) if generator.random() > 0.1 else bytes(data[: len(data) // 2])
+
+
+def damage(file: Path, generator: random.Random) -> None:
+    """A file is another, or gone."""
+    content = file.read_bytes()
+    if file.suffix == ".json" and generator.random() < 0.7:
+        with suppress(ValueError):
+            content = json.dumps(changed(json.loads(content), generator)).encode()
+    else:
+        content = damaged(content, generator)
+    file.write_bytes(content)
+    if generator.random() < 0.1:
+        file.unlink()
 
 
 # fmt: off
@@ -239,22 +246,17 @@ def folder(generator: random.Random, made: Made, space: Path) -> None:
     path = space / "model"
     shutil.copytree(generator.choice([made.folder, made.run]), path)
     file = generator.choice(sorted(p for p in path.rglob("*") if p.is_file()))
-    content, kind = file.read_bytes(), generator.randrange(8)
-    if file.name == "config.json":
-        content = json.dumps(changed(json.loads(content), generator)).encode()
-    elif kind < 4 or file.suffix != ".txt":
-        content = damaged(content, generator)
+    lines, kind = file.read_bytes().splitlines(keepends=True), generator.randrange(8)
+    if kind < 4 or file.suffix != ".txt":
+        damage(file, generator)
     elif kind == 4:
-        content = text_of(generator)
+        file.write_bytes(text_of(generator))
     elif kind == 5:
-        lines = content.splitlines(keepends=True)
         generator.shuffle(lines)
-        content = b"".join(lines[: generator.randrange(len(lines) + 1)])
+        file.write_bytes(b"".join(lines[: generator.randrange(len(lines) + 1)]))
     else:
-        content += generator.choice([b"\n", b"a\n", b"\r\n", b"the", b"\0"])
-    file.write_bytes(content)
-    if generator.random() < 0.05:
-        file.unlink()
+        end = generator.choice([b"\n", b"a\n", b"\r\n", b"the", b"\0"])
+        file.write_bytes(b"".join(lines) + end)
     use(path, made, allennlp=generator.random() < 0.3, same=file.name != "config.json")
 
 
@@ -309,13 +311,7 @@ def embedding(generator: random.Random, made: Made, space: Path) -> None:
         os.waitpid(child, 0)
         left = [p for p in space.rglob("*") if p.is_file() and p not in (output, whole, text)]
         if left:
-            file = generator.choice(sorted(left))
-            if generator.random() < 0.2:
-                file.unlink()
-            elif file.suffix == ".json" and generator.random() < 0.5:
-                file.write_text(json.dumps(changed(json.loads(file.read_text()), generator)))
-            else:
-                file.write_bytes(damaged(file.read_bytes(), generator))
+            damage(generator.choice(sorted(left)), generator)
         if embed(output):
             expect(not embed(output, "--force"), "it could not be embedded again")
     expect(output.read_bytes() == whole.read_bytes(), "other vectors")
@@ -363,44 +359,25 @@ def try_case(kind: str, seed: int, made: Made, space: Path) -> str:
     return "well"
 
 
-def worker(kind: str, seed: int, cases: int) -> None:
-    """Prints a line before and after each case; one that hangs ends the process."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        os.environ["TMPDIR"] = tempfile.tempdir = name
-        made = Made(Path(name))
-        for number in range(seed, seed + cases):
-            print(f"begin {number}", flush=True)
-            signal.alarm(5 * SECONDS)
-            began = time.monotonic()
-            result = try_case(kind, number, made, Path(name))
-            seconds = time.monotonic() - began
-            print(
-                f"end {number} {result if seconds < SECONDS else f'took {seconds:.0f} s'}",
-                flush=True,
-            )
-
-
-def run_worker(kind: str, seed: int, cases: int, counts: Counter[str]) -> Iterator[str]:
-    """What went wrong in a process of its own, which may crash."""
-    command = [sys.executable, __file__, "--worker", "--kind", kind, "--seed", str(seed)]
-    process = subprocess.run(
-        [*command, "--cases", str(cases)],
-        stdout=subprocess.PIPE,
-        stderr=None if cases == 1 else subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-    )
-    # Commands print, too.
-    lines = re.findall(r"(?m)^(begin|end) (\d+) ?(.*)$", process.stdout)
-    for what, number, result in lines:
-        if what == "end":
-            counts[f"{kind}, {'message' if result == 'message' else 'well'}"] += 1
-            if result not in ("well", "message"):
-                yield f"{kind} {number}: {result}"
-    if process.returncode:
-        last = lines[-1][:2] if lines else ("start", seed)
-        yield f"{kind} {last[0]} {last[1]}: the process ended with {process.returncode}"
+def try_many(kind: str, seeds: range, made: Made, space: Path, quiet: bool) -> Iterator[str]:
+    """The results, "SEED: RESULT", of a process of its own, which may hang or crash."""
+    log = space / "log"
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        for stream in (1, 2) if quiet else ():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        with log.open("w", buffering=1) as file:
+            for seed in seeds:
+                file.write(f"{seed}: ")
+                signal.alarm(5 * SECONDS)
+                begin = time.monotonic()
+                result, seconds = try_case(kind, seed, made, space), time.monotonic() - begin
+                file.write((result if seconds < SECONDS else f"took {seconds:.0f} s") + "\n")
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    *whole, last = log.read_text().split("\n")
+    yield from [*whole, *([f"{last}the process ended with {code}"] if code else [])]
 
 
 def main() -> int:
@@ -410,29 +387,31 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--kind", choices=sorted(CASES), action="append")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, help="of one worker, and no more than that")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--cases", type=int, help="of each kind, and no more than that")
     options = parser.parse_args()
-    kinds, cases = options.kind or sorted(CASES), options.cases or CASES_OF_A_WORKER
-    if options.worker:
-        worker(kinds[0], options.seed, cases)
-        return 0
-    counts, seen = Counter[str](), Counter[str]()
+    counts, wrong = Counter[str](), Counter[str]()
     end, seed = time.monotonic() + 60 * options.minutes, options.seed
-    while time.monotonic() < end:
-        for kind in kinds:
-            for line in run_worker(kind, seed, cases, counts):
-                what = re.sub(r"\d+|'[^']*'", "_", line)
-                seen[what] += 1
-                if seen[what] == 1:
-                    print(line, flush=True)
-        seed += cases
-        if options.cases:
-            break
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        os.environ["TMPDIR"] = tempfile.tempdir = name
+        made = Made(Path(name))
+        while time.monotonic() < end:
+            seeds = range(seed, seed + (options.cases or CASES_AT_ONCE))
+            for kind in options.kind or sorted(CASES):
+                for line in try_many(kind, seeds, made, Path(name), options.cases != 1):
+                    result = line.partition(": ")[2]
+                    counts[f"{kind}, {result if result in ('well', 'message') else 'wrong'}"] += 1
+                    if result not in ("well", "message"):
+                        what = re.sub(r"\d+|'[^']*'", "_", result)
+                        wrong[what] += 1
+                        if wrong[what] == 1:
+                            print(f"{kind} {line}", flush=True)
+            seed = seeds.stop
+            if options.cases:
+                break
     for name in sorted(counts):
         print(f"{name}: {counts[name]:,}")
-    print(f"wrong: {seen.total():,} cases of {len(seen)} kinds")
-    return int(bool(seen))
+    print(f"wrong: {wrong.total():,} cases of {len(wrong)} kinds")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ import small_runs as runs  # isort: skip
 import torch
 from allennlp.commands import main as allennlp_main
 from allennlp.models import Model
-from allennlp.models.archival import archive_model
 
 from transformer_elmo import cli
 from transformer_elmo.commands import vectors_file
@@ -55,7 +54,7 @@ class Bench:
 
     def __init__(self, space: Path, seed: int) -> None:
         self.space, self.random, self.log = space, random.Random(seed), space / "log"
-        self._whole: dict[str, Any] = {}
+        self.parts, self.files = space / "parts", dict[str, tuple[Files, float]]()
         for name, lines, longest in (("train", 60, 9), ("valid", 12, 9), ("text", 400, 12)):
             drawn = random.Random(0)
             made = [drawn.choices(WORDS, k=drawn.randint(1, longest)) for _ in range(lines)]
@@ -138,7 +137,7 @@ class Bench:
 
     def refuse(self, folder: Path, message: str, *options: str) -> str:
         before = self.listed(folder)
-        self.expect(self.train(folder, *(options or ["--recover"])), 1)
+        self.expect(self.train(folder, *options), 1)
         self.expect_said(message)
         self.check(self.listed(folder) == before, "the folder has changed")
         return "refused"
@@ -166,8 +165,11 @@ class Bench:
         }
         return places[max(places)]
 
-    def moment(self, seconds: float) -> None:
+    def signalled(self, process: int, number: int, seconds: float) -> int:
+        """At a random moment of what takes so many seconds; its exit code."""
         time.sleep(self.random.uniform(0.0, 1.1 * seconds))
+        os.kill(process, number)
+        return self.wait(process)
 
 
 def config(space: Path) -> dict[str, Any]:
@@ -222,9 +224,7 @@ def killed(bench: Bench, folder: Path) -> str:
     for _ in range(bench.random.randint(1, 3)):
         begun = folder.exists() and any(folder.iterdir())
         process = bench.start(folder, *(["--recover"] if begun else []))
-        bench.moment(bench.seconds)
-        os.kill(process, signal.SIGKILL)
-        bench.expect(bench.wait(process), 0, -signal.SIGKILL)
+        bench.expect(bench.signalled(process, signal.SIGKILL, bench.seconds), 0, -signal.SIGKILL)
     if not folder.exists() or not any(folder.iterdir()):
         bench.expect(bench.train(folder), 0)
     return bench.recover(folder)
@@ -234,9 +234,7 @@ def told(number: int, bench: Bench, folder: Path) -> str:
     process = bench.start(folder)
     while not folder.exists():
         time.sleep(0.01)
-    bench.moment(bench.seconds)
-    os.kill(process, number)
-    code = bench.wait(process)
+    code = bench.signalled(process, number, bench.seconds)
     # Before anything had begun, or after everything was done, it says nothing.
     bench.expect(code, -number, 0, 128 + number)
     if code > 0:
@@ -245,6 +243,7 @@ def told(number: int, bench: Bench, folder: Path) -> str:
 
 
 def damaged(damage: Callable[[Bench, Path], Any], bench: Bench, folder: Path) -> str:
+    """The newest checkpoint."""
     bench.stopped_run(folder)
     damage(bench, bench.checkpoint(folder))
     bench.recover(folder)
@@ -273,17 +272,16 @@ def replace_by_folder(bench: Bench, path: Path) -> None:
 def none_good(bench: Bench, folder: Path) -> str:
     bench.stopped_run(folder)
     for path in folder.glob("*_state_e*_b*.th"):
-        os.truncate(path, path.stat().st_size - bench.random.randint(1, 1000))
-    return bench.refuse(folder, "is whole")
+        truncate(bench, path)
+    return bench.refuse(folder, "is whole", "--recover")
 
 
 def bad_numbers(longest: int, bench: Bench, folder: Path) -> str:
     """Losses of NaN or infinity, so many steps in a row."""
-    first = bench.random.randint(1, 12)
+    first, bad = bench.random.randint(1, 12), bench.random.choice([float("nan"), float("inf")])
     last = first + bench.random.randint(0, 8) if longest < 10 else 10**9
-    bad = bench.random.choice([float("nan"), float("inf")])
     spoiling = partial(at_steps, lambda _: None, lambda n: bad if first <= n <= last else 1.0)
-    bench.expect(bench.train(folder, inside=spoiling), 1 if longest >= 10 else 0)
+    bench.expect(bench.train(folder, inside=spoiling), int(longest >= 10))
     if longest >= 10:
         bench.expect_said("max_bad_steps")
         bench.expect(bench.train(folder, "--recover"), 0)
@@ -311,8 +309,7 @@ def full_disk(bench: Bench, folder: Path) -> str:
 
 
 def second_run(bench: Bench, folder: Path) -> str:
-    slow = partial(at_steps, lambda _: time.sleep(0.05))
-    process = bench.start(folder, inside=slow)
+    process = bench.start(folder, inside=partial(at_steps, lambda _: time.sleep(0.05)))
     while not (folder / "config.json").exists():
         time.sleep(0.01)
     log, bench.log = bench.log, bench.space / "log of the second"
@@ -335,9 +332,9 @@ def half_a_config(bench: Bench, folder: Path) -> str:
 def other_config(bench: Bench, folder: Path) -> str:
     bench.stopped_run(folder)
     values = {"trainer.optimizer.lr": 0.1, "model.dropout": 0.2, "trainer.patience": 3}
-    key = bench.random.choice(sorted(values))
-    change = json.dumps({key: values[key]})
-    bench.refuse(folder, key.removesuffix(".lr"), "--recover", "-o", change)
+    key, value = bench.random.choice(list(values.items()))
+    options = ("--recover", "-o", json.dumps({key: value}))
+    bench.refuse(folder, key.removesuffix(".lr"), *options)
     bench.recover(folder)
     return "refused"
 
@@ -349,7 +346,7 @@ def other_file(name: str, message: str, bench: Bench, folder: Path) -> str:
     content = path.read_text("utf-8")
     path.write_text("".join(content.splitlines(keepends=True)[::-1]), "utf-8")
     try:
-        bench.refuse(folder, message)
+        bench.refuse(folder, message, "--recover")
     finally:
         path.write_text(content, "utf-8")
     bench.recover(folder)
@@ -362,20 +359,18 @@ def other_file(name: str, message: str, bench: Bench, folder: Path) -> str:
 def command(name: str, bench: Bench, folder: Path) -> list[str]:
     """The arguments of `transformer-elmo`."""
     archive, text = str(bench.whole / "model.tar.gz"), str(bench.space / "text.txt")
-    kind, _, rest = name.partition(" ")
+    kind, *rest = name.split()
     if kind == "embed":
-        output, _, part = rest.partition(" ")
-        arguments = ["embed", archive, text, str(folder / f"out{output}"), "--all"]
-        return [*arguments, "--max-tokens", "60", *(["--part", part] if part else [])]
+        arguments = ["embed", archive, text, str(folder / f"out{rest[0]}"), "--all"]
+        return [*arguments, "--max-tokens", "60", *(["--part", rest[1]] if rest[1:] else [])]
     if kind == "merge":
-        parts = bench.space / "parts"
-        parts.mkdir(exist_ok=True)
-        paths = [parts / f"out{number}.npy" for number in range(1, PARTS + 1)]
-        for number, path in enumerate(paths, 1):
-            if not path.exists():
-                arguments = command(f"embed {number}.npy {number}/{PARTS}", bench, parts)
-                bench.expect(bench.wait(bench.fork(partial(run, arguments))), 0)
-        return ["merge", str(folder / "out.hdf5"), *map(str, paths)]
+        bench.parts.mkdir(exist_ok=True)
+        for n in range(1, PARTS + 1):
+            if not (bench.parts / f"out{n}.npy").exists():
+                part = f"embed {n}.npy {n}/{PARTS}"
+                bench.expect(bench.wait(work(bench, part, bench.parts)), 0)
+        parts = [str(bench.parts / f"out{n}.npy") for n in range(1, PARTS + 1)]
+        return ["merge", str(folder / "out.hdf5"), *parts]
     if kind == "export":
         return ["export", archive, str(folder / "model")]
     return ["score", archive, text, "--output-file", str(folder / "scores.jsonl")]
@@ -387,33 +382,33 @@ def run(arguments: list[str]) -> None:
     sys.exit(cli.main(arguments))
 
 
+def work(bench: Bench, name: str, folder: Path) -> int:
+    """The command's process. What goes on by itself needs no --force."""
+    force = ["--force"] if name in ("export", "score") else []
+    return bench.fork(partial(run, [*command(name, bench, folder), *force]))
+
+
 def contents(folder: Path) -> Files:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def work(bench: Bench, name: str, folder: Path, *more: str) -> int:
-    """The command's process."""
-    return bench.fork(partial(run, [*command(name, bench, folder), *more]))
-
-
 def whole(bench: Bench, name: str) -> tuple[Files, float]:
     """What a command writes when nothing happens to it, and its seconds."""
-    if name not in bench._whole:
-        folder = bench.space / "of one piece"
-        shutil.rmtree(folder, ignore_errors=True)
+    if name not in bench.files:
+        folder = bench.space / f"whole {len(bench.files)}"
         folder.mkdir()
         command(name, bench, folder)
         begin = time.monotonic()
         bench.expect(bench.wait(work(bench, name, folder)), 0)
-        bench._whole[name] = contents(folder), time.monotonic() - begin
-    found: tuple[Files, float] = bench._whole[name]
-    return found
+        bench.files[name] = contents(folder), time.monotonic() - begin
+    return bench.files[name]
 
 
 def expect_no_half(bench: Bench, folder: Path, files: Files) -> None:
-    found = contents(folder)
-    half = [name for name in files if name in found and found[name] != files[name]]
+    half = [
+        name for name, content in contents(folder).items() if files.get(name, content) != content
+    ]
     bench.check(not half, f"half of {half}")
 
 
@@ -424,25 +419,16 @@ def expect_same(bench: Bench, folder: Path, files: Files) -> str:
     return "recovered"
 
 
-def force(name: str) -> list[str]:
-    return ["--force"] if name.startswith(("export", "score")) else []
-
-
 def command_killed(name: str, bench: Bench, folder: Path) -> str:
     files, seconds = whole(bench, name)
     folder.mkdir()
-    code = -signal.SIGKILL
     for _ in range(bench.random.randint(1, 3)):
-        process = work(bench, name, folder, *force(name))
-        bench.moment(seconds)
-        os.kill(process, signal.SIGKILL)
-        code = bench.wait(process)
+        code = bench.signalled(work(bench, name, folder), signal.SIGKILL, seconds)
         bench.expect(code, 0, -signal.SIGKILL)
         expect_no_half(bench, folder, files)
         if code == 0:
-            break
-    if code:
-        bench.expect(bench.wait(work(bench, name, folder, *force(name))), 0)
+            return expect_same(bench, folder, files)
+    bench.expect(bench.wait(work(bench, name, folder)), 0)
     return expect_same(bench, folder, files)
 
 
@@ -462,53 +448,31 @@ def command_on_full_disk(name: str, bench: Bench, folder: Path) -> str:
         return expect_same(bench, folder, files)
 
 
-def archive_on_full_disk(bench: Bench, folder: Path) -> str:
-    files = contents(bench.whole)
-    size = len(files.pop("model.tar.gz"))
-    with small_disk(folder) as set_room:
-        shutil.copytree(bench.whole, folder, dirs_exist_ok=True)
-        (folder / "model.tar.gz").unlink()
-        used = shutil.disk_usage(folder).used
-        set_room(used + 4096 + bench.random.randrange(size + 20_000))
-        code = bench.wait(bench.fork(partial(archive_model, folder)))
-        bench.expect(code, 0, 1)
-        if code:
-            bench.expect_said("can't be written")
-            expect_same(bench, folder, files)
-            set_room(64_000_000)
-            bench.expect(bench.wait(bench.fork(partial(archive_model, folder))), 0)
-        found = len((folder / "model.tar.gz").read_bytes())
-        bench.check(abs(found - size) < 1000, "another archive")
-        (folder / "model.tar.gz").unlink()
-        return expect_same(bench, folder, files)
-
-
 COMMANDS = ["embed .hdf5", "embed .npz", "embed .npy", f"embed .npy 2/{PARTS}"]
 COMMANDS += ["merge", "export", "score"]
-FULL = "a disk that is full at a random moment"
+FULL, NEWEST = "a disk that is full at a random moment", "newest checkpoint:"
 FAULTS: dict[str, Callable[[Bench, Path], str]] = {
     "SIGKILL at a random moment, up to three times": killed,
     "SIGTERM at a random moment": partial(told, signal.SIGTERM),
     "SIGINT at a random moment": partial(told, signal.SIGINT),
-    "newest checkpoint: truncated": partial(damaged, truncate),
-    "newest checkpoint: 4 KB of zeros": partial(damaged, partial(change, 4096)),
-    "newest checkpoint: one bit flipped": partial(damaged, partial(change, 1)),
-    "newest checkpoint: one of two files missing": partial(damaged, lambda _, path: path.unlink()),
-    "newest checkpoint: a folder in its place": partial(damaged, replace_by_folder),
+    f"{NEWEST} truncated": partial(damaged, truncate),
+    f"{NEWEST} 4 KB of zeros": partial(damaged, partial(change, 4096)),
+    f"{NEWEST} one bit flipped": partial(damaged, partial(change, 1)),
+    f"{NEWEST} one of two files missing": partial(damaged, lambda _, path: path.unlink()),
+    f"{NEWEST} a folder in its place": partial(damaged, replace_by_folder),
     "all checkpoints damaged": none_good,
     "up to nine steps in a row with a loss of NaN or infinity": partial(bad_numbers, 9),
     "ten such steps in a row: the run ends; recovered, it trains on": partial(bad_numbers, 10),
     FULL: full_disk,
     "a second run in the folder of one that is at work": second_run,
     "config.json cut off": half_a_config,
-    "--recover with another config": other_config,
+    "another config before --recover": other_config,
     "another order of the vocabulary before --recover": partial(
         other_file, "vocabulary/tokens.txt", "vocabulary"
     ),
     "another corpus of its size before --recover": partial(other_file, "train.txt", "the corpus"),
     **{f"{name}: SIGKILL, up to three times": partial(command_killed, name) for name in COMMANDS},
     **{f"{name}: {FULL}": partial(command_on_full_disk, name) for name in COMMANDS},
-    f"the archive of a run: {FULL}": archive_on_full_disk,
 }
 
 
