@@ -97,16 +97,21 @@ def test_complete_and_again(fetch, mirror, tmp_path, exported):
     assert len(mirror.requested_ranges) == 1
 
 
-@pytest.mark.parametrize("downloader", ["curl", "wget"])
-def test_cut_off_download_is_resumed_in_one_run(fetch, mirror, tmp_path, downloader):
-    mirror.cut_after, mirror.cut_times = 1000, 2
+both = pytest.mark.parametrize("downloader", ["curl", "wget"])
+
+
+@both
+@pytest.mark.parametrize("ranges", [True, False], ids=["resumes", "cannot resume"])
+def test_cut_off_download_in_one_run(fetch, mirror, tmp_path, downloader, ranges):
+    mirror.ranges, mirror.cut_after, mirror.cut_times = ranges, 1000, 1 + ranges
     done = fetch("data", downloader=downloader)
     assert done.returncode == 0, done.stderr
-    assert mirror.requested_ranges == [None, "bytes=1000-", "bytes=2000-"]
+    if ranges:
+        assert mirror.requested_ranges == [None, "bytes=1000-", "bytes=2000-"]
     assert left_behind(tmp_path / "data") == [NAME]
 
 
-@pytest.mark.parametrize("downloader", ["curl", "wget"])
+@both
 def test_cut_off_download_is_resumed_by_a_later_run(fetch, mirror, tmp_path, downloader):
     mirror.cut_after, mirror.cut_times = 700, 3
     assert_failed(fetch("data", downloader=downloader), "3 tries", "Run this again to go on")
@@ -117,16 +122,7 @@ def test_cut_off_download_is_resumed_by_a_later_run(fetch, mirror, tmp_path, dow
     assert left_behind(tmp_path / "data") == [NAME]
 
 
-@pytest.mark.parametrize("downloader", ["curl", "wget"])
-def test_download_starts_anew_where_the_server_cannot_resume(fetch, mirror, tmp_path, downloader):
-    mirror.ranges = False
-    mirror.cut_after, mirror.cut_times = 1000, 1
-    done = fetch("data", downloader=downloader)
-    assert done.returncode == 0, done.stderr
-    assert left_behind(tmp_path / "data") == [NAME]
-
-
-@pytest.mark.parametrize("downloader", ["curl", "wget"])
+@both
 def test_part_that_is_complete_already(fetch, mirror, content, tmp_path, downloader):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / f"{ARCHIVE}.part").write_bytes(content)
@@ -145,7 +141,7 @@ def test_part_from_another_mirror_is_not_resumed(fetch, mirror, tmp_path):
     assert mirror.requested_ranges == [None]
 
 
-@pytest.mark.parametrize("downloader", ["curl", "wget"])
+@both
 def test_server_that_is_busy_is_asked_again(fetch, mirror, downloader):
     mirror.failures = 2
     done = fetch("data", downloader=downloader)
@@ -153,7 +149,7 @@ def test_server_that_is_busy_is_asked_again(fetch, mirror, downloader):
     assert "503" in done.stderr
 
 
-@pytest.mark.parametrize("downloader", ["curl", "wget"])
+@both
 def test_file_that_the_mirror_lacks(fetch, mirror, tmp_path, downloader):
     mirror.files.clear()
     done = fetch("data", downloader=downloader)
@@ -162,7 +158,7 @@ def test_file_that_the_mirror_lacks(fetch, mirror, tmp_path, downloader):
     assert left_behind(tmp_path / "data") == []
 
 
-@pytest.mark.parametrize("downloader", ["curl", "wget"])
+@both
 def test_offline(fetch, mirror, tmp_path, downloader):
     mirror.stop()
     done = fetch("data", downloader=downloader)
@@ -170,35 +166,33 @@ def test_offline(fetch, mirror, tmp_path, downloader):
     assert left_behind(tmp_path / "data") == []
 
 
-def test_page_instead_of_the_archive(fetch, mirror, tmp_path):
-    mirror.files[ARCHIVE] = b"<html>Please log in to this network</html>"
-    assert_failed(fetch("data"), "<html>Please log in", "BILLION_WORD_MIRROR")
-    assert left_behind(tmp_path / "data") == []
-
-
-def test_empty_file_instead_of_the_archive(fetch, mirror, tmp_path):
-    mirror.files[ARCHIVE] = b""
-    assert_failed(fetch("data"), "isn't a whole gzip archive")
-    assert left_behind(tmp_path / "data") == []
-
-
-def test_archive_that_is_truncated_at_the_mirror(fetch, mirror, content, tmp_path):
-    mirror.files[ARCHIVE] = content[: len(content) // 2]
-    assert_failed(fetch("data", BILLION_WORD_SHA256="none"), "isn't a whole gzip archive")
-    assert left_behind(tmp_path / "data") == []
-
-
-def test_another_archive(fetch, tmp_path):
-    assert_failed(fetch("data", BILLION_WORD_SHA256="0" * 64), "SHA-256", "0000")
-    assert left_behind(tmp_path / "data") == []
-
-
 @pytest.mark.parametrize(
-    "shard", [f"{TRAINING}/news.en-00042-of-00100", f"{HELDOUT}/news.en-00000-of-00100"]
+    ("served", "checksum", "expected"),
+    [
+        (
+            lambda _: b"<html>Please log in</html>",
+            None,
+            ["<html>Please log in", "BILLION_WORD_MIRROR"],
+        ),
+        (lambda _: b"", None, ["isn't a whole gzip archive"]),
+        (lambda whole: whole[: len(whole) // 2], "none", ["isn't a whole gzip archive"]),
+        (lambda whole: whole, "0" * 64, ["SHA-256", "0000"]),
+        *(
+            (lambda _, shard=shard: benchmark(without=shard), "none", ["lacks 1 files", shard])
+            for shard in (
+                f"{TRAINING}/news.en-00042-of-00100",
+                f"{HELDOUT}/news.en-00000-of-00100",
+            )
+        ),
+    ],
+    ids=["a page", "nothing", "a half", "another", "a training shard less", "a held-out one less"],
 )
-def test_archive_without_a_shard(fetch, mirror, tmp_path, shard):
-    mirror.files[ARCHIVE] = benchmark(without=shard)
-    assert_failed(fetch("data", BILLION_WORD_SHA256="none"), "lacks 1 files", shard)
+def test_another_file_than_the_archive(
+    fetch, mirror, content, tmp_path, served, checksum, expected
+):
+    mirror.files[ARCHIVE] = served(content)
+    variables = {} if checksum is None else {"BILLION_WORD_SHA256": checksum}
+    assert_failed(fetch("data", **variables), *expected)
     assert left_behind(tmp_path / "data") == []
 
 

@@ -88,14 +88,17 @@ def test_wrong_file(fetch, mirror, tmp_path, words, message):
     assert_failed(fetch("vocabulary"), tmp_path, message, "--from-data")
 
 
-def test_offline(fetch, mirror, tmp_path):
-    mirror.stop()
-    assert_failed(fetch("vocabulary"), tmp_path, "couldn't be had in 3 tries")
-
-
-def test_gone(fetch, mirror, tmp_path):
-    mirror.files.clear()
-    assert_failed(fetch("vocabulary"), tmp_path, "404", "ELMO_VOCAB_MIRROR")
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (lambda mirror: mirror.stop(), ["couldn't be had in 3 tries"]),
+        (lambda mirror: mirror.files.clear(), ["404", "ELMO_VOCAB_MIRROR"]),
+    ],
+    ids=["offline", "gone"],
+)
+def test_no_answer(fetch, mirror, tmp_path, stop, expected):
+    stop(mirror)
+    assert_failed(fetch("vocabulary"), tmp_path, *expected)
 
 
 def test_folder_that_cannot_be_written_to_is_told_in_one_line(fetch, tmp_path):
@@ -127,18 +130,16 @@ def test_no_room(fetch, path_with, tmp_path):
     assert not (tmp_path / "vocabulary").exists()
 
 
-@pytest.mark.parametrize("arguments", [(), ("a", "b"), ("--unknown",)])
-def test_wrong_arguments(fetch, tmp_path, arguments):
-    assert_failed(fetch(*arguments), tmp_path, "expected")
-
-
-def test_from_data_needs_data(fetch, tmp_path):
-    assert_failed(fetch("v", "--from-data"), tmp_path, "BIDIRECTIONAL_LM_TRAIN_PATH")
-
-
-def test_from_data_needs_the_package(fetch, tmp_path):
-    message = "run ./scripts/setup.sh first"
-    assert_failed(fetch("v", "--from-data", "x", PYTHON="no-such-python"), tmp_path, message)
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        *(((), "expected"), (("a", "b"), "expected"), (("--unknown",), "expected")),
+        (("v", "--from-data"), "BIDIRECTIONAL_LM_TRAIN_PATH"),
+        (("v", "--from-data", "x"), "run ./scripts/setup.sh first"),
+    ],
+)
+def test_wrong_arguments(fetch, tmp_path, arguments, expected):
+    assert_failed(fetch(*arguments, PYTHON="no-such-python"), tmp_path, expected)
 
 
 def test_from_data_that_cannot_be_counted(fetch, tmp_path, path_with):
