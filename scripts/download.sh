@@ -35,72 +35,52 @@ check_space() {
 
 kilobytes_of() { if [ -f "$1" ]; then echo $(($(wc -c <"$1") / 1024)); else echo 0; fi; }
 
+# only_run DIR FILE: fails where another run holds the lock of FILE (DIR itself leaves nothing behind).
+only_run() {
+    if command -v flock >/dev/null 2>&1; then
+        if [ -d "$2" ]; then exec 9<"$2"; else exec 9>"$2"; fi
+        flock -n 9 || fail "another run of this is at work on $1"
+    fi
+}
+
 # One try at URL into PART, from where PART ends. Sets `outcome` (complete, retry, again, never, full) and `reason`.
-try_with_curl() {
-    local url=$1 part=$2 status=0 said
+attempt() {
+    local url=$1 part=$2 said="" tool=curl status=0 code
     # A proxy or a server that falls silent is given up after a minute.
     local command=(curl --fail --location --connect-timeout 30 --speed-limit 1 --speed-time 60
         --continue-at - --output "$part" --write-out '\n%{http_code}' "$url")
-    if [ -t 2 ]; then
+    if ! command -v curl >/dev/null 2>&1; then
+        tool=wget
+        said=$(wget --no-verbose --server-response --tries=1 --timeout=60 --continue --output-document="$part" "$url" \
+            2>&1 </dev/null) || status=$?
+    elif [ -t 2 ]; then
         said=$("${command[@]}" --progress-bar </dev/null) || status=$?
-        reason="curl ended with code $status, see above"
     else
         said=$("${command[@]}" --silent --show-error 2>&1 </dev/null) || status=$?
-        reason=$(printf '%s\n' "$said" | grep '^curl: ' | tail -n 1) || true
     fi
-    case $status in
-        0) outcome=complete ;;
-        22) outcome_of_code "$(printf '%s\n' "$said" | grep '^[0-9][0-9][0-9]$' | tail -n 1)" ;;
-        23) outcome=full ;;
-        33) outcome=again reason="the server can't resume" ;;
-        1|3) outcome=never ;;
-        *) outcome=retry ;;
-    esac
-}
-
-try_with_wget() {
-    local url=$1 part=$2 status=0 code said
-    said=$(wget --no-verbose --server-response --tries=1 --timeout=60 --continue --output-document="$part" "$url" \
-        2>&1 </dev/null) || status=$?
-    code=$(printf '%s\n' "$said" | sed -n 's/^ *HTTP\/[0-9.]* \([0-9][0-9]*\).*/\1/p' | tail -n 1)
-    reason=$(printf '%s\n' "$said" | grep -v '^ ' | tail -n 1) || true
+    # curl writes the server's code as a line of its own, wget the headers.
+    code=$(printf '%s\n' "$said" | sed -n 's/^ *HTTP\/[0-9.]* \([0-9]*\).*/\1/p; /^[0-9][0-9][0-9]$/p' | tail -n 1)
+    reason=$(printf '%s\n' "$said" | grep -v -e '^ ' -e '^[0-9]*$' | tail -n 1) || true
     reason=${reason:-the connection ended before the file did}
-    if [ "$status" -eq 0 ]; then
-        outcome=complete
-    elif [ "$status" -eq 3 ] || [ "${reason#Cannot write}" != "$reason" ]; then
-        outcome=full
-    elif [ "$status" -eq 8 ] && [ "${code:-0}" -eq 200 ]; then
-        outcome=again reason="the server can't resume"
-    elif [ "$status" -eq 8 ]; then
-        outcome_of_code "${code:-0}"
-    elif [ "$status" -le 2 ]; then
-        outcome=never
-    else
-        outcome=retry
-    fi
-}
-
-outcome_of_code() {
-    reason="the server answered $1"
-    case $1 in
-        416) outcome=complete ;; # Nothing after what is here: the checks that follow say whether it is right.
-        408|425|429|5??) outcome=retry ;;
-        *) outcome=never ;;
+    case $tool-$status in curl-22|wget-8) status=answer reason="the server answered $code" ;; esac
+    case $tool-$status-$code-$reason in
+        *-0-*) outcome=complete ;;
+        curl-23-*|wget-3-*|wget-*"Cannot write"*) outcome=full ;;
+        curl-33-*|wget-answer-200-*) outcome=again reason="the server can't resume" ;;
+        *-answer-416-*) outcome=complete ;; # Nothing after what is here: the checks that follow say whether it is right.
+        *-answer-408-*|*-answer-425-*|*-answer-429-*|*-answer-5??-*) outcome=retry ;;
+        *-answer-*|curl-[13]-*|wget-[12]-*) outcome=never ;;
+        *) outcome=retry ;;
     esac
 }
 
 # download URL FILE VARIABLE: FILE appears when it is complete; until then it grows as FILE.part, which a later run
 # goes on with. VARIABLE names what chooses another mirror.
 download() {
-    local url=$1 file=$2 part=$2.part try attempt=1 wait=${FETCH_WAIT:-2} attempts=${FETCH_ATTEMPTS:-5}
+    local url=$1 file=$2 part=$2.part tries=1 wait=${FETCH_WAIT:-2} attempts=${FETCH_ATTEMPTS:-5}
     local outcome="" reason=""
-    if command -v curl >/dev/null 2>&1; then
-        try=try_with_curl
-    elif command -v wget >/dev/null 2>&1; then
-        try=try_with_wget
-    else
+    command -v curl >/dev/null 2>&1 || command -v wget >/dev/null 2>&1 ||
         fail "needs 'curl' or 'wget', and neither is on this machine's PATH; install one"
-    fi
     if [ "$(cat "$part.url" 2>/dev/null)" != "$url" ]; then
         rm -f "$part" # It was begun from another address.
         # In braces, so that the shell's own complaint isn't shown beside ours.
@@ -115,7 +95,7 @@ download() {
         say "downloading $url"
     fi
     while :; do
-        "$try" "$url" "$part"
+        attempt "$url" "$part"
         case $outcome in
             complete) break ;;
             full)
@@ -127,14 +107,14 @@ download() {
                 ;;
             again) rm -f "$part" ;;
         esac
-        if [ "$attempt" -ge "$attempts" ]; then
+        if [ "$tries" -ge "$attempts" ]; then
             [ -s "$part" ] || rm -f "$part" "$part.url"
             fail "$url couldn't be had in $attempts tries: $reason. Is this machine online? Run this again to go on" \
                 "with what has come; another mirror is chosen by $3"
         fi
-        say "try $attempt of $attempts: $reason; again in $wait s"
+        say "try $tries of $attempts: $reason; again in $wait s"
         sleep "$wait"
-        attempt=$((attempt + 1))
+        tries=$((tries + 1))
         wait=$((wait * 2))
     done
     rm -f "$part.url"

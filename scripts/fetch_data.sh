@@ -75,10 +75,7 @@ final=$folder/$NAME
 archive=$folder/$NAME.tar.gz
 unpacking=$folder/.$NAME.unpacking
 
-if command -v flock >/dev/null 2>&1; then
-    exec 9>"$folder/.fetch_data.lock"
-    flock -n 9 || fail "another run of this is at work on $folder"
-fi
+only_run "$folder" "$folder/.fetch_data.lock"
 
 if [ -e "$final" ]; then
     lacks=$(lacking "$final")

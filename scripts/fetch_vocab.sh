@@ -70,11 +70,7 @@ if [ -e "$final" ] && ! { [ -d "$final" ] && [ -z "$(ls -A "$final")" ]; }; then
 fi
 check_space "$parent" "$NEEDED_KB" "the vocabulary"
 
-# A lock on the folder itself leaves nothing behind.
-if command -v flock >/dev/null 2>&1; then
-    exec 9<"$parent"
-    flock -n 9 || fail "another run of this is at work in $parent"
-fi
+only_run "$parent" "$parent"
 
 working=$(mktemp -d "$parent/.vocabulary.XXXXXX" 2>/dev/null) || fail "can't write to $parent: is the disk full?"
 trap 'rm -rf "$working"' EXIT

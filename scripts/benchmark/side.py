@@ -138,7 +138,7 @@ class Side:
         return Vocabulary.from_files(Path(self.options["folder"]) / "vocabulary")
 
     def model(self, **contextualizer: Any) -> Any:
-        section, precision = self.config["model"], self.options["precision"]
+        section, precision = copy.deepcopy(self.config["model"]), self.options["precision"]
         section["contextualizer"].update(contextualizer)
         if self.kind == "peer":
             section["type"] = PEERS_NAME

@@ -1,4 +1,5 @@
-"""`scripts/fetch_vocab.sh` against a tiny vocabulary from localhost, and on a tiny corpus."""
+"""`scripts/fetch_vocab.sh` against a tiny vocabulary from localhost, and on a tiny corpus; what it
+shares with `fetch_data.sh` is tested there."""
 
 import fcntl
 import os
@@ -66,12 +67,6 @@ def test_folder_with_other_files_is_left_alone(fetch, tmp_path):
     assert [path.name for path in (tmp_path / "vocabulary").iterdir()] == ["notes"]
 
 
-def test_download_that_is_cut_off_is_resumed(fetch, mirror, tmp_path):
-    mirror.cut_after, mirror.cut_times = 7, 1
-    assert fetch("vocabulary").returncode == 0
-    assert mirror.requested_ranges == [None, "bytes=7-"]
-
-
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -86,19 +81,6 @@ def test_download_that_is_cut_off_is_resumed(fetch, mirror, tmp_path):
 def test_wrong_file(fetch, mirror, tmp_path, words, message):
     mirror.files[FILE] = served(words)
     assert_failed(fetch("vocabulary"), tmp_path, message, "--from-data")
-
-
-@pytest.mark.parametrize(
-    ("stop", "expected"),
-    [
-        (lambda mirror: mirror.stop(), ["couldn't be had in 3 tries"]),
-        (lambda mirror: mirror.files.clear(), ["404", "ELMO_VOCAB_MIRROR"]),
-    ],
-    ids=["offline", "gone"],
-)
-def test_no_answer(fetch, mirror, tmp_path, stop, expected):
-    stop(mirror)
-    assert_failed(fetch("vocabulary"), tmp_path, *expected)
 
 
 def test_folder_that_cannot_be_written_to_is_told_in_one_line(fetch, tmp_path):
@@ -119,15 +101,6 @@ def test_two_runs_at_once(fetch, mirror, tmp_path):
     os.close(folder)
     assert mirror.requested_ranges == []
     assert fetch("vocabulary").returncode == 0
-
-
-def test_no_room(fetch, path_with, tmp_path):
-    commands = "bash cat dirname basename awk sed mktemp mkdir rm tr wc ls curl".split()
-    path = path_with(*commands, df="echo Filesystem; echo disk 9000000 1 500 1% /")
-    done = fetch("vocabulary", PATH=path)
-    assert done.returncode == 1
-    assert "30 MB, but only 0 MB are free" in done.stderr
-    assert not (tmp_path / "vocabulary").exists()
 
 
 @pytest.mark.parametrize(
