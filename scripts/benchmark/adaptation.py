@@ -62,7 +62,8 @@ class Adaptation:
         self.old: Any = Model.from_archive(str(self.archive))
         new_words = self.vocab.get_token_to_index_vocabulary()
         self.shared = [w for w in self.old.vocab.get_token_to_index_vocabulary() if w in new_words]
-        (self.folder / "shared.txt").write_text("".join(f"{w}\n" for w in self.shared[2:]), "utf-8")
+        words = [w for w in self.shared if w not in ("@@PADDING@@", "@@UNKNOWN@@")]
+        (self.folder / "shared.txt").write_text("".join(f"{w}\n" for w in words), "utf-8")
 
     def model(self, way: str) -> Any:
         """A model that begins as the way has it."""

@@ -126,8 +126,10 @@ def table(options: argparse.Namespace, rows: list[runs.Row]) -> Iterator[str]:
             found = [losses(rows, size=size, variant=variant, rate=r) for r in options.rates]
             cells = [f"{loss[0]:.3f}" if 0 in loss else "" for loss in found]
             yield f"| {variant} | {' | '.join(cells)} |"
-        yield "\n| at the best rate | pairs | difference | standard error | loss after each fifth "
-        yield "| CPU seconds | tagger's accuracy, % | against the baseline |"
+        yield (
+            "\n| at the best rate | pairs | difference | standard error | loss after each fifth "
+            "| CPU seconds | tagger's accuracy, % | against the baseline |"
+        )
         yield "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |"
         baseline: list[dict[int, float]] = []
         for variant in options.variants:
