@@ -3,11 +3,13 @@
 import random
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.device.pretend import moved, pretend_device
 from tests.nn.kernels.comparing import close, gradients
 from tests.peer_lm import peer_model
 from tests.small_lm import experiment_config, model_config, tensors
@@ -64,8 +66,9 @@ def models_of(config):
 def batch_of(lengths, generator, by_ids=False, padding=0):
     """Words of all lengths, or of characters that no word has; and what the reference takes."""
     if generator.random() < 0.5:
-        rows = ["".join(generator.choices("abcé日", k=n)) for n in range(1, 60)]
-        characters = character_ids(generator.sample(rows, NUM_WORDS))
+        longest = generator.choice([5, 12, 60])
+        lengths_of = (generator.randint(1, longest) for _ in range(NUM_WORDS))
+        characters = character_ids(["".join(generator.choices("abcé日", k=n)) for n in lengths_of])
     else:
         characters = np.random.default_rng(generator.randrange(99)).integers(
             0, 3, (NUM_WORDS, generator.randint(7, 50))
@@ -118,6 +121,26 @@ def test_same_function(words, activation, seed):
     for results in found:
         for ours, theirs in zip(results, wanted):
             assert close(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("words", [WORDS[0], WORDS[1], WORDS[-1]], ids=str)
+@pytest.mark.parametrize("seed", range(6))
+def test_same_function_on_another_device(words, seed):
+    """Where kernels go other ways, and nothing may be left on the CPU."""
+    generator = random.Random(f"{seed} {words}")
+    torch.manual_seed(generator.randrange(2**30))
+    model, plain = models_of(config_of(words, "relu", generator))
+    batch, inputs = batch_of([9, 0, 1, 4], generator, words is None)
+    wanted = layers_and_losses_of(plain, inputs)
+    of_plain = gradients(flat(wanted), list(plain.parameters()))
+    with pretend_device():
+        there: Any = moved(model)
+        tensors_there = moved((batch.characters, batch.word_index, batch.token_ids))
+        found: Any = flat(layers_and_losses(there, WordBatch(*tensors_there, batch.facts)))
+        grads: Any = gradients(found, list(there.parameters()))
+    assert close(found.held, flat(wanted), 1e-5)
+    for ours, theirs in zip(grads, of_plain):
+        assert close(ours.held, theirs, 1e-4)
 
 
 def small():
