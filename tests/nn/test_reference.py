@@ -67,8 +67,8 @@ def batch_of(lengths, generator, by_ids=False, padding=0):
     """Words of all lengths, or of characters that no word has; and what the reference takes."""
     if generator.random() < 0.5:
         longest = generator.choice([5, 12, 60])
-        lengths_of = (generator.randint(1, longest) for _ in range(NUM_WORDS))
-        characters = character_ids(["".join(generator.choices("abcé日", k=n)) for n in lengths_of])
+        sizes = (generator.choice([longest, generator.randint(1, longest)]) for _ in range(40))
+        characters = character_ids(["".join(generator.choices("abc", k=n)) + "é" for n in sizes])
     else:
         characters = np.random.default_rng(generator.randrange(99)).integers(
             0, 3, (NUM_WORDS, generator.randint(7, 50))
@@ -84,8 +84,8 @@ def batch_of(lengths, generator, by_ids=False, padding=0):
 
 def layers_and_losses(model, batch):
     encoded = model.encode(batch)
-    layers = torch.stack(all_layers(encoded.word_vectors, encoded.layers))
-    return [layers * encoded.mask.unsqueeze(-1), *model.losses(encoded, batch.token_ids)]
+    words = encoded.word_vectors * encoded.mask.unsqueeze(-1)
+    return [torch.stack(all_layers(words, encoded.layers)), *model.losses(encoded, batch.token_ids)]
 
 
 def layers_and_losses_of(plain, inputs):
@@ -105,8 +105,8 @@ def test_same_function(words, activation, seed):
     torch.manual_seed(generator.randrange(2**30))
     model, plain = models_of(config_of(words, activation, generator))
     # Much padding and little, sentences of one word and of none.
-    lengths = [[9, 0, 1, 4], [7, 7, 6, 7, 7], [1], [12, 3, 1]][seed]
-    batch, inputs = batch_of(lengths, generator, words is None, padding=seed % 2)
+    lengths = [[9, 0, 1, 4], [9, 9, 8, 9, 9], [1], [12, 3, 1]][seed]
+    batch, inputs = batch_of(lengths, generator, words is None, padding=seed // 2)
     wanted = layers_and_losses_of(plain, inputs)
     of_plain = gradients(flat(wanted), list(plain.parameters()))
     with torch.no_grad():
@@ -117,7 +117,8 @@ def test_same_function(words, activation, seed):
         found.append(layers_and_losses(model, batch))
         names, parameters = zip(*model.named_parameters())
         for name, ours, theirs in zip(names, gradients(flat(found[-1]), parameters), of_plain):
-            assert close(ours, theirs, 1e-4), name
+            # A key's bias adds the same to all scores: its gradient is nothing but rounding.
+            assert close(ours, theirs, 1e-2 if "linears.1.bias" in name else 1e-4), name
     for results in found:
         for ours, theirs in zip(results, wanted):
             assert close(ours, theirs, 1e-5)
@@ -135,8 +136,8 @@ def test_same_function_on_another_device(words, seed):
     of_plain = gradients(flat(wanted), list(plain.parameters()))
     with pretend_device():
         there: Any = moved(model)
-        tensors_there = moved((batch.characters, batch.word_index, batch.token_ids))
-        found: Any = flat(layers_and_losses(there, WordBatch(*tensors_there, batch.facts)))
+        table, index = moved((batch.characters, batch.word_index))
+        found: Any = flat(layers_and_losses(there, WordBatch(table, index, index, batch.facts)))
         grads: Any = gradients(found, list(there.parameters()))
     assert close(found.held, flat(wanted), 1e-5)
     for ours, theirs in zip(grads, of_plain):
@@ -160,29 +161,29 @@ def test_batches_without_words(lengths, padding, by_ids):
         assert [loss.shape for loss in losses] == [(0,), (0,)]
 
 
-def dropouts(context, number):
-    """What drops of the contextualizer, in the second forward layer and the first backward one."""
+def dropouts(model, number):
+    """What drops, in the second forward layer and the first backward one."""
+    context = model.contextualizer
     for layer in (context._forward_transformer.layers[1], context._backward_transformer.layers[0]):
         yield [
-            *(context._dropout, layer.self_attn.dropout, layer.feed_forward.dropout),
+            *(model.dropout, context._dropout, layer.self_attn.dropout, layer.feed_forward.dropout),
             *(sublayer.dropout for sublayer in layer.sublayer),
         ][number]
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_places_of_dropout(number):
     """Where one of them leaves nothing, the same is missing."""
     model, plain = models_of(small())
     batch, inputs = batch_of([5, 2, 5], random.Random(2))
-    before = plain(*inputs[:2])
+    before = flat(layers_and_losses_of(plain, inputs))
     for either in (model, plain):
-        for dropout in dropouts(either.train().contextualizer, number):
+        for dropout in dropouts(either.train(), number):
             dropout.p = 1.0
         either.softmax.eval()
-    wanted = layers_and_losses_of(plain, inputs)
-    for ours, theirs in zip(layers_and_losses(model, batch), wanted):
-        assert close(ours, theirs, 1e-5)
-    assert not close(before, wanted[0], 1e-2)
+    wanted = flat(layers_and_losses_of(plain, inputs))
+    assert close(flat(layers_and_losses(model, batch)), wanted, 1e-5)
+    assert not close(before, wanted, 1e-2)
 
 
 def test_beyond_the_table_of_positions(monkeypatch):
