@@ -98,6 +98,7 @@ local MAX_TOKENS = 2000;
     },
   },
   trainer: {
+    type: 'language_modeling',
     num_epochs: 10,
     validation_metric: '-perplexity',
     optimizer: {

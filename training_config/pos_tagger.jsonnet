@@ -41,6 +41,7 @@
     },
   },
   trainer: {
+    type: 'language_modeling',
     num_epochs: 20,
     patience: 3,
     grad_norm: 5.0,

@@ -20,15 +20,16 @@ _PLUGIN = {
     "BidirectionalLanguageModelTokenEmbedder": "token_embedders",
     "BidirectionalLanguageModelTransformer": "contextualizer",
     "CorpusVocabulary": "vocabulary",
-    "CrashSafeCheckpointer": "runs.resumption",
+    "CrashSafeCheckpointer": "training.checkpointer",
     "DenseSparseAdam": "optimizer",
     "LanguageModel": "language_model",
     "LanguageModelPredictor": "predictor",
+    "LanguageModelTrainer": "training.trainer",
     "LanguageModelTokenEmbedder": "token_embedders",
     "LanguageModelingDataLoader": "data_loader",
     "LanguageModelingEvaluator": "evaluator",
     "MuonSparseAdam": "muon",
-    "ResumeDataCallback": "runs.resumption",
+    "ResumeDataCallback": "training.resuming",
     "SimpleLanguageModelingDatasetReader": "dataset_reader",
 }
 
@@ -41,11 +42,13 @@ if TYPE_CHECKING:
     from transformer_elmo.plugin.muon import MuonSparseAdam
     from transformer_elmo.plugin.optimizer import DenseSparseAdam
     from transformer_elmo.plugin.predictor import LanguageModelPredictor
-    from transformer_elmo.plugin.runs.resumption import CrashSafeCheckpointer, ResumeDataCallback
     from transformer_elmo.plugin.token_embedders import (
         BidirectionalLanguageModelTokenEmbedder,
         LanguageModelTokenEmbedder,
     )
+    from transformer_elmo.plugin.training.checkpointer import CrashSafeCheckpointer
+    from transformer_elmo.plugin.training.resuming import ResumeDataCallback
+    from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
     from transformer_elmo.plugin.vocabulary import CorpusVocabulary
 
 
@@ -66,6 +69,7 @@ __all__ = [
     "LanguageModel",
     "LanguageModelPredictor",
     "LanguageModelTokenEmbedder",
+    "LanguageModelTrainer",
     "LanguageModelingDataLoader",
     "LanguageModelingEvaluator",
     "MuonSparseAdam",

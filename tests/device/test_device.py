@@ -22,8 +22,8 @@ from tests.small_lm import experiment_config, random_sentences, tensors, with_sq
 from transformer_elmo import DenseSparseAdam, TransformerElmo
 from transformer_elmo.nn.kernels.attention import attention_of_sentences
 from transformer_elmo.nn.kernels.ways import watched
-from transformer_elmo.plugin.runs.bad_steps import BadSteps
 from transformer_elmo.plugin.text_fields import FACTS
+from transformer_elmo.plugin.training.bad_steps import BadSteps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -17,7 +17,6 @@ from torch import multiprocessing
 
 import transformer_elmo  # noqa: F401
 from tests.small_lm import WORDS, model_config, random_sentences, reader_config
-from transformer_elmo.plugin.runs import launched_run
 
 multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
 
@@ -70,20 +69,6 @@ def of_torchrun(rank: int, world_size: int, port: int) -> Dict[str, str]:
     }
 
 
-def of_srun(rank: int, num_nodes: int, port: int) -> Dict[str, str]:
-    """A process on each machine."""
-    return {
-        "SLURM_JOB_ID": "7",
-        "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NUM_TASKS": str(num_nodes),
-        "SLURM_STEP_TASKS_PER_NODE": f"1(x{num_nodes})",
-        "SLURM_PROCID": str(rank),
-        "SLURM_LOCALID": "0",
-        "SLURM_STEP_NODELIST": "localhost",
-        "MASTER_PORT": str(port),
-    }
-
-
 def start(environments: List[Dict[str, str]], *arguments: Any, **options: Any) -> List[Any]:
     context = multiprocessing.get_context("forkserver")
     processes = [
@@ -113,11 +98,8 @@ def _run(environment: Dict[str, str], arguments: Any, options: Dict[str, Any]) -
     said = os.open(f"{folder}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(said, 2)
     os.dup2(said, 1)
-    rank = environment.get("RANK", environment.get("SLURM_PROCID", "0"))
+    rank = environment.get("RANK", "0")
     _at_steps(int(rank), options.pop("at_step", {}))
-    launched_run.SECONDS_WITHOUT_SIGN = options.pop("silence", 40.0)
-    launched_run.SECONDS_TO_END = 1.0
-    launched_run.SECONDS_BETWEEN_SIGNS = 0.5
     if not environment:
         _fork_workers()
     train.train_model_from_file(config, folder, **options)

@@ -1,9 +1,8 @@
-"""Training and evaluation where memory runs out: the same numbers, in parts."""
+"""Memory that runs out: validation and evaluation go on in parts, training says one message."""
 
 import copy
 import json
 import logging
-import weakref
 from typing import Any, Dict
 
 import pytest
@@ -11,21 +10,18 @@ import torch
 from allennlp.common import Params
 from allennlp.data import DataLoader, DatasetReader
 from allennlp.models import Model
-from allennlp.nn import RegularizerApplicator
-from allennlp.nn.regularizers import L2Regularizer
-from allennlp.training import GradientDescentTrainer
 
 from tests.plugin.tiny_run import TinyModel, make_trainer, write_corpus
 from tests.small_lm import model_config, random_sentences, reader_config, tensors
 from transformer_elmo import out_of_memory
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.language_model import Encoded
-from transformer_elmo.plugin import data_loader, large_batches, text_fields
+from transformer_elmo.plugin import language_model, large_batches, text_fields
 from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator
 from transformer_elmo.plugin.text_fields import rows_of, text_field_mask
 from transformer_elmo.plugin.token_embedders import LanguageModelTokenEmbedder
-from transformer_elmo.text.steps import Step
+from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
 
+EMBED = "transformer_elmo.plugin.language_model.embed_text_field"
 NO_MEMORY = "CUDA out of memory. Tried to allocate 9 GiB."
 
 # Without dropout, so that the same batch has the same gradients.
@@ -61,7 +57,6 @@ class Scarce:
 
     def __init__(self, monkeypatch, limit, where="forward"):
         self.failed = []
-        name = "transformer_elmo.plugin.language_model.embed_text_field"
         stock = text_fields.embed_text_field
 
         def embed(embedder, source):
@@ -76,7 +71,7 @@ class Scarce:
                 return _Fails.apply(vectors)
             return vectors
 
-        monkeypatch.setattr(name, embed)
+        monkeypatch.setattr(EMBED, embed)
 
 
 def loader(path, vocabulary, **options):
@@ -111,13 +106,13 @@ class Run:
         self.trainer: Any = None
 
     def num_split(self):
-        return self.trainer._run_guard.large_batches.splitter.num_split
+        return self.trainer._splitter.num_split
 
-    def __call__(self, softmax="exact", accumulate=1, options=None, begun=None):
+    def __call__(self, softmax="exact", accumulate=1, options=None):
         torch.manual_seed(1)
         config = model_config(**SOFTMAXES[softmax], contextualizer=CONTEXTUALIZER)
         model = Model.from_params(vocab=self.vocabulary, params=Params(copy.deepcopy(config)))
-        trainer: Any = GradientDescentTrainer(
+        trainer: Any = LanguageModelTrainer(
             model,
             torch.optim.SGD(model.parameters(), lr=0.5),
             loader(self.text, self.vocabulary, **(options or {})),
@@ -128,8 +123,6 @@ class Run:
             enable_default_callbacks=False,
             run_confidence_checks=False,
         )
-        if begun is not None:
-            trainer.data_loader.share_steps(begun, accumulate)
         self.trainer = trainer
         metrics = trainer.train()
         numbers = {k: v for k, v in metrics.items() if "loss" in k or "perplexity" in k}
@@ -142,92 +135,30 @@ def check_same(found, expected):
         torch.testing.assert_close(found[1][name], weight, rtol=1e-4, atol=2e-6, msg=name)
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize(
-    "softmax, accumulate, options",
-    [
-        ("exact", 1, {}),
-        ("exact", 3, {"distinct_words": True}),
-        ("sampled", 1, {"distinct_words": True}),
-        ("sparse", 2, {}),
-    ],
-)
-def test_weights_and_metrics_are_those_of_whole_batches(
-    run, monkeypatch, softmax, accumulate, options, where
-):
-    expected = run(softmax, accumulate, options)
-    scarce = Scarce(monkeypatch, 50, where)
-    found = run(softmax, accumulate, options)
-    assert run.num_split() > 1
-    # Halves don't do everywhere.
-    assert len({rows for rows, _ in scarce.failed}) > 2
-    check_same(found, expected)
+class InEvaluation(Scarce):
+    """Memory for fewer tokens where no gradients are wanted."""
+
+    def __init__(self, monkeypatch, limit):
+        super().__init__(monkeypatch, limit)
+        scarce, usual = language_model.embed_text_field, text_fields.embed_text_field
+        monkeypatch.setattr(
+            EMBED, lambda *given: (usual if torch.is_grad_enabled() else scarce)(*given)
+        )
 
 
-def test_penalties_and_scaled_losses(run, monkeypatch):
-    """A regularizer counts once, and callbacks may scale what they call `backward` of."""
-    regularizer = RegularizerApplicator([(".*", L2Regularizer(0.01))])
-    monkeypatch.setattr(
-        Model, "get_regularization_penalty", lambda model: regularizer(model), raising=True
-    )
-    expected = run("exact", 2)
-    assert expected[0]["training_reg_loss"] > 0
-    Scarce(monkeypatch, 50, "backward")
-    check_same(run("exact", 2), expected)
-
-
-@pytest.mark.parametrize("limit", [None, 50])
-def test_a_penalty_counts_once_where_steps_are_divided(run, monkeypatch, limit):
-    """As after --recover with other processes: the loss of each piece has a weight."""
-    # On several processes they don't make one on average.
-    monkeypatch.setattr(data_loader, "weights_of_pieces", lambda *_: [[0.5]] * 3)
-    one_step = {"max_tokens": 2000}
-    _, without = run("exact", 3, one_step, Step(1, 1))
-    regularizer = RegularizerApplicator([(".*", L2Regularizer(0.01))])
-    monkeypatch.setattr(Model, "get_regularization_penalty", lambda model: regularizer(model))
-    if limit is not None:
-        Scarce(monkeypatch, limit, "backward")
-    _, found = run("exact", 3, one_step, Step(1, 1))
-    torch.manual_seed(1)
-    config = model_config(**SOFTMAXES["exact"], contextualizer=CONTEXTUALIZER)
-    begun = Model.from_params(vocab=run.vocabulary, params=Params(copy.deepcopy(config)))
-    for name, weight in begun.named_parameters():
-        expected = without[name] - 0.5 * 0.01 * 2 * weight.detach()
-        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=2e-6, msg=name)
-
-
-def test_one_failure_late_in_a_step(run, monkeypatch):
-    """The gradients of the batches before it are kept, whatever the failure has left."""
-    expected = run("exact", 4)
-    stock, calls = torch.autograd.backward, []
-
-    def backward(*args, **kwargs):
-        stock(*args, **kwargs)
-        # Of a batch, and not the trainer's own call around it.
-        if len(args) == 2:
-            calls.append(args)
-            if len(calls) == 3:
-                # After all of it: what is there now belongs to nobody.
-                raise torch.OutOfMemoryError(NO_MEMORY)
-
-    monkeypatch.setattr(torch.autograd, "backward", backward)
-    check_same(run("exact", 4), expected)
-    assert run.num_split() == 1
-
-
-def test_warnings(run, monkeypatch, caplog):
-    Scarce(monkeypatch, 50, "backward")
+@pytest.mark.parametrize("options", [{}, {"distinct_words": True}])
+def test_validation_has_the_same_metrics(run, monkeypatch, options, caplog):
+    whole = run("exact", options=options)
+    scarce = InEvaluation(monkeypatch, 50)
     with caplog.at_level(logging.WARNING):
-        run()
-    said = [r.getMessage() for r in caplog.records if "Memory ran out" in r.message]
-    num_split = run.num_split()
-    assert 0 < len(said) == num_split.bit_length()
-    assert "data_loader.max_tokens (now 120)" in said[0]
+        check_same(run("exact", options=options), whole)
+    assert scarce.failed and run.num_split()
+    (said, *_) = (r.getMessage() for r in caplog.records if "Memory ran out" in r.message)
+    assert "data_loader.max_tokens (now 120)" in said
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_sentence_that_is_too_long_by_itself(run, monkeypatch, where):
-    Scarce(monkeypatch, 5, where)
+def test_a_sentence_that_is_too_long_by_itself(run, monkeypatch):
+    InEvaluation(monkeypatch, 5)
     with pytest.raises(
         ConfigurationError,
         match=r"one sentence of \d+ tokens by itself\..*max_sequence_length \(now 400\)",
@@ -236,29 +167,11 @@ def test_a_sentence_that_is_too_long_by_itself(run, monkeypatch, where):
     assert caught.value.__context__ is None
 
 
-def test_nothing_of_a_failure_is_alive_when_its_parts_are_run(run, monkeypatch):
-    alive = []
-    stock = Model.__call__
-
-    def call(model, *args, **kwargs):
-        source = kwargs["source"]
-        if text_field_mask(source).numel() <= 50 and torch.is_grad_enabled():
-            assert not any(tensor() is not None for tensor in alive)
-        return stock(model, *args, **kwargs)
-
-    made = Encoded.predicting
-
-    def predicting(encoded, bidirectional):
-        if encoded.mask.numel() > 50 and torch.is_grad_enabled():
-            alive.extend(weakref.ref(layer) for layer in encoded.layers)
-        return made(encoded, bidirectional)
-
-    monkeypatch.setattr(Model, "__call__", call)
-    monkeypatch.setattr(Encoded, "predicting", predicting)
-    # Below, one batch for the whole epoch.
-    Scarce(monkeypatch, 50, "backward")
-    run("exact", 1, {"max_tokens": 2000})
-    assert alive
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_training_ends_with_one_message(run, monkeypatch, where):
+    Scarce(monkeypatch, 50, where)
+    with pytest.raises(ConfigurationError, match=r"Lower data_loader\.max_tokens \(now 120\)"):
+        run()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -274,7 +187,7 @@ def test_other_models_end_with_one_message(tmp_path, monkeypatch, accumulate):
     with pytest.raises(
         ConfigurationError,
         match=r"a batch of \d+ sentences x \d+ tokens \(CUDA out of memory.*"
-        r"Lower data_loader\.max_tokens \(now 40\)\. Only language models' batches",
+        r"Lower data_loader\.max_tokens \(now 40\)\.",
     ) as caught:
         trainer.train()
     assert caught.value.__context__ is None
@@ -286,14 +199,6 @@ def test_memory_that_runs_out_elsewhere_in_a_step(run, monkeypatch):
 
     monkeypatch.setattr(torch.optim.SGD, "step", step)
     with pytest.raises(ConfigurationError, match=r"Lower data_loader\.max_tokens"):
-        run()
-
-
-def test_several_processes_dont_split(run, monkeypatch):
-    """Each would wait for the others, which have one batch."""
-    monkeypatch.setattr(large_batches, "several_processes", lambda: True)
-    Scarce(monkeypatch, 50, "forward")
-    with pytest.raises(ConfigurationError, match="With several processes, batches aren't run in"):
         run()
 
 

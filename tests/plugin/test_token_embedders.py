@@ -5,6 +5,7 @@ from typing import Any, Dict
 import pytest
 import torch
 from allennlp.common import Params
+from allennlp.common.checks import ConfigurationError as AllenNLPError
 from allennlp.data import Batch, DatasetReader, Instance, Token, Vocabulary
 from allennlp.data.fields import ListField, TextField
 from allennlp.data.token_indexers import (
@@ -308,7 +309,7 @@ def test_wrong_input_size_is_told_in_one_line(lm_archive):
         },
         "encoder": {"type": "lstm", "input_size": 1024, "hidden_size": 4},
     }
-    with pytest.raises(ConfigurationError, match=f"text field embedding dim.*{2 * DIM} and 1024"):
+    with pytest.raises(AllenNLPError, match=f"text field embedding dim.*{2 * DIM} and 1024"):
         Model.from_params(vocab=vocabulary, params=Params(config))
 
 

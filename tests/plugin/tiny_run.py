@@ -13,12 +13,13 @@ from allennlp.data import Vocabulary
 from allennlp.data.token_indexers import SingleIdTokenIndexer
 from allennlp.data.tokenizers import WhitespaceTokenizer
 from allennlp.models import Model
-from allennlp.training import GradientDescentTrainer
 from allennlp.training.callbacks import TrainerCallback
 from allennlp.training.learning_rate_schedulers import NoamLR
 
 from transformer_elmo import LanguageModelingDataLoader, SimpleLanguageModelingDatasetReader
-from transformer_elmo.plugin.runs.resumption import CrashSafeCheckpointer, ResumeDataCallback
+from transformer_elmo.plugin.training.checkpointer import CrashSafeCheckpointer
+from transformer_elmo.plugin.training.resuming import ResumeDataCallback
+from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
 
 
 class TinyModel(Model):
@@ -80,7 +81,7 @@ def make_trainer(
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     directory.mkdir(exist_ok=True)
     callbacks = [callback(str(directory))] if callback else []
-    return GradientDescentTrainer(
+    return LanguageModelTrainer(
         model,
         optimizer,
         loaders[0],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.text.batching import cut_into_batches, deal, random_order
+from transformer_elmo.text.batching import cut_into_batches, deal_rounds, random_order, regrouped
 
 
 def test_random_order_is_a_permutation_of_its_own():
@@ -67,6 +67,27 @@ def some_batches(rng, num_batches, most=3):
     ]
 
 
+def all_of(rounds):
+    return sorted(n for step in rounds for batch in step.batches for n in batch)
+
+
+@pytest.mark.parametrize("before", [1, 2, 3, 4])
+@pytest.mark.parametrize("now", [1, 2, 3, 4])
+def test_rounds_of_other_processes_have_the_same_order(before, now):
+    rng = np.random.default_rng(before)
+    for num_batches in range(6, 30):
+        dealt = list(deal_rounds(iter(some_batches(rng, num_batches)), before))
+        again = list(regrouped(iter(dealt), now))
+        assert all(len(step.batches) == now and all(step.batches) for step in again)
+        assert all_of(again) == all_of(dealt)
+        flat = [batch for step in dealt for batch in step.batches]
+        # The end may be divided.
+        whole = (len(flat) // now - 1) * now
+        assert [batch for step in again for batch in step.batches][:whole] == flat[:whole]
+        if now == before:
+            assert again == dealt
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("most", [1, 3])
 def test_deal_gives_all_to_someone_in_equal_steps(world_size, most):
@@ -75,26 +96,21 @@ def test_deal_gives_all_to_someone_in_equal_steps(world_size, most):
         batches = some_batches(rng, num_batches, most)
         if sum(map(len, batches)) < world_size:
             continue
-        dealt = [list(deal(iter(batches), rank, world_size)) for rank in range(world_size)]
-        assert len({len(steps) for steps in dealt}) == 1
-        everything = [n for steps in dealt for step in steps for n in step.batch]
-        assert sorted(everything) == sorted(n for batch in batches for n in batch)
-        assert all(step.batch for steps in dealt for step in steps)
+        dealt = list(deal_rounds(iter(batches), world_size))
+        assert all(len(step.batches) == world_size and all(step.batches) for step in dealt)
+        assert all_of(dealt) == sorted(n for batch in batches for n in batch)
         # Whole rounds are the sequence itself, whatever the number of processes.
         rounds = len(batches) // world_size
         for k in range(rounds - 1):
-            assert [steps[k].batch for steps in dealt] == batches[
-                k * world_size : (k + 1) * world_size
-            ]
+            assert dealt[k].batches == batches[k * world_size : (k + 1) * world_size]
         # A sequence begun where a step says gives the steps after it.
-        for k, step in enumerate(dealt[0]):
+        for k, step in enumerate(dealt):
             if step.resume_at is None:
-                assert k == len(dealt[0]) - 1
+                assert k == len(dealt) - 1
                 continue
             first = next(i for i, b in enumerate(batches) if b is step.resume_at)
-            for rank in range(world_size):
-                again = list(deal(iter(batches[first:]), rank, world_size))
-                assert again[step.num_skipped :] == dealt[rank][k + 1 :]
+            again = list(deal_rounds(iter(batches[first:]), world_size))
+            assert again[step.num_skipped :] == dealt[k + 1 :]
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
@@ -103,19 +119,17 @@ def test_no_batch_grows_where_sentences_suffice(world_size):
     for extra in range(1, world_size):
         short = [Sentences([3] * 100) for _ in range(2 * world_size)]
         batches = [*short, *(Sentences([400]) for _ in range(extra))]
-        for rank in range(world_size):
-            steps = list(deal(iter(batches), rank, world_size))
-            assert len(steps) == 3
-            assert max(step.batch.num_padded_tokens() for step in steps) <= 400
+        steps = list(deal_rounds(iter(batches), world_size))
+        assert len(steps) == 3
+        assert max(b.num_padded_tokens() for step in steps for b in step.batches) <= 400
 
 
 def test_single_sentences_share_a_batch_with_their_like():
     batches = [Sentences([n]) for n in (5, 90, 91)]
-    dealt = [list(deal(iter(batches), rank, 2)) for rank in range(2)]
-    assert [[step.batch for step in steps] for steps in dealt] == [[[5]], [[90, 91]]]
+    assert [step.batches for step in deal_rounds(iter(batches), 2)] == [[[5], [90, 91]]]
 
 
 def test_fewer_sentences_than_processes():
     batches = [Sentences([1, 2]), Sentences([3])]
     with pytest.raises(ConfigurationError, match="3 sentences, fewer than the 4 processes"):
-        list(deal(iter(batches), 0, 4))
+        list(deal_rounds(iter(batches), 4))

@@ -169,9 +169,6 @@ class SampledSoftmaxLoss(Softmax):
         self.num_samples = num_samples
         self._probabilities: Optional[torch.Tensor] = None
         self._same_everywhere = False
-        self.drawn: Optional[Draw] = None
-        """What was drawn last."""
-        self._draws_anew = True
 
     def _parameters_of_words(self) -> Tuple[torch.Tensor, torch.Tensor]:
         if isinstance(self.softmax_w, torch.nn.Embedding):
@@ -203,30 +200,12 @@ class SampledSoftmaxLoss(Softmax):
             for parameter in (weight, bias):
                 dist.broadcast(parameter.data, src=0)
             self._same_everywhere = True
-        if self._draws_anew or self.drawn is None:
-            self.drawn = self.draw(embeddings.device)
-        sampled_ids, log_threshold = self.drawn
+        sampled_ids, log_threshold = self.draw(embeddings.device)
         counts = self.log_expected_count(torch.cat([targets, sampled_ids]), log_threshold)
         of_targets, of_samples = counts.split([targets.numel(), sampled_ids.numel()])
         return sampled_token_losses(
             embeddings, weight, bias, targets, of_targets, sampled_ids, of_samples, self.sparse
         )
-
-    @contextmanager
-    def one_draw(self, drawn: Optional[Draw] = None) -> Iterator[None]:
-        """
-        Within the block, batches are parts of one: they share a draw.
-
-        # Parameters
-
-        drawn : `Draw`, optional (default = what the first of them draws)
-            An earlier value of `drawn`.
-        """
-        self.drawn, self._draws_anew = drawn, False
-        try:
-            yield
-        finally:
-            self._draws_anew = True
 
     @torch.no_grad()
     def draw(self, device: torch.device) -> Draw:

@@ -33,7 +33,7 @@ from transformer_elmo.plugin.compat import (
     shown_errors,
     training,
 )
-from transformer_elmo.plugin.runs import resumption
+from transformer_elmo.plugin.training import trainer
 
 patches.check_version()
 peer.claim_names()
@@ -62,10 +62,10 @@ __all__ = [
     "predictor",
     "predictor_names",
     "pretrained_vocabulary",
-    "resumption",
     "sentences",
     "tagger_predictor",
     "token_embedders",
     "tokenizers",
+    "trainer",
     "vocabulary",
 ]

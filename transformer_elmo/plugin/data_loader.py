@@ -9,7 +9,7 @@ import time
 from collections import deque
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import islice
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, TypeVar
 
 import torch
@@ -27,13 +27,12 @@ from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
 from transformer_elmo.plugin.encoders import Encoder, InstancesEncoder, TableEncoder
 from transformer_elmo.plugin.indexers import fits_a_table
-from transformer_elmo.text.batching import deal, deal_rounds
+from transformer_elmo.text.batching import deal_rounds, regrouped
 from transformer_elmo.text.chunks import Chunk, TextChunk
 from transformer_elmo.text.corpus import DataPath, find_shards, has_sentences
 from transformer_elmo.text.prefetch import prefetch
 from transformer_elmo.text.schedule import PlannedBatch, Position, Report, Schedule
 from transformer_elmo.text.shards import Shards
-from transformer_elmo.text.steps import Step, divide, weights_of_pieces
 from transformer_elmo.text.vocabulary import NAMESPACE
 
 T = TypeVar("T")
@@ -69,8 +68,8 @@ class LanguageModelingDataLoader(DataLoader):
     `r` of `W` takes the batches `r`, `r + W`, ... Every process takes the same number of steps, and
     no sentence is lost: where the last round is short of batches, the largest ones are split. So a
     step takes as many batches as there are processes, times the trainer's
-    `num_gradient_accumulation_steps`. A run that goes on with another number of processes keeps
-    that: they accumulate more batches each, or divide them.
+    `num_gradient_accumulation_steps`. A run that goes on with another number of processes, which
+    must divide that number, keeps the steps.
 
     Registered as a `DataLoader` with name "language_modeling".
 
@@ -201,10 +200,9 @@ class LanguageModelingDataLoader(DataLoader):
         # With `batches_per_epoch`, a pass goes on from one epoch to the next.
         self._current_pass: Optional[Iterator[TensorDict]] = None
         self._resumption: Optional[_Resumption] = None
-        # Of a run that was begun with another number of processes: its steps, and the batches of
-        # each process that make one now.
-        self._step: Optional[Step] = None
-        self._accumulation = 1
+        # Of a run that was begun with another number of processes: their number.
+        self._dealt_to: Optional[int] = None
+        self._rounds_per_epoch = batches_per_epoch
 
     def keep_long_sentences(self) -> None:
         """
@@ -265,13 +263,8 @@ class LanguageModelingDataLoader(DataLoader):
         `TypeError`
             Where it isn't known, as AllenNLP wants it.
         """
-        if self._step is not None:
-            if self._step.batches_per_epoch is None:
-                raise TypeError("The number of batches is not known on these processes.")
-            num_steps = -(-self._step.batches_per_epoch // self._step.accumulation)
-            return num_steps * self._accumulation
-        if self.batches_per_epoch is not None:
-            return self.batches_per_epoch
+        if self._rounds_per_epoch is not None:
+            return self._rounds_per_epoch
         if (
             self._num_batches is None
             and self._vocab is not None
@@ -306,18 +299,13 @@ class LanguageModelingDataLoader(DataLoader):
             on_resumed = self._resumption.on_resumed
             self._resumption = None
             on_resumed()
-        if self._step is not None:
-            num_replayed = num_replayed // self._accumulation * self._step.accumulation
-            if self._step.batches_per_epoch is not None:
-                yield from self._iterate_steps(self._step.batches_per_epoch - num_replayed)
-                return
-        if self.batches_per_epoch is None:
+        if self._rounds_per_epoch is None:
             # An epoch is a pass: at its end, the epoch is over, too.
             if goes_on or not num_replayed:
                 self._position = self._position if goes_on else None
-                yield from self._iterate_pass() if self._step is None else self._iterate_steps()
+                yield from self._iterate_pass()
             return
-        for _ in range(self.batches_per_epoch - num_replayed):
+        for _ in range(self._rounds_per_epoch - num_replayed):
             batch = None if self._current_pass is None else next(self._current_pass, None)
             if batch is None:
                 self._current_pass = self._iterate_pass()
@@ -368,19 +356,22 @@ class LanguageModelingDataLoader(DataLoader):
         self._current_pass = None
         self._resumption = _Resumption(num_epochs, num_batches, on_resumed)
 
-    def share_steps(self, begun: Step, accumulation: int) -> None:
+    def deal_as(self, num_processes: int) -> None:
         """
-        From now on, steps have the sentences that those of a run on another number of processes
-        have, in the same order; see :mod:`~transformer_elmo.text.steps`.
+        From now on, batches come in the order of a run on another number of processes, so that
+        those of its steps are shared by these. Called before :meth:`resume`.
 
-        # Parameters
-
-        begun : `Step`
-            How the run was begun.
-        accumulation : `int`
-            The batches of each process that make a step now.
+        Raises `ConfigurationError` if an epoch's batches can't be shared so.
         """
-        self._step, self._accumulation = begun, accumulation
+        self._dealt_to = num_processes
+        _, world_size = _place_among_processes()
+        if self.batches_per_epoch is not None:
+            if num_processes % world_size:
+                raise ConfigurationError(
+                    "A run with batches_per_epoch goes on with a number of processes that divides "
+                    f"the {num_processes} that it was begun with, and there are {world_size}."
+                )
+            self._rounds_per_epoch = self.batches_per_epoch * num_processes // world_size
 
     def check_same_data(self, state: Dict[str, Any]) -> None:
         """
@@ -448,18 +439,6 @@ class LanguageModelingDataLoader(DataLoader):
             self._position = following
             yield self._on_device(batch)
 
-    def _iterate_steps(self, num_rounds: Optional[int] = None) -> Iterator[TensorDict]:
-        """
-        # Parameters
-
-        num_rounds : `int`, optional
-            Of the run as it was begun. By default, those up to the end of the pass.
-        """
-        position = self._position or Position(self._next_pass)
-        for made in self._prefetched(lambda: self._make_steps(position, num_rounds)):
-            batch, weight, self._position, self._next_pass = made
-            yield WeightedBatch(self._on_device(batch), weight)
-
     def _prefetched(self, make: Callable[[], Iterator[T]]) -> Iterator[T]:
         batches = prefetch(make, PREFETCHED_BATCHES, "batches")
         try:
@@ -482,57 +461,6 @@ class LanguageModelingDataLoader(DataLoader):
         for batch, following in self._deal(self._plan_ahead(position), position.num_skipped):
             yield self._tensors(batch), following
 
-    def _make_steps(
-        self, position: Position, num_rounds: Optional[int]
-    ) -> Iterator[Tuple[TensorDict, float, Optional[Position], int]]:
-        """
-        This process's batches with their weights, and after each the place and the next pass.
-        """
-        assert self._step is not None
-        rank, world_size = _place_among_processes()
-        for rounds, following, next_pass in self._steps(position, num_rounds):
-            shared = divide(rounds, world_size, self._accumulation)
-            weights = weights_of_pieces(rounds, shared, self._num_predicted)
-            for pieces, of_pieces in zip(shared, weights):
-                yield self._tensors(pieces[rank].batch), of_pieces[rank], following, next_pass
-
-    def _steps(
-        self, position: Position, num_rounds: Optional[int]
-    ) -> Iterator[Tuple[List[List[PlannedBatch]], Optional[Position], int]]:
-        """The rounds of each step of the run as it was begun."""
-        assert self._step is not None
-        rounds: List[List[PlannedBatch]] = []
-        num_left = num_rounds
-        while num_left is None or num_left > 0:
-            dealt = deal_rounds(
-                chain.from_iterable(self._plan_ahead(position)), self._step.processes
-            )
-            for number, of_round in enumerate(dealt):
-                if number < position.num_skipped:
-                    continue
-                following = None
-                if of_round.resume_at is not None:
-                    following = replace(
-                        of_round.resume_at.position, num_skipped=of_round.num_skipped
-                    )
-                rounds.append(of_round.batches)
-                num_left = None if num_left is None else num_left - 1
-                if len(rounds) == self._step.accumulation or num_left == 0:
-                    yield rounds, following, position.pass_number + 1
-                    rounds = []
-                if num_left == 0:
-                    return
-            position = Position(position.pass_number + 1)
-            if num_left is None:
-                break
-        if rounds:
-            yield rounds, None, position.pass_number
-
-    def _num_predicted(self, batch: PlannedBatch) -> int:
-        """The words of a batch that a model of one direction predicts."""
-        lengths = batch.chunk.lengths()[batch.begin : batch.end]
-        return int((lengths + self.reader.num_boundary_tokens - 1).clip(0).sum())
-
     def _plan_ahead(self, position: Position) -> Iterator[List[PlannedBatch]]:
         # Words are looked up in a thread of their own, so that no batch waits for a whole chunk of
         # them.
@@ -548,7 +476,10 @@ class LanguageModelingDataLoader(DataLoader):
     def _deal(
         self, planned: Iterator[List[PlannedBatch]], num_skipped: int = 0
     ) -> Iterator[Tuple[PlannedBatch, Optional[Position]]]:
-        """This process's batches, and where each leaves the corpus."""
+        """
+        This process's batches, and where each leaves the corpus: on another number of processes
+        than the run was begun with, only at the end of a step.
+        """
         rank, world_size = _place_among_processes()
         num_chunks = num_batches = 0
         whole_pass = False
@@ -562,14 +493,14 @@ class LanguageModelingDataLoader(DataLoader):
                 num_chunks += 1
                 yield from batches
 
-        for dealt in deal(counted(), rank, world_size):
+        dealt_to = self._dealt_to or world_size
+        rounds = islice(deal_rounds(counted(), dealt_to), num_skipped, None)
+        for of_round in regrouped(rounds, world_size):
             num_batches += 1
-            if num_batches <= num_skipped:
-                continue
             following = None
-            if dealt.resume_at is not None:
-                following = replace(dealt.resume_at.position, num_skipped=dealt.num_skipped)
-            yield dealt.batch, following
+            if of_round.resume_at is not None:
+                following = replace(of_round.resume_at.position, num_skipped=of_round.num_skipped)
+            yield of_round.batches[rank], following
         # Shuffling spreads sentences over chunks differently each time, so several chunks may
         # have one batch more or less in the next epoch.
         if whole_pass and (num_chunks == 1 or not self.shuffle):
@@ -627,22 +558,6 @@ class LanguageModelingDataLoader(DataLoader):
             ) from error
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
-
-
-class WeightedBatch(Dict[str, Any]):
-    """
-    A batch of a run that goes on with another number of processes.
-
-    # Parameters
-
-    batch : `Dict[str, Any]`
-    weight : `float`
-        What the mean loss of its words is to be multiplied by.
-    """
-
-    def __init__(self, batch: Dict[str, Any], weight: float) -> None:
-        super().__init__(batch)
-        self.weight = weight
 
 
 def _place_among_processes() -> Tuple[int, int]:

@@ -20,7 +20,7 @@ from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.nn.language_model import Encoded, losses_of_directions, predicted
 from transformer_elmo.nn.packing import Packing
-from transformer_elmo.nn.perplexity import DIRECTIONS, tell_of_unknown_words
+from transformer_elmo.nn.perplexity import DIRECTIONS
 from transformer_elmo.nn.precision import checked_precision, computing
 from transformer_elmo.nn.softmax import (
     SampledSoftmaxLoss,
@@ -144,7 +144,8 @@ class LanguageModel(Model):
                     num_words, self._forward_dim, num_samples, sparse=sparse_embeddings
                 )
         self._loads_softmax = making_softmaxes() == "to be loaded"
-        self._has_begun = False
+        self.first_targets: Optional[torch.Tensor] = None
+        """The rows of the softmax that training has predicted first."""
         self._order: Optional[FrequencyOrder] = None
         if isinstance(self._softmax_loss, SampledSoftmaxLoss):
             self._order = FrequencyOrder(word_list(vocab))
@@ -372,12 +373,8 @@ class LanguageModel(Model):
         assert self._softmax_loss is not None
         embeddings = [self._dropout(rows) for rows in encoded.predicting(self._bidirectional)]
         targets = predicted(encoded.packing, token_ids, self._bidirectional)
-        if self.training and not self._has_begun:
-            self._has_begun = True
-            unknown = word_list(self.vocab).unknown
-            if unknown is not None:
-                num_unknown = int((targets[0] == unknown - 1).sum())
-                tell_of_unknown_words(num_unknown, targets[0].numel())
+        if self.training and self.first_targets is None:
+            self.first_targets = targets[0]
         if self.training and self._order is not None and not self._order.is_over:
             problem = self._order.problem(targets[0])
             if problem is not None:

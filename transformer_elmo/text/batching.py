@@ -2,8 +2,8 @@
 Which sentences make a batch, in which order the batches come, and which process takes which.
 """
 
-from dataclasses import dataclass
-from typing import Any, Generic, Iterator, List, Optional, Protocol, Tuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Iterable, Iterator, List, Optional, Protocol, Tuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,28 +115,6 @@ class Round(Generic[BatchT]):
     num_skipped: int = 0
 
 
-@dataclass(frozen=True)
-class Dealt(Generic[BatchT]):
-    """
-    A process's batch of a round, and the rest of :class:`Round`.
-    """
-
-    batch: BatchT
-    resume_at: Optional[BatchT]
-    num_skipped: int = 0
-
-
-def deal(batches: Iterator[BatchT], rank: int, world_size: int) -> Iterator[Dealt[BatchT]]:
-    """
-    # Returns
-
-    `Iterator[Dealt[BatchT]]`
-        One process's batches of :func:`deal_rounds`.
-    """
-    for dealt in deal_rounds(batches, world_size):
-        yield Dealt(dealt.batches[rank], dealt.resume_at, dealt.num_skipped)
-
-
 def deal_rounds(batches: Iterator[BatchT], world_size: int) -> Iterator[Round[BatchT]]:
     """
     Deals a sequence of batches, the same one in every process, out to the processes: each takes one
@@ -199,3 +177,25 @@ def deal_rounds(batches: Iterator[BatchT], world_size: int) -> Iterator[Round[Ba
     if num_rounds == 2:
         yield Round(rest[:world_size], first, 1)
     yield Round(rest[-world_size:], None)
+
+
+def regrouped(rounds: Iterable[Round[BatchT]], world_size: int) -> Iterator[Round[BatchT]]:
+    """
+    The batches of rounds, in their order, as rounds of another number of processes, which have the
+    place of the round that their last batch comes from. What is left at the end is dealt out as
+    `deal_rounds` does.
+    """
+    held: Optional[Round[BatchT]] = None
+    rest: List[BatchT] = []
+    for of_round in rounds:
+        rest += of_round.batches
+        while len(rest) >= world_size:
+            if held is not None:
+                yield held
+            held = replace(of_round, batches=rest[:world_size])
+            rest = rest[world_size:]
+    if held is not None and (not rest or sum(map(len, rest)) >= world_size):
+        yield held
+        held = None
+    if rest:
+        yield from deal_rounds(iter((held.batches if held is not None else []) + rest), world_size)

@@ -29,7 +29,7 @@ from transformer_elmo.plugin.compat.wrong_values import (
     with_its_place,
 )
 from transformer_elmo.plugin.patches import note, wrap
-from transformer_elmo.plugin.runs.processes import ProcessLostError
+from transformer_elmo.plugin.training.stopping import ProcessLostError
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
 SHOWN_ALONE = (

@@ -9,9 +9,9 @@ import torch
 from allennlp.training.callbacks import TrainerCallback
 
 from tests.plugin.tiny_run import forked, make_trainer, write_corpus
-from transformer_elmo.plugin.runs import stopping
-from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
-from transformer_elmo.plugin.runs.stopping import RunStopped, command_to_go_on, stopper
+from transformer_elmo.plugin.training import stopping
+from transformer_elmo.plugin.training.resuming import ResumeDataCallback
+from transformer_elmo.plugin.training.stopping import RunStopped, command_to_go_on, stopper
 
 
 class Signal(TrainerCallback):

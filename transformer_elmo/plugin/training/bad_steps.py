@@ -45,15 +45,8 @@ class _Guarded(torch.autograd.Function):
 
 class BadSteps:
     """
-    # Parameters
-
-    max_bad_steps : `int`, optional (default = `10`)
-        After so many bad steps in a row the run ends.
-
-    # Raises
-
-    `ConfigurationError`
-        If it isn't a positive whole number.
+    `max_bad_steps`: after so many bad steps in a row the run ends. Raises `ConfigurationError` if
+    it isn't a positive whole number.
     """
 
     def __init__(self, max_bad_steps: int = MAX_BAD_STEPS) -> None:
@@ -76,13 +69,7 @@ class BadSteps:
         self._is_bad: Optional[torch.Tensor] = None
 
     def guard(self, batch: Any, output: Dict[str, Any]) -> None:
-        """
-        # Parameters
-
-        batch : `Any`
-        output : `Dict[str, Any]`
-            The model's, with its loss, which is replaced where it isn't finite.
-        """
+        """`output`: the model's, with its loss, which is replaced where it isn't finite."""
         loss = output["loss"]
         finite = loss.detach().isfinite()
         if self._usual_loss is None:
@@ -102,10 +89,7 @@ class BadSteps:
         Called between the backward pass and the optimizer's step, which has no effect if a
         gradient isn't finite.
 
-        # Returns
-
-        `bool`
-            Whether there are gradients.
+        Returns whether there are gradients.
         """
         gradients = [
             p.grad._values() if p.grad.is_sparse else p.grad
@@ -148,10 +132,7 @@ class BadSteps:
         """
         Called when the step is over.
 
-        # Returns
-
-        `bool`
-            Whether there were too many bad steps.
+        Returns whether there were too many bad steps.
         """
         batches, self._batches = self._batches, []
         is_bad, self._is_bad = self._is_bad, None
@@ -224,18 +205,9 @@ def _is_bad(gradients: List[torch.Tensor]) -> bool:
 
 def sentences_of(batch: Any, vocab: Any) -> List[str]:
     """
-    # Parameters
-
-    batch : `Any`
-        As a data loader gives it.
-    vocab : `Vocabulary`
-
-    # Returns
-
-    `List[str]`
-        Its sentences, as far as the tensors tell: from the characters where there are some, and
-        otherwise with the unknown word's entry for words outside the vocabulary. Empty if there is
-        no text.
+    `batch`: as a data loader gives it. Returns its sentences, as far as the tensors tell: from the
+    characters where there are some, and otherwise with the unknown word's entry for words outside
+    the vocabulary. Empty if there is no text.
     """
     for field in batch.values() if isinstance(batch, dict) else ():
         entries = (

@@ -11,7 +11,7 @@ from tests.plugin.tiny_run import TinyModel, make_trainer, write_corpus
 from tests.small_lm import model_config, random_sentences, tensors
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.legacy.trainer import check_trainer_keys
-from transformer_elmo.plugin.runs.bad_steps import BadSteps, sentences_of
+from transformer_elmo.plugin.training.bad_steps import BadSteps, sentences_of
 
 
 class SpoiledModel(TinyModel):
@@ -61,13 +61,13 @@ def test_the_step_is_skipped_and_its_sentences_are_written(
 ):
     trainer = make([4], how, accumulate=accumulate, **options)
     after = {}
-    stock = trainer._run_guard.on_batch
+    stock = trainer._resuming.on_batch
 
     def on_batch(*args, **kwargs):
         after[len(trainer.model.seen)] = trainer.model.output.weight.clone()
         stock(*args, **kwargs)
 
-    trainer._run_guard.on_batch = on_batch
+    trainer._resuming.on_batch = on_batch
     metrics = trainer.train()
     assert torch.equal(after[4], trainer.model.before[4])
     assert not torch.equal(after[4], after[4 + accumulate])
@@ -112,7 +112,7 @@ def test_outside_of_training_a_nan_is_a_nan(make):
     trainer = make([1])
     output = trainer.batch_outputs(next(iter(trainer.data_loader)), for_training=True)
     assert output["loss"].isnan()
-    assert not trainer._run_guard.bad_steps._batches
+    assert not trainer.bad_steps._batches
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, "ten", True])

@@ -4,6 +4,7 @@ step, writes a checkpoint, and says how to go on.
 """
 
 import logging
+import multiprocessing
 import os
 import shlex
 import signal
@@ -13,13 +14,12 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional
 
 import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException
 
-from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
-from transformer_elmo.plugin.runs.launchers import find_launch
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +36,46 @@ class RunStopped(SystemExit):
     """
     Ends the process, with the code that shells give to the signal: 143 or 130.
 
-    # Parameters
-
-    number : `int`
-        The signal's.
+    `number`: the signal's.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.number = number
+
+
+class ProcessLostError(RuntimeError):
+    """A process of a distributed run is gone. The message says which, and how to go on."""
+
+
+@contextmanager
+def lost_processes_are_named() -> Iterator[None]:
+    """
+    What `torch.multiprocessing.spawn` and connections raise in the block of a process that was
+    stopped or is gone, as `RunStopped` or `ProcessLostError`.
+    """
+    try:
+        yield
+    except ProcessExitedException as error:
+        name = error.signal_name
+        code = 128 + signal.Signals[name] if name else error.exit_code
+        if code - 128 in SIGNALS:
+            raise RunStopped(code - 128) from None
+        how = f"was killed by {name}" if name else f"ended with exit code {code}"
+        memory = " (the system does so where memory runs out)" if name == "SIGKILL" else ""
+        raise ProcessLostError(
+            f"Process {error.error_index} of the run {how}{memory}, so the run has ended: the "
+            f"others can't go on without it. Go on with: {command_to_go_on()}"
+        ) from None
+    except RuntimeError as error:
+        # No more than that a process doesn't answer any more.
+        if not isinstance(error, dist.DistError) and not any(
+            word in str(error) for word in ("gloo", "Connection closed by peer", "NCCL")
+        ):
+            raise
+        raise ProcessLostError(
+            f"Another process of the run is gone, so it has ended. Go on with: {command_to_go_on()}"
+        ) from error
 
 
 class Stopper:
@@ -55,8 +86,8 @@ class Stopper:
 
     def __init__(self) -> None:
         self.received: Optional[int] = None
-        self.forward: Optional[Callable[[int], None]] = None
-        """Called with the signal's number instead, where other processes do the work."""
+        self.has_workers = False
+        """Whether processes that this one starts do the work: they get the signals, too."""
         self._at = 0.0
         self._in_steps = False
         self._points = 0
@@ -90,16 +121,15 @@ class Stopper:
     def _handle(self, number: int, frame: Optional[FrameType]) -> None:
         if self.received is not None:
             if time.monotonic() - self._at > SECONDS_OF_ONE_NOTICE and not several_processes():
-                if self.forward is not None:
-                    self.forward(signal.SIGKILL)
+                self._tell_workers(signal.SIGKILL)
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
         self.received, self._at = number, time.monotonic()
         name = signal.Signals(number).name
-        if self.forward is not None:
-            self.forward(number)
-        elif self._in_steps:
+        if self._tell_workers(number):
+            return
+        if self._in_steps:
             # Not with `logging`, which may be in the middle of a line.
             if not several_processes():
                 _say(f"{name}: finishing the step and saving. Once more ends it at once.")
@@ -109,14 +139,19 @@ class Stopper:
             _say(f"Stopped by {name}. Go on with: {command_to_go_on()}")
             raise RunStopped(number)
 
+    def _tell_workers(self, number: int) -> bool:
+        """Whether there are any."""
+        workers = multiprocessing.active_children() if self.has_workers else []
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, number)  # type: ignore[arg-type]
+        return bool(workers)
+
     def agreed(self) -> Optional[int]:
         """
         Called by all processes at the end of the same step.
 
-        # Returns
-
-        `int`, optional
-            The signal for which all of them stop now.
+        Returns the signal for which all of them stop now.
         """
         self._points += 1
         if not several_processes():
@@ -138,33 +173,20 @@ stopper = Stopper()
 
 
 def command_to_go_on(folder: Optional[str] = None) -> str:
-    """
-    # Parameters
-
-    folder : `str`, optional
-        The run's, for calls that didn't come from the command line.
-    """
+    """`folder`: the run's, for calls that didn't come from the command line."""
     arguments = sys.argv[1:]
     if "train" not in arguments[:3]:
         folder = folder or "DIR"
         arguments = ["train", str(Path(folder) / "config.json"), "-s", folder]
     kept: List[str] = [a for a in arguments if a not in ("-f", "--force", "-r", "--recover")]
     command = shlex.join(["allennlp", *kept, "--recover"])
-    with suppress(ConfigurationError):
-        launch = find_launch()
-        if launch is not None:
-            command += f", started by {launch.launcher} as before"
+    if os.environ.get("LOCAL_RANK"):
+        command += ", started by torchrun as before"
     return command
 
 
 def stop(trainer: Any, number: int) -> None:
-    """
-    Saves the state and ends the process.
-
-    # Raises
-
-    `RunStopped`
-    """
+    """Saves the state and ends the process."""
     where = (
         f"after {trainer._batches_in_epoch_completed} steps of epoch {trainer._epochs_completed}"
     )

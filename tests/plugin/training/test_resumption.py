@@ -8,13 +8,13 @@ import torch
 from allennlp.data.data_loaders import SimpleDataLoader
 from allennlp.training.callbacks import ShouldValidateCallback
 from allennlp.training.checkpointer import Checkpointer
-from allennlp.training.metric_tracker import MetricTracker
 from allennlp.training.moving_average import ExponentialMovingAverage
 
 from tests.plugin.tiny_run import make_trainer, run, write_corpus
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin.runs import resumption
-from transformer_elmo.plugin.runs.resumption import ResumeDataCallback
+from transformer_elmo.plugin.training import resuming
+from transformer_elmo.plugin.training.resuming import ResumeDataCallback
+from transformer_elmo.plugin.training.trainer import _MetricTracker
 
 
 @pytest.fixture
@@ -99,12 +99,12 @@ def test_a_moving_average_goes_on(corpus, tmp_path):
 
 
 def test_processes_that_are_more_than_before_have_random_numbers_of_their_own():
-    states = [resumption._get_random_state(torch.device("cpu"))]
+    states = [resuming._get_random_state(torch.device("cpu"))]
     torch.manual_seed(3)
-    states.append(resumption._get_random_state(torch.device("cpu")))
+    states.append(resuming._get_random_state(torch.device("cpu")))
 
     def drawn(rank):
-        resumption._go_on_with(states, rank, torch.device("cpu"))
+        resuming._go_on_with(states, rank, torch.device("cpu"))
         return torch.rand(3).tolist(), np.random.rand(), random.random()
 
     assert drawn(1) == drawn(1) and drawn(3) == drawn(3)
@@ -183,7 +183,7 @@ def test_killed_after_its_last_epoch_it_tells_of_it(corpus, tmp_path):
 
 
 def test_no_epoch_is_the_best_by_a_nan():
-    tracker = MetricTracker("-loss", patience=2)
+    tracker = _MetricTracker("-loss", patience=2)
     for loss, best in [(float("nan"), None), (3.0, 1), (float("nan"), 1)]:
         tracker.add_metrics({"loss": loss})
         assert tracker.best_epoch == best

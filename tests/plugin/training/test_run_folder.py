@@ -7,13 +7,13 @@ from typing import Any, Dict
 import pytest
 from allennlp.commands import train
 from allennlp.common import Params
-from allennlp.training import util as training_util
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import patches
-from transformer_elmo.plugin.runs import run_folder
-from transformer_elmo.plugin.runs.run_folder import (
+from transformer_elmo.plugin.training import folder as run_folder
+from transformer_elmo.plugin.training.folder import (
     LOCK,
+    TRAINER,
     locked,
     of_node,
     only_begun,
@@ -86,7 +86,7 @@ def test_a_run_waits_for_the_last_steps_of_the_one_before(tmp_path, monkeypatch,
 
 def test_train_model_takes_the_lock(folder):
     with locked(folder), pytest.raises(ConfigurationError, match="Another run works in"):
-        train.train_model(Params({}), str(folder), force=True)
+        train.train_model(Params({"trainer": {"type": TRAINER}}), str(folder), force=True)
     assert (folder / "config.json").exists()
 
 
@@ -136,8 +136,7 @@ def test_another_config(folder, change, said, recover):
     config = Params({**Params(CONFIG).as_flat_dict(), **change})
     config = Params(json.loads(json.dumps(nested(config.as_dict(quiet=True)))))
     with pytest.raises(ConfigurationError) as error:
-        # As AllenNLP calls it.
-        training_util.create_serialization_dir(config, str(folder), recover, False)
+        prepare(config, folder, recover, False)
     assert said in str(error.value) and str(error.value).count(", and was ") == 1
 
 

@@ -26,7 +26,7 @@ from transformer_elmo.archived_models import (
 )
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import errors_of_disk, json_text, remove_left_behind
-from transformer_elmo.plugin.runs.checkpoints import has_checkpoints
+from transformer_elmo.plugin.training.checkpointer import has_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ _OF_START = re.compile(
     r"|log|out(_worker\d+)?\.log"
 )
 
+TRAINER = "language_modeling"
+
 _ACCUMULATION = "trainer.num_gradient_accumulation_steps"
 
 # Of a config that differs in more, not all is named.
@@ -62,16 +64,8 @@ def locked(folder: Path, recover: bool = False) -> Iterator[None]:
     Within the block, the folder is this process's. The lock goes when the process does, however it
     ends. The folder is made if it isn't there.
 
-    # Parameters
-
-    folder : `Path`
-    recover : `bool`, optional (default = `False`)
-        Whether it must be a run's.
-
-    # Raises
-
-    `ConfigurationError`
-        If another run works in it, it can't be written to, or there is nothing to recover.
+    `recover`: whether it must be a run's. Raises `ConfigurationError` if another run works in it,
+    it can't be written to, or there is nothing to recover.
     """
     # A run that is killed at once leaves nothing but its lock.
     if recover and not (folder.is_dir() and os.listdir(folder)):
@@ -118,12 +112,7 @@ def shared(folder: Path) -> Iterator[None]:
 
 
 def _wait_for_workers(folder: Path) -> None:
-    """
-    # Raises
-
-    `ConfigurationError`
-        If processes of an earlier run don't end.
-    """
+    """Raises `ConfigurationError` if processes of an earlier run don't end."""
     path = folder / LOCK_OF_WORKERS
     if not path.exists():
         return
@@ -147,20 +136,9 @@ def prepare(params: Params, folder: Path, recover: bool, force: bool) -> None:
     """
     AllenNLP's `create_serialization_dir`, for a folder that is :func:`locked`.
 
-    # Parameters
-
-    params : `Params`
-        The config.
-    folder : `Path`
-    recover : `bool`
-        Whether a run of this config is to go on.
-    force : `bool`
-        Whether what is there gives way.
-
-    # Raises
-
-    `ConfigurationError`
-        If the folder and the arguments don't go together.
+    `params`: the config. `recover`: whether a run of this config is to go on. `force`: whether what
+    is there gives way. Raises `ConfigurationError` if the folder and the arguments don't go
+    together.
     """
     if recover and force:
         raise ConfigurationError(
@@ -211,6 +189,21 @@ def _entries(folder: Path) -> List[str]:
     )
 
 
+def is_ours(params: Params) -> bool:
+    """Whether a config is a language model's, or names the trainer of language models."""
+    config = params.as_dict(quiet=True)
+    trainer = config.get("trainer")
+    named = isinstance(trainer, dict) and trainer.get("type") == TRAINER
+    return named or trains_language_model(config)
+
+
+def name_parts(config: Dict[str, Any]) -> None:
+    """Puts the name of this package's trainer where a language model's config has AllenNLP's."""
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("type") in (None, "gradient_descent"):
+        trainer["type"] = TRAINER
+
+
 def with_what_it_holds(params: Params, folder: Path) -> Params:
     """
     The config that a run goes on with: where an earlier process of it adapted a language model, the
@@ -250,18 +243,23 @@ def _differences(params: Params, folder: Path) -> List[str]:
             "another one with -s."
         )
     try:
-        before = Params(json.loads(path.read_text(encoding="utf-8"))).as_flat_dict()
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        # Version 0.2.0 named none.
+        name_parts(begun)
+        before = Params(begun).as_flat_dict()
     except (ValueError, OSError, TypeError, AttributeError):
         logger.warning("%s can't be read: the config given takes its place.", path)
         return []
-    now = Params(json.loads(json.dumps(params.as_dict(quiet=True)))).as_flat_dict()
+    given = json.loads(json.dumps(params.as_dict(quiet=True)))
+    name_parts(given)
+    now = Params(given).as_flat_dict()
     different = [
         key
         for key in sorted({*before, *now})
         if key not in before or key not in now or before[key] != now[key]
     ]
     if all(map(_is_of_processes, different)) and (
-        # A checkpoint says what a step is, and whoever loads it divides it anew.
+        # A checkpoint says what a step is.
         has_checkpoints(folder) or _batches_a_step(before) == _batches_a_step(now)
     ):
         return []

@@ -6,11 +6,11 @@ import zipfile
 
 import pytest
 import torch
-from allennlp.training.checkpointer import Checkpointer
 
 from tests.plugin.tiny_run import make_trainer, write_corpus
 from transformer_elmo import files
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.training.checkpointer import CrashSafeCheckpointer
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def folder(trained, tmp_path):
 
 
 def newest(folder, kind="model_state", age=0):
-    place = sorted(Checkpointer(str(folder))._find_all_checkpoints())[-1 - age]
+    place = sorted(CrashSafeCheckpointer(str(folder))._find_all_checkpoints())[-1 - age]
     return folder / "{}_e{}_b{}.th".format(kind, *place)
 
 
@@ -77,10 +77,10 @@ DAMAGES = [truncate, zeros, flip, os.unlink, fold]
 def test_the_one_before_a_damaged_one_is_taken(folder, damage, kind, caplog):
     path, before = newest(folder, kind), newest(folder, age=1)
     damage(path)
-    checkpointer = Checkpointer(str(folder))
+    checkpointer = CrashSafeCheckpointer(str(folder))
     state = checkpointer.load_checkpoint()
     assert before.name == f"model_state_{place_of(state)}.th"
-    said = [r.getMessage() for r in caplog.records if r.name.endswith("checkpoints")]
+    said = [r.getMessage() for r in caplog.records if r.name.endswith("checkpointer")]
     assert len(said) == 1 and path.name in said[0] and place_of(state) in said[0]
     # What is damaged no longer passes for a checkpoint, and is still there.
     assert newest(folder) == before
@@ -98,13 +98,16 @@ def test_a_bit_flipped_where_an_earlier_version_left_no_checksums(folder):
     content = bytearray(path.read_bytes())
     content[begin] ^= 1
     path.write_bytes(content)
-    assert f"model_state_{place_of(Checkpointer(str(folder)).load_checkpoint())}.th" == before.name
+    assert (
+        f"model_state_{place_of(CrashSafeCheckpointer(str(folder)).load_checkpoint())}.th"
+        == before.name
+    )
 
 
 def test_weights_with_nan_are_passed_over(folder, caplog):
     before = newest(folder, age=1)
     poison(newest(folder))
-    state = Checkpointer(str(folder)).load_checkpoint()
+    state = CrashSafeCheckpointer(str(folder)).load_checkpoint()
     assert f"model_state_{place_of(state)}.th" == before.name
     assert "NaN" in caplog.text
 
@@ -114,7 +117,7 @@ def test_none_is_whole(folder):
         truncate(path)
     listed = sorted(os.listdir(folder))
     with pytest.raises(ConfigurationError, match=r"No checkpoint in .* is whole"):
-        Checkpointer(str(folder)).load_checkpoint()
+        CrashSafeCheckpointer(str(folder)).load_checkpoint()
     assert sorted(os.listdir(folder)) == listed
 
 
@@ -130,7 +133,7 @@ def test_checksums_are_those_of_sha256sum(folder):
 def test_any_name_of_a_folder(run_folder, tmp_path):
     # A sibling that the name would match as a pattern.
     shutil.copytree(run_folder, tmp_path / "aXb")
-    checkpointer = Checkpointer(str(run_folder), keep_most_recent_by_count=None)
+    checkpointer = CrashSafeCheckpointer(str(run_folder), keep_most_recent_by_count=None)
     found = checkpointer._find_all_checkpoints()
     assert len(found) > 2 and checkpointer.load_checkpoint() is not None
     for place in found:

@@ -1,0 +1,87 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch.distributed as dist
+from torch import multiprocessing
+
+from transformer_elmo.plugin.training.stopping import (
+    ProcessLostError,
+    RunStopped,
+    lost_processes_are_named,
+    stopper,
+)
+
+
+def spawned(function, args=(), nprocs=3):
+    """As `train_model` has `torch.multiprocessing.spawn`, forked here."""
+    stopper.has_workers = True
+    try:
+        with lost_processes_are_named():
+            multiprocessing.start_processes(function, args, nprocs, start_method="fork")
+    finally:
+        stopper.has_workers = False
+
+
+def kill(rank):
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def leave(rank):
+    if rank == 1:
+        os._exit(3)
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    "function, said", [(kill, "was killed by SIGKILL"), (leave, "ended with exit code 3")]
+)
+def test_the_one_that_is_lost_is_named_and_the_others_end(function, said):
+    with pytest.raises(ProcessLostError, match=rf"Process 1 of the run {said}.*--recover"):
+        spawned(function)
+    assert not multiprocessing.active_children()
+
+
+def in_steps(rank, folder):
+    """What a process of a distributed run does, with a process group and without a model."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=3)
+    with stopper.listening(), stopper.steps():
+        for step in range(10_000):
+            # As uneven as steps can be.
+            time.sleep(0.002 * ((rank + step) % 3))
+            dist.barrier()
+            number = stopper.agreed()
+            if number is not None:
+                (folder / f"{rank} {step}").touch()
+                raise RunStopped(number)
+            if step == 3:
+                (folder / f"begun {rank}").touch()
+
+
+def send_when_begun(folder, target):
+    while len(list(folder.glob("begun *"))) < 3:
+        time.sleep(0.01)
+    target()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to", ["all", "one"])
+def test_all_stop_after_the_same_step(tmp_path, number, to):
+    def send():
+        child = multiprocessing.active_children()[1].pid
+        os.kill(child if to == "one" and child else os.getpid(), number)
+
+    thread = threading.Thread(target=send_when_begun, args=(tmp_path, send))
+    thread.start()
+    try:
+        with pytest.raises(RunStopped) as stopped, stopper.listening():
+            spawned(in_steps, (tmp_path,))
+    finally:
+        thread.join()
+    assert stopped.value.code == 128 + number
+    ended = [path.name.split() for path in tmp_path.glob("[012] *")]
+    assert len(ended) == 3 and len({step for _, step in ended}) == 1
