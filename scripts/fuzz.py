@@ -40,10 +40,11 @@ from allennlp.data import Vocabulary
 from allennlp.models import Model
 from allennlp.models.archival import load_archive
 
-from transformer_elmo import ConfigurationError, TransformerElmo, cli
-from transformer_elmo.commands import vectors_file
+from transformer_elmo import ConfigurationError, TransformerElmo
+from transformer_elmo.commands import cli
+from transformer_elmo.commands import vector_shards as vectors_file
 from transformer_elmo.plugin.compat.shown_errors import message_of
-from transformer_elmo.text import sentences
+from transformer_elmo.text import reader as sentences
 from transformer_elmo.text.corpus import count_lines, read_lines, read_sentences
 from transformer_elmo.text.vocabulary import count_words
 

@@ -8,8 +8,13 @@ import time
 
 import pytest
 
-from transformer_elmo.archives import LIMIT_VARIABLE, archive_of, extracted_archive, unpack
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.pretrained.unpacking import (
+    LIMIT_VARIABLE,
+    archive_of,
+    extracted_archive,
+    unpack,
+)
 
 
 def member(name, content=b"text", **attributes):

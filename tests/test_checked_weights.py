@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.small_lm import experiment_config, model_config
 from transformer_elmo import ConfigurationError, TransformerElmo
-from transformer_elmo.checked_weights import checked
+from transformer_elmo.pretrained.weights import checked
 
 SENTENCES = ["the cat sat"]
 

@@ -15,10 +15,10 @@ from tests.small_lm import (
     write_archive,
 )
 from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
-from transformer_elmo.elmo import Candidate, TransformerElmo
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.elmo import Candidate, TransformerElmo
 from transformer_elmo.text.corpus import parse_line
-from transformer_elmo.text.sentences import in_batches
+from transformer_elmo.text.reader import in_batches
 
 SENTENCES = [*random_sentences(30, seed=11), "the cat", "", "unheard-of words 東京"]
 

@@ -34,9 +34,9 @@ from tests.small_lm import (
     write_archive,
 )
 from transformer_elmo import ConfigurationError, TransformerElmo
-from transformer_elmo.cli import main
-from transformer_elmo.experiments import experiment_of, model_config_of
-from transformer_elmo.model_config import (
+from transformer_elmo.commands.cli import main
+from transformer_elmo.pretrained.allennlp_config import experiment_of, model_config_of
+from transformer_elmo.pretrained.config import (
     ContextualizerConfig,
     ModelConfig,
     TextConfig,
@@ -44,7 +44,7 @@ from transformer_elmo.model_config import (
     archive_name,
     core_name,
 )
-from transformer_elmo.model_folder import open_folder
+from transformer_elmo.pretrained.folder import open_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = [*random_sentences(12, seed=8), "", "a", "Größe 東京 unheard-of " + "x" * 80]

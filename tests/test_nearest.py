@@ -8,8 +8,8 @@ import torch
 from allennlp.models import load_archive
 
 from tests.small_lm import WORDS
-from transformer_elmo.elmo import TransformerElmo
-from transformer_elmo.nn.word_table import WORDS_AT_ONCE
+from transformer_elmo.inference.elmo import TransformerElmo
+from transformer_elmo.inference.neighbors import WORDS_AT_ONCE
 
 KNOWN = WORDS[:-3]
 

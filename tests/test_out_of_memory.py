@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.small_lm import random_sentences
-from transformer_elmo import TransformerElmo, out_of_memory
-from transformer_elmo.cli import main
+from transformer_elmo import TransformerElmo
+from transformer_elmo import memory as out_of_memory
+from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.out_of_memory import BatchSplitter, is_out_of_memory
+from transformer_elmo.memory import BatchSplitter, is_out_of_memory
 
 SENTENCES = random_sentences(24, seed=3)
 

@@ -9,8 +9,8 @@ from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.commands.train import train_model_from_file
 
 from tests.small_lm import random_sentences
-from transformer_elmo.cli import main
-from transformer_elmo.config_files import evaluated_file
+from transformer_elmo.commands.cli import main
+from transformer_elmo.pretrained.jsonnet import evaluated_file
 
 VARIABLES = ("TRAIN", "HELDOUT", "VOCAB")
 

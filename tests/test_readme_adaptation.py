@@ -12,7 +12,7 @@ from allennlp.commands import main as allennlp
 from tests.small_lm import DIM
 from tests.test_standing_alone import TAGGED
 from transformer_elmo import TransformerElmo
-from transformer_elmo.cli import main as transformer_elmo
+from transformer_elmo.commands.cli import main as transformer_elmo
 
 README = Path(__file__).parent.parent / "README.md"
 NEW_TEXT = "the owl flew over the barn .\nan owl and a cat sat in the barn .\nan owl ran .\n"

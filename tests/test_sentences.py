@@ -18,7 +18,7 @@ from allennlp.predictors import Predictor
 
 from tests.small_lm import reader_config
 from transformer_elmo import ConfigurationError, TransformerElmo
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
 from transformer_elmo.text.corpus import read_sentences, sentence_in
 from transformer_elmo.text.vocabulary import count_words
 
@@ -312,7 +312,7 @@ def test_streams_of_a_process(tmp_path, command, status):
     seed = str(random.randrange(2**32))
     print("PYTHONHASHSEED", seed)
     result = subprocess.run(
-        f"set -o pipefail; {sys.executable} -m transformer_elmo.cli {command}",
+        f"set -o pipefail; {sys.executable} -m transformer_elmo.commands.cli {command}",
         shell=True,
         executable="/bin/bash",
         cwd=tmp_path,

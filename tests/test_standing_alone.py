@@ -32,8 +32,8 @@ from tests.small_lm import (
     write_archive,
 )
 from transformer_elmo import ConfigurationError, TransformerElmo
-from transformer_elmo.carried_models import FOLDER, inferred_config
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
+from transformer_elmo.pretrained.nested_models import FOLDER, inferred_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

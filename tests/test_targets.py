@@ -5,8 +5,8 @@ import sys
 import pytest
 from allennlp.commands import evaluate, main, predict
 
-from transformer_elmo import cli
-from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.commands import cli
+from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.plugin.compat.shown_errors import message_of
 
 # Nobody, root included, can make a file or a folder in the first.

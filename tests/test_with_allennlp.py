@@ -84,7 +84,7 @@ QUIET = """
 import sys
 import transformer_elmo
 from transformer_elmo import TransformerElmo
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
 
 def imported():
     return "allennlp" in sys.modules or "spacy" in sys.modules

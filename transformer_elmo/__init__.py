@@ -10,8 +10,8 @@ from importlib.util import find_spec as _find_spec
 from typing import TYPE_CHECKING
 
 from transformer_elmo import with_allennlp as _with_allennlp
-from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.elmo import TransformerElmo
 
 __version__ = "0.2.0"
 

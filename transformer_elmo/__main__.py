@@ -2,6 +2,6 @@
 
 import sys
 
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
 
 sys.exit(main())

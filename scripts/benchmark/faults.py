@@ -36,9 +36,9 @@ import torch
 from allennlp.commands import main as allennlp_main
 from allennlp.models import Model
 
-from transformer_elmo import cli
-from transformer_elmo.commands import vectors_file
-from transformer_elmo.text import sentences
+from transformer_elmo.commands import cli
+from transformer_elmo.commands import vector_shards as vectors_file
+from transformer_elmo.text import reader as sentences
 
 WORDS = "the a cat dog bird sat ran flew on under over mat house tree and then it was".split()
 PARTS = 3

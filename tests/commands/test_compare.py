@@ -13,9 +13,9 @@ from allennlp.models import Model
 
 from tests.small_lm import WORDS, experiment_config, model_config, random_sentences, write_archive
 from transformer_elmo import ConfigurationError, TransformerElmo
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
 from transformer_elmo.commands.compare import compare
-from transformer_elmo.text.spelling import SpellingModel
+from transformer_elmo.inference.evaluation import SpellingModel
 
 
 @pytest.fixture(scope="module")

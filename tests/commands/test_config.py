@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from transformer_elmo.cli import main
 from transformer_elmo.commands import config
-from transformer_elmo.config_files import VARIABLES, evaluated_file
+from transformer_elmo.commands.cli import main
+from transformer_elmo.pretrained.jsonnet import VARIABLES, evaluated_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "training_config"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jsonnet"))

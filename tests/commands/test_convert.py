@@ -9,7 +9,7 @@ from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.models import load_archive
 
 from tests.small_lm import experiment_config
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
 
 
 def test_command(lm_archive, tmp_path, capsys):

@@ -11,10 +11,11 @@ from allennlp.commands import main
 
 import transformer_elmo.commands.embed  # noqa: F401
 from tests.small_lm import DIM, random_sentences
-from transformer_elmo import ConfigurationError, __version__, cli
-from transformer_elmo.commands import vectors_file
+from transformer_elmo import ConfigurationError, __version__
+from transformer_elmo.commands import cli
+from transformer_elmo.commands import vector_shards as vectors_file
 from transformer_elmo.commands.embed import embed_file
-from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.inference.elmo import TransformerElmo
 
 SENTENCES = random_sentences(25, seed=31)
 LINES = [*SENTENCES[:7], "", json.dumps({"tokens": SENTENCES[7].split()}), *SENTENCES[8:]]
@@ -116,7 +117,7 @@ def stop_after(monkeypatch, count, error):
 @pytest.mark.parametrize("killed", [False, True])
 def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch, killed):
     options: Any = {"archive_options": {"device": -1, "max_tokens": 10}}
-    monkeypatch.setattr("transformer_elmo.text.sentences.SECTION", 1)
+    monkeypatch.setattr("transformer_elmo.text.reader.SECTION", 1)
     whole, again = tmp_path / "whole.npy", tmp_path / "again.npy"
     embed_file(str(lm_archive), str(text), str(whole), "top", **options)
     with monkeypatch.context() as patch:
@@ -163,7 +164,7 @@ def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch, killed)
 def partial(lm_archive, text, tmp_path, monkeypatch):
     """What is left of work cut short, with some places to go on from; and what it should become."""
     options: Any = {"archive_options": {"device": -1, "max_tokens": 4}}
-    monkeypatch.setattr("transformer_elmo.text.sentences.SECTION", 2)
+    monkeypatch.setattr("transformer_elmo.text.reader.SECTION", 2)
 
     def embed(name, **more):
         embed_file(str(lm_archive), str(text), str(tmp_path / name), "top", **options, **more)

@@ -14,7 +14,6 @@ from allennlp.modules.scalar_mix import ScalarMix
 
 from tests.small_lm import random_sentences
 from transformer_elmo import TransformerElmo
-from transformer_elmo.archived_models import read_weights
 from transformer_elmo.commands.report import sentences as report_sentences
 from transformer_elmo.commands.report.facts import Fact, config_of, results_of
 from transformer_elmo.commands.report.layers import mixtures_in
@@ -22,6 +21,7 @@ from transformer_elmo.commands.report.report import write_report
 from transformer_elmo.commands.report.sentences import worth_showing
 from transformer_elmo.commands.report.training_log import TrainingLog, read_training_log
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.pretrained.archive import read_weights
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from transformer_elmo.commands.report.text import (
     is_invisible,
     is_of_letters,
 )
-from transformer_elmo.nn.scoring import SentenceScores, WordScores
+from transformer_elmo.inference.scores import SentenceScores, WordScores
 
 ENGLISH = "The first boats came back to the old harbour before the long rain of that winter ."
 ARABIC = "عادت القوارب الأولى إلى الميناء القديم ( 25 قاربا ) قبل المطر الطويل في ذلك الشتاء ."

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from transformer_elmo import TransformerElmo
-from transformer_elmo.cli import main
-from transformer_elmo.commands import vectors_file
+from transformer_elmo.commands import vector_shards as vectors_file
+from transformer_elmo.commands.cli import main
 
 TEXT = "the dog ran\n\nnaïve 東京\n"
 SENTENCES = ["the dog ran", "", "naïve 東京"]

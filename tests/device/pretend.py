@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from transformer_elmo.nn.kernels import adam
+from transformer_elmo.nn.kernels import optimizers as adam
 
 # The one device besides the CPU that every PyTorch can name without a driver.
 DEVICE = torch.device("meta")

@@ -21,7 +21,7 @@ from allennlp.training import gradient_descent_trainer
 from tests.small_lm import experiment_config, random_sentences, tensors, with_squared_relu
 from transformer_elmo import DenseSparseAdam, TransformerElmo
 from transformer_elmo.nn.kernels.attention import attention_of_sentences
-from transformer_elmo.nn.kernels.ways import watched
+from transformer_elmo.nn.kernels.compiled import watched
 from transformer_elmo.plugin.text_fields import FACTS
 from transformer_elmo.plugin.training.bad_steps import BadSteps
 

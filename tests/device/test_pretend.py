@@ -31,9 +31,9 @@ from transformer_elmo import (
     LanguageModelingEvaluator,
     TransformerElmo,
 )
+from transformer_elmo.inference.evaluation import Totals
 from transformer_elmo.nn.kernels import attention
-from transformer_elmo.nn.kernels.ways import watched
-from transformer_elmo.nn.perplexity import Totals
+from transformer_elmo.nn.kernels.compiled import watched
 from transformer_elmo.plugin.text_fields import FACTS
 
 PADDED = ["the cat sat on the mat", "it was", "dog", "a 東京 flew . tree and then"]
@@ -432,7 +432,7 @@ def test_attention_without_padding(make_model, vocabulary, monkeypatch, precisio
     monkeypatch.setattr(attention, "attention_of_sentences", lambda: sentence_by_sentence)
     if precision == "float32":
         # It takes half precision only; but so the numbers can be compared closely.
-        allowed = "transformer_elmo.nn.packing.can_skip_padding"
+        allowed = "transformer_elmo.nn.batch.can_skip_padding"
         monkeypatch.setattr(allowed, lambda *_: bool(attention.DEVICES_WITHOUT_PADDING))
     model = make_model(precision=precision).eval()
     results, ways_of = [], []

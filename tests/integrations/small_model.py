@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from transformer_elmo.model_config import (
+from transformer_elmo.pretrained.config import (
     CharactersConfig,
     ContextualizerConfig,
     ModelConfig,
@@ -14,7 +14,7 @@ from transformer_elmo.model_config import (
     TextConfig,
     WordIdsConfig,
 )
-from transformer_elmo.model_folder import Opened, reader_of, save_folder
+from transformer_elmo.pretrained.folder import Opened, reader_of, save_folder
 from transformer_elmo.text.vocabulary import UNKNOWN, WordList
 
 WORDS = ["</S>", "<S>", UNKNOWN, *"the a cat dog sat ran in on Berlin Paris Anna Otto . ,".split()]

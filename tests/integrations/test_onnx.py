@@ -16,24 +16,24 @@ import pytest
 import torch
 
 from transformer_elmo import TransformerElmo
-from transformer_elmo import onnx_graph as exporter
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.vectors import all_layers
 from transformer_elmo.integrations import onnx as session
 from transformer_elmo.integrations.onnx import OnnxElmo
-from transformer_elmo.model_config import (
+from transformer_elmo.nn import reference
+from transformer_elmo.nn.transformer import PositionalEncoding
+from transformer_elmo.pretrained import onnx as exporter
+from transformer_elmo.pretrained.config import (
     CharactersConfig,
     ContextualizerConfig,
     ModelConfig,
     TextConfig,
     WordIdsConfig,
 )
-from transformer_elmo.model_folder import reader_of
-from transformer_elmo.nn import reference
-from transformer_elmo.nn.layers import all_layers
-from transformer_elmo.nn.transformer import PositionalEncoding
+from transformer_elmo.pretrained.folder import reader_of
 from transformer_elmo.text.vocabulary import UNKNOWN, WordList
-from transformer_elmo.text.words import character_ids
+from transformer_elmo.text.word_table import character_ids
 
 DIM = 32
 WORDS = [UNKNOWN, "<S>", "</S>", "the", "cat", "naïve", "東京", "sat", ".", "x" * 47, "y" * 60]

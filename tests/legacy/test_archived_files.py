@@ -5,7 +5,7 @@ import json
 import pytest
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.legacy import archived_files, find_key
+from transformer_elmo.pretrained.legacy import archived_files, find_key
 
 CONFIG = {"a": {"b": [{"c": 1}, 2]}, "d.e": 3, "": {"": 4}}
 

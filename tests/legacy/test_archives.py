@@ -19,9 +19,9 @@ from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 from allennlp.modules.text_field_embedders import TextFieldEmbedder
 
 from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.legacy import modernize
+from transformer_elmo.pretrained.legacy import modernize
 
 peer = pytest.importorskip("allennlp_models.lm")
 

@@ -9,15 +9,15 @@ from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
 from allennlp.training import GradientDescentTrainer
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.legacy import (
+from transformer_elmo.pretrained.legacy import (
     Change,
     check_trainer_keys,
     legacy_keys,
     log_changes,
     modernize,
 )
-from transformer_elmo.legacy.report import Report
-from transformer_elmo.legacy.trainer import TRAINER_KEYS
+from transformer_elmo.pretrained.legacy.report import Report
+from transformer_elmo.pretrained.legacy.trainer import TRAINER_KEYS
 
 MODERN = {
     "dataset_reader": {"type": "simple_language_modeling", "tokenizer": {"type": "just_spaces"}},

@@ -1,7 +1,7 @@
 import pytest
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.legacy import apply_overrides, modernize, shared_with_validation
+from transformer_elmo.pretrained.legacy import apply_overrides, modernize, shared_with_validation
 
 DOCUMENTED = {"iterator": {"base_iterator": {"maximum_samples_per_batch": ["num_tokens", 500]}}}
 READER = {"type": "simple_language_modeling", "tokenizer": {"type": "just_spaces"}}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import transformer_elmo
-from transformer_elmo.legacy import modernize
+from transformer_elmo.pretrained.legacy import modernize
 
 PROGRAM = """
 import importlib.abc, json, sys, types
@@ -32,7 +32,7 @@ try:
 except legacy.merging.ConfigurationError as error:
     print(type(error).__module__, error)
 loaded = {name for name in sys.modules if name.startswith("transformer_elmo.")}
-print(sorted(name for name in loaded if not name.startswith("transformer_elmo.legacy")))
+print(sorted(name for name in loaded if not name.startswith("transformer_elmo.pretrained.legacy")))
 print(json.dumps({name: [modern, [*map(str, made)]] for name, (modern, made) in results.items()}))
 """
 

@@ -8,7 +8,7 @@ from allennlp.data import DataLoader, DatasetReader, Vocabulary
 
 from tests.small_lm import model_config, reader_config, with_squared_relu
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.legacy import without_this_package
+from transformer_elmo.pretrained.legacy import without_this_package
 
 # `language_modeling` as the shipped configs have it.
 OURS = {

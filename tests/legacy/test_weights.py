@@ -3,9 +3,9 @@
 import torch
 from allennlp.nn import util as nn_util
 
-from transformer_elmo.archives import unpack
-from transformer_elmo.cli import main
-from transformer_elmo.legacy import modern_weights
+from transformer_elmo.commands.cli import main
+from transformer_elmo.pretrained.legacy import modern_weights
+from transformer_elmo.pretrained.unpacking import unpack
 
 OLD = {
     "_matrix_attention._similarity_function._weight_vector": torch.ones(2),

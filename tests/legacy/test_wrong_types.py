@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.legacy.conftest import CONFIGS
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.legacy import (
+from transformer_elmo.pretrained.legacy import (
     apply_overrides,
     check_evaluation_overrides,
     check_trainer_keys,
@@ -20,7 +20,7 @@ from transformer_elmo.legacy import (
     modernize,
     shared_with_validation,
 )
-from transformer_elmo.legacy.merging import unflattened
+from transformer_elmo.pretrained.legacy.merging import unflattened
 
 MODERN = {
     "dataset_reader": {"type": "interleaving", "readers": {"a": {"type": "snli"}}},

@@ -6,14 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from transformer_elmo.nn.adaptation import (
+from transformer_elmo.nn.softmax import SAMPLE, FrequencyOrder
+from transformer_elmo.nn.softmax_transfer import (
     WORDS_AT_A_TIME,
     adapt_softmax,
     calibrate,
     old_rows_of,
     shares_of,
 )
-from transformer_elmo.nn.frequency_order import SAMPLE, FrequencyOrder
 from transformer_elmo.text.vocabulary import WordList, extended_words
 
 DIM = 6
@@ -74,7 +74,7 @@ def test_new_rows_are_what_word_vectors_say(num_words):
 
 def test_of_many_shared_words_a_part_is_fitted(monkeypatch):
     """At equal distances from the first to the last, and all the same every row comes over."""
-    monkeypatch.setattr("transformer_elmo.nn.adaptation.MOST_FITTED", 64)
+    monkeypatch.setattr("transformer_elmo.nn.softmax_transfer.MOST_FITTED", 64)
     vectors, matrix = rows(1000)[0], torch.randn(DIM, DIM)
     old = (vectors @ matrix + 3, vectors @ torch.arange(float(DIM)))
     new = torch.zeros_like(old[0]), torch.zeros_like(old[1])
@@ -169,8 +169,8 @@ def test_training_tells_of_the_order(make_model, caplog, sentences, vocabulary, 
     """Whatever made the vocabulary, and only where words are sampled."""
     from tests.small_lm import tensors
 
-    monkeypatch.setattr("transformer_elmo.nn.frequency_order.SAMPLE", 50)
-    monkeypatch.setattr("transformer_elmo.nn.frequency_order.LIMIT", 0.5)
+    monkeypatch.setattr("transformer_elmo.nn.softmax.SAMPLE", 50)
+    monkeypatch.setattr("transformer_elmo.nn.softmax.LIMIT", 0.5)
     batch = tensors(sentences, vocabulary)
     caplog.set_level(logging.WARNING)
     for changes, told in (({}, True), ({"num_samples": None, "sparse_embeddings": False}, False)):

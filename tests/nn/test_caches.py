@@ -9,8 +9,8 @@ import torch
 
 from transformer_elmo.nn.caches import Kept, WordVectors, checksum, weights_unshared
 from transformer_elmo.nn.config import ContextualizerConfig
+from transformer_elmo.nn.kernels.compiled import watched
 from transformer_elmo.nn.kernels.linear import can_pack
-from transformer_elmo.nn.kernels.ways import watched
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.long_texts import Job, Segment, jobs_of, segments
+from transformer_elmo.inference.vectors import Job, Segment, jobs_of, segments
 
 
 @pytest.mark.parametrize("size", [4, 5, 8, 16, 64])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.nn.kernels.comparing import MANY, seeds
-from transformer_elmo.nn.packing import Packing
+from transformer_elmo.nn.batch import PackedBatch
 
 masks = st.integers(0, 6).flatmap(
     lambda timesteps: st.lists(
@@ -34,7 +34,7 @@ def in_reading_order(padded, mask, backward):
 @given(seeds, st.one_of(masks, nearly_full))
 def test_tokens_come_and_go(seed, mask):
     torch.manual_seed(seed)
-    packing = Packing(mask)
+    packing = PackedBatch(mask)
     padded = torch.randn(*mask.shape, DIM, requires_grad=True)
     tokens = packing.pack(padded)
     assert torch.equal(tokens, padded[mask])
@@ -78,7 +78,7 @@ def test_tokens_come_and_go(seed, mask):
 @given(st.one_of(masks, nearly_full))
 def test_neighbours(mask):
     """Tokens with another one behind them, and with one before them, in their sentence."""
-    packing, count = Packing(mask), 0
+    packing, count = PackedBatch(mask), 0
     with_next, with_previous = [], []
     for present in mask:
         length = int(present.sum())
@@ -94,7 +94,7 @@ def test_neighbours(mask):
 def test_lengths_that_the_host_knows(lengths, spare):
     timesteps = max(lengths, default=0) + spare
     mask = torch.arange(timesteps) < torch.tensor(lengths, dtype=torch.long)[:, None]
-    told, found = Packing(mask, np.array(lengths, dtype=np.int64)), Packing(mask)
+    told, found = PackedBatch(mask, np.array(lengths, dtype=np.int64)), PackedBatch(mask)
     for name in ("tokens", "with_next", "with_previous"):
         assert torch.equal(getattr(told, name), getattr(found, name))
     assert told.forward.padded == found.forward.padded
@@ -103,6 +103,6 @@ def test_lengths_that_the_host_knows(lengths, spare):
 @pytest.mark.parametrize("padding, padded", [(0, True), (5, True), (6, False)])
 def test_little_padding_stays(padding, padded):
     mask = torch.arange(100).view(10, 10) < 100 - padding
-    packing = Packing(mask)
+    packing = PackedBatch(mask)
     assert packing.forward.padded == packing.backward.padded == padded
     assert packing.backward.num_rows == (100 if padded else 94)

@@ -13,8 +13,13 @@ from tests.device.pretend import moved, pretend_device
 from tests.nn.kernels.comparing import close, gradients
 from tests.peer_lm import peer_model
 from tests.small_lm import experiment_config, model_config, tensors
-from transformer_elmo.experiments import model_config_of
-from transformer_elmo.model_config import (
+from transformer_elmo.inference.vectors import all_layers
+from transformer_elmo.nn import reference
+from transformer_elmo.nn.batch import HostLengths, WordBatch, longest_word
+from transformer_elmo.nn.reference import ReferenceModel
+from transformer_elmo.nn.transformer import PositionalEncoding
+from transformer_elmo.pretrained.allennlp_config import model_config_of
+from transformer_elmo.pretrained.config import (
     CharactersConfig,
     ContextualizerConfig,
     ModelConfig,
@@ -23,12 +28,7 @@ from transformer_elmo.model_config import (
     WordIdsConfig,
     core_name,
 )
-from transformer_elmo.nn import reference
-from transformer_elmo.nn.batch import HostFacts, WordBatch, longest_word
-from transformer_elmo.nn.layers import all_layers
-from transformer_elmo.nn.reference import ReferenceModel
-from transformer_elmo.nn.transformer import PositionalEncoding
-from transformer_elmo.text.words import character_ids
+from transformer_elmo.text.word_table import character_ids
 
 NUM_WORDS = 40
 SOFTMAXES = [SoftmaxConfig(NUM_WORDS), *(SoftmaxConfig(NUM_WORDS, 8, s) for s in (False, True))]
@@ -77,7 +77,7 @@ def batch_of(lengths, generator, by_ids=False, padding=0):
     index = torch.zeros(len(lengths), max(lengths, default=0) + padding, dtype=torch.long)
     for row, length in enumerate(lengths):
         index[row, :length] = torch.randint(1, NUM_WORDS + 1, (length,))
-    facts = HostFacts(np.array(lengths, dtype=np.int64), longest_word(characters))
+    facts = HostLengths(np.array(lengths, dtype=np.int64), longest_word(characters))
     batch = WordBatch(table, index, index, facts if generator.random() < 0.5 else None)
     return batch, (index if by_ids else table[index], torch.tensor(lengths).long(), index)
 

@@ -1,6 +1,6 @@
 import math
 
-from transformer_elmo.nn.scoring import SentenceScores, WordScores
+from transformer_elmo.inference.scores import SentenceScores, WordScores
 
 FORWARD = WordScores([None, math.log(0.25), -20.0], [None, 3, 1234])
 BACKWARD = WordScores([math.log(0.5), math.log(0.125), None], [1, 2, None])

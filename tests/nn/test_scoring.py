@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from tests.plugin.test_language_model import tensors
 from tests.small_lm import WORDS, model_config, random_sentences
-from transformer_elmo.nn import scoring
-from transformer_elmo.nn.kernels import token_losses
-from transformer_elmo.nn.scoring import score_encoded, score_places
+from transformer_elmo.inference import scores as scoring
+from transformer_elmo.inference.scores import score_encoded, score_places
+from transformer_elmo.nn.kernels import softmax as token_losses
 from transformer_elmo.plugin.vocabulary import word_list
 
 

@@ -6,7 +6,7 @@ from allennlp.modules.sampled_softmax_loss import SampledSoftmaxLoss as AllenNLP
 
 from tests.nn.kernels.comparing import exact_losses, sampled_losses
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.kernels import token_losses
+from transformer_elmo.nn.kernels import softmax as token_losses
 from transformer_elmo.nn.language_model import losses_of_directions
 from transformer_elmo.nn.softmax import SampledSoftmaxLoss, SoftmaxLoss
 

@@ -11,8 +11,8 @@ from tests.device import pretend
 from transformer_elmo import BidirectionalLanguageModelTransformer
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn import reference
+from transformer_elmo.nn.batch import PackedBatch
 from transformer_elmo.nn.config import ContextualizerConfig
-from transformer_elmo.nn.packing import Packing
 from transformer_elmo.nn.transformer import BidirectionalTransformer, LayerNorm
 
 DIM = 16
@@ -87,7 +87,7 @@ def test_equals_the_reference_for_any_mask(activation, name):
 
 
 def test_both_ways_of_holding_padding_are_covered():
-    padded = {Packing(mask).forward.padded for mask in masks().values()}
+    padded = {PackedBatch(mask).forward.padded for mask in masks().values()}
     assert padded == {True, False}
 
 

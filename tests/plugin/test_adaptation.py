@@ -35,7 +35,7 @@ from tests.small_lm import (
 )
 from tests.test_standing_alone import TAGGED, tagger_config
 from transformer_elmo import ConfigurationError, TransformerElmo
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
 
 CONFIG = Path(__file__).parents[2] / "training_config" / "fine_tune_language_model.jsonnet"
 

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from transformer_elmo import LanguageModelingDataLoader
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import data_loader
-from transformer_elmo.text import chunks, prefetch, schedule
+from transformer_elmo.text import training_stream as chunks
+from transformer_elmo.text import training_stream as prefetch
+from transformer_elmo.text import training_stream as schedule
 
 WORDS = [
     *"a b the The THE of and . , 's don't café Café naïve İstanbul ß ǅ".split(),

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from tests.plugin.test_language_model import UNIDIRECTIONAL
 from tests.small_lm import random_sentences, tensors
-from transformer_elmo import TransformerElmo, cli
+from transformer_elmo import TransformerElmo
+from transformer_elmo.commands import cli
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.kernels.compiled import watched
 from transformer_elmo.nn.kernels.int8 import largest_weight
-from transformer_elmo.nn.kernels.ways import watched
 from transformer_elmo.plugin.token_embedders import BidirectionalLanguageModelTokenEmbedder
 
 pytestmark = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from allennlp.models import Model
 
 from tests.plugin.tiny_run import TinyModel, make_trainer, write_corpus
 from tests.small_lm import model_config, random_sentences, reader_config, tensors
-from transformer_elmo import out_of_memory
+from transformer_elmo import memory as out_of_memory
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import language_model, large_batches, text_fields
 from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator

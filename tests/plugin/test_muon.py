@@ -14,8 +14,8 @@ from allennlp.training.optimizers import Optimizer
 from tests.small_lm import experiment_config, model_config, random_sentences, tensors
 from transformer_elmo import DenseSparseAdam, MuonSparseAdam
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.kernels import muon
-from transformer_elmo.nn.kernels.muon import (
+from transformer_elmo.nn.kernels import optimizers as muon
+from transformer_elmo.nn.kernels.optimizers import (
     _by_squares,
     _iterated,
     orthogonalized,

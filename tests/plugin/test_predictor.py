@@ -8,8 +8,8 @@ from allennlp.models import Model, load_archive
 from allennlp.predictors import Predictor
 
 from tests.small_lm import random_sentences
-from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.plugin.predictor import LanguageModelPredictor
 
 SENTENCES = [*random_sentences(12, seed=21), "unheard-of words 東京"]

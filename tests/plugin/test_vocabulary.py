@@ -10,7 +10,7 @@ from allennlp.training.util import make_vocab_from_params
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transformer_elmo.cli import main
+from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text import vocabulary
 from transformer_elmo.text.corpus import read_blocks

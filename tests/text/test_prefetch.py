@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from transformer_elmo.text import prefetch as prefetch_module
-from transformer_elmo.text.prefetch import prefetch
+from transformer_elmo.text import training_stream as prefetch_module
+from transformer_elmo.text.training_stream import prefetch
 
 
 def wait_for_threads(name):

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_elmo.text import word_hash_table as lookup
-from transformer_elmo.text.word_hash_table import WordHashTable, words_at
+from transformer_elmo.text import word_table as lookup
+from transformer_elmo.text.word_table import WordHashTable, words_at
 
 WORDS = st.text(st.sampled_from("abcé中\x00\x01 \u00a0\u2028\u200b\x1c\t👩"), max_size=18)
 

@@ -9,13 +9,12 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 from numpy.typing import NDArray
 
-from transformer_elmo.commands.model_arguments import MODEL_HELP
-from transformer_elmo.commands.standard_input import file_of
-from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.commands.arguments import MODEL_HELP, file_of
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, json_text, write_text
-from transformer_elmo.nn.perplexity import perplexity
-from transformer_elmo.nn.scoring import SentenceScores
+from transformer_elmo.inference.elmo import TransformerElmo
+from transformer_elmo.inference.evaluation import perplexity
+from transformer_elmo.inference.scores import SentenceScores
 from transformer_elmo.text.corpus import Sentence, find_shards, read_sentences
 
 DESCRIPTION = """

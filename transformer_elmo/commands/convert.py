@@ -11,12 +11,11 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 
-from transformer_elmo.archived_models import CONFIG, WEIGHTS, archived_config, read_weights
-from transformer_elmo.archives import unpack
-from transformer_elmo.config_files import evaluated_file
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, write_text, written_whole
-from transformer_elmo.legacy import (
+from transformer_elmo.pretrained.archive import CONFIG, WEIGHTS, archived_config, read_weights
+from transformer_elmo.pretrained.jsonnet import evaluated_file
+from transformer_elmo.pretrained.legacy import (
     Change,
     archived_files,
     find_key,
@@ -24,7 +23,8 @@ from transformer_elmo.legacy import (
     modernize,
     without_this_package,
 )
-from transformer_elmo.legacy.archived_files import FOLDER, NAMES_FILE
+from transformer_elmo.pretrained.legacy.archived_files import FOLDER, NAMES_FILE
+from transformer_elmo.pretrained.unpacking import unpack
 
 DESCRIPTION = """
 Write the AllenNLP 2 form of a config (.jsonnet, .json) or of a model archive (.tar.gz) of AllenNLP

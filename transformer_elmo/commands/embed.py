@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from transformer_elmo import __version__
-from transformer_elmo.archived_models import in_place_of_archive, last_checkpoint
-from transformer_elmo.commands.standard_input import file_of
-from transformer_elmo.commands.vectors_file import VectorsFile, checked_format
-from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.commands.arguments import file_of
+from transformer_elmo.commands.vector_shards import VectorsFile, checked_format
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.layers import Layers
-from transformer_elmo.nn.long_texts import SEGMENT_LENGTH
+from transformer_elmo.inference.elmo import TransformerElmo
+from transformer_elmo.inference.vectors import SEGMENT_LENGTH, Layers
 from transformer_elmo.nn.precision import PRECISIONS
+from transformer_elmo.pretrained.archive import in_place_of_archive, last_checkpoint
 from transformer_elmo.text.corpus import (
     INPUT_FORMATS,
     TextOrWords,

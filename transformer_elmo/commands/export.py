@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from transformer_elmo.commands.model_arguments import MODEL_HELP
-from transformer_elmo.elmo import TransformerElmo
+from transformer_elmo.commands.arguments import MODEL_HELP
 from transformer_elmo.files import check_can_make_folder
-from transformer_elmo.model_folder import DTYPES
-from transformer_elmo.onnx_graph import check_packages
+from transformer_elmo.inference.elmo import TransformerElmo
+from transformer_elmo.pretrained.folder import DTYPES
+from transformer_elmo.pretrained.onnx import check_packages
 
 DESCRIPTION = """
 Write a language model as a folder that opens without AllenNLP: config.json, model.safetensors,

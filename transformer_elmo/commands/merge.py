@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 
 from transformer_elmo.commands.embed import texts_of
-from transformer_elmo.commands.vectors_file import (
+from transformer_elmo.commands.vector_shards import (
     VectorsFile,
     checked_format,
     offsets_path,

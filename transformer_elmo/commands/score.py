@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import IO, Any, Dict, Iterator, Optional
 
-from transformer_elmo.commands.model_arguments import add_model_arguments, open_model
-from transformer_elmo.commands.standard_input import STANDARD_INPUT, standard_input_lines
+from transformer_elmo.commands.arguments import (
+    STANDARD_INPUT,
+    add_model_arguments,
+    open_model,
+    standard_input_lines,
+)
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, json_text, written_whole
 from transformer_elmo.text.corpus import (
@@ -17,7 +21,7 @@ from transformer_elmo.text.corpus import (
     parse_line,
     read_lines,
 )
-from transformer_elmo.text.words import MOST_BYTES, is_cut
+from transformer_elmo.text.word_table import MOST_BYTES, is_cut
 
 logger = logging.getLogger(__name__)
 

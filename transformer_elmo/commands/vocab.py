@@ -3,7 +3,7 @@
 import argparse
 from contextlib import ExitStack
 
-from transformer_elmo.commands.standard_input import file_of
+from transformer_elmo.commands.arguments import file_of
 from transformer_elmo.text.vocabulary import write_vocabulary
 
 DESCRIPTION = """

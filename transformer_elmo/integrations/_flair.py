@@ -10,16 +10,16 @@ import torch
 from flair.data import Sentence
 from flair.embeddings.base import ScalarMix, TokenEmbeddings, register_embeddings
 
-from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.elmo import TransformerElmo
+from transformer_elmo.inference.vectors import Layers
 from transformer_elmo.integrations.opening import (
     one_vector_a_word,
     open_for_vectors,
     vector_dim,
 )
-from transformer_elmo.model_config import ModelConfig
-from transformer_elmo.model_folder import Opened, check_vocabulary, reader_of
-from transformer_elmo.nn.layers import Layers
+from transformer_elmo.pretrained.config import ModelConfig
+from transformer_elmo.pretrained.folder import Opened, check_vocabulary, reader_of
 from transformer_elmo.text.vocabulary import WordList
 
 # What messages call the source of a model that isn't in a folder.

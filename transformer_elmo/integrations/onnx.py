@@ -23,19 +23,18 @@ from numpy.typing import NDArray
 
 from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
 from transformer_elmo.files import check_can_read
-from transformer_elmo.model_config import WordIdsConfig
-from transformer_elmo.model_folder import (
+from transformer_elmo.inference.vectors import SEGMENT_LENGTH, Job, Layers, jobs_of, layer_number
+from transformer_elmo.pretrained.config import WordIdsConfig
+from transformer_elmo.pretrained.folder import (
     VOCABULARY,
     check_vocabulary,
     read_config,
     reader_of,
     tokenizer_of,
 )
-from transformer_elmo.nn.layers import Layers, layer_number
-from transformer_elmo.nn.long_texts import SEGMENT_LENGTH, Job, jobs_of
-from transformer_elmo.onnx_graph import INSTALL, MODEL
+from transformer_elmo.pretrained.onnx import INSTALL, MODEL
 from transformer_elmo.text.corpus import Sentence
-from transformer_elmo.text.sentences import checked_sentences, in_batches
+from transformer_elmo.text.reader import checked_sentences, in_batches
 from transformer_elmo.text.vocabulary import WordList
 
 
@@ -54,7 +53,7 @@ class OnnxElmo:
         Tokens in a batch, padding included. A longer sentence goes alone.
     segment_length : `int`, optional (default = `5000`)
         A sentence of more tokens is embedded in segments of so many, which overlap (see
-        `transformer_elmo.nn.long_texts`). `None` never cuts.
+        `transformer_elmo.inference.vectors`). `None` never cuts.
     options
         Those of `onnxruntime.InferenceSession`: `providers`, `sess_options`, ...
 

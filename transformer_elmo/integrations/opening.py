@@ -6,11 +6,11 @@ from typing import Union
 
 import torch
 
-from transformer_elmo.archived_models import open_archive
-from transformer_elmo.elmo import EXPECTED
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.model_folder import Opened, is_model_folder, open_folder
-from transformer_elmo.nn.layers import Layers
+from transformer_elmo.inference.elmo import EXPECTED
+from transformer_elmo.inference.vectors import Layers
+from transformer_elmo.pretrained.archive import open_archive
+from transformer_elmo.pretrained.folder import Opened, is_model_folder, open_folder
 from transformer_elmo.text.corpus import variables_with
 
 

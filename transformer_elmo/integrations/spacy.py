@@ -9,30 +9,33 @@ nlp.add_pipe("sentencizer")
 nlp.add_pipe("transformer_elmo", config={"path": "elmo"})
 print(nlp("The cat sat on the mat.")[1].similarity(nlp("The dog ran home.")[1]))
 ```
+
+What makes `.vector` and `.similarity` of spaCy's objects those of the rows of `doc.tensor`.
 """
 
 from collections import deque
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
 
 import numpy as np
 import srsly
 import torch
 from spacy.language import Language
 from spacy.pipeline import Pipe
-from spacy.tokens import Doc
+from spacy.tokens import Doc, Span, Token
 
-from transformer_elmo.elmo import TransformerElmo, device_of
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.elmo import TransformerElmo, device_of
 from transformer_elmo.integrations.opening import (
     one_vector_a_word,
     open_for_vectors,
     vector_dim,
 )
-from transformer_elmo.integrations.spacy_hooks import add_hooks
-from transformer_elmo.model_folder import (
+from transformer_elmo.nn.forks import one_thread_in_forks
+from transformer_elmo.pretrained.folder import (
     CONFIG,
     VOCABULARY,
     WEIGHTS,
@@ -40,7 +43,114 @@ from transformer_elmo.model_folder import (
     open_folder,
     save_folder,
 )
-from transformer_elmo.nn.forks import one_thread_in_forks
+
+Part = Union[Doc, Span, Token]
+
+
+@dataclass(frozen=True)
+class TensorHooks:
+    """
+    The hooks, which take all they need from the document: they can be pickled with it.
+
+    # Parameters
+
+    dim : `int`
+        The dimension of a token's vector.
+    """
+
+    dim: int
+
+    def vector(self, part: Part) -> np.ndarray:
+        """
+        # Returns
+
+        `np.ndarray`
+            Shape `(dim,)`: a token's row, or the mean of a span's or a document's rows, as spaCy
+            has it; whitespace counts, with zeros. Zeros if there is no token.
+
+        # Raises
+
+        `ConfigurationError`
+            If the document's tensor is no longer the one that the hooks are for.
+        """
+        doc = part if isinstance(part, Doc) else part.doc
+        if doc.tensor.shape != (len(doc), self.dim):
+            raise ConfigurationError(
+                f"doc.tensor should be {len(doc)} vectors of {self.dim} dimensions, and has the "
+                f"shape {doc.tensor.shape}. A component after transformer_elmo has replaced it, as "
+                "tok2vec does: put transformer_elmo last."
+            )
+        if isinstance(part, Token):
+            return doc.tensor[part.i]
+        rows = doc.tensor if isinstance(part, Doc) else doc.tensor[part.start : part.end]
+        return rows.mean(axis=0) if len(rows) else np.zeros(self.dim, dtype=np.float32)
+
+    def has_vector(self, part: Part) -> bool:
+        """Whether there is more than whitespace."""
+        return bool(self.vector(part).any())
+
+    def vector_norm(self, part: Part) -> float:
+        return float(np.linalg.norm(self.vector(part)))
+
+    def similarity(self, part: Part, other: Any) -> float:
+        """
+        The cosine of two vectors, 0 if one is zero. A word in two places is not the same, unlike
+        spaCy's own similarity.
+
+        # Raises
+
+        `ValueError`
+            If `other` has another kind of vector.
+        """
+        one, two = self.vector(part), np.asarray(other.vector)
+        if one.shape != two.shape:
+            raise ValueError(
+                f"Only vectors of the same dimension can be compared: this {type(part).__name__} "
+                f"has {one.size}, the {type(other).__name__} {two.size}. Both must come from a "
+                "pipeline with the same transformer_elmo."
+            )
+        norms = np.linalg.norm(one) * np.linalg.norm(two)
+        return float(one @ two / norms) if norms else 0.0
+
+
+def add_hooks(doc: Doc) -> Doc:
+    """
+    Makes the vectors of a document, of its spans and of its tokens those of `doc.tensor`. The
+    pipeline does so; it is to be done again where spaCy loses hooks: in `Doc.to_bytes`, and so on
+    the way back from the processes of `nlp.pipe(..., n_process=2)`.
+
+    # Parameters
+
+    doc : `Doc`
+        With a tensor of shape `(num_tokens, dim)`.
+
+    # Returns
+
+    `Doc`
+        The same.
+
+    # Raises
+
+    `ConfigurationError`
+        If it has no such tensor.
+    """
+    if doc.tensor.ndim != 2 or len(doc.tensor) != len(doc):
+        raise ConfigurationError(
+            f"This document has no vector for each of its {len(doc)} tokens: doc.tensor has the "
+            f"shape {doc.tensor.shape}. It hasn't been through a pipeline with transformer_elmo."
+        )
+    hooks = TensorHooks(doc.tensor.shape[1])
+    common: Dict[str, Callable[..., Any]] = {
+        "vector": hooks.vector,
+        "has_vector": hooks.has_vector,
+        "similarity": hooks.similarity,
+    }
+    doc.user_hooks.update(common, vector_norm=hooks.vector_norm)
+    doc.user_token_hooks.update(common, vector_norm=hooks.vector_norm)
+    # No norm: where there is a hook for a span's, spaCy calls the one for its vector instead.
+    doc.user_span_hooks.update(common)
+    return doc
+
 
 # The folder within what spaCy gives a component for its own.
 FOLDER = "model"
@@ -271,6 +381,3 @@ def make_transformer_elmo(
     if path is not None and name not in nlp._meta.get("pipeline", ()):
         component.elmo  # noqa: B018 (it opens the model)
     return component
-
-
-__all__ = ["TransformerElmoComponent", "add_hooks", "make_transformer_elmo"]

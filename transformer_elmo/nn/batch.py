@@ -1,17 +1,30 @@
-"""A batch of sentences as a model takes it."""
+"""
+Where the tokens of a padded batch stand: in the batch, in the matrix that linear layers work on,
+and in the sentences that attention reads.
 
+A batch of sentences as a model takes it.
+"""
+
+import functools
 from dataclasses import dataclass, fields
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transformer_elmo.text.sentences import WordReader
+from transformer_elmo.nn.kernels.attention import (
+    can_skip_padding,
+    causal_attention,
+    unpadded_attention,
+)
+from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.kernels.gather_rows import gather_rows
+from transformer_elmo.text.reader import WordReader
 
 
 @dataclass(frozen=True)
-class HostFacts:
+class HostLengths:
     """
     What the host knows of a batch that is on a device, so that it needn't wait for it.
 
@@ -38,13 +51,13 @@ class WordBatch:
         Shape `(batch_size, timesteps)`: the row of each word, 0 where padded.
     token_ids : `torch.Tensor`, optional
         Shape `(batch_size, timesteps)`: the vocabulary's numbers, 0 where padded.
-    facts : `HostFacts`, optional
+    facts : `HostLengths`, optional
     """
 
     characters: torch.Tensor
     word_index: torch.Tensor
     token_ids: Optional[torch.Tensor] = None
-    facts: Optional[HostFacts] = None
+    facts: Optional[HostLengths] = None
 
     @property
     def mask(self) -> torch.Tensor:
@@ -74,7 +87,7 @@ class WordBatch:
             for name, array in arrays.items()
             if name in names
         }
-        facts = HostFacts(arrays["lengths"], longest_word(arrays["characters"]))
+        facts = HostLengths(arrays["lengths"], longest_word(arrays["characters"]))
         return cls(**tensors, facts=facts)
 
 
@@ -110,3 +123,251 @@ class BatchReader(WordReader):
             Whether the vocabulary's numbers are wanted.
         """
         return WordBatch.from_arrays(self.arrays(sentences, with_ids), device)
+
+
+Index = NDArray[np.int64]
+
+# Moving the tokens costs about as much as this share of a layer.
+PADDING_WORTH_REMOVING = 0.05
+
+
+class PackedBatch:
+    """
+    A batch, and both directions' orders of its tokens.
+
+    # Parameters
+
+    mask : `torch.BoolTensor`
+        Shape `(batch_size, timesteps)`; `True` for tokens.
+    lengths : `NDArray[int64]`, optional (default = `None`)
+        Shape `(batch_size,)`: how many tokens each row has, if they come first in it and the host
+        knows. Where the mask is on another device, the host needn't wait for it then.
+
+    # Attributes
+
+    tokens : `torch.Tensor`
+        Shape `(num_tokens,)`: each token's place in the flattened batch, in reading order.
+    forward, backward : `DirectionLayout`
+        A batch whose sentences are pushed to the left, and for the backward direction reversed
+        within their own length. In that order, "causal" means the same for both directions.
+    with_next, with_previous : `torch.Tensor`
+        Shapes `(num_pairs,)`: the tokens, by their numbers in `tokens`, that have another one after
+        or before them in their sentence.
+    """
+
+    def __init__(self, mask: torch.Tensor, lengths: Optional[Index] = None) -> None:
+        self.mask = mask
+        self.timesteps = mask.size(1)
+        # Counting on the host is a millisecond; in sixty small kernels on a device it takes longer.
+        present = (
+            mask.cpu().numpy() if lengths is None else np.arange(self.timesteps) < lengths[:, None]
+        )
+        places = _Places(present)
+        indices = _on_device(places.indices(), mask.device)
+        self.tokens, self.with_next, self.with_previous, mirrored, bounds, *orders = indices
+        shared = (mask.shape, places.num_rows, places.padded)
+        sentences = Sentences(bounds, places.longest)
+        self.forward = DirectionLayout(*shared, orders[:4], sentences)
+        self.backward = DirectionLayout(*shared, orders[4:], sentences, mirrored)
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """From shape `(batch_size, timesteps, dim)` to `(num_tokens, dim)`."""
+        return gather_rows(padded.reshape(-1, padded.size(-1)), self.tokens)
+
+    def unpack(
+        self, forward: torch.Tensor, backward: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """
+        From the rows of both directions, each of shape `(num_rows, dim)`, to shape `(batch_size,
+        timesteps, 2 * dim)` and the type given; zero at padding.
+        """
+        halves = [self.forward.batch_of_rows(forward), self.backward.batch_of_rows(backward)]
+        batch = torch.cat(halves, -1).to(dtype)
+        if self.tokens.numel() < self.mask.numel():
+            batch = batch * self.mask.reshape(-1, 1).to(dtype)
+        return batch.view(*self.mask.shape, batch.size(-1))
+
+
+class _Places:
+    """The numbers behind a `PackedBatch`, worked out on the host."""
+
+    def __init__(self, present: NDArray[np.bool_]) -> None:
+        self._present = present
+        self._tokens = np.flatnonzero(present)
+        num_places, num_tokens = present.size, len(self._tokens)
+        self.padded = num_tokens >= (1.0 - PADDING_WORTH_REMOVING) * num_places > 0
+        self.num_rows = num_places if self.padded else num_tokens
+        self._lengths = present.sum(-1, dtype=np.int64)
+        self.longest = int(self._lengths.max(initial=0))
+
+    def indices(self) -> List[Index]:
+        present = self._present
+        batch_size, timesteps = present.shape
+        rank = present.cumsum(-1, dtype=np.int64)
+        length = rank[:, -1:] if timesteps else rank
+        # Padding goes behind the sentence, so that every place of the batch goes to one.
+        behind = length + (~present).cumsum(-1, dtype=np.int64) - 1
+        begin = np.arange(batch_size, dtype=np.int64)[:, None] * timesteps
+        numbers = np.arange(len(self._tokens), dtype=np.int64)
+        of_token = rank.reshape(-1)[self._tokens]
+        last = np.broadcast_to(length, present.shape).reshape(-1)[self._tokens]
+        return [
+            self._tokens,
+            numbers[of_token < last],
+            numbers[of_token > 1],
+            numbers + last - 2 * of_token + 1,
+            np.append(0, self._lengths[self._lengths > 0].cumsum()),
+            *self._order(begin + np.where(present, rank - 1, behind), numbers),
+            *self._order(begin + np.where(present, length - rank, behind), numbers),
+        ]
+
+    def _order(self, places: Index, numbers: Index) -> List[Index]:
+        places = places.reshape(-1)
+        token_places = places[self._tokens]
+        # Idle places get the first token's vector: nothing reads what becomes of it.
+        token_of_place = np.zeros(len(places), dtype=np.int64)
+        token_of_place[token_places] = numbers
+        if self.padded:
+            # Row by row of the whole batch.
+            back = np.empty_like(places)
+            back[places] = np.arange(len(places))
+            return [token_of_place, token_places, places, back]
+        token_here = np.zeros(len(places), dtype=np.int64)
+        token_here[self._tokens] = numbers
+        return [token_of_place, token_places, token_here, self._tokens]
+
+
+def _on_device(indices: Sequence[Index], device: torch.device) -> Tuple[torch.Tensor, ...]:
+    """All of them in one copy."""
+    block = torch.from_numpy(np.concatenate(indices))
+    if device.type == "cuda":
+        block = block.pin_memory()
+    block = block.to(device, non_blocking=True)
+    return block.split([len(index) for index in indices])
+
+
+class Sentences:
+    """
+    A batch's tokens as sentences one behind the other.
+
+    # Parameters
+
+    bounds : `torch.Tensor`
+        Shape `(num_sentences + 1,)`: the number of each one's first token, and that of all tokens.
+    longest : `int`
+        How many tokens the longest one has.
+    """
+
+    def __init__(self, bounds: torch.Tensor, longest: int) -> None:
+        self._bounds = bounds
+        self.longest = longest
+
+    @functools.cached_property
+    def bounds(self) -> torch.Tensor:
+        """32-bit integers."""
+        return self._bounds.int()
+
+
+class DirectionLayout:
+    """
+    How one direction's layers hold the tokens: as rows of a matrix, from which attention makes
+    sentences.
+
+    With much padding, the rows are the tokens alone, and each layer's attention puts them
+    in their places and takes them out again. With little, they are all places of the
+    batch in the direction's order: a few idle rows cost less than moving all others in every layer.
+
+    # Parameters
+
+    shape : `torch.Size`
+        The batch's: `(batch_size, timesteps)`.
+    num_rows : `int`
+    padded : `bool`
+        Whether the rows are all places of the batch.
+    indices : `Sequence[torch.Tensor]`
+        Which token each place of this order has, shape `(num_places,)`; the place of each token,
+        shape `(num_tokens,)`; and from rows to the batch and back.
+    sentences : `Sentences`
+    mirrored : `torch.Tensor`, optional (default = `None`)
+        Shape `(num_tokens,)`: the token that each one becomes when its sentence is reversed, if
+        this order reverses sentences.
+    """
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        num_rows: int,
+        padded: bool,
+        indices: Sequence[torch.Tensor],
+        sentences: Sentences,
+        mirrored: Optional[torch.Tensor] = None,
+    ) -> None:
+        self.shape, self.num_rows, self.padded = shape, num_rows, padded
+        self._sentences, self._mirrored = sentences, mirrored
+        self._token_of_place, self._place_of_token, *self._rows_to_batch = indices
+
+    def rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """From shape `(num_tokens, dim)` to `(num_rows, dim)`."""
+        if self.padded:
+            return gather_rows(tokens, self._token_of_place, self._place_of_token)
+        return tokens
+
+    def tokens_of_rows(self, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Those of the tokens with some numbers, each once. Shape `(numbers.numel(), dim)`."""
+        return gather_rows(
+            rows, self._place_of_token.index_select(0, numbers) if self.padded else numbers
+        )
+
+    def attended(self, rows: torch.Tensor, num_heads: int, dropout: Dropout) -> torch.Tensor:
+        """
+        Causal attention in this order.
+
+        # Parameters
+
+        rows : `torch.Tensor`
+            Shape `(num_rows, 3 * dim)`: queries, keys and values, one beside the other.
+        num_heads : `int`
+        dropout : `Dropout`
+            On the attention probabilities.
+
+        # Returns
+
+        `torch.Tensor`
+            Shape `(num_rows, dim)`.
+        """
+        if self.padded or not can_skip_padding(rows, num_heads, dropout):
+            heads = self.heads(rows, num_heads)
+            return self.rows_of_heads(causal_attention(*heads, dropout=dropout))
+        if self._mirrored is not None:
+            rows = rows.index_select(0, self._mirrored)
+        heads_of_tokens = rows.view(rows.size(0), 3, num_heads, -1)
+        sentences = self._sentences
+        rows = unpadded_attention(heads_of_tokens, sentences.bounds, sentences.longest).flatten(1)
+        # Reversed twice is as it was.
+        return rows if self._mirrored is None else rows.index_select(0, self._mirrored)
+
+    def heads(
+        self, rows: torch.Tensor, num_heads: int
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        From shape `(num_rows, 3 * dim)` to queries, keys and values of shape `(batch_size,
+        num_heads, timesteps, dim / num_heads)`, finite at padding.
+        """
+        if not self.padded:
+            rows = gather_rows(rows, self._token_of_place, self._place_of_token)
+        heads = rows.view(*self.shape, 3, num_heads, rows.size(-1) // (3 * num_heads))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def rows_of_heads(self, heads: torch.Tensor) -> torch.Tensor:
+        """From shape `(batch_size, num_heads, timesteps, dim)` to `(num_rows, num_heads * dim)`."""
+        rows = heads.transpose(1, 2).reshape(self.shape.numel(), heads.size(1) * heads.size(3))
+        return rows if self.padded else gather_rows(rows, self._place_of_token)
+
+    def batch_of_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """
+        From shape `(num_rows, dim)` to `(batch_size * timesteps, dim)`, each token where it stands
+        in the batch. What is at padding must not be used.
+        """
+        to_batch, back = self._rows_to_batch
+        return gather_rows(rows, to_batch, back)

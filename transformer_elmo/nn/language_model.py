@@ -8,19 +8,17 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from overrides import overrides
 
-from transformer_elmo.nn.batch import WordBatch
+from transformer_elmo.nn.batch import PackedBatch, WordBatch
 from transformer_elmo.nn.kernels.dropout import Dropout
-from transformer_elmo.nn.kernels.moved_rows import moved_rows
-from transformer_elmo.nn.packing import Packing
+from transformer_elmo.nn.kernels.gather_rows import gather_rows
 from transformer_elmo.nn.precision import checked_precision, computing
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.nn.transformer import BidirectionalTransformer
-from transformer_elmo.nn.word_embedding import WordEmbedding
-from transformer_elmo.nn.word_encoder import WordEncoder
+from transformer_elmo.nn.word_encoder import WordEmbedding, WordEncoder
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncoderOutput:
     """
     What a model makes of a batch.
 
@@ -33,7 +31,7 @@ class Encoded:
         that one alone.
     mask : `torch.Tensor`
         Shape `(batch_size, timesteps)`, boolean.
-    packing : `Packing`
+    packing : `PackedBatch`
     top_rows : `Tuple[torch.Tensor, torch.Tensor]`, optional
         The top layer of both directions as rows of the packing's orders, if the contextualizer has
         them.
@@ -42,7 +40,7 @@ class Encoded:
     word_vectors: torch.Tensor
     layers: List[torch.Tensor]
     mask: torch.Tensor
-    packing: Packing
+    packing: PackedBatch
     top_rows: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
 
     def predicting(self, bidirectional: bool) -> List[torch.Tensor]:
@@ -60,18 +58,20 @@ class Encoded:
         tokens = packing.pack(self.layers[-1])
         halves = tokens.chunk(2, dim=-1) if bidirectional else [tokens]
         numbers = (packing.with_next, packing.with_previous)
-        return [moved_rows(half, index) for half, index in zip(halves, numbers)]
+        return [gather_rows(half, index) for half, index in zip(halves, numbers)]
 
 
-def predicted(packing: Packing, token_ids: torch.Tensor, bidirectional: bool) -> List[torch.Tensor]:
+def predicted(
+    packing: PackedBatch, token_ids: torch.Tensor, bidirectional: bool
+) -> List[torch.Tensor]:
     """
-    What there is to predict, in the order of `Encoded.predicting`. Only words predict.
+    What there is to predict, in the order of `EncoderOutput.predicting`. Only words predict.
     allennlp-models lets the padding behind a sentence predict the sentence's last word, too, so
     that its backward loss depends on what else is in the batch.
 
     # Parameters
 
-    packing : `Packing`
+    packing : `PackedBatch`
     token_ids : `torch.Tensor`
         Shape `(batch_size, timesteps)`.
     bidirectional : `bool`
@@ -151,10 +151,10 @@ class LanguageModel(torch.nn.Module):
         self.contextualizer = contextualizer
         self.softmax = softmax
         self.dropout = Dropout(dropout)
-        # What it was built from, and what is known of it: `transformer_elmo.model_config`.
+        # What it was built from, and what is known of it: `transformer_elmo.pretrained.config`.
         self.config: Any = None
         self.card: Dict[str, Any] = {}
-        # What of its weights nobody has looked at yet: `transformer_elmo.checked_weights`.
+        # What of its weights nobody has looked at yet: `transformer_elmo.pretrained.weights`.
         self.unchecked: Any = None
 
     def check_softmax(self) -> None:
@@ -199,18 +199,18 @@ class LanguageModel(torch.nn.Module):
         with computing(self.precision, self.compiles, batch.word_index.device):
             return self.words(batch)
 
-    def encode(self, batch: WordBatch) -> Encoded:
+    def encode(self, batch: WordBatch) -> EncoderOutput:
         """
         All layers of a batch, without the softmax. It changes nothing in the model, so that threads
         may share it.
         """
         mask = batch.mask
-        packing = Packing(mask, batch.lengths)
+        packing = PackedBatch(mask, batch.lengths)
         with computing(self.precision, self.compiles, mask.device):
             vectors = self.words(batch)
             forward, backward = self.contextualizer.rows(vectors, packing)
         layers = [packing.unpack(*rows, vectors.dtype) for rows in zip(forward, backward)]
-        return Encoded(vectors, layers, mask, packing, (forward[-1], backward[-1]))
+        return EncoderOutput(vectors, layers, mask, packing, (forward[-1], backward[-1]))
 
     @overrides(check_signature=False)
     def forward(self, batch: WordBatch) -> List[torch.Tensor]:
@@ -225,7 +225,7 @@ class LanguageModel(torch.nn.Module):
         assert self.softmax is not None and batch.token_ids is not None
         return self.losses(self.encode(batch), batch.token_ids)
 
-    def losses(self, encoded: Encoded, token_ids: torch.Tensor) -> List[torch.Tensor]:
+    def losses(self, encoded: EncoderOutput, token_ids: torch.Tensor) -> List[torch.Tensor]:
         """As `forward`, for a batch that is encoded already."""
         assert self.softmax is not None
         embeddings: List[Any] = [self.dropout(rows) for rows in encoded.predicting(True)]

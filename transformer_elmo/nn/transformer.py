@@ -16,6 +16,7 @@ from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.batch import DirectionLayout, PackedBatch
 from transformer_elmo.nn.caches import Kept
 from transformer_elmo.nn.config import NUM_HEADS, ContextualizerConfig
 from transformer_elmo.nn.forks import one_thread_in_forks
@@ -24,8 +25,7 @@ from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.int8 import int8_is_wanted, int8_weight
 from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
 from transformer_elmo.nn.kernels.linear import Weight, can_pack, linear, packed
-from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
-from transformer_elmo.nn.packing import Packing, ReadingOrder
+from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
 
 ACTIVATIONS = ("relu", "relu_squared")
 
@@ -134,7 +134,7 @@ class TransformerLayer(torch.nn.Module):
 
     @overrides(check_signature=False)
     def forward(
-        self, rows: torch.Tensor, order: ReadingOrder, weights: LayerWeights
+        self, rows: torch.Tensor, order: DirectionLayout, weights: LayerWeights
     ) -> torch.Tensor:
         """Shape `(num_rows, input_dim)`, in and out."""
         attention, feed_forward = cast(List[ResidualNorm], list(self.sublayer))
@@ -183,7 +183,7 @@ class CausalTransformer(torch.nn.Module):
 
     @overrides(check_signature=False)
     def forward(
-        self, tokens: torch.Tensor, order: ReadingOrder, weights: Sequence[LayerWeights]
+        self, tokens: torch.Tensor, order: DirectionLayout, weights: Sequence[LayerWeights]
     ) -> List[torch.Tensor]:
         """
         From shape `(num_tokens, input_dim)` to every layer's output as rows of that order, each of
@@ -228,7 +228,7 @@ class PositionalEncoding(torch.nn.Module):
         self.register_buffer("positional_encoding", table.to(torch.get_default_device()))
 
     @overrides(check_signature=False)
-    def forward(self, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, packing: PackedBatch) -> torch.Tensor:
         """Shape `(num_tokens, input_dim)`, in and out."""
         table = self.positional_encoding[0]
         if packing.timesteps > table.size(0):
@@ -278,14 +278,14 @@ class BidirectionalTransformer(torch.nn.Module):
         one_thread_in_forks()
 
     def rows(
-        self, token_embeddings: torch.Tensor, packing: Packing
+        self, token_embeddings: torch.Tensor, packing: PackedBatch
     ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
         """
         # Parameters
 
         token_embeddings : `torch.Tensor`
             Shape `(batch_size, timesteps, input_dim)`.
-        packing : `Packing`
+        packing : `PackedBatch`
             Of the batch's mask.
 
         # Returns
@@ -317,7 +317,7 @@ class BidirectionalTransformer(torch.nn.Module):
     def _weights(self, dtype: torch.dtype, rows_dtype: torch.dtype) -> List[LayerWeights]:
         """Those of all layers."""
         layers = self._layers()
-        products = in_precision(dtype, [group for layer in layers for group in layer.products()])
+        products = cast_weights(dtype, [group for layer in layers for group in layer.products()])
         norms = norms_in_precision(rows_dtype, [w for layer in layers for w in layer.norms()])
         of_products, of_norms = len(products) // len(layers), len(norms) // len(layers)
         return [
@@ -395,7 +395,7 @@ class BidirectionalTransformer(torch.nn.Module):
         mask : `torch.BoolTensor`
             Shape `(batch_size, timesteps)`. Positions outside it are neither seen nor computed.
         lengths : `NDArray[int64]`, optional (default = `None`)
-            See `Packing`.
+            See `PackedBatch`.
 
         # Returns
 
@@ -403,7 +403,7 @@ class BidirectionalTransformer(torch.nn.Module):
             For each layer, shape `(batch_size, timesteps, 2 * input_dim)`: the forward direction's
             half, then the backward one's. Zero outside the mask.
         """
-        packing = Packing(mask, lengths)
+        packing = PackedBatch(mask, lengths)
         dtype = token_embeddings.dtype
         forward, backward = self.rows(token_embeddings, packing)
         return [packing.unpack(*rows, dtype) for rows in zip(forward, backward)]

@@ -3,6 +3,8 @@ From characters to a vector for each word: character embeddings, convolutions of
 their maxima, highway layers, a projection (Kim et al. 2016; Jozefowicz et al. 2016). A word's
 vector depends on its characters alone, so each distinct word of a batch is encoded once, at a width
 that fits it.
+
+Word vectors from a table, for models that know words by their numbers.
 """
 
 from dataclasses import dataclass, replace
@@ -15,12 +17,49 @@ from torch.nn import functional as F
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.batch import WordBatch
 from transformer_elmo.nn.caches import Kept, WordVectors, word_hashes
-from transformer_elmo.nn.kernels.character_windows import Convolution, max_over_windows
+from transformer_elmo.nn.kernels.character_cnn import Convolution, max_over_windows
 from transformer_elmo.nn.kernels.layer_norm import layer_norm
 from transformer_elmo.nn.kernels.linear import can_pack, linear, packed
-from transformer_elmo.nn.kernels.precision import in_precision, products_dtype
+from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
 from transformer_elmo.nn.transformer import LayerNorm
-from transformer_elmo.nn.word_embedding import random_embedding
+
+
+def random_embedding(num_embeddings: int, embedding_dim: int) -> torch.nn.Embedding:
+    """
+    `torch.nn.Embedding` with its own initial values, but none on the meta device: torch would first
+    import its compiler there, which takes longer than opening a model.
+    """
+    weight = torch.empty(num_embeddings, embedding_dim)
+    if not weight.is_meta:
+        torch.nn.init.normal_(weight)
+    return torch.nn.Embedding(num_embeddings, embedding_dim, _weight=weight)
+
+
+class WordEmbedding(torch.nn.Module):
+    """
+    # Parameters
+
+    num_embeddings : `int`
+        The vocabulary's words, and padding.
+    embedding_dim : `int`
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.embedding = random_embedding(num_embeddings, embedding_dim)
+        self.output_dim = embedding_dim
+
+    @overrides(check_signature=False)
+    def forward(self, batch: WordBatch) -> torch.Tensor:
+        """
+        # Returns
+
+        `torch.Tensor`
+            Shape `(batch_size, timesteps, embedding_dim)`.
+        """
+        assert batch.token_ids is not None
+        return F.embedding(batch.token_ids, self.embedding.weight)
+
 
 # Distinct words are encoded in groups of similar width; each group costs a few small kernels.
 GROUP_WIDTHS = (12, 16, 24)
@@ -76,7 +115,7 @@ class CharacterCnn:
         """With the weights of products in the products' precision."""
         pairs = [*self.convolutions, *self.highways, self.projection]
         dtype = products_dtype(self.embedding)
-        weights = in_precision(dtype, [[weight] for pair in pairs for weight in pair])
+        weights = cast_weights(dtype, [[weight] for pair in pairs for weight in pair])
         cast = list(zip(weights[::2], weights[1::2]))
         first = len(self.convolutions)
         return replace(

@@ -17,15 +17,9 @@ from allennlp.models.archival import CONFIG_NAME, Archive, load_archive
 from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
 from allennlp.modules.token_embedders import Embedding, EmptyEmbedder
 
-from transformer_elmo.archived_models import (
-    ADAPTED,
-    WHOLE_SECTION,
-    merged_section,
-    with_its_model,
-)
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import json_text, read_json, written_whole
-from transformer_elmo.nn.adaptation import (
+from transformer_elmo.nn.softmax_transfer import (
     SAMPLE,
     adapt_softmax,
     calibrate,
@@ -38,6 +32,12 @@ from transformer_elmo.plugin.pretrained_vocabulary import check_archive_path, ch
 from transformer_elmo.plugin.sentences import DatasetSentenceReader
 from transformer_elmo.plugin.text_fields import embed_text_field
 from transformer_elmo.plugin.vocabulary import count_with_reader, word_list
+from transformer_elmo.pretrained.archive import (
+    ADAPTED,
+    WHOLE_SECTION,
+    merged_section,
+    with_its_model,
+)
 from transformer_elmo.text.corpus import DataPath
 from transformer_elmo.text.vocabulary import NAMESPACE
 
@@ -67,7 +67,7 @@ class PretrainedLanguageModel(Model):
         vocabulary. The word encoder and the contextualizer come over as they are. So do rows of the
         softmax, and of word embeddings, whose words both vocabularies have, whatever their places;
         rows of new words begin where words that look like them are: see
-        `transformer_elmo.nn.adaptation`. The optimizer begins anew.
+        `transformer_elmo.nn.softmax_transfer`. The optimizer begins anew.
 
         What training leaves stands alone: nothing in it names the archive any more.
 
@@ -263,7 +263,7 @@ def _bring_over(archive: Archive, model: LanguageModel, source: str) -> None:
 def set_biases(reader: DatasetReader, model: LanguageModel, data_path: DataPath) -> None:
     """
     Sets the biases of a model's softmax by a sample of text: see
-    `transformer_elmo.nn.adaptation.calibrate`.
+    `transformer_elmo.nn.softmax_transfer.calibrate`.
     """
     assert model.softmax is not None
     words = word_list(model.vocab)

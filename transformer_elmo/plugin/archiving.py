@@ -20,7 +20,9 @@ from allennlp.common.meta import META_NAME
 from allennlp.data import Vocabulary
 from allennlp.models import archival
 
-from transformer_elmo.archived_models import (
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import errors_of_disk, written_whole
+from transformer_elmo.pretrained.archive import (
     CONFIG,
     VOCABULARY,
     archived_config,
@@ -30,9 +32,7 @@ from transformer_elmo.archived_models import (
     small_parts,
     with_own_sections,
 )
-from transformer_elmo.carried_models import FOLDER
-from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import errors_of_disk, written_whole
+from transformer_elmo.pretrained.nested_models import FOLDER
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from allennlp.commands.subcommand import Subcommand
 from allennlp.common import logging as common_logging
 from overrides import overrides
 
-from transformer_elmo.cli import COMMANDS, guarded
+from transformer_elmo.commands.cli import COMMANDS, guarded
 
 _NAMES = {"embed": "embed", "lm-report": "report"}
 """From `allennlp`'s name of a command to `transformer-elmo`'s."""

@@ -6,8 +6,8 @@ import torch
 from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 from overrides import overrides
 
+from transformer_elmo.nn.batch import PackedBatch
 from transformer_elmo.nn.config import ContextualizerConfig
-from transformer_elmo.nn.packing import Packing
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 
 
@@ -93,12 +93,12 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
             Shape `(batch_size, timesteps, 2 * input_dim)`: the forward direction's half, then the
             backward one's. Zero outside the mask.
         """
-        packing = Packing(mask)
+        packing = PackedBatch(mask)
         layers, _ = self.layers(token_embeddings, packing)
         return layers if self._return_all_layers else layers[0]
 
     def layers(
-        self, token_embeddings: torch.Tensor, packing: Packing
+        self, token_embeddings: torch.Tensor, packing: PackedBatch
     ) -> Tuple[List[torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]:
         """
         # Returns

@@ -28,11 +28,16 @@ from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDataset
 from transformer_elmo.plugin.encoders import Encoder, InstancesEncoder, TableEncoder
 from transformer_elmo.plugin.indexers import fits_a_table
 from transformer_elmo.text.batching import deal_rounds, regrouped
-from transformer_elmo.text.chunks import Chunk, TextChunk
-from transformer_elmo.text.corpus import DataPath, find_shards, has_sentences
-from transformer_elmo.text.prefetch import prefetch
-from transformer_elmo.text.schedule import PlannedBatch, Position, Report, Schedule
-from transformer_elmo.text.shards import Shards
+from transformer_elmo.text.corpus import DataPath, Shards, find_shards, has_sentences
+from transformer_elmo.text.training_stream import (
+    Chunk,
+    PlannedBatch,
+    Position,
+    Report,
+    Schedule,
+    TextChunk,
+    prefetch,
+)
 from transformer_elmo.text.vocabulary import NAMESPACE
 
 T = TypeVar("T")

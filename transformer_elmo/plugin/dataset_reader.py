@@ -19,7 +19,7 @@ from overrides import overrides
 
 from transformer_elmo.plugin.tokenizers import WordSplittingSpacyTokenizer
 from transformer_elmo.text.corpus import DataPath, Sentence, find_shards, read_sentences
-from transformer_elmo.text.sentences import checked_sentence
+from transformer_elmo.text.reader import checked_sentence
 
 logger = logging.getLogger(__name__)
 

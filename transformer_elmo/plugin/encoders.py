@@ -15,17 +15,12 @@ from allennlp.data.tokenizers import Tokenizer, WhitespaceTokenizer
 from allennlp.data.vocabulary import Vocabulary
 from numpy.typing import NDArray
 
-from transformer_elmo.nn.batch import HostFacts, longest_word
+from transformer_elmo.nn.batch import HostLengths, longest_word
 from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
 from transformer_elmo.plugin.indexers import word_table
 from transformer_elmo.plugin.text_fields import FACTS
 from transformer_elmo.text.batching import Indices
-from transformer_elmo.text.chunks import (
-    Chunk,
-    TextChunk,
-    WordsChunk,
-    WordsEncoder,
-)
+from transformer_elmo.text.training_stream import Chunk, TextChunk, WordsChunk, WordsEncoder
 
 
 class TableEncoder:
@@ -38,7 +33,7 @@ class TableEncoder:
         With indexers that all fit a table.
     vocab : `Vocabulary`
     distinct_words : `bool`
-        See :meth:`~transformer_elmo.text.words.WordTable.arrays`.
+        See :meth:`~transformer_elmo.text.word_table.WordTable.arrays`.
     """
 
     def __init__(
@@ -94,7 +89,7 @@ class TableEncoder:
             source[name] = {key: torch.from_numpy(array).long() for key, array in entry.items()}
             if "word_index" in entry:
                 (characters,) = (array for key, array in entry.items() if key != "word_index")
-                source[name][FACTS] = HostFacts(lengths, longest_word(characters[1:]))
+                source[name][FACTS] = HostLengths(lengths, longest_word(characters[1:]))
         # AllenNLP's `TensorDict` has no name for a dictionary of dictionaries, which every text
         # field is.
         return cast(TensorDict, {"source": source})

@@ -20,11 +20,10 @@ from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, json_text, written_whole
+from transformer_elmo.inference.evaluation import ListedTotals, Totals, WholeText
+from transformer_elmo.inference.scores import score_encoded
+from transformer_elmo.memory import BatchSplitter
 from transformer_elmo.nn.language_model import predicted
-from transformer_elmo.nn.perplexity import ListedTotals, Totals
-from transformer_elmo.nn.scoring import score_encoded
-from transformer_elmo.nn.whole_text import WholeText
-from transformer_elmo.out_of_memory import BatchSplitter
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.large_batches import in_parts
 from transformer_elmo.plugin.patches import note
@@ -63,7 +62,8 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         two models share, their perplexities can be compared.
     bits_per_character : `bool`, optional (default = `False`)
         The metrics gain `bits_per_character`, what the whole text costs with unknown words spelled
-        out, and `num_characters`: see `transformer_elmo.nn.whole_text`. That compares models of any
+        out, and `num_characters`: see
+        `transformer_elmo.inference.evaluation`. That compares models of any
         vocabularies.
     """
 

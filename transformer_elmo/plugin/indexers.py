@@ -12,7 +12,7 @@ from allennlp.data.token_indexers import (
 )
 from allennlp.data.vocabulary import Vocabulary
 
-from transformer_elmo.text.words import CharacterIds, Column, TokenIds, WordTable
+from transformer_elmo.text.word_table import CharacterIds, Column, TokenIds, WordTable
 
 
 def depends_on_word_alone(indexer: TokenIndexer) -> bool:

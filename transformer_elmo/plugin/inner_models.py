@@ -1,6 +1,6 @@
 """
 Language models for token embedders: from archives, and from what the archive of a model on top
-carries of them (see `transformer_elmo.carried_models`).
+carries of them (see `transformer_elmo.pretrained.nested_models`).
 """
 
 import logging
@@ -12,8 +12,14 @@ from allennlp.common.util import is_global_primary
 from allennlp.data import DatasetReader, Vocabulary
 from allennlp.models import Model, archival
 
-from transformer_elmo import carried_models
-from transformer_elmo.archived_models import (
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import folder_written_whole, json_text
+from transformer_elmo.nn.softmax import softmaxes
+from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.plugin.loading import ALL_LAYERS, load_language_model
+from transformer_elmo.pretrained import nested_models as carried_models
+from transformer_elmo.pretrained.allennlp_config import experiment_of
+from transformer_elmo.pretrained.archive import (
     archived_config,
     last_checkpoint,
     read_weights,
@@ -21,14 +27,8 @@ from transformer_elmo.archived_models import (
     weights_path,
     with_its_model,
 )
-from transformer_elmo.archives import archive_of
-from transformer_elmo.carried_models import Embedder, folder_of
-from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.experiments import experiment_of
-from transformer_elmo.files import folder_written_whole, json_text
-from transformer_elmo.nn.softmax import softmaxes
-from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.plugin.loading import ALL_LAYERS, load_language_model
+from transformer_elmo.pretrained.nested_models import Embedder, folder_of
+from transformer_elmo.pretrained.unpacking import archive_of
 
 logger = logging.getLogger(__name__)
 

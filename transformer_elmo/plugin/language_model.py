@@ -15,14 +15,14 @@ from overrides import overrides
 from torch.nn.parallel import DistributedDataParallel
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.frequency_order import FrequencyOrder
+from transformer_elmo.inference.evaluation import DIRECTIONS
+from transformer_elmo.nn.batch import PackedBatch
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
-from transformer_elmo.nn.language_model import Encoded, losses_of_directions, predicted
-from transformer_elmo.nn.packing import Packing
-from transformer_elmo.nn.perplexity import DIRECTIONS
+from transformer_elmo.nn.language_model import EncoderOutput, losses_of_directions, predicted
 from transformer_elmo.nn.precision import checked_precision, computing
 from transformer_elmo.nn.softmax import (
+    FrequencyOrder,
     SampledSoftmaxLoss,
     Softmax,
     SoftmaxLoss,
@@ -33,7 +33,7 @@ from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTra
 from transformer_elmo.plugin.keys import parameters_of, unknown_keys
 from transformer_elmo.plugin.metrics import TokenPerplexity
 from transformer_elmo.plugin.patches import note
-from transformer_elmo.plugin.text_fields import embed_text_field, host_facts, text_field_mask
+from transformer_elmo.plugin.text_fields import embed_text_field, host_lengths, text_field_mask
 from transformer_elmo.plugin.vocabulary import word_list
 
 logger = logging.getLogger(__name__)
@@ -304,12 +304,12 @@ class LanguageModel(Model):
         with computing(self.precision, self.compiles, text_field_mask(source).device):
             return embed_text_field(self._text_field_embedder, source)
 
-    def encode(self, source: TextFieldTensors) -> Encoded:
+    def encode(self, source: TextFieldTensors) -> EncoderOutput:
         """
         All that the contextualizer gives of a batch, without the softmax. It changes nothing in the
         model, so that threads may share it.
         """
-        mask, facts = text_field_mask(source), host_facts(source)
+        mask, facts = text_field_mask(source), host_lengths(source)
         top_rows: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
         with computing(self.precision, self.compiles, mask.device):
             vectors = embed_text_field(self._text_field_embedder, source)
@@ -319,7 +319,7 @@ class LanguageModel(Model):
                     f"and {mask.size(1)} by another. Give start_tokens and end_tokens to all token "
                     "indexers alike, or to the dataset reader instead."
                 )
-            packing = Packing(mask, None if facts is None else facts.lengths)
+            packing = PackedBatch(mask, None if facts is None else facts.lengths)
             if isinstance(self._contextualizer, BidirectionalLanguageModelTransformer):
                 layers, top_rows = self._contextualizer.layers(vectors, packing)
             else:
@@ -335,7 +335,7 @@ class LanguageModel(Model):
                     # AllenNLP's recurrent encoders can't take a batch without a word.
                     contextual = vectors.new_zeros(*mask.shape, self.output_dim)
                 layers = contextual if isinstance(contextual, list) else [contextual]
-        return Encoded(vectors, layers, mask, packing, top_rows)
+        return EncoderOutput(vectors, layers, mask, packing, top_rows)
 
     def token_ids(self, source: TextFieldTensors) -> torch.Tensor:
         """
@@ -349,19 +349,19 @@ class LanguageModel(Model):
         if "tokens" not in source or "tokens" not in source["tokens"]:
             raise ConfigurationError(WITHOUT_IDS.format(sorted(source)))
         ids = source["tokens"]["tokens"]
-        if host_facts(source) is not None:
+        if host_lengths(source) is not None:
             return ids
         # AllenNLP numbers a word "@@PADDING@@" as padding; our own loader doesn't.
         unknown = self.vocab.get_token_to_index_vocabulary().get(self.vocab._oov_token, 0)
         return torch.where(text_field_mask(source) & (ids == 0), unknown, ids)
 
-    def losses(self, encoded: Encoded, token_ids: torch.Tensor) -> List[torch.Tensor]:
+    def losses(self, encoded: EncoderOutput, token_ids: torch.Tensor) -> List[torch.Tensor]:
         """
         The loss of each prediction, for each direction.
 
         # Parameters
 
-        encoded : `Encoded`
+        encoded : `EncoderOutput`
         token_ids : `torch.Tensor`
             Shape `(batch_size, timesteps)`.
 

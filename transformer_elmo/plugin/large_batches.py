@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar
 import torch
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.out_of_memory import BatchSplitter, out_of_memory
+from transformer_elmo.memory import BatchSplitter, out_of_memory
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.text_fields import forget_words, rows_of, text_field_mask
 

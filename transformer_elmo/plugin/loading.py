@@ -7,8 +7,8 @@ from allennlp.common.checks import ConfigurationError as AllenNLPError
 from allennlp.common.params import parse_overrides
 from allennlp.models.archival import Archive, load_archive
 
-from transformer_elmo.elmo import EXPECTED
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.elmo import EXPECTED
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.sentences import DatasetSentenceReader, EncodingModel, adapted
 from transformer_elmo.text.corpus import variables_with

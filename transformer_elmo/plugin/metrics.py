@@ -7,8 +7,8 @@ import torch.distributed as dist
 from allennlp.training.metrics import Metric
 from overrides import overrides
 
+from transformer_elmo.inference.evaluation import perplexity
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
-from transformer_elmo.nn.perplexity import perplexity
 
 
 class TokenPerplexity(Metric):

@@ -10,7 +10,7 @@ from allennlp.training.optimizers import Optimizer, ParameterGroupsType
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.kernels.muon import update_matrices
+from transformer_elmo.nn.kernels.optimizers import update_matrices
 from transformer_elmo.plugin.optimizer import DenseSparseAdam
 
 # Of the attention, its query, key, value and output.

@@ -11,7 +11,7 @@ from allennlp.training.optimizers import Optimizer, ParameterGroupsType, make_pa
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.kernels.adam import update_group
+from transformer_elmo.nn.kernels.optimizers import update_group
 from transformer_elmo.plugin.keys import unknown_keys
 
 _RANGES: Dict[str, Tuple[str, Callable[[Any], bool]]] = {

@@ -9,8 +9,8 @@ from allennlp.models import Model
 from allennlp.predictors import Predictor
 from overrides import overrides
 
-from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.text.corpus import INPUT_FORMATS, Sentence, parse_line
 

@@ -12,12 +12,12 @@ from allennlp.data.vocabulary import (
     Vocabulary,
 )
 
-from transformer_elmo.archived_models import ADAPTED, resolved_config, small_parts
-from transformer_elmo.carried_models import is_language_model
-from transformer_elmo.elmo import EXPECTED
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.elmo import EXPECTED
 from transformer_elmo.plugin.archiving import vocabulary_of_run
 from transformer_elmo.plugin.vocabulary import count_with_reader
+from transformer_elmo.pretrained.archive import ADAPTED, resolved_config, small_parts
+from transformer_elmo.pretrained.nested_models import is_language_model
 from transformer_elmo.text.corpus import variables_with
 from transformer_elmo.text.vocabulary import NAMESPACE, extended_words
 

@@ -21,18 +21,8 @@ from allennlp.nn import util
 from numpy.typing import NDArray
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.experiments import NotStandardError
-from transformer_elmo.model_config import (
-    CharactersConfig,
-    ContextualizerConfig,
-    ModelConfig,
-    SoftmaxConfig,
-    TextConfig,
-    WordIdsConfig,
-)
-from transformer_elmo.model_folder import check_vocabulary, model_of, reader_of
-from transformer_elmo.nn.batch import BatchReader, HostFacts, longest_word
-from transformer_elmo.nn.language_model import Encoded
+from transformer_elmo.nn.batch import BatchReader, HostLengths, longest_word
+from transformer_elmo.nn.language_model import EncoderOutput
 from transformer_elmo.nn.language_model import LanguageModel as CoreModel
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
@@ -42,10 +32,20 @@ from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.text_fields import FACTS, forget_words, is_character_cnn
 from transformer_elmo.plugin.tokenizers import tokenizer_named
 from transformer_elmo.plugin.vocabulary import word_list
+from transformer_elmo.pretrained.allennlp_config import NotStandardError
+from transformer_elmo.pretrained.config import (
+    CharactersConfig,
+    ContextualizerConfig,
+    ModelConfig,
+    SoftmaxConfig,
+    TextConfig,
+    WordIdsConfig,
+)
+from transformer_elmo.pretrained.folder import check_vocabulary, model_of, reader_of
 from transformer_elmo.text.corpus import Sentence
-from transformer_elmo.text.sentences import indexed_words, words_of
+from transformer_elmo.text.reader import indexed_words, words_of
 from transformer_elmo.text.vocabulary import NAMESPACE, PADDING, UNKNOWN, WordList
-from transformer_elmo.text.words import CharacterIds
+from transformer_elmo.text.word_table import CharacterIds
 
 WordsConfig = Union[CharactersConfig, WordIdsConfig]
 
@@ -162,7 +162,7 @@ class DatasetSentenceReader:
                 result[name] = {
                     column.key: torch.from_numpy(table).long(),
                     "word_index": torch.from_numpy(index),
-                    FACTS: HostFacts(lengths, longest_word(values) if len(values) else 0),
+                    FACTS: HostLengths(lengths, longest_word(values) if len(values) else 0),
                 }
             else:
                 result[name] = {column.key: torch.from_numpy(table[index]).long()}
@@ -358,10 +358,10 @@ class EncodingModel(torch.nn.Module):
     def word_vectors(self, batch: SourceBatch) -> torch.Tensor:
         return self.language_model.word_vectors(batch.source)
 
-    def encode(self, batch: SourceBatch) -> Encoded:
+    def encode(self, batch: SourceBatch) -> EncoderOutput:
         return self.language_model.encode(batch.source)
 
-    def losses(self, encoded: Encoded, token_ids: torch.Tensor) -> List[torch.Tensor]:
+    def losses(self, encoded: EncoderOutput, token_ids: torch.Tensor) -> List[torch.Tensor]:
         return self.language_model.losses(encoded, token_ids)
 
 

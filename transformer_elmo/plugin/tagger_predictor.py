@@ -12,7 +12,7 @@ from overrides import overrides
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.tokenizers import NoSpacyModelError, tokenizer_named
 from transformer_elmo.text.corpus import INPUT_FORMATS, Sentence, parse_line
-from transformer_elmo.text.sentences import checked_sentence
+from transformer_elmo.text.reader import checked_sentence
 
 # What taggers put out for each word.
 OF_WORDS = {"tags", "logits", "class_probabilities", "mask"}

@@ -12,12 +12,12 @@ from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder, TextFi
 from allennlp.modules.token_embedders import EmptyEmbedder, TokenCharactersEncoder
 from allennlp.nn.util import get_text_field_mask
 
-from transformer_elmo.nn.batch import HostFacts, WordBatch
+from transformer_elmo.nn.batch import HostLengths, WordBatch
 from transformer_elmo.nn.caches import Kept
 from transformer_elmo.nn.word_encoder import CharacterCnn, distinct_words, embedded
 
 FACTS = "host_facts"
-"""Beside the tensors of an indexer: what the host knows of them, a `HostFacts`."""
+"""Beside the tensors of an indexer: what the host knows of them, a `HostLengths`."""
 
 _INDEX = "word_index"
 
@@ -28,11 +28,11 @@ _BY_WORDS = {"tokens", "token_characters", "elmo_tokens", _INDEX, FACTS}
 _caches: "WeakKeyDictionary[TokenCharactersEncoder, Kept]" = WeakKeyDictionary()
 
 
-def host_facts(source: TextFieldTensors) -> Optional[HostFacts]:
+def host_lengths(source: TextFieldTensors) -> Optional[HostLengths]:
     """What the data loader has said of a batch, if it was ours."""
     for tensors in source.values():
         if FACTS in tensors:
-            return cast(HostFacts, tensors[FACTS])
+            return cast(HostLengths, tensors[FACTS])
     return None
 
 
@@ -85,7 +85,7 @@ def rows_of(source: TextFieldTensors, rows: range) -> Dict[str, Dict[str, Any]]:
         tensors: Mapping[str, Any] = entry
         for key, value in tensors.items():
             if key == FACTS:
-                part[name][key] = HostFacts(value.lengths[here], value.longest_word)
+                part[name][key] = HostLengths(value.lengths[here], value.longest_word)
             elif _INDEX not in entry or key == _INDEX:
                 shown = value[here]
                 part[name][key] = shown[:, :columns] if columns < timesteps else shown

@@ -14,9 +14,14 @@ from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.layers import Layers, all_layers, layer_number, word_copies
-from transformer_elmo.nn.long_texts import segments
-from transformer_elmo.out_of_memory import BatchSplitter
+from transformer_elmo.inference.vectors import (
+    Layers,
+    all_layers,
+    layer_number,
+    segments,
+    word_copies,
+)
+from transformer_elmo.memory import BatchSplitter
 from transformer_elmo.plugin.dataset_reader import reader_attribute
 from transformer_elmo.plugin.inner_models import inner_model
 from transformer_elmo.plugin.language_model import LanguageModel
@@ -64,7 +69,7 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
     max_tokens_per_forward : `int`, optional (default = `None`)
         Run the language model on at most so many tokens at a time, padding and boundary tokens
         included, so that its memory has a bound. Texts of more tokens go in segments that overlap
-        (see `transformer_elmo.nn.long_texts`): what a word is understood from then ends at the
+        (see `transformer_elmo.inference.vectors`): what a word is understood from then ends at the
         segment. At least 4.
     vocab_namespace : `str`, optional (default = `None`)
         For a language model that knows its words by their ids: the namespace of `vocab` that the

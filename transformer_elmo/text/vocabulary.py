@@ -27,7 +27,7 @@ from transformer_elmo.text.corpus import (
     read_blocks,
     sentences_in,
 )
-from transformer_elmo.text.word_hash_table import WordHashTable, words_at
+from transformer_elmo.text.word_table import WordHashTable, words_at
 from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import torch
 from tests.small_lm import model_config, random_sentences, tensors
 from transformer_elmo import TransformerElmo
 from transformer_elmo.nn.kernels import compiled
-from transformer_elmo.nn.kernels.ways import watched
+from transformer_elmo.nn.kernels.compiled import watched
 
 
 @pytest.fixture

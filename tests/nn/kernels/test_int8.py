@@ -10,9 +10,9 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn import precision
 from transformer_elmo.nn.config import ContextualizerConfig
 from transformer_elmo.nn.kernels import int8
+from transformer_elmo.nn.kernels.compiled import watched
 from transformer_elmo.nn.kernels.int8 import int8_weight, largest_weight, rounded_weight
 from transformer_elmo.nn.kernels.linear import linear
-from transformer_elmo.nn.kernels.ways import watched
 from transformer_elmo.nn.precision import check_int8, computing
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 

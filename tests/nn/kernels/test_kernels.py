@@ -27,22 +27,21 @@ from tests.nn.kernels.comparing import (
     seeds,
     widths,
 )
-from transformer_elmo.nn.kernels import attention, character_windows, sparse_gradients, token_losses
+from transformer_elmo.nn.kernels import attention, sparse_gradients
+from transformer_elmo.nn.kernels import character_cnn as character_cnn
+from transformer_elmo.nn.kernels import softmax as token_losses
 from transformer_elmo.nn.kernels.attention import causal_attention, written_out_attention
-from transformer_elmo.nn.kernels.character_windows import max_over_windows
+from transformer_elmo.nn.kernels.character_cnn import max_over_windows
+from transformer_elmo.nn.kernels.compiled import watched
 from transformer_elmo.nn.kernels.dropout import Dropout
+from transformer_elmo.nn.kernels.gather_rows import gather_rows
 from transformer_elmo.nn.kernels.layer_norm import (
     layer_norm,
     norms_in_precision,
 )
 from transformer_elmo.nn.kernels.linear import linear, product
-from transformer_elmo.nn.kernels.moved_rows import moved_rows
-from transformer_elmo.nn.kernels.precision import (
-    in_precision,
-    products_dtype,
-)
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, merged_rows
-from transformer_elmo.nn.kernels.ways import watched
+from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -182,7 +181,7 @@ def convolved(characters, convolutions):
     return torch.cat([F.conv1d(columns, w, b).amax(-1) for w, b in convolutions], dim=-1)
 
 
-WAYS_OF_WINDOWS = [max_over_windows, character_windows._all_widths]
+WAYS_OF_WINDOWS = [max_over_windows, character_cnn._all_widths]
 
 
 @pytest.mark.parametrize("way", WAYS_OF_WINDOWS, ids=["as it chooses", "one product"])
@@ -306,12 +305,12 @@ def test_moved_rows(seed, num_rows, num_moved, dim, dtype, layout):
     num_moved = min(num_moved, num_rows)
     source = laid_out(torch.randn(num_rows, dim, 3).to(dtype), layout)
     index = torch.randperm(num_rows)[:num_moved]
-    assert_same_function(moved_rows, torch.Tensor.__getitem__, [source], index, tolerance=0)
-    assert moved_rows(source, index).dtype == dtype
+    assert_same_function(gather_rows, torch.Tensor.__getitem__, [source], index, tolerance=0)
+    assert gather_rows(source, index).dtype == dtype
     # To every place, and back.
     order = torch.randperm(num_rows)
     assert_same_function(
-        lambda rows: moved_rows(rows, order, order.argsort()),
+        lambda rows: gather_rows(rows, order, order.argsort()),
         lambda rows: rows[order],
         [source],
         tolerance=0,
@@ -321,7 +320,7 @@ def test_moved_rows(seed, num_rows, num_moved, dim, dtype, layout):
 def test_moved_rows_some_of_which_do_not_matter():
     """A place without a token has the first one's row, and no gradient comes from it."""
     source = torch.randn(3, 2, requires_grad=True)
-    places = moved_rows(source, torch.tensor([0, 2, 0, 1, 0]), torch.tensor([0, 3, 1]))
+    places = gather_rows(source, torch.tensor([0, 2, 0, 1, 0]), torch.tensor([0, 3, 1]))
     assert torch.equal(places, source[[0, 2, 0, 1, 0]])
     grad = torch.randn(5, 2)
     places.backward(grad)
@@ -330,12 +329,12 @@ def test_moved_rows_some_of_which_do_not_matter():
 
 def test_moved_rows_of_a_batch_of_padding():
     source = torch.zeros(0, 4, requires_grad=True)
-    moved_to = moved_rows(source, torch.zeros(6, dtype=torch.long), torch.zeros(0).long())
+    moved_to = gather_rows(source, torch.zeros(6, dtype=torch.long), torch.zeros(0).long())
     assert torch.equal(moved_to, torch.zeros(6, 4))
     moved_to.sum().backward()
     assert source.grad.shape == (0, 4)
     half = source.detach().bfloat16()
-    assert moved_rows(half, torch.zeros(2, dtype=torch.long)).dtype == torch.bfloat16
+    assert gather_rows(half, torch.zeros(2, dtype=torch.long)).dtype == torch.bfloat16
 
 
 # Weights in another precision.
@@ -355,7 +354,7 @@ def test_in_precision(seed, from_type, to_type, sizes, dim, of_matrices):
     flat = [weight.detach().requires_grad_() for group in groups for weight in group]
     left = iter(flat)
     groups = [[next(left) for _ in group] for group in groups]
-    made = in_precision(to_type, groups)
+    made = cast_weights(to_type, groups)
     plain = [torch.cat(group).to(to_type) for group in groups]
     assert [tensor.dtype for tensor in made] == [to_type] * len(groups)
     for ours, theirs in zip(made, plain):
@@ -372,18 +371,18 @@ def test_in_precision(seed, from_type, to_type, sizes, dim, of_matrices):
 
 def test_in_precision_begins_where_products_like_it():
     groups = [[torch.randn(size, 3)] for size in (1, 5, 7, 2)]
-    made = in_precision(torch.bfloat16, groups)
+    made = cast_weights(torch.bfloat16, groups)
     first = made[0].data_ptr()
     assert [(tensor.data_ptr() - first) % 32 for tensor in made] == [0] * 4
     # A stretch of memory, and not four.
     assert len({tensor.untyped_storage().data_ptr() for tensor in made}) == 1
     weight = torch.randn(3)
-    assert in_precision(torch.float32, [[weight]])[0] is weight
+    assert cast_weights(torch.float32, [[weight]])[0] is weight
 
 
 def test_in_precision_without_what_is_not_used():
     weights = [torch.randn(2, 3, requires_grad=True) for _ in range(4)]
-    _, used = in_precision(torch.bfloat16, [weights[:2], weights[2:]])
+    _, used = cast_weights(torch.bfloat16, [weights[:2], weights[2:]])
     used.sum().backward()
     assert [weight.grad is None for weight in weights] == [True, True, False, False]
     assert torch.equal(weights[3].grad, torch.ones(2, 3))

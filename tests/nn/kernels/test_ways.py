@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.device.pretend import moved, pretend_device
 from tests.nn.kernels.comparing import exact_losses, sampled_losses
 from tests.small_lm import model_config, random_sentences, tensors
-from transformer_elmo.nn.kernels import attention, compiled, token_losses
+from transformer_elmo.nn.kernels import attention, compiled
+from transformer_elmo.nn.kernels import softmax as token_losses
 from transformer_elmo.nn.kernels.attention import causal_attention
-from transformer_elmo.nn.kernels.compiled import Compilable, compiling, is_wanted
+from transformer_elmo.nn.kernels.compiled import Compilable, compiling, is_wanted, taken, watched
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.linear import FEWEST_ROWS, layout, linear, packed, product
-from transformer_elmo.nn.kernels.precision import in_precision
-from transformer_elmo.nn.kernels.ways import taken, watched
+from transformer_elmo.nn.kernels.weight_casts import cast_weights
 
 
 def test_ways_are_counted_for_who_listens():
@@ -282,11 +282,11 @@ def test_dropout_goes_by_bits(p, dtype, way):
 def test_precision_goes_together():
     weight = torch.randn(3, 2)
     with watched() as ways:
-        in_precision(torch.float32, [[weight], [weight]])
+        cast_weights(torch.float32, [[weight], [weight]])
     assert not ways
     with watched() as ways:
-        in_precision(torch.float32, [[weight, weight], [weight]])
-        in_precision(torch.bfloat16, [[weight], [weight, weight]])
+        cast_weights(torch.float32, [[weight, weight], [weight]])
+        cast_weights(torch.bfloat16, [[weight], [weight, weight]])
     assert ways == {"precision: one by one": 1, "precision: together": 1}
 
 

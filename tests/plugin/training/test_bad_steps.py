@@ -10,8 +10,8 @@ from allennlp.models import Model
 from tests.plugin.tiny_run import TinyModel, make_trainer, write_corpus
 from tests.small_lm import model_config, random_sentences, tensors
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.legacy.trainer import check_trainer_keys
 from transformer_elmo.plugin.training.bad_steps import BadSteps, sentences_of
+from transformer_elmo.pretrained.legacy.trainer import check_trainer_keys
 
 
 class SpoiledModel(TinyModel):

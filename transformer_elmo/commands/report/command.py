@@ -4,8 +4,8 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
+from transformer_elmo.commands.arguments import file_of
 from transformer_elmo.commands.report.report import write_report
-from transformer_elmo.commands.standard_input import file_of
 
 DESCRIPTION = """
 Show a training run in one HTML file: its results and the essentials of its config, and, for a

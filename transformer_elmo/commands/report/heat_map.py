@@ -15,7 +15,7 @@ from transformer_elmo.commands.report.text import (
     escaped,
     is_invisible,
 )
-from transformer_elmo.nn.scoring import SentenceScores, WordScores
+from transformer_elmo.inference.scores import SentenceScores, WordScores
 
 MOST_WORDS = 200
 """Of a longer sentence, so many are shown."""

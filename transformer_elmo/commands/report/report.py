@@ -11,13 +11,6 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
-from transformer_elmo import model_folder
-from transformer_elmo.archived_models import (
-    in_place_of_archive,
-    last_checkpoint,
-    read_weights,
-    unpacked,
-)
 from transformer_elmo.commands.report.facts import Fact, config_of, results_of
 from transformer_elmo.commands.report.heat_map import Passage
 from transformer_elmo.commands.report.layers import Mixture, mixtures_in
@@ -27,6 +20,13 @@ from transformer_elmo.commands.report.sentences import Wanted, passages_of
 from transformer_elmo.commands.report.training_log import TrainingLog, read_training_log
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, write_text
+from transformer_elmo.pretrained import folder as model_folder
+from transformer_elmo.pretrained.archive import (
+    in_place_of_archive,
+    last_checkpoint,
+    read_weights,
+    unpacked,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any, Iterable, List
 from transformer_elmo.commands.report.heat_map import MOST_WORDS, Passage
 from transformer_elmo.commands.report.remarks import MissingPartError, else_missing
 from transformer_elmo.commands.report.text import is_of_letters
-from transformer_elmo.elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.scoring import SentenceScores
+from transformer_elmo.inference.elmo import TransformerElmo
+from transformer_elmo.inference.scores import SentenceScores
 from transformer_elmo.text.corpus import find_shards, read_sentences
 
 # Sentences shorter than that say little, longer ones fill a page each.

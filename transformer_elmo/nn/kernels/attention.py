@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from transformer_elmo.nn.kernels.compiled import taken
 from transformer_elmo.nn.kernels.dropout import Dropout
-from transformer_elmo.nn.kernels.ways import taken
 
 # Without dropout, attention in bfloat16 is written out on a CPU up to so many scores (64 MiB).
 SCORES_IN_MEMORY = 2**25

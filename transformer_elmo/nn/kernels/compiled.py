@@ -1,17 +1,20 @@
 """
 Parts of the model that work row by row, through `torch.compile` where a user asks for it: a device
 is then sent a fraction of the kernels, after the minute that compiling takes.
+
+Which way the kernels go. A kernel has more than one way to compute the same; on a machine where its
+fast one is silently out of reach, only the clock would tell. So each says which it takes, and tests
+listen.
 """
 
 import inspect
+from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import update_wrapper
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 import torch
-
-from transformer_elmo.nn.kernels.ways import taken
 
 BACKEND = "inductor"
 """Of `torch.compile`."""
@@ -70,3 +73,28 @@ class Compilable:
 def compilable(*rows: str) -> Callable[[Callable[..., Any]], Compilable]:
     """See :class:`Compilable`."""
     return lambda function: Compilable(function, *rows)
+
+
+_listening: Optional["Counter[str]"] = None
+
+
+def taken(kernel: str, way: str) -> None:
+    """Called by a kernel when it goes one of its ways."""
+    if _listening is not None and not torch.compiler.is_compiling():
+        _listening[f"{kernel}: {way}"] += 1
+
+
+@contextmanager
+def watched() -> Iterator["Counter[str]"]:
+    """
+    # Returns
+
+    `Counter[str]`
+        How often each kernel went each way ("linear: oneDNN") within the block.
+    """
+    global _listening
+    before, _listening = _listening, Counter()
+    try:
+        yield _listening
+    finally:
+        _listening = before

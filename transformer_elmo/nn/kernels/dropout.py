@@ -8,7 +8,7 @@ from overrides import overrides
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from transformer_elmo.nn.kernels.ways import taken
+from transformer_elmo.nn.kernels.compiled import taken
 
 # The types that it works on: those that hold every bfloat16.
 _TYPES = (torch.float32, torch.bfloat16)

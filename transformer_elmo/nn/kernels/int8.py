@@ -14,7 +14,7 @@ from typing import Iterator, NamedTuple, Optional, Tuple
 
 import torch
 
-from transformer_elmo.nn.kernels.ways import taken
+from transformer_elmo.nn.kernels.compiled import taken
 
 # Rows are multiples of their scales from -127 to 127, stored with an offset.
 _LARGEST = 127

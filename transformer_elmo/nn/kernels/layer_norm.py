@@ -8,7 +8,7 @@ from typing import List, Sequence
 import torch
 from torch.nn import functional as F
 
-from transformer_elmo.nn.kernels.precision import in_precision
+from transformer_elmo.nn.kernels.weight_casts import cast_weights
 
 # AllenNLP adds 1e-13 to the deviation; added to the variance, its square has the same effect.
 EPSILON = 1e-26
@@ -20,7 +20,7 @@ def norms_in_precision(dtype: torch.dtype, weights: Sequence[torch.Tensor]) -> L
     """
     if not weights or weights[0].device.type == "cpu":
         return list(weights)
-    return in_precision(dtype, [[weight] for weight in weights])
+    return cast_weights(dtype, [[weight] for weight in weights])
 
 
 def layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from transformer_elmo.nn.kernels.compiled import taken
 from transformer_elmo.nn.kernels.int8 import Int8Weight, int8_linear
-from transformer_elmo.nn.kernels.ways import taken
 
 # oneDNN compiles a product for each shape, and both it and PyTorch's layer above it keep the last
 # 1,024, a quarter of a megabyte each. Batches of a text have ever new shapes: memory would grow for

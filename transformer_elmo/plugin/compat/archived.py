@@ -15,18 +15,19 @@ from allennlp.data.vocabulary import Vocabulary
 from allennlp.models import Model, archival
 from allennlp.nn import util as nn_util
 
-from transformer_elmo import archived_models, model_folder
-from transformer_elmo.archives import archive_of, extracted_archive
-from transformer_elmo.carried_models import is_language_model
-from transformer_elmo.checked_weights import SOFTMAX
 from transformer_elmo.errors import ConfigurationError, becoming_a_model
 from transformer_elmo.files import read_json
-from transformer_elmo.legacy import modern_weights
-from transformer_elmo.model_config import check_sizes
 from transformer_elmo.nn.softmax import making_softmaxes, softmaxes
 from transformer_elmo.plugin.archiving import archive_model
 from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.vocabulary import check_vocabulary_folder, vocabulary_of
+from transformer_elmo.pretrained import archive as archived_models
+from transformer_elmo.pretrained import folder as model_folder
+from transformer_elmo.pretrained.config import check_sizes
+from transformer_elmo.pretrained.legacy import modern_weights
+from transformer_elmo.pretrained.nested_models import is_language_model
+from transformer_elmo.pretrained.unpacking import archive_of, extracted_archive
+from transformer_elmo.pretrained.weights import SOFTMAX
 from transformer_elmo.text.vocabulary import (
     NAMESPACE,
     NAMESPACES_WITHOUT_PADDING,

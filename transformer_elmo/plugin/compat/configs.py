@@ -16,14 +16,14 @@ from allennlp.common import FromParams, file_utils
 from allennlp.common.params import Params
 from allennlp.models import archival
 
-from transformer_elmo import model_folder
-from transformer_elmo.archived_models import archived_config
-from transformer_elmo.archives import archive_of
-from transformer_elmo.config_files import evaluated_file, evaluated_overrides
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.experiments import experiment_of
 from transformer_elmo.files import check_can_write
-from transformer_elmo.legacy import (
+from transformer_elmo.plugin.patches import note, wrap
+from transformer_elmo.pretrained import folder as model_folder
+from transformer_elmo.pretrained.allennlp_config import experiment_of
+from transformer_elmo.pretrained.archive import archived_config
+from transformer_elmo.pretrained.jsonnet import evaluated_file, evaluated_overrides
+from transformer_elmo.pretrained.legacy import (
     apply_overrides,
     archived_files,
     check_evaluation_overrides,
@@ -33,7 +33,7 @@ from transformer_elmo.legacy import (
     log_changes,
     shared_with_validation,
 )
-from transformer_elmo.plugin.patches import note, wrap
+from transformer_elmo.pretrained.unpacking import archive_of
 from transformer_elmo.text.corpus import fetch
 
 

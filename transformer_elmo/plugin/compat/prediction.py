@@ -15,10 +15,10 @@ from allennlp.models.basic_classifier import BasicClassifier
 from allennlp.nn import util as nn_util
 from allennlp.predictors import Predictor
 
-from transformer_elmo.archived_models import base_of
 from transformer_elmo.files import json_text
 from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.tokenizers import NoSpacyModelError
+from transformer_elmo.pretrained.archive import base_of
 
 
 def install() -> None:

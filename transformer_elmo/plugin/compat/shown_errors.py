@@ -21,7 +21,7 @@ from requests.exceptions import RequestException
 from torch.multiprocessing import ProcessRaisedException
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.out_of_memory import is_out_of_memory, said_of
+from transformer_elmo.memory import is_out_of_memory, said_of
 from transformer_elmo.plugin.compat.archived import no_gpu
 from transformer_elmo.plugin.compat.wrong_values import (
     of_construction,

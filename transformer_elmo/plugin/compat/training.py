@@ -11,7 +11,6 @@ from allennlp.data import Vocabulary
 from allennlp.models import archival
 from allennlp.training import util as training_util
 
-from transformer_elmo.archived_models import CONFIG, VOCABULARY, trains_language_model
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.compat.wrong_values import check_config
 from transformer_elmo.plugin.patches import note, wrap
@@ -25,6 +24,7 @@ from transformer_elmo.plugin.training.launch import (
 )
 from transformer_elmo.plugin.training.stopping import lost_processes_are_named, stopper
 from transformer_elmo.plugin.vocabulary import recovered_vocabulary
+from transformer_elmo.pretrained.archive import CONFIG, VOCABULARY, trains_language_model
 
 
 def install() -> None:

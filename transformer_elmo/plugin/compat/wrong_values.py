@@ -18,11 +18,11 @@ from allennlp.common import Lazy, Params, Registrable
 from allennlp.common.from_params import infer_params
 from allennlp.training import GradientDescentTrainer
 
-from transformer_elmo.archived_models import ADAPTED
-from transformer_elmo.carried_models import is_language_model
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.plugin.keys import NOT_IN_CONFIGS, unknown_keys
 from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.pretrained.archive import ADAPTED
+from transformer_elmo.pretrained.nested_models import is_language_model
 
 _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 

@@ -20,10 +20,10 @@ from allennlp.training.checkpointer import Checkpointer
 from allennlp.training.trainer import Trainer, TrainerCheckpoint
 from overrides import overrides
 
-from transformer_elmo.archived_models import CHECKPOINT
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import remove_left_behind, write_text, written_whole
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
+from transformer_elmo.pretrained.archive import CHECKPOINT
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ from allennlp.common import Params
 from allennlp.common.meta import META_NAME
 from allennlp.models.archival import CONFIG_NAME
 
-from transformer_elmo.archived_models import (
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import errors_of_disk, json_text, remove_left_behind
+from transformer_elmo.plugin.training.checkpointer import has_checkpoints
+from transformer_elmo.pretrained.archive import (
     VOCABULARY,
     WHOLE_SECTION,
     adapted_from,
     trains_language_model,
     with_own_sections,
 )
-from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import errors_of_disk, json_text, remove_left_behind
-from transformer_elmo.plugin.training.checkpointer import has_checkpoints
 
 logger = logging.getLogger(__name__)
 

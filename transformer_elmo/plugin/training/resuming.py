@@ -21,8 +21,8 @@ from allennlp.training.learning_rate_schedulers import ReduceOnPlateauLearningRa
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.inference.evaluation import tell_of_unknown_words
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
-from transformer_elmo.nn.perplexity import tell_of_unknown_words
 from transformer_elmo.plugin.dataset_reader import reader_attribute
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.training.bad_steps import too_many

@@ -19,8 +19,8 @@ from overrides import overrides
 
 from transformer_elmo.errors import first_line
 from transformer_elmo.files import written_whole
+from transformer_elmo.memory import BatchSplitter, is_out_of_memory
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, several_processes
-from transformer_elmo.out_of_memory import BatchSplitter, is_out_of_memory
 from transformer_elmo.plugin.large_batches import failure, validated
 from transformer_elmo.plugin.training.bad_steps import MAX_BAD_STEPS, BadSteps
 from transformer_elmo.plugin.training.checkpointer import (

@@ -1,0 +1,158 @@
+"""
+`transformer-elmo COMMAND`: what can be done with a trained model, and with text before there is
+one. It needs no AllenNLP, no plugin file and no `--include-package`.
+"""
+
+import argparse
+import importlib
+import io
+import os
+import signal
+import sys
+import traceback
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
+
+from transformer_elmo import __version__
+from transformer_elmo.errors import ConfigurationError
+
+
+class Command(NamedTuple):
+    """
+    # Attributes
+
+    help : `str`
+    module : `str`
+        In `transformer_elmo.commands`; imported when the command is used.
+    arguments, run, description : `str`
+        Names in that module.
+    """
+
+    help: str
+    module: str
+    arguments: str = "add_arguments"
+    run: str = "run"
+    description: str = "DESCRIPTION"
+
+    def imported(self) -> Any:
+        """The module."""
+        return importlib.import_module(f"transformer_elmo.commands.{self.module}")
+
+
+COMMANDS: Dict[str, Command] = {
+    "config": Command("the training configs that come with this package", "config"),
+    "vocab": Command("count the words of a corpus", "vocab"),
+    "embed": Command("vectors of every word of a text, in a file", "embed"),
+    "merge": Command("the parts that embed --part has written, as one file", "merge"),
+    "score": Command(
+        "the probability of every word of a text",
+        "score",
+        "add_score_arguments",
+        "run_score",
+        "SCORE",
+    ),
+    "fill": Command(
+        "the likeliest words for gaps", "score", "add_fill_arguments", "run_fill", "FILL"
+    ),
+    "compare": Command("two models on one text", "compare"),
+    "report": Command("a training run, or a model, in one HTML page", "report.command"),
+    "export": Command("a model folder out of an archive", "export"),
+    "convert": Command("configs and archives of AllenNLP 0.x for AllenNLP 2", "convert"),
+}
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """
+    # Parameters
+
+    arguments : `List[str]`, optional (default = those of the command line)
+
+    # Returns
+
+    `int`
+        The exit status: 0, or 1 for bad input, of which one message tells.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # A command imports what it needs, and `--help` of all of them nothing.
+    named = next((argument for argument in arguments if argument in COMMANDS), None)
+    parser = argparse.ArgumentParser(prog="transformer-elmo", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # Without a command, parsing ends the program.
+    run: Any = None
+    for name, command in COMMANDS.items():
+        if name != named:
+            commands.add_parser(name, help=command.help)
+            continue
+        module = command.imported()
+        subparser = commands.add_parser(
+            name, help=command.help, description=getattr(module, command.description)
+        )
+        getattr(module, command.arguments)(subparser)
+        run = getattr(module, command.run)
+    name = f"transformer-elmo {named or ''}".rstrip()
+    problem = guarded(lambda: run(parser.parse_args(arguments)), name)
+    if isinstance(problem, str):
+        print(problem, file=sys.stderr)
+        return 1
+    return problem or 0
+
+
+def guarded(action: Callable[[], None], name: str) -> Union[str, int, None]:
+    """
+    Runs a command.
+
+    # Returns
+
+    `str` or `int`, optional
+        For `sys.exit`: what to say of bad input, or an exit status; `None` if all went well.
+    """
+    _open_streams()
+    try:
+        try:
+            action()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has read enough.
+        _drop_output()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        # What a shell reports for a command that Control-C has ended.
+        return 128 + signal.SIGINT
+    except (ConfigurationError, OSError, ValueError, TypeError) as error:
+        if os.environ.get("TRANSFORMER_ELMO_DEBUG"):
+            traceback.print_exc()
+        _drop_output()
+        return f"{name}: {error}"
+    except (RuntimeError, MemoryError) as error:
+        # Costs a second, and whoever runs a model has imported it.
+        from transformer_elmo.memory import is_out_of_memory, said_of
+
+        if not is_out_of_memory(error) or os.environ.get("TRANSFORMER_ELMO_DEBUG"):
+            raise
+        return f"{name}: {said_of(error)}"
+    return None
+
+
+def _open_streams() -> None:
+    """
+    Standard streams that are closed read and write nothing, and no file gets their numbers; what
+    the output's encoding lacks, as lone surrogates, is escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the process ends)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Python would try again, at its end, to write what the standard output doesn't take."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

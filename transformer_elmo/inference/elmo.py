@@ -1,0 +1,1004 @@
+"""
+A trained language model as an object to work with: vectors, probabilities and perplexities of
+sentences.
+"""
+
+import os
+from functools import partial
+from html import escape
+from itertools import chain
+from pathlib import Path
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Protocol,
+    Sequence,
+    Set,
+    Tuple,
+    TypeVar,
+    Union,
+    cast,
+)
+
+import numpy as np
+import torch
+
+from transformer_elmo import with_allennlp
+from transformer_elmo.errors import ConfigurationError, becoming_a_model
+from transformer_elmo.inference.evaluation import ListedTotals, Totals, WholeText
+from transformer_elmo.inference.neighbors import WORDS_AT_ONCE, Directions
+from transformer_elmo.inference.scores import SentenceScores, score_encoded
+from transformer_elmo.inference.vectors import (
+    SEGMENT_LENGTH,
+    Job,
+    Layers,
+    all_layers,
+    jobs_of,
+    layer_number,
+    mixed,
+)
+from transformer_elmo.memory import BatchSplitter
+from transformer_elmo.nn.caches import Kept, weights_unshared
+from transformer_elmo.nn.forks import one_thread_in_forks
+from transformer_elmo.nn.language_model import predicted
+from transformer_elmo.nn.precision import check_int8, checked_precision
+from transformer_elmo.nn.softmax import Softmax
+from transformer_elmo.pretrained import archive as archived_models
+from transformer_elmo.pretrained import folder as model_folder
+from transformer_elmo.pretrained.allennlp_config import NotStandardError
+from transformer_elmo.text.corpus import Sentence, find_shards, read_sentences, variables_with
+from transformer_elmo.text.reader import checked_sentence, checked_sentences, in_batches
+from transformer_elmo.text.vocabulary import WordList
+
+Corpus = Union[str, "os.PathLike[str]", Iterable[Sentence]]
+
+T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+
+# How a gap is written.
+GAP = "___"
+
+# Words that may be like one in a sentence, by the language model and by their own vectors each.
+CANDIDATES = 100
+
+EXPECTED = "Expected a model folder, a model.tar.gz, the folder of a training run, or a URL."
+
+WHOLE = (
+    "Probabilities need the whole sentence: take a device with more memory (the CPU may have it), "
+    "or shorter sentences."
+)
+
+
+class Candidate(NamedTuple):
+    """A word for a gap."""
+
+    word: str
+    probability: float
+
+
+class Neighbor(NamedTuple):
+    """A word that is like another, and the cosine of their vectors."""
+
+    word: str
+    similarity: float
+
+
+class SentenceReader(Protocol):
+    """What turns sentences into batches: `transformer_elmo.nn.batch.BatchReader`, or its like."""
+
+    vocabulary: WordList
+    start_tokens: List[str]
+    end_tokens: List[str]
+
+    def words(self, sentence: Sentence) -> List[str]:
+        """The words of a sentence, without boundary tokens."""
+
+    def with_boundaries(self, words: Sequence[str]) -> List[str]:
+        """The tokens that the model reads for a sentence of these words."""
+
+    def batch(
+        self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
+    ) -> Any:
+        """A batch on a device, with an attribute `token_ids`."""
+
+
+class TransformerElmo:
+    """
+    A language model with the rules by which it reads sentences.
+
+    A sentence is a list of tokens, a string for the tokenizer, or a mapping with either as JSON
+    lines have it (`tokens` or `words`, `sentence` or `text`); all else is a `TypeError`. Sentences
+    may come in any number and order; they are run in batches of similar length, and results have
+    their order. The same sentence has the same vectors (to 1e-5, in float32) alone or in any
+    company. The object may be used by several threads at once, and can be pickled.
+
+    # Parameters
+
+    model : `LanguageModel`, required.
+        It is put in evaluation mode.
+    reader : `SentenceReader`, required.
+        It says what words, characters and boundary tokens are. Under AllenNLP, `model` and `reader`
+        may be AllenNLP's.
+    tokenizer : `str`, `Callable[[str], List[str]]` or AllenNLP's `Tokenizer`, optional (default =
+    the model's)
+        For sentences that are strings. "just_spaces" splits at spaces.
+    max_tokens : `int`, optional (default = `2000`)
+        Tokens in a batch, padding included. A longer sentence goes alone. A batch for which memory
+        runs out is run in parts, with a warning.
+    segment_length : `int`, optional (default = `5000`)
+        A sentence of more tokens is embedded in segments of so many, which overlap (see
+        `transformer_elmo.inference.vectors`). `None` never cuts. Scores are never made in segments.
+    """
+
+    name: str = ""
+    """What it was opened from."""
+
+    def __init__(
+        self,
+        model: Any,
+        reader: Any,
+        *,
+        tokenizer: Any = None,
+        max_tokens: int = 2000,
+        segment_length: Optional[int] = SEGMENT_LENGTH,
+    ) -> None:
+        if max_tokens < 1:
+            raise ConfigurationError(f"max_tokens must be at least 1, got {max_tokens}.")
+        adapted = with_allennlp.adapted(model, reader, tokenizer)
+        if adapted is not None:
+            (model, reader), tokenizer = adapted, None
+        one_thread_in_forks()
+        self._model = model.eval()
+        # Whether anyone but this object may hold the model, and so change its weights.
+        self._is_shared = True
+        self.max_tokens = max_tokens
+        self.segment_length = segment_length
+        self._reader: SentenceReader = reader
+        self._directions = Kept()
+        self._splitter = BatchSplitter()
+        if tokenizer is not None:
+            reader.split = model_folder.tokenizer_of(tokenizer)
+
+    @classmethod
+    def open(
+        cls,
+        path: Union[str, "os.PathLike[str]"],
+        device: Union[str, int, torch.device, None] = None,
+        precision: Optional[str] = None,
+        *,
+        compile: Optional[bool] = None,
+        overrides: Union[str, Dict[str, Any], None] = None,
+        weights_file: Optional[str] = None,
+        **options: Any,
+    ) -> "TransformerElmo":
+        """
+        # Parameters
+
+        path : `str` or `PathLike`, required.
+            A model folder, a `model.tar.gz`, the folder of a training run, or a URL. Archives
+            written by AllenNLP 0.7 to 2.x work; so does the language model in an archive of a model
+            on top of one.
+        device : `str`, `int` or `torch.device`, optional (default = a GPU if there is one)
+            "cpu", "cuda:1", or AllenNLP's numbers: -1 is the CPU, 1 the second GPU.
+        precision : `str`, optional (default = the model's)
+            "float32" or "bfloat16" for the matrix products, or "int8" for those of the
+            contextualizer, on a CPU and without gradients: faster, and not quite the same vectors.
+        compile : `bool`, optional (default = the model's)
+            Whether what works row by row is compiled by `torch.compile`, on a GPU: the first batch
+            takes some 15 seconds more. On a CPU it changes nothing.
+        overrides, weights_file : optional
+            As for `allennlp.models.load_archive`, which must be installed for them.
+        options
+            The constructor's.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is no model, or another kind of model; if there is no such device.
+        """
+        where = device_of(device)
+        if precision is not None:
+            checked_precision(precision)
+        if precision == "int8":
+            check_int8(where)
+        name = os.fspath(path)
+        if not name:
+            raise ConfigurationError(
+                f"The path of the language model is empty.{variables_with(name)} {EXPECTED}"
+            )
+        with becoming_a_model(name):
+            model, reader = _opened(name, overrides, weights_file)
+        if precision is not None:
+            model.precision = precision
+        if compile is not None:
+            model.compiles = compile
+        if where.type != "cpu" and hasattr(model, "check_softmax"):
+            # All of it is about to be read anyway.
+            model.check_softmax()
+        elmo = cls(model.to(where), reader, **options)
+        elmo.name = name
+        elmo._is_shared = False
+        return elmo
+
+    from_archive = open
+
+    def save(
+        self,
+        folder: Union[str, "os.PathLike[str]"],
+        *,
+        with_softmax: bool = True,
+        dtype: str = "float32",
+        onnx: bool = False,
+        replace: bool = False,
+    ) -> None:
+        """
+        Writes a model folder, which :meth:`open` opens without AllenNLP.
+
+        # Parameters
+
+        folder : `str` or `PathLike`, required.
+        with_softmax : `bool`, optional (default = `True`)
+            Without it the folder is for vectors alone, and an eighth as large for the billion-word
+            model.
+        dtype : `str`, optional (default = `"float32"`)
+            "float32", "float16" or "bfloat16": how weights are written.
+        onnx : `bool`, optional (default = `False`)
+            Whether to write `model.onnx` as well, for the vectors: see
+            `transformer_elmo.pretrained.onnx`.
+        replace : `bool`, optional (default = `False`)
+            Whether a folder that isn't empty may give way.
+
+        # Raises
+
+        `ConfigurationError`
+            If the folder is taken or can't be written, or the model has parts that a folder has no
+            place for; if ONNX's packages aren't there.
+        """
+        if with_softmax:
+            self._check_softmax()
+        model, reader = self._model, self._reader
+        if hasattr(model, "as_core"):
+            # AllenNLP's: what it was built from can be read from its modules.
+            model, reader = model.as_core(reader)
+        if model.config is None:
+            raise ConfigurationError("This model was put together by hand, and has no config.")
+        opened = model_folder.Opened(model, cast(Any, reader), model.config, model.card)
+        more: Optional[Callable[[Path], None]] = None
+        if onnx:
+            # Nobody else needs its packages.
+            from transformer_elmo.pretrained.onnx import check_packages, write_onnx
+
+            check_packages()
+            more = partial(write_onnx, model)
+        model_folder.save_folder(
+            opened,
+            folder,
+            with_softmax=with_softmax,
+            dtype=dtype,
+            replace_existing=replace,
+            more=more,
+        )
+
+    def _description(self) -> Dict[str, str]:
+        layers = f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one"
+        softmax = "" if self._model.softmax is not None else " (their vectors, no probabilities)"
+        return {
+            "model": self.name or type(self._model).__name__,
+            "layers": layers,
+            "dimensions": f"{self.dim:,}",
+            "words": f"{len(self.vocab):,}{softmax}",
+            "device": str(self.device),
+        }
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}: {value}" for name, value in self._description().items())
+        return f"TransformerElmo({parts})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{escape(value)}</td></tr>"
+            for name, value in self._description().items()
+        )
+        return f"<table><caption>TransformerElmo</caption><tbody>{rows}</tbody></table>"
+
+    @property
+    def model(self) -> Any:
+        """
+        The model. What is kept of its weights follows each change of them, however it is made; to
+        be sure, they are read at each call once somebody has asked for the model.
+        """
+        self._is_shared = True
+        return self._model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    @property
+    def dim(self) -> int:
+        """The dimension of a word's vector."""
+        return self._model.output_dim
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers there are to choose from, that of the word vectors included."""
+        return self._model.num_layers
+
+    @property
+    def has_all_layers(self) -> bool:
+        """Whether the contextualizer gives all its layers, or its top one only."""
+        return self._model.has_all_layers
+
+    @property
+    def vocab(self) -> WordList:
+        """The words that the model predicts."""
+        return self._reader.vocabulary
+
+    @property
+    def num_boundaries(self) -> Tuple[int, int]:
+        """How many boundary tokens there are before and after a sentence's words."""
+        return len(self._reader.start_tokens), len(self._reader.end_tokens)
+
+    def words(self, sentence: Sentence) -> List[str]:
+        """A sentence's words, without boundary tokens."""
+        return self._reader.words(sentence)
+
+    # Vectors
+
+    def embed(
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers = "mix",
+        *,
+        weights: Optional[Sequence[float]] = None,
+        progress: bool = False,
+    ) -> List[np.ndarray]:
+        """
+        # Parameters
+
+        sentences : `Iterable[Sentence]`
+        layers : `str` or `int`, optional (default = `"mix"`)
+            "mix" is the weighted sum of all layers, "top" the last one, "all" each of them, a
+            number that one: 0 is the word vectors (twice, once for each direction), -1 the top.
+        weights : `Sequence[float]`, optional (default = `None`)
+            One for each layer of a mix, taken as they are. By default all are the same and add
+            up to one, as in a token embedder that nothing has been learned with.
+        progress : `bool`, optional (default = `False`)
+            Whether to draw a bar.
+
+        # Returns
+
+        `List[np.ndarray]`
+            For each sentence, shape `(num_words, dim)`; with "all" `(num_layers, num_words, dim)`.
+            Boundary tokens have no vector here.
+
+        # Raises
+
+        `ValueError` or `ConfigurationError`
+            If there is no such layer, or `weights` don't fit.
+        `TypeError`
+            If a sentence isn't one.
+        """
+        return list(self.embed_stream(sentences, layers, weights=weights, progress=progress))
+
+    def embed_padded(
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers = "mix",
+        *,
+        weights: Optional[Sequence[float]] = None,
+        track_gradients: bool = False,
+        progress: bool = False,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        As `embed`, in one tensor.
+
+        # Parameters
+
+        sentences, layers, weights, progress
+            See `embed`.
+        track_gradients : `bool`, optional (default = `False`)
+            Whether gradients flow to the model's parameters.
+
+        # Returns
+
+        `Tuple[torch.Tensor, torch.Tensor]`
+            Shape `(num_sentences, max_words, dim)`, or with "all" `(num_sentences, num_layers,
+            max_words, dim)`, zero at padding; and the mask, shape `(num_sentences, max_words)`,
+            boolean.
+        """
+        vectors = self.embed_tensors(
+            sentences,
+            layers,
+            weights=weights,
+            track_gradients=track_gradients,
+            progress=progress,
+        )
+        lengths = [v.size(-2) for v in vectors]
+        longest = max(lengths, default=0)
+        # On the host, which would have to wait for its device to say how long the longest is.
+        mask = torch.arange(longest) < torch.tensor(lengths, dtype=torch.long).unsqueeze(-1)
+        mask = mask.to(self.device)
+        if not vectors:
+            shape = (0, self.num_layers, 0, self.dim) if layers == "all" else (0, 0, self.dim)
+            return torch.zeros(shape, device=self.device), mask
+        padded = [torch.nn.functional.pad(v, (0, 0, 0, longest - v.size(-2))) for v in vectors]
+        return torch.stack(padded), mask
+
+    def embed_tensors(
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers = "mix",
+        *,
+        weights: Optional[Sequence[float]] = None,
+        track_gradients: bool = False,
+        progress: bool = False,
+    ) -> List[torch.Tensor]:
+        """
+        As `embed`, with tensors on the model's device instead of arrays. With `track_gradients`,
+        gradients flow through them to the model's parameters.
+        """
+        with torch.set_grad_enabled(track_gradients):
+            tracked = _tracked(checked_sentences(sentences), "embedding", progress)
+            return list(self._embedded(tracked, layers, weights))
+
+    def embed_stream(
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers = "mix",
+        *,
+        weights: Optional[Sequence[float]] = None,
+        progress: bool = False,
+        skip: Optional[int] = None,
+    ) -> Iterator[np.ndarray]:
+        """
+        As `embed`, for any number of sentences: arrays come one by one, in order, and only some
+        batches' worth of them are in memory. With `skip`, the first so many sentences are left
+        out, and on the CPU the others' arrays are to the bit what they are with `skip=0`.
+        """
+        iterator = self._embedded(
+            _tracked(checked_sentences(sentences), "embedding", progress), layers, weights, skip
+        )
+        while True:
+            # Not around the `yield`: the caller's own computations are none of our business.
+            with torch.no_grad():
+                vectors = next(iterator, None)
+            if vectors is None:
+                return
+            yield vectors.cpu().numpy()
+
+    def _embedded(
+        self,
+        sentences: Iterable[Sentence],
+        layers: Layers,
+        weights: Optional[Sequence[float]],
+        skip: Optional[int] = None,
+    ) -> Iterator[torch.Tensor]:
+        layers = self.checked_layers(layers, weights)
+        segments = (
+            f"Lower segment_length (now {self.segment_length}): longer texts are embedded in "
+            "segments of so many tokens."
+        )
+
+        def run(jobs: List[Job]) -> List[Tuple[torch.Tensor, bool]]:
+            function = partial(self._run, layers=layers, weights=weights)
+            return list(chain(*self._in_parts(function, jobs, _num_tokens_of, segments)))
+
+        parts: List[torch.Tensor] = []
+        jobs = jobs_of(
+            map(self._reader.words, sentences),
+            self._reader.start_tokens,
+            self._reader.end_tokens,
+            self.segment_length,
+        )
+        for vectors, ends_sentence in in_batches(
+            jobs,
+            _num_tokens_of,
+            run,
+            self.max_tokens,
+            lambda job: job.sentence >= (skip or 0),
+            # Which words were met before decides which are encoded together, and so the last bit.
+            (lambda: None) if skip is None else self._model.forget_words,
+        ):
+            parts.append(vectors)
+            if ends_sentence:
+                yield parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+                parts = []
+
+    def _in_parts(
+        self,
+        function: Callable[[List[T]], ResultT],
+        items: List[T],
+        length: Callable[[T], int],
+        alone: str = WHOLE,
+    ) -> List[ResultT]:
+        """The function's results for parts of a batch: one, where memory is enough."""
+        key = f"max_tokens (now {self.max_tokens})"
+        return self._splitter.run(function, items, length, key, alone, self._model.forget_words)
+
+    def checked_layers(self, layers: Layers, weights: Optional[Sequence[float]] = None) -> Layers:
+        """
+        `layers` as `embed` understands it, with one name for each layer.
+
+        # Raises
+
+        `ValueError` or `ConfigurationError`
+            If this model has no such layer, or `weights` don't fit.
+        """
+        if weights is not None and layers != "mix":
+            raise ValueError(f'weights are for layers = "mix", but layers is {layers!r}.')
+        if layers in ("top", -1):
+            # A contextualizer of another kind may not say how many it has.
+            return "top"
+        if not self.has_all_layers:
+            raise ConfigurationError(
+                "This language model's contextualizer returns its top layer only: use "
+                'layers = "top".'
+            )
+        try:
+            number = layer_number(layers, self.num_layers, ("mix", "all"))
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        if number == self.num_layers - 1:
+            return "top"
+        if weights is not None and len(weights) != self.num_layers:
+            raise ValueError(
+                f"weights must be {self.num_layers} numbers, one for each layer: got "
+                f"{len(weights)}."
+            )
+        return layers if number is None else number
+
+    def _run(
+        self, jobs: List[Job], layers: Layers, weights: Optional[Sequence[float]]
+    ) -> List[Tuple[torch.Tensor, bool]]:
+        filled = [job.tokens for job in jobs if job.tokens]
+        embedded = iter(self._layers(filled, layers, weights) if filled else ())
+        results = []
+        for job in jobs:
+            if job.tokens:
+                vectors = next(embedded)[..., job.keep, :]
+                if not torch.is_grad_enabled():
+                    # A copy, so that the padded batch can go.
+                    vectors = vectors.clone()
+            else:
+                shape = (self.num_layers, 0, self.dim) if layers == "all" else (0, self.dim)
+                vectors = torch.zeros(shape, device=self.device)
+            results.append((vectors, job.ends_sentence))
+        return results
+
+    def _layers(
+        self, tokens: List[List[str]], layers: Layers, weights: Optional[Sequence[float]]
+    ) -> torch.Tensor:
+        """Shape `(batch_size, timesteps, dim)`, or `(batch_size, num_layers, timesteps, dim)`."""
+        encoded = self._encode(
+            self._reader.batch(tokens, self.device, with_ids=self._model.embeds_ids)
+        )
+        if layers == "top":
+            return encoded.layers[-1].float()
+        found = [layer.float() for layer in all_layers(encoded.word_vectors, encoded.layers)]
+        if layers == "all":
+            return torch.stack(found, dim=1)
+        return mixed(found, weights) if layers == "mix" else found[int(layers)]
+
+    # Probabilities
+
+    def score(
+        self, sentences: Iterable[Sentence], top_k: int = 0, *, progress: bool = False
+    ) -> List[SentenceScores]:
+        """
+        The exact probability of every word, over the whole vocabulary: see `SentenceScores`.
+
+        # Parameters
+
+        sentences : `Iterable[Sentence]`
+        top_k : `int`, optional (default = `0`)
+            Name the likeliest words in each place, too.
+        progress : `bool`, optional (default = `False`)
+            Whether to draw a bar.
+
+        # Returns
+
+        `List[SentenceScores]`
+            In the sentences' order.
+
+        # Raises
+
+        `ConfigurationError`
+            If the model has no softmax.
+        """
+        return list(self.score_stream(sentences, top_k, progress=progress))
+
+    def score_stream(
+        self, sentences: Iterable[Sentence], top_k: int = 0, *, progress: bool = False
+    ) -> Iterator[SentenceScores]:
+        """As `score`, for any number of sentences: results come one by one, in order."""
+        tracked = _tracked(checked_sentences(sentences), "scoring", progress)
+        return self.score_tokens(
+            map(self._reader.with_boundaries, map(self._reader.words, tracked)), top_k
+        )
+
+    def score_tokens(
+        self, sentences: Iterable[Sentence], top_k: int = 0
+    ) -> Iterator[SentenceScores]:
+        """As `score_stream`, for sentences that have their boundary tokens already."""
+        if top_k < 0:
+            raise ValueError(f"top_k must not be negative, got {top_k}.")
+        softmax = self._softmax()
+
+        def scores(batch: List[List[str]]) -> List[SentenceScores]:
+            made = self._reader.batch(batch, self.device)
+            with torch.no_grad():
+                encoded = self._encode(made)
+            return score_encoded(
+                encoded,
+                softmax,
+                made.token_ids,
+                self.vocab,
+                self._model.is_bidirectional,
+                top_k,
+                batch,
+            )
+
+        def run(batch: List[List[str]]) -> List[SentenceScores]:
+            return list(chain(*self._in_parts(scores, batch, len)))
+
+        tokens = map(self._reader.words, checked_sentences(sentences))
+        return in_batches(tokens, len, run, self.max_tokens)
+
+    def _softmax(self) -> Softmax:
+        softmax = self._model.softmax
+        if softmax is None:
+            raise ConfigurationError(
+                "This language model has no softmax (it was saved or opened for vectors alone), so "
+                "it can't say how probable a word is. Open the archive that was trained, or a "
+                "model folder with its softmax."
+            )
+        self._check_softmax()
+        return softmax
+
+    def _check_softmax(self) -> None:
+        check = getattr(self._model, "check_softmax", None)
+        if check is not None:
+            check()
+
+    def evaluate(
+        self,
+        corpus: Corpus,
+        *,
+        words_of: Union[str, "os.PathLike[str]", Sequence[str], None] = None,
+        bits_per_character: bool = False,
+        progress: bool = False,
+    ) -> Dict[str, Any]:
+        """
+        What `allennlp evaluate` reports, with the same numbers.
+
+        # Parameters
+
+        corpus : `str`, `PathLike` or `Iterable[Sentence]`
+            A file, directory, glob or URL of text, one sentence a line; or sentences. Those without
+            a word are skipped, as blank lines are.
+        words_of : `str`, `PathLike` or `Sequence[str]`, optional (default = `None`)
+            A file of words, one a line, or the words: see
+            `transformer_elmo.inference.evaluation.ListedTotals`.
+        bits_per_character : `bool`, optional (default = `False`)
+            Whether to say what the text costs, its unknown words spelled out: see
+            `transformer_elmo.inference.evaluation`.
+        progress : `bool`, optional (default = `False`)
+            Whether to draw a bar.
+
+        # Returns
+
+        `Dict[str, Any]`
+            `loss`, `perplexity`, `forward_perplexity`, `backward_perplexity` (if bidirectional),
+            `num_sentences`, `num_tokens`, `num_out_of_vocabulary`; with `words_of`
+            `listed_perplexity` and `num_listed_predictions`, with `bits_per_character` that and
+            `num_characters`.
+
+        # Raises
+
+        `ConfigurationError`
+            If there is nothing to predict.
+        """
+        sentences: Iterable[Sentence]
+        if isinstance(corpus, (str, os.PathLike)):
+            name = f"{os.fspath(corpus)!r}"
+            try:
+                shards = find_shards(corpus)
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"{error} If that is a sentence and no path, put it in a list."
+                ) from None
+            sentences = (line for shard in shards for line in read_sentences(shard))
+        else:
+            name, sentences = "these sentences", checked_sentences(corpus)
+        self._softmax()
+        totals, listed = Totals(), None
+        if words_of is not None:
+            by_name = isinstance(words_of, (str, os.PathLike))
+            listed = ListedTotals(
+                WordList.read(words_of).words if by_name else list(words_of),  # type: ignore[arg-type]
+                self.vocab,
+            )
+        whole = WholeText(self._reader, self.vocab) if bits_per_character else None
+
+        @torch.no_grad()
+        def found(batch: List[List[str]]) -> Tuple[Any, ...]:
+            made = self._reader.batch(batch, self.device)
+            encoded = self._encode(made)
+            losses = self._model.losses(encoded, made.token_ids)
+            unknown = self.vocab.unknown
+            outside = 0 if unknown is None else int((made.token_ids[:, 1:] == unknown).sum())
+            rows = None
+            if listed is not None:
+                rows = predicted(encoded.packing, made.token_ids, self._model.is_bidirectional)
+            return losses, len(batch), outside, rows
+
+        def run(batch: List[List[str]]) -> List[int]:
+            for losses, num_sentences, outside, rows in self._in_parts(found, batch, len):
+                totals.add(losses, num_sentences, outside)
+                if listed is not None:
+                    listed.add(losses, rows)
+            if whole is not None:
+                whole.add(batch)
+            return [1] * len(batch)
+
+        filled = filter(None, map(self._reader.words, _tracked(sentences, "evaluating", progress)))
+        for _ in in_batches(map(self._reader.with_boundaries, filled), len, run, self.max_tokens):
+            pass
+        if not totals.num_tokens:
+            raise ConfigurationError(
+                f"There is no word to predict in {name}: {totals.num_sentences} sentences."
+            )
+        metrics = totals.metrics()
+        if listed is not None:
+            metrics.update(listed.metrics())
+        if whole is not None:
+            metrics.update(whole.metrics(totals))
+        return metrics
+
+    def perplexity(self, corpus: Corpus, *, progress: bool = False) -> float:
+        """`evaluate(corpus)["perplexity"]`."""
+        return self.evaluate(corpus, progress=progress)["perplexity"]
+
+    def fill(self, sentence: Sentence, top_k: int = 5, gap: str = GAP) -> List[Candidate]:
+        """
+        The likeliest words for a gap, given what is to its left and to its right: `combined` in
+        `SentenceScores`.
+
+        # Parameters
+
+        sentence : `Sentence`
+            One of its words is `gap`; in a text, `gap` may stand anywhere.
+        top_k : `int`, optional (default = `5`)
+        gap : `str`, optional (default = `"___"`)
+
+        # Returns
+
+        `List[Candidate]`
+            Words and their probabilities, likeliest first. Boundary tokens and the entry for
+            unknown words are left out.
+
+        # Raises
+
+        `ValueError`
+            If there isn't exactly one gap, or nothing around it.
+        """
+        gaps = self.fill_all(sentence, top_k, gap)
+        if len(gaps) != 1:
+            raise ValueError(
+                f"Expected one sentence with one gap, a word {gap!r}: got {len(gaps)} of them in "
+                f"{sentence!r:.200}."
+            )
+        return gaps[0]
+
+    def fill_all(self, sentence: Sentence, top_k: int = 5, gap: str = GAP) -> List[List[Candidate]]:
+        """
+        As `fill`, for a sentence with any number of gaps, in their order. Each is filled by itself:
+        the others are unknown words to it.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        words = self._words_with_gaps(sentence, gap)
+        no_words = self._no_words()
+        tokens = self._reader.with_boundaries(words)
+        (scores,) = self.score_tokens([tokens], top_k + len(no_words))
+        view = scores.forward if scores.combined is None else scores.combined
+        filled = []
+        for place, word in enumerate(words, start=len(self._reader.start_tokens)):
+            if word != gap:
+                continue
+            top = view.top[place]
+            if top is None:
+                raise ValueError("There is nothing around the gap to fill it from.")
+            found = [Candidate(*pair) for pair in top if pair[0] not in no_words]
+            filled.append(found[:top_k])
+        return filled
+
+    # Words that are alike
+
+    def nearest(
+        self,
+        word: str,
+        top_k: int = 10,
+        *,
+        sentence: Optional[Sentence] = None,
+        progress: bool = False,
+    ) -> List[Neighbor]:
+        """
+        Words of the vocabulary that are like a word, by the cosine of their vectors, from which
+        the mean of all has been taken away.
+
+        By itself, a word's vector is made of its characters. In a sentence it is the mean of all
+        layers, and others are like it if they get a vector like its own when they stand in its
+        place. Tried are those that are likely there, and those that are like the word by itself.
+
+        # Parameters
+
+        word : `str`
+            Needn't be in the vocabulary, if the model knows words by their characters.
+        top_k : `int`, optional (default = `10`)
+        sentence : `Sentence`, optional (default = `None`)
+            One of its words is `word`; of several, the first one is meant.
+        progress : `bool`, optional (default = `False`)
+            Whether to draw a bar. The first call encodes the vocabulary, 793,471 words in some
+            minutes of a CPU.
+
+        # Returns
+
+        `List[Neighbor]`
+            The most similar first, without the word itself, boundary tokens, and the entry for
+            unknown words.
+
+        # Raises
+
+        `ValueError`
+            If `word` isn't in `sentence`.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        if not isinstance(word, str) or not word:
+            raise ValueError(f"Expected a word, got {word!r:.80}.")
+        if sentence is None:
+            return self._nearest_by_itself(word, top_k, progress)
+        words = self._reader.words(sentence)
+        if word not in words:
+            raise ValueError(f"There is no word {word!r:.80} in {words!r:.200}.")
+        place = words.index(word)
+        before, after = words[:place], words[place + 1 :]
+        number = max(CANDIDATES, top_k)
+        likely = (
+            self.fill([*before, GAP, *after], number, GAP)
+            if self._model.softmax is not None and len(words) > 1
+            else []
+        )
+        similar = self._nearest_by_itself(word, number, progress)
+        found = {word: None, **dict.fromkeys(pair[0] for pair in [*similar, *likely])}
+        vectors = self.embed_tensors(
+            ([*before, candidate, *after] for candidate in found),
+            "mix" if self.has_all_layers else "top",
+        )
+        here = torch.stack([rows[place] for rows in vectors])
+        similarities = Directions(here).similarities(here[0]).tolist()
+        neighbors = [pair for pair in map(Neighbor, found, similarities) if pair.word != word]
+        return sorted(neighbors, key=lambda neighbor: -neighbor.similarity)[:top_k]
+
+    def _nearest_by_itself(self, word: str, top_k: int, progress: bool) -> List[Neighbor]:
+        vocabulary = [self.vocab[number] for number in range(1, len(self.vocab) + 1)]
+
+        def make() -> Iterator[torch.Tensor]:
+            starts = range(0, len(vocabulary), WORDS_AT_ONCE)
+            for start in _tracked(starts, "encoding the vocabulary", progress):
+                yield self._word_vectors(vocabulary[start : start + WORDS_AT_ONCE])
+
+        with torch.no_grad():
+            weights = [p for n, p in self._model.named_parameters() if "softmax" not in n]
+            setting = (getattr(self._model, "precision", None),)
+            with weights_unshared(not self._is_shared):
+                directions = self._directions.get(
+                    weights, setting, lambda: Directions(torch.cat(list(make())))
+                )
+            similarities = directions.similarities(self._word_vectors([word])[0])
+        left_out = self._no_words() | {word}
+        best = similarities.topk(min(len(vocabulary), top_k + len(left_out)))
+        found = [
+            Neighbor(vocabulary[row], similarity)
+            for row, similarity in zip(best.indices.tolist(), best.values.tolist())
+        ]
+        return [neighbor for neighbor in found if neighbor.word not in left_out][:top_k]
+
+    def _word_vectors(self, words: List[str]) -> torch.Tensor:
+        """Without context. Shape `(num_words, word_dim)`."""
+        batch = self._reader.batch([words], self.device, with_ids=self._model.embeds_ids)
+        with weights_unshared(not self._is_shared):
+            return self._model.word_vectors(batch)[0]
+
+    def _encode(self, batch: Any) -> Any:
+        with weights_unshared(not self._is_shared):
+            return self._model.encode(batch)
+
+    def _no_words(self) -> Set[str]:
+        """What the vocabulary has beside words."""
+        boundaries = [*self._reader.start_tokens, *self._reader.end_tokens]
+        return {*boundaries, self.vocab.unknown_word}
+
+    def _words_with_gaps(self, sentence: Sentence, gap: str) -> List[str]:
+        sentence = checked_sentence(sentence)
+        words = self._reader.words(sentence)
+        if any(gap != word and gap in word.split() for word in words):
+            raise ValueError(
+                f"Expected one sentence, a text or its words: got sentences, {sentence!r:.200}. "
+                "Fill them one by one."
+            )
+        if not isinstance(sentence, str) or words.count(gap) == sentence.count(gap):
+            return words
+        # Something is written right beside a gap, or the tokenizer takes it apart.
+        first, *rest = map(self._reader.words, sentence.split(gap))
+        return [*first, *(word for part in rest for word in (gap, *part))]
+
+
+def _num_tokens_of(job: Job) -> int:
+    return len(job.tokens)
+
+
+def _opened(path: str, overrides: Any, weights_file: Optional[str]) -> Tuple[Any, SentenceReader]:
+    special = overrides is not None or weights_file is not None
+    if model_folder.is_model_folder(path) and not special:
+        opened = model_folder.open_folder(path)
+        return opened.model, opened.reader
+    refusal: Optional[NotStandardError] = None
+    if not special:
+        try:
+            archive = archived_models.open_archive(path)
+            if archive is not None:
+                return archive.model, archive.reader
+        except NotStandardError as error:
+            refusal = error
+    if "://" not in path and not archived_models.in_place_of_archive(Path(path)).exists():
+        raise ConfigurationError(
+            f"There is no archive {path}.{variables_with(path)} {EXPECTED} The current "
+            f"directory is {os.getcwd()}."
+        )
+    found = with_allennlp.opened(path, overrides, weights_file)
+    if found is not None:
+        return found
+    raise refusal or ConfigurationError(
+        f"Nothing here opens {path}. {EXPECTED}"
+        + (" Overrides and weights_file need AllenNLP." if special else "")
+    )
+
+
+def _tracked(items: Iterable[T], desc: str, progress: bool) -> Iterable[T]:
+    if not progress:
+        return items
+    return with_allennlp.tracked(items, desc, len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
+
+
+def device_of(device: Union[str, int, torch.device, None]) -> torch.device:
+    """
+    The device that `TransformerElmo.open` understands by its argument.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(device, int):
+        device = "cpu" if device < 0 else f"cuda:{device}"
+    try:
+        result = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigurationError(f"There is no device {device!r}: {error}") from None
+    if result.type == "cuda" and (result.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"There is no device {str(result)!r}: torch sees {torch.cuda.device_count()} GPUs. The "
+            "CPU is 'cpu', or -1."
+        )
+    return result

@@ -1,0 +1,533 @@
+"""
+What a language model says about each word of a sentence: its exact probability, its rank among all
+words, and the likeliest words in its place; from the left, from the right, and from both.
+
+What a language model says about a sentence, as a table for people.
+"""
+
+import math
+import unicodedata
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+
+from transformer_elmo.inference.evaluation import perplexity
+from transformer_elmo.nn.kernels.softmax import blocks_of_logits
+from transformer_elmo.nn.language_model import EncoderOutput
+from transformer_elmo.nn.softmax import Softmax
+from transformer_elmo.text.vocabulary import WordList
+
+# Characters that stand above, below or between others.
+_WITHOUT_WIDTH = {"Mn", "Me", "Cf"}
+
+
+class Row(NamedTuple):
+    """
+    # Attributes
+
+    token : `str`
+    is_unknown : `bool`
+        Whether the model can predict it only as "unknown".
+    cells : `List[str]`
+        A probability and a rank for each view.
+    """
+
+    token: str
+    is_unknown: bool
+    cells: List[str]
+
+
+class ScoreTable(NamedTuple):
+    """
+    # Attributes
+
+    views : `List[str]`
+    rows : `List[Row]`
+    summary : `str`
+    """
+
+    views: List[str]
+    rows: List[Row]
+    summary: str
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        tokens = [row.token + (" *" if row.is_unknown else "") for row in self.rows]
+        width = max(map(_width, ["token", *tokens]), default=0)
+        titles = [title for view in self.views for title in (view, "rank")]
+        widths = [
+            max(map(len, [title, *(row.cells[column] for row in self.rows)]))
+            for column, title in enumerate(titles)
+        ]
+
+        def line(token: str, cells: Sequence[str]) -> str:
+            padded = token + " " * (width - _width(token))
+            return "  ".join([padded, *(c.rjust(w) for c, w in zip(cells, widths))]).rstrip()
+
+        lines = [line("token", titles)]
+        lines += [line(token, row.cells) for token, row in zip(tokens, self.rows)]
+        return "\n".join([*lines, self.summary])
+
+    def to_html(self) -> str:
+        """For a notebook."""
+        titles = [f'<th colspan="2">{view}: probability, rank</th>' for view in self.views]
+        rows = []
+        for row in self.rows:
+            mark = " *" if row.is_unknown else ""
+            cells = "".join(f"<td>{cell}</td>" for cell in row.cells)
+            rows.append(f'<tr><th><bdi dir="auto">{escape(row.token)}</bdi>{mark}</th>{cells}</tr>')
+        return (
+            f"<table><thead><tr><th>token</th>{''.join(titles)}</tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table><p>{escape(self.summary)}</p>"
+        )
+
+
+def cells_of(log_prob: Optional[float], rank: Optional[int]) -> List[str]:
+    """A probability and a rank in few digits; nothing where there is nothing to say."""
+    if log_prob is None or rank is None:
+        return ["", ""]
+    probability = math.exp(log_prob)
+    return [f"{probability:.4f}" if probability >= 0.0001 else f"{probability:.0e}", f"{rank:,}"]
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal."""
+    return sum(
+        0
+        if unicodedata.category(character) in _WITHOUT_WIDTH
+        else 2
+        if unicodedata.east_asian_width(character) in "WF"
+        else 1
+        for character in text
+    )
+
+
+# Places that share a pass over the vocabulary: enough for wide blocks of words, too.
+PLACES_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class PlaceScores:
+    """
+    What one view says about a number of places.
+
+    # Attributes
+
+    log_probs : `torch.Tensor`
+        Shape `(num_places,)`, float32: the log-probability of the word that is there, in nats.
+    ranks : `torch.Tensor`
+        Shape `(num_places,)`: 1 if no word is likelier than it.
+    top_ids : `torch.Tensor`
+        Shape `(num_places, top_k)`: the likeliest words, as ids of the vocabulary.
+    top_log_probs : `torch.Tensor`
+        Shape `(num_places, top_k)`, float32.
+    """
+
+    log_probs: torch.Tensor
+    ranks: torch.Tensor
+    top_ids: torch.Tensor
+    top_log_probs: torch.Tensor
+
+    def tensors(self) -> Tuple[torch.Tensor, ...]:
+        """All of them, in this order."""
+        return self.log_probs, self.ranks, self.top_ids, self.top_log_probs
+
+
+@dataclass(frozen=True)
+class WordScores:
+    """
+    What one view says about the tokens of one sentence; `None` where it says nothing: the first
+    token has nothing to its left, the last one nothing to its right.
+
+    # Attributes
+
+    log_probs : `List[Optional[float]]`
+        Each token's log-probability, in nats.
+    ranks : `List[Optional[int]]`
+        1 if no word of the vocabulary is likelier in its place.
+    top : `List[Optional[List[Tuple[str, float]]]]`
+        The likeliest words in its place and their probabilities; empty if none were asked for.
+    """
+
+    log_probs: List[Optional[float]]
+    ranks: List[Optional[int]]
+    top: List[Optional[List[Tuple[str, float]]]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens this view predicts."""
+        return sum(log_prob is not None for log_prob in self.log_probs)
+
+    @property
+    def log_prob(self) -> float:
+        """The sum over tokens."""
+        return math.fsum(log_prob for log_prob in self.log_probs if log_prob is not None)
+
+
+@dataclass(frozen=True)
+class SentenceScores:
+    """
+    What a language model says about a sentence.
+
+    # Attributes
+
+    tokens : `List[str]`
+        With the boundary tokens that the model was trained with: it predicts them, too, and the
+        sums below include them, as `allennlp evaluate` does.
+    out_of_vocabulary : `List[bool]`
+        Whether a token is one of those that the model can predict only as "unknown".
+    forward : `WordScores`
+        Given the words to the left.
+    backward : `WordScores`, optional
+        Given the words to the right; `None` for a model that only reads forward.
+    combined : `WordScores`, optional
+        Given both: `P(w | left) * P(w | right) / P(w)`, made to sum to one. That is the
+        probability given both sides where these say independent things of the word (Bayes'
+        rule); without the division, both would count what is frequent anyhow. See
+        :func:`log_word_prior` for `P(w)`. At the ends of a sentence, where there is one side
+        only, it is that one.
+    """
+
+    tokens: List[str]
+    out_of_vocabulary: List[bool]
+    forward: WordScores
+    backward: Optional[WordScores] = None
+    combined: Optional[WordScores] = None
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens each direction predicts."""
+        return self.forward.num_tokens
+
+    @property
+    def num_out_of_vocabulary(self) -> int:
+        """How many of those that the forward direction predicts are outside the vocabulary."""
+        return sum(self.out_of_vocabulary[1:])
+
+    @property
+    def forward_log_prob(self) -> float:
+        return self.forward.log_prob
+
+    @property
+    def backward_log_prob(self) -> Optional[float]:
+        return None if self.backward is None else self.backward.log_prob
+
+    @property
+    def perplexity(self) -> float:
+        """Over both directions; NaN if there was nothing to predict."""
+        directions = [scores for scores in (self.forward, self.backward) if scores is not None]
+        return perplexity(
+            math.fsum(scores.log_prob for scores in directions),
+            sum(scores.num_tokens for scores in directions),
+        )
+
+    @property
+    def forward_perplexity(self) -> float:
+        return perplexity(self.forward.log_prob, self.forward.num_tokens)
+
+    @property
+    def backward_perplexity(self) -> Optional[float]:
+        if self.backward is None:
+            return None
+        return perplexity(self.backward.log_prob, self.backward.num_tokens)
+
+    def __str__(self) -> str:
+        """A table of probabilities and ranks."""
+        return self._table().to_text()
+
+    def _repr_html_(self) -> str:
+        """The same, in a notebook."""
+        return self._table().to_html()
+
+    def _table(self) -> ScoreTable:
+        views = {"forward": self.forward, "backward": self.backward, "both": self.combined}
+        present = {name: scores for name, scores in views.items() if scores is not None}
+        rows = []
+        for number, (token, outside) in enumerate(zip(self.tokens, self.out_of_vocabulary)):
+            pairs = [(v.log_probs[number], v.ranks[number]) for v in present.values()]
+            rows.append(Row(token, outside, [cell for pair in pairs for cell in cells_of(*pair)]))
+        unknown = self.num_out_of_vocabulary
+        summary = f"perplexity {self.perplexity:,.2f} over {self.num_tokens} tokens"
+        if unknown:
+            summary += f", {unknown} of them unknown (*)"
+        return ScoreTable(list(present), rows, summary)
+
+    def to_json(self) -> Dict[str, Any]:
+        """The same as a dictionary for `json`; a view that isn't there has no entries."""
+        result: Dict[str, Any] = {
+            "tokens": self.tokens,
+            "out_of_vocabulary": self.out_of_vocabulary,
+            "num_tokens": self.num_tokens,
+            "num_out_of_vocabulary": self.num_out_of_vocabulary,
+            "perplexity": _finite(self.perplexity),
+        }
+        for name, scores in (("forward", self.forward), ("backward", self.backward)):
+            if scores is not None:
+                result[f"{name}_log_prob"] = scores.log_prob
+                result[f"{name}_perplexity"] = _finite(
+                    perplexity(scores.log_prob, scores.num_tokens)
+                )
+        for name, scores in (
+            ("forward", self.forward),
+            ("backward", self.backward),
+            ("combined", self.combined),
+        ):
+            if scores is not None:
+                result[f"{name}_log_probs"] = scores.log_probs
+                result[f"{name}_ranks"] = scores.ranks
+                if scores.top:
+                    result[f"{name}_top"] = scores.top
+        return result
+
+
+def _finite(number: float) -> Optional[float]:
+    """JSON has neither NaN nor infinity."""
+    return number if math.isfinite(number) else None
+
+
+def score_places(
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    views: Sequence[Tuple[torch.Tensor, torch.Tensor]],
+    targets: torch.Tensor,
+    top_k: int = 0,
+    num_words: Optional[int] = None,
+) -> List[PlaceScores]:
+    """
+    Scores places over the whole vocabulary, in bounded memory.
+
+    # Parameters
+
+    weight : `torch.Tensor`
+        Shape `(num_rows, embedding_dim)`: the softmax weights.
+    bias : `torch.Tensor`
+        Shape `(num_rows,)`.
+    views : `Sequence[Tuple[torch.Tensor, torch.Tensor]]`
+        For each view the embeddings that predict the places, shape `(num_places, embedding_dim)`,
+        and whether there is one, shape `(num_places,)`, boolean.
+    targets : `torch.Tensor`
+        Shape `(num_places,)`: the rows of the words that are there.
+    top_k : `int`, optional (default = `0`)
+        How many of the likeliest words to name.
+    num_words : `int`, optional (default = `num_rows`)
+        The first so many rows are words; later ones take part in the normalization alone.
+
+    # Returns
+
+    `List[PlaceScores]`
+        One for each view and, if there are several, one for what they say together (see
+        `SentenceScores`). Where a view has no embedding, its numbers mean nothing.
+    """
+    num_words = weight.size(0) if num_words is None else num_words
+    parts = [
+        _score_some(
+            weight,
+            bias,
+            [
+                (rows[begin : begin + PLACES_AT_ONCE], there[begin : begin + PLACES_AT_ONCE])
+                for rows, there in views
+            ],
+            targets[begin : begin + PLACES_AT_ONCE],
+            min(top_k, num_words),
+            num_words,
+        )
+        for begin in range(0, max(targets.numel(), 1), PLACES_AT_ONCE)
+    ]
+    return [
+        PlaceScores(*(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in view))))
+        for view in zip(*parts)
+    ]
+
+
+def _score_some(
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    views: Sequence[Tuple[torch.Tensor, torch.Tensor]],
+    targets: torch.Tensor,
+    top_k: int,
+    num_words: int,
+) -> List[PlaceScores]:
+    # What a product multiplies: a view that is missing at a place contributes nothing there.
+    factors = [there.float().unsqueeze(-1) for _, there in views]
+    target_weight, target_bias = weight[targets], bias[targets].float()
+    target_logits = _with_combination(
+        [
+            ((rows * target_weight).sum(-1, dtype=torch.float32) + target_bias).unsqueeze(-1)
+            for rows, _ in views
+        ],
+        factors,
+        log_word_prior(targets).unsqueeze(-1),
+    )
+    running = [_Running(logits, targets, top_k) for logits in target_logits]
+    for blocks in zip(*(blocks_of_logits(rows, weight, bias) for rows, _ in views)):
+        start = blocks[0][0]
+        columns = torch.arange(start, start + blocks[0][1].size(1), device=weight.device)
+        combined = _with_combination(
+            [logits for _, logits in blocks], factors, log_word_prior(columns)
+        )
+        for view, logits in zip(running, combined):
+            view.add(logits, columns, num_words)
+    return [view.scores() for view in running]
+
+
+class _Running:
+    """What one view has said so far of some places, while blocks of words go by."""
+
+    def __init__(self, target_logits: torch.Tensor, targets: torch.Tensor, top_k: int) -> None:
+        self._target_logits, self._targets = target_logits, targets.unsqueeze(-1)
+        shape = (targets.numel(), top_k)
+        self._log_normalizer = target_logits.new_full((targets.numel(),), -math.inf)
+        self._ranks = torch.ones_like(targets)
+        self._top = target_logits.new_full(shape, -math.inf)
+        self._top_rows = targets.new_zeros(shape)
+
+    def add(self, logits: torch.Tensor, columns: torch.Tensor, num_words: int) -> None:
+        """
+        Shape `(num_places, num_columns)`; rows of the softmax beyond `num_words` are no words.
+        """
+        self._log_normalizer = torch.logaddexp(self._log_normalizer, logits.logsumexp(-1))
+        others = (columns != self._targets) & (columns < num_words)
+        self._ranks += ((logits > self._target_logits) & others).sum(-1)
+        start, top_k = int(columns[0]), self._top.size(1)
+        words = min(columns.numel(), num_words - start)
+        if not top_k or words <= 0:
+            return
+        best, column = logits[:, :words].topk(min(top_k, words), dim=-1)
+        top = torch.cat([self._top, best], -1)
+        rows = torch.cat([self._top_rows, column + start], -1)
+        self._top, order = top.topk(top_k, dim=-1)
+        self._top_rows = rows.gather(-1, order)
+
+    def scores(self) -> PlaceScores:
+        return PlaceScores(
+            self._target_logits.squeeze(-1) - self._log_normalizer,
+            self._ranks,
+            # From rows of the softmax to ids of the vocabulary, where 0 is padding.
+            self._top_rows + 1,
+            self._top - self._log_normalizer.unsqueeze(-1),
+        )
+
+
+def log_word_prior(rows: torch.Tensor) -> torch.Tensor:
+    """
+    How frequent words are whatever is around them, by Zipf's law: a vocabulary is sorted by falling
+    frequency, and an archive keeps no counts. It is the distribution that the sampled softmax draws
+    from.
+
+    # Parameters
+
+    rows : `torch.Tensor`
+        Any shape: rows of the softmax, from 0.
+
+    # Returns
+
+    `torch.Tensor`
+        The same shape, float32: log-probabilities but for a constant.
+    """
+    return torch.log1p(1.0 / (rows.double() + 1.0)).log().float()
+
+
+def _with_combination(
+    logits: List[torch.Tensor], factors: List[torch.Tensor], log_prior: torch.Tensor
+) -> List[torch.Tensor]:
+    """The views' logits, and if there are several, those of what they say together."""
+    if len(logits) == 1:
+        return logits
+    product = logits[0] * factors[0]
+    for view_logits, factor in zip(logits[1:], factors[1:]):
+        product = product.addcmul(view_logits, factor)
+    # Each view has the prior in it; it is to be there once.
+    surplus = (torch.stack(factors).sum(0) - 1).clamp(min=0)
+    return [*logits, product - surplus * log_prior]
+
+
+@torch.no_grad()
+def score_encoded(
+    encoded: EncoderOutput,
+    softmax: Softmax,
+    token_ids: torch.Tensor,
+    vocabulary: WordList,
+    bidirectional: bool,
+    top_k: int = 0,
+    sentences: Optional[Sequence[Sequence[str]]] = None,
+) -> List[SentenceScores]:
+    """
+    # Parameters
+
+    encoded : `EncoderOutput`
+        A batch of sentences, by a model in evaluation mode.
+    softmax : `Softmax`
+    token_ids : `torch.Tensor`
+        Shape `(batch_size, timesteps)`.
+    vocabulary : `WordList`
+    bidirectional : `bool`
+    top_k : `int`, optional (default = `0`)
+        How many of the likeliest words to name for each place.
+    sentences : `Sequence[Sequence[str]]`, optional (default = `None`)
+        The sentences' tokens as they were read. By default they are named as the vocabulary has
+        them, where all words outside it have the same name.
+
+    # Returns
+
+    `List[SentenceScores]`
+        One a sentence, in order.
+    """
+    packing = encoded.packing
+    ids = token_ids.reshape(-1).index_select(0, packing.tokens)
+    views = []
+    # What predicts a token is what was read up to its neighbour.
+    for rows, places in zip(
+        encoded.predicting(bidirectional), (packing.with_next + 1, packing.with_previous - 1)
+    ):
+        embeddings = rows.new_zeros(ids.numel(), rows.size(-1)).index_copy_(0, places, rows)
+        there = torch.zeros_like(ids, dtype=torch.bool).index_fill_(0, places, True)
+        views.append((embeddings, there))
+    weight, bias = softmax.word_weights()
+    # The vocabulary numbers padding, too, but the softmax has no row for it.
+    scores = score_places(weight, bias, views, ids - 1, top_k, len(vocabulary))
+
+    lengths = encoded.mask.sum(-1).tolist()
+    presence = [present for _, present in views]
+    if len(views) == 2:
+        presence.append(presence[0] | presence[1])
+    words = [
+        _word_scores(view, present, lengths, vocabulary) for view, present in zip(scores, presence)
+    ]
+    unknown, numbers = vocabulary.unknown, iter(ids.tolist())
+    results = []
+    for number, length in enumerate(lengths):
+        of_sentence = [next(numbers) for _ in range(length)]
+        tokens = (
+            [vocabulary[index] for index in of_sentence]
+            if sentences is None
+            else list(sentences[number])
+        )
+        outside = [index == unknown for index in of_sentence]
+        results.append(SentenceScores(tokens, outside, *(view[number] for view in words)))
+    return results
+
+
+def _word_scores(
+    scores: PlaceScores, present: torch.Tensor, lengths: List[int], names: WordList
+) -> List[WordScores]:
+    flags = present.tolist()
+    log_probs = [p if f else None for p, f in zip(scores.log_probs.tolist(), flags)]
+    ranks = [r if f else None for r, f in zip(scores.ranks.tolist(), flags)]
+    top: List[Optional[List[Tuple[str, float]]]] = []
+    if scores.top_ids.size(-1):
+        top = [
+            [(names[index], probability) for index, probability in zip(ids, probabilities)]
+            if flag
+            else None
+            for ids, probabilities, flag in zip(
+                scores.top_ids.tolist(), scores.top_log_probs.exp().tolist(), flags
+            )
+        ]
+    results, begin = [], 0
+    for length in lengths:
+        end = begin + length
+        results.append(WordScores(log_probs[begin:end], ranks[begin:end], top[begin:end]))
+        begin = end
+    return results

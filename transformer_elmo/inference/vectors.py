@@ -1,0 +1,229 @@
+"""
+Texts too long for one forward pass, cut into segments that overlap.
+
+A language model's layers, from the word vectors at the bottom to the contextualizer's last one, and
+what people call them: "mix", "all", "top", or a number.
+"""
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Iterable, Iterator, List, Optional, Sequence, Union
+
+import torch
+
+from transformer_elmo.errors import ConfigurationError
+
+Layers = Union[str, int]
+"""`"mix"`, `"all"`, `"top"`, or a layer's number; 0 is the layer of word vectors."""
+
+
+def layer_number(layers: Layers, num_layers: int, names: Sequence[str] = ("mix",)) -> Optional[int]:
+    """
+    # Parameters
+
+    layers : `str` or `int`
+    num_layers : `int`
+        That of the word vectors included.
+    names : `Sequence[str]`, optional (default = `("mix",)`)
+        What stands for more than one layer.
+
+    # Returns
+
+    `int`, optional
+        The number of one layer, from 0; `None` for what stands for more.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is no such layer.
+    """
+    if isinstance(layers, str) and layers in names:
+        return None
+    if layers == "top":
+        return num_layers - 1
+    is_number = isinstance(layers, Integral) and not isinstance(layers, bool)
+    if not (is_number and -num_layers <= int(layers) < num_layers):
+        named = ", ".join(f'"{name}"' for name in names)
+        raise ConfigurationError(
+            f'layers must be {named}, "top" or the number of a layer from 0 (word vectors) to '
+            f"{num_layers - 1} (top): got {layers!r}."
+        )
+    return int(layers) % num_layers
+
+
+def word_copies(word_dim: int, contextual_dim: int) -> int:
+    """
+    How often a word vector stands in its layer: once for each direction's half.
+
+    # Raises
+
+    `ConfigurationError`
+        If the dimensions don't allow that.
+    """
+    if contextual_dim % word_dim:
+        raise ConfigurationError(
+            f"The language model has word vectors of dimension {word_dim} and contextual ones of "
+            f"{contextual_dim}. To mix them, the latter must be a multiple of the former."
+        )
+    return contextual_dim // word_dim
+
+
+def all_layers(
+    word_vectors: torch.Tensor, contextual: Sequence[torch.Tensor]
+) -> List[torch.Tensor]:
+    """
+    # Parameters
+
+    word_vectors : `torch.Tensor`
+        Shape `(batch_size, timesteps, word_dim)`.
+    contextual : `Sequence[torch.Tensor]`
+        Shapes `(batch_size, timesteps, dim)`.
+
+    # Returns
+
+    `List[torch.Tensor]`
+        Shapes `(batch_size, timesteps, dim)`: the word vectors, as often as they fit, and then the
+        contextual ones.
+    """
+    copies = word_copies(word_vectors.size(-1), contextual[0].size(-1))
+    return [torch.cat([word_vectors] * copies, -1), *contextual]
+
+
+def mixed(layers: Sequence[torch.Tensor], weights: Optional[Sequence[float]]) -> torch.Tensor:
+    """
+    A weighted sum of layers; by default their mean. Shape `(batch_size, timesteps, dim)`.
+    """
+    weights = [1 / len(layers)] * len(layers) if weights is None else weights
+    result = layers[0] * float(weights[0])
+    for weight, layer in zip(weights[1:], layers[1:]):
+        result = result.add(layer, alpha=float(weight))
+    return result
+
+
+# The longest sentence that the embeddings' positions were made for. Vectors of longer ones are made
+# in segments of this many tokens: attention costs the square of the length.
+SEGMENT_LENGTH = 5000
+
+
+@dataclass(frozen=True)
+class Segment:
+    """
+    A segment of a text and the part of it whose vectors are kept. The rest is there to be read:
+    what is near the edge of a segment has little on that side to be understood from.
+
+    # Attributes
+
+    begin, end : `int`
+        The segment's tokens.
+    keep_begin, keep_end : `int`
+        Those that are kept, counted from the text's beginning, too.
+    """
+
+    begin: int
+    end: int
+    keep_begin: int
+    keep_end: int
+
+
+def segments(length: int, size: int) -> List[Segment]:
+    """
+    # Parameters
+
+    length : `int`
+        The text's number of tokens.
+    size : `int`
+        The most tokens that a segment may have, at least 4. An eighth of it on each side (at least
+        one token) is only read, unless the text ends there.
+
+    # Returns
+
+    `List[Segment]`
+        Their kept parts, one after the other, are the text. A single one if it is short enough.
+
+    # Raises
+
+    `ConfigurationError`
+        If `size` is less than 4.
+    """
+    if size < 4:
+        raise ConfigurationError(
+            f"A text can be cut into segments of at least 4 tokens, not of {size}."
+        )
+    if length <= size:
+        return [Segment(0, length, 0, length)]
+    context = max(1, size // 8)
+    result: List[Segment] = []
+    kept = 0
+    while kept < length:
+        begin = max(0, kept - context)
+        end = begin + size
+        if end >= length:
+            # A full segment reads more than a short one.
+            result.append(Segment(length - size, length, kept, length))
+            break
+        result.append(Segment(begin, end, kept, end - context))
+        kept = end - context
+    return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    Tokens to be embedded together.
+
+    # Attributes
+
+    tokens : `List[str]`
+        None for a sentence without words.
+    keep : `slice`
+        Those whose vectors are wanted.
+    ends_sentence : `bool`
+        Whether the next job is of another sentence.
+    sentence : `int`
+        The number of its sentence, from 0.
+    """
+
+    tokens: List[str]
+    keep: slice
+    ends_sentence: bool
+    sentence: int
+
+
+def jobs_of(
+    sentences: Iterable[Sequence[str]],
+    start_tokens: Sequence[str],
+    end_tokens: Sequence[str],
+    segment_length: Optional[int],
+) -> Iterator[Job]:
+    """
+    # Parameters
+
+    sentences : `Iterable[Sequence[str]]`
+        Their words.
+    start_tokens, end_tokens : `Sequence[str]`
+        Boundary tokens, which are read and not kept.
+    segment_length : `int`, optional
+        Sentences of more tokens are cut into segments of so many; `None` never cuts.
+
+    # Returns
+
+    `Iterator[Job]`
+        What they keep, one after the other, are the words.
+    """
+    for number, words in enumerate(sentences):
+        if not words:
+            yield Job([], slice(0, 0), True, number)
+            continue
+        tokens = [*start_tokens, *words, *end_tokens]
+        first, last = len(start_tokens), len(tokens) - len(end_tokens)
+        if segment_length is None or len(tokens) <= segment_length:
+            yield Job(tokens, slice(first, last), True, number)
+            continue
+        for part in segments(len(tokens), segment_length):
+            begin, end = max(part.keep_begin, first), min(part.keep_end, last)
+            yield Job(
+                tokens[part.begin : part.end],
+                slice(begin - part.begin, max(begin, end) - part.begin),
+                part.end == len(tokens),
+                number,
+            )

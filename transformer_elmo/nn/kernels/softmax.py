@@ -1,0 +1,465 @@
+"""
+The negative log-likelihood of each token, exact over a whole vocabulary or against sampled words,
+without a matrix of logits that outgrows the memory.
+"""
+
+import math
+from typing import Any, Iterator, Optional, Tuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from transformer_elmo.nn.kernels.compiled import compilable, is_wanted, taken
+from transformer_elmo.nn.kernels.linear import product
+from transformer_elmo.nn.kernels.sparse_gradients import (
+    rows_averaged_over_processes,
+    several_processes,
+)
+from transformer_elmo.nn.kernels.weight_casts import products_dtype
+
+# Logits are worked on in blocks of at most this many float32 numbers. On a CPU a block should fit
+# in the cache (8 MiB), on a GPU it should keep the card busy (256 MiB).
+CPU_LOGITS_IN_MEMORY = 2**21
+GPU_LOGITS_IN_MEMORY = 2**26
+TOKENS_PER_BLOCK = 2048
+
+
+def logits_in_memory(device: torch.device) -> int:
+    """How many float32 logits a block may have on a device."""
+    return CPU_LOGITS_IN_MEMORY if device.type == "cpu" else GPU_LOGITS_IN_MEMORY
+
+
+def words_per_block(num_tokens: int, device: torch.device) -> int:
+    """How many words' logits of so many tokens are a block."""
+    return max(1, logits_in_memory(device) // max(1, num_tokens))
+
+
+def block_of_logits(
+    embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """
+    # Parameters
+
+    embeddings : `torch.Tensor`
+        Shape `(num_tokens, embedding_dim)`, in the precision of the product.
+    weight : `torch.Tensor`
+        Shape `(num_words, embedding_dim)`.
+    bias : `torch.Tensor`
+        Shape `(num_words,)`.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(num_tokens, num_words)`, float32.
+    """
+    if embeddings.dtype == torch.float32:
+        return product(embeddings, weight.float(), bias.float())
+    return torch.mm(embeddings, weight.to(embeddings.dtype).t()).float().add_(bias)
+
+
+def blocks_of_logits(
+    embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> Iterator[Tuple[int, torch.Tensor]]:
+    """
+    All logits, block by block of words. Parameters are those of :func:`block_of_logits`.
+
+    # Returns
+
+    `Iterator[Tuple[int, torch.Tensor]]`
+        The number of a block's first word, and its logits.
+    """
+    block = words_per_block(embeddings.size(0), embeddings.device)
+    for start in range(0, weight.size(0), block):
+        words = slice(start, start + block)
+        yield start, block_of_logits(embeddings, weight[words], bias[words])
+
+
+def exact_token_losses(
+    embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """
+    `logsumexp(logits) - logits[target]` over all words, in bounded memory: beyond weights and
+    inputs a few blocks of logits, whatever the batch and the vocabulary.
+
+    # Parameters
+
+    embeddings : `torch.Tensor`
+        Shape `(num_tokens, embedding_dim)`.
+    weight : `torch.Tensor`
+        Shape `(num_words, embedding_dim)`.
+    bias : `torch.Tensor`
+        Shape `(num_words,)`.
+    targets : `torch.Tensor`
+        Shape `(num_tokens,)`: rows of `weight`.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(num_tokens,)`, float32, in nats.
+    """
+    dtype = products_dtype(embeddings)
+    # Blocks of tokens as well as of words, so that a huge batch still has wide blocks of words.
+    losses = [
+        _ExactTokenLoss.apply(rows, weight, bias, row_targets, dtype)
+        for rows, row_targets in zip(
+            embeddings.split(TOKENS_PER_BLOCK), targets.split(TOKENS_PER_BLOCK)
+        )
+    ]
+    return torch.cat(losses) if losses else embeddings.new_zeros(0, dtype=torch.float32)
+
+
+def sampled_token_losses(
+    embeddings: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    target_log_counts: torch.Tensor,
+    sampled_ids: torch.Tensor,
+    sampled_log_counts: torch.Tensor,
+    sparse: bool,
+) -> torch.Tensor:
+    """
+    The loss of each target against sampled words (Jean et al. 2015): each logit less the log of its
+    word's expected count among the samples.
+
+    # Parameters
+
+    embeddings : `torch.Tensor`
+        Shape `(num_tokens, embedding_dim)`.
+    weight : `torch.Tensor`
+        Shape `(num_words, embedding_dim)`.
+    bias : `torch.Tensor`
+        Shape `(num_words,)` or `(num_words, 1)`.
+    targets : `torch.Tensor`
+        Shape `(num_tokens,)`: rows of `weight`.
+    target_log_counts : `torch.Tensor`
+        Shape `(num_tokens,)`.
+    sampled_ids : `torch.Tensor`
+        Shape `(num_samples,)`: distinct and sorted.
+    sampled_log_counts : `torch.Tensor`
+        Shape `(num_samples,)`.
+    sparse : `bool`
+        Whether the gradients of `weight` and `bias` are sparse.
+
+    # Returns
+
+    `torch.Tensor`
+        Shape `(num_tokens,)`, float32, in nats.
+    """
+    return _SampledTokenLoss.apply(
+        embeddings,
+        weight,
+        bias,
+        targets,
+        target_log_counts,
+        sampled_ids,
+        sampled_log_counts,
+        products_dtype(embeddings),
+        sparse,
+    )
+
+
+class _ExactTokenLoss(torch.autograd.Function):
+    """
+    `logsumexp(logits) - logits[target]` without ever holding the whole matrix of logits: the
+    forward pass streams over blocks of words, the backward pass computes each block again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        targets: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            log_normalizers = _streamed_logsumexp(embeddings.to(dtype), weight, bias)
+            target_logits = (embeddings * weight[targets]).sum(-1, dtype=torch.float32)
+            target_logits = target_logits + bias[targets]
+        ctx.save_for_backward(embeddings, weight, bias, targets, log_normalizers)
+        ctx.dtype = dtype
+        return log_normalizers - target_logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+        embeddings, weight, bias, targets, log_normalizers = ctx.saved_tensors
+        needs_embeddings, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad = grad.float().unsqueeze(-1)
+        cast = embeddings.to(ctx.dtype)
+        # The gradient of a logit is its probability, less one for the target: first the former.
+        grad_embeddings = torch.zeros_like(cast) if needs_embeddings else None
+        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if needs_bias else None
+        block = words_per_block(embeddings.size(0), embeddings.device)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            scaled = (cast * grad).to(ctx.dtype)
+            for start in range(0, weight.size(0), block):
+                words = weight[start : start + block].to(ctx.dtype)
+                logits = block_of_logits(cast, words, bias[start : start + block])
+                probabilities = logits.sub_(log_normalizers.unsqueeze(-1)).exp_()
+                if grad_bias is not None:
+                    grad_bias[start : start + block] = torch.mv(probabilities.t(), grad.squeeze(-1))
+                probabilities = probabilities.to(ctx.dtype)
+                if grad_embeddings is not None:
+                    grad_embeddings.addmm_(probabilities, words)
+                if grad_weight is not None:
+                    # In place, and as it lies in memory: a copy the other way round takes longer.
+                    of_words = grad_weight[start : start + block]
+                    if of_words.dtype == ctx.dtype:
+                        torch.mm(probabilities.t(), scaled, out=of_words)
+                    elif of_words.stride(0) == 1:
+                        of_words.t().copy_(torch.mm(scaled.t(), probabilities))
+                    else:
+                        of_words.copy_(torch.mm(probabilities.t(), scaled))
+            if grad_embeddings is not None:
+                grad_embeddings = (grad_embeddings - weight[targets]).mul_(grad)
+                grad_embeddings = grad_embeddings.to(embeddings.dtype)
+            if grad_weight is not None:
+                of_targets = (embeddings * grad).to(grad_weight.dtype)
+                grad_weight.index_add_(0, targets, of_targets, alpha=-1)
+            if grad_bias is not None:
+                grad_bias.index_add_(0, targets, grad.squeeze(-1).to(grad_bias.dtype), alpha=-1)
+        return grad_embeddings, grad_weight, grad_bias, None, None
+
+
+def _streamed_logsumexp(
+    embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """Shape `(num_tokens,)`, float32: the log of each token's partition function."""
+    total = embeddings.new_full((embeddings.size(0),), -math.inf, dtype=torch.float32)
+    if is_wanted():
+        block = words_per_block(embeddings.size(0), embeddings.device)
+        for words, of_words in zip(weight.split(block), bias.split(block)):
+            logits = product(embeddings, words.to(embeddings.dtype))
+            total = torch.logaddexp(total, _logsumexp(logits, of_words))
+        return total
+    taken("exact softmax", "in place")
+    for _, logits in blocks_of_logits(embeddings, weight, bias):
+        largest = logits.amax(-1)
+        sums = logits.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
+        # Before the next block's take their place in memory.
+        del logits
+        total = torch.logaddexp(total, sums.log_().add_(largest))
+    return total
+
+
+@compilable("logits")
+def _logsumexp(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Shape `(num_tokens,)`, float32. Compiled, it reads half-precision logits once."""
+    return torch.logsumexp(logits.float() + bias.float(), -1)
+
+
+class _SampledTokenLoss(torch.autograd.Function):
+    """
+    The loss of each target against the sampled words, with one matrix of logits that turns into
+    probabilities in place, is kept for the backward pass, and is never copied. The gradients of the
+    words' weights have one row for each word that was drawn or a target, already summed, and under
+    distributed training already averaged over processes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        targets: torch.Tensor,
+        target_log_counts: torch.Tensor,
+        sampled_ids: torch.Tensor,
+        sampled_log_counts: torch.Tensor,
+        dtype: torch.dtype,
+        sparse: bool,
+    ) -> torch.Tensor:
+        num_samples = sampled_ids.numel()
+        with torch.autocast(embeddings.device.type, enabled=False):
+            flat_bias = bias.view(-1)
+            target_weight = weight[targets]
+            target_logits = (embeddings * target_weight).sum(-1, dtype=torch.float32)
+            target_logits = target_logits + flat_bias[targets] - target_log_counts
+            sampled_weight = weight[sampled_ids].to(dtype)
+            sampled_bias = flat_bias[sampled_ids].float() - sampled_log_counts
+            cast = embeddings.to(dtype)
+
+            # A sample that happens to be the target would count it twice. Samples are distinct
+            # and sorted, so each token has at most one such column, found by bisection.
+            column = torch.searchsorted(sampled_ids, targets).clamp_(max=num_samples - 1)
+            hit = sampled_ids[column] == targets
+            logits = product(cast, sampled_weight)
+            way = _probabilities_at_once if is_wanted() else _probabilities_in_blocks
+            taken("sampled softmax", "at once" if is_wanted() else "in blocks")
+            unscaled, log_normalizers, scale = way(
+                logits, sampled_bias, column.unsqueeze(-1), hit.unsqueeze(-1), target_logits
+            )
+        # The targets' probabilities less one, without cancellation.
+        target_errors = torch.expm1(target_logits - log_normalizers)
+        ctx.save_for_backward(
+            embeddings,
+            targets,
+            sampled_ids,
+            sampled_weight,
+            target_weight,
+            unscaled,
+            scale,
+            target_errors,
+        )
+        ctx.shapes, ctx.sparse = (weight.shape, bias.shape), sparse
+        return log_normalizers - target_logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+        (
+            embeddings,
+            targets,
+            sampled_ids,
+            sampled_weight,
+            target_weight,
+            unscaled,
+            scale,
+            target_errors,
+        ) = ctx.saved_tensors
+        dtype = unscaled.dtype
+        needs_embeddings, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad = grad.float()
+        of_targets = (grad * target_errors).unsqueeze(-1)
+        of_samples = (grad * scale).unsqueeze(-1)
+        grad_embeddings = grad_weight = grad_bias = None
+        with torch.autocast(embeddings.device.type, enabled=False):
+            if needs_embeddings:
+                grad_embeddings = product(unscaled, sampled_weight.t()) * of_samples
+                grad_embeddings.addcmul_(target_weight, of_targets)
+                grad_embeddings = grad_embeddings.to(embeddings.dtype)
+            if needs_weight or needs_bias:
+                # The bias is one more column of the weights, with a constant one as its input.
+                scaled = (embeddings * of_samples).to(dtype)
+                sampled = torch.cat(
+                    [
+                        torch.mm(unscaled.t(), scaled).float(),
+                        torch.mv(unscaled.t(), of_samples.squeeze(-1).to(dtype))
+                        .float()
+                        .unsqueeze(-1),
+                    ],
+                    dim=-1,
+                )
+                target = torch.cat([(embeddings * of_targets).float(), of_targets], dim=-1)
+                rows = _gradient_rows(targets, target, sampled_ids, sampled, ctx.sparse)
+                grad_weight = _gradient_of_rows(*rows, slice(0, -1), ctx.shapes[0], ctx.sparse)
+                grad_bias = _gradient_of_rows(*rows, slice(-1, None), ctx.shapes[1], ctx.sparse)
+        return grad_embeddings, grad_weight, grad_bias, None, None, None, None, None, None
+
+
+def _probabilities_in_blocks(
+    logits: torch.Tensor,
+    bias: torch.Tensor,
+    column: torch.Tensor,
+    hit: torch.Tensor,
+    target_logits: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    # Parameters
+
+    logits : `torch.Tensor`
+        Shape `(num_tokens, num_samples)`, without the bias. Probabilities take their place.
+    bias : `torch.Tensor`
+        Shape `(num_samples,)`, float32.
+    column, hit : `torch.Tensor`
+        Shapes `(num_tokens, 1)`: where each token's target would be among the samples, and whether
+        it is there.
+    target_logits : `torch.Tensor`
+        Shape `(num_tokens,)`, float32.
+
+    # Returns
+
+    `Tuple[torch.Tensor, torch.Tensor, torch.Tensor]`
+        The exponentials of the logits less the token's largest, 0 for a hit; and of shape
+        `(num_tokens,)` the logs of the normalizers, the target's own part included, and the factors
+        that make the exponentials probabilities.
+    """
+    num_tokens, num_samples = logits.shape
+    penalty = torch.zeros_like(hit, dtype=torch.float32).masked_fill_(hit, -math.inf)
+    log_normalizers, scale = torch.empty_like(target_logits), torch.empty_like(target_logits)
+    block = max(1, logits_in_memory(logits.device) // num_samples)
+    # Where half-precision logits become float32 for a while; one place for all blocks.
+    buffer = None
+    if logits.dtype != torch.float32:
+        buffer = target_logits.new_empty(min(block, num_tokens), num_samples)
+    for start in range(0, num_tokens, block):
+        here = slice(start, start + block)
+        part = logits[here]
+        if buffer is not None:
+            part = buffer[: part.size(0)].copy_(part)
+        part.add_(bias)
+        part.scatter_add_(1, column[here], penalty[here])
+        largest = torch.maximum(part.amax(-1), target_logits[here])
+        sums = part.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
+        normalizers = (target_logits[here] - largest).exp_().add_(sums).log_().add_(largest)
+        log_normalizers[here] = normalizers
+        scale[here] = torch.exp(largest - normalizers)
+        if buffer is not None:
+            logits[here] = part
+    return logits, log_normalizers, scale
+
+
+@compilable("logits", "column", "hit", "target_logits")
+def _probabilities_at_once(
+    logits: torch.Tensor,
+    bias: torch.Tensor,
+    column: torch.Tensor,
+    hit: torch.Tensor,
+    target_logits: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `_probabilities_in_blocks`; compiled, it reads the logits once."""
+    columns = torch.arange(logits.size(1), device=logits.device)
+    with_bias = (logits.float() + bias).masked_fill((columns == column) & hit, -math.inf)
+    largest = torch.maximum(with_bias.amax(-1), target_logits)
+    unscaled = (with_bias - largest.unsqueeze(-1)).exp()
+    sums = (target_logits - largest).exp() + unscaled.sum(-1)
+    log_normalizers = sums.log() + largest
+    return unscaled.to(logits.dtype), log_normalizers, (largest - log_normalizers).exp()
+
+
+def _gradient_rows(
+    targets: torch.Tensor,
+    target: torch.Tensor,
+    sampled_ids: torch.Tensor,
+    sampled: torch.Tensor,
+    sparse: bool,
+) -> Tuple[torch.Tensor, torch.Tensor, bool]:
+    """
+    Which words have a gradient, their gradients, and whether each word comes once. Words that are
+    targets more than once are added up here on a CPU, where that halves what follows. Elsewhere the
+    host would have to wait for their number, and whoever uses the gradient does it.
+    """
+    ids = torch.cat([targets, sampled_ids])
+    if ids.device.type != "cpu" and not (sparse and several_processes()):
+        taken("softmax gradient", "rows as they come")
+        return ids, torch.cat([target, sampled]), False
+    taken("softmax gradient", "a row a word")
+    num_tokens = targets.numel()
+    word_ids, row = torch.unique(ids, return_inverse=True)
+    values = target.new_zeros(word_ids.numel(), target.size(-1))
+    # Samples are distinct, targets aren't.
+    values[row[num_tokens:]] = sampled
+    values.index_add_(0, row[:num_tokens], target)
+    if sparse and several_processes():
+        word_ids, values = rows_averaged_over_processes(word_ids, values)
+    return word_ids, values, True
+
+
+def _gradient_of_rows(
+    word_ids: torch.Tensor,
+    values: torch.Tensor,
+    distinct: bool,
+    columns: slice,
+    shape: torch.Size,
+    sparse: bool,
+) -> torch.Tensor:
+    values = values[:, columns].reshape(word_ids.numel(), *shape[1:])
+    if sparse:
+        return torch.sparse_coo_tensor(
+            word_ids.unsqueeze(0), values, shape, is_coalesced=distinct, check_invariants=False
+        )
+    return values.new_zeros(shape).index_add_(0, word_ids, values)

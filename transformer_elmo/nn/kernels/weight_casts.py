@@ -1,0 +1,126 @@
+"""
+Weights in the precision of the matrix products, all of a stack at once. Cast one by one they are
+hundreds of small kernels a step, which a GPU's host takes longer to launch than the GPU to run.
+"""
+
+from typing import Any, List, Optional, Sequence, Tuple, cast
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from transformer_elmo.nn.kernels.compiled import taken
+
+
+def products_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The precision of matrix products with `tensor`: autocast's where it is on, else its own."""
+    device_type = tensor.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return tensor.dtype
+
+
+# Where products want their matrices to begin, in elements: 32 bytes of bfloat16.
+_ALIGNMENT = 16
+
+
+class _Cast(torch.autograd.Function):
+    """
+    Groups of weights, each joined along the first dimension, in another type. All of them are one
+    stretch of memory, and so are their gradients: one allocation each, which the host is done with
+    sooner than with hundreds.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, dtype: torch.dtype, sizes: Tuple[int, ...], *weights: torch.Tensor
+    ) -> Tuple[torch.Tensor, ...]:
+        # What isn't used has no gradient, and not one of zeros.
+        ctx.set_materialize_grads(False)
+        ctx.dtype, left = weights[0].dtype, iter(weights)
+        ctx.groups = [[next(left).shape for _ in range(size)] for size in sizes]
+        parts, joined = _stretch(weights[0], dtype, ctx.groups)
+        torch._foreach_copy_(parts, list(weights))
+        return tuple(joined)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Optional[torch.Tensor]) -> Tuple[Optional[torch.Tensor], ...]:
+        sources: List[Optional[torch.Tensor]] = []
+        for grad, shapes in zip(grads, ctx.groups):
+            if grad is None:
+                sources.extend([None] * len(shapes))
+            else:
+                sources.extend(grad.split([shape[0] for shape in shapes]))
+        given = [source for source in sources if source is not None]
+        if not given:
+            return (None, None, *sources)
+        targets, _ = _stretch(given[0], ctx.dtype, [[source.shape] for source in given])
+        torch._foreach_copy_(targets, given)
+        made = iter(targets)
+        return (None, None, *(None if source is None else next(made) for source in sources))
+
+
+def _stretch(
+    like: torch.Tensor, dtype: torch.dtype, groups: Sequence[Sequence[torch.Size]]
+) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+    """
+    # Returns
+
+    `Tuple[List[torch.Tensor], List[torch.Tensor]]`
+        Tensors of all the shapes one after the other in memory, and each group of them as one
+        tensor, joined along the first dimension.
+    """
+    sizes: List[int] = []
+    for shapes in groups:
+        numbers = [shape.numel() for shape in shapes]
+        sizes += [*numbers, -sum(numbers) % _ALIGNMENT]
+    memory = like.new_empty(sum(sizes), dtype=dtype)
+    stretches = iter(memory.split(sizes))
+    parts: List[torch.Tensor] = []
+    joined: List[torch.Tensor] = []
+    begin = 0
+    for shapes in groups:
+        parts += [next(stretches).view(shape) for shape in shapes]
+        if len(shapes) == 1:
+            joined.append(parts[-1])
+        else:
+            length = sum(shape.numel() for shape in shapes)
+            joined.append(memory[begin : begin + length].view(-1, *shapes[0][1:]))
+        begin += sum(shape.numel() for shape in shapes) + next(stretches).numel()
+    return parts, joined
+
+
+def cast_weights(
+    dtype: torch.dtype, groups: Sequence[Sequence[torch.Tensor]]
+) -> List[torch.Tensor]:
+    """
+    # Parameters
+
+    dtype : `torch.dtype`
+    groups : `Sequence[Sequence[torch.Tensor]]`
+        Weights; those of one group are of the same shape but for their first dimension.
+
+    # Returns
+
+    `List[torch.Tensor]`
+        Each group as one tensor of that type, joined along the first dimension. Gradients have the
+        weights' own type.
+    """
+    results: List[Optional[torch.Tensor]] = [
+        group[0] if len(group) == 1 and group[0].dtype == dtype else None for group in groups
+    ]
+    missing = [number for number, result in enumerate(results) if result is None]
+    if missing:
+        to_make = [groups[number] for number in missing]
+        for number, made in zip(missing, _made(dtype, to_make)):
+            results[number] = made
+    return cast(List[torch.Tensor], results)
+
+
+def _made(dtype: torch.dtype, groups: List[Sequence[torch.Tensor]]) -> Sequence[torch.Tensor]:
+    flat = [weight for group in groups for weight in group]
+    if flat[0].device.type == "cpu" and all(weight.dtype == dtype for weight in flat):
+        taken("precision", "one by one")
+        return [torch.cat(list(group)) for group in groups]
+    taken("precision", "together")
+    return _Cast.apply(dtype, tuple(map(len, groups)), *flat)

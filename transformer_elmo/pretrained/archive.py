@@ -1,0 +1,544 @@
+"""
+Language models out of AllenNLP's archives, and out of the folders that its training leaves, without
+AllenNLP: its config read as plain JSON, its weights mapped into memory.
+"""
+
+import json
+import logging
+import os
+import pickle
+import re
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional
+
+import torch
+
+from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
+from transformer_elmo.files import check_can_read, read_json
+from transformer_elmo.pretrained.allennlp_config import (
+    NotStandardError,
+    experiment_of,
+    model_config_of,
+)
+from transformer_elmo.pretrained.config import CharactersConfig, ModelConfig, Shape
+from transformer_elmo.pretrained.folder import VOCABULARY as WORDS
+from transformer_elmo.pretrained.folder import WEIGHTS as MODEL_WEIGHTS
+from transformer_elmo.pretrained.folder import (
+    Opened,
+    check_vocabulary,
+    is_model_folder,
+    model_of,
+    read_config,
+    reader_of,
+)
+from transformer_elmo.pretrained.legacy import log_changes, modernize
+from transformer_elmo.pretrained.nested_models import (
+    EMBEDDERS,
+    carried_config,
+    embedders_in,
+    folder_of,
+    inferred_config,
+    inner_weights,
+    is_language_model,
+)
+from transformer_elmo.pretrained.unpacking import extracted_archive, unpack
+from transformer_elmo.pretrained.weights import SOFTMAX, Weights, checked, sums_of_zip
+from transformer_elmo.text.corpus import fetch
+from transformer_elmo.text.vocabulary import (
+    NAMESPACE,
+    NAMESPACES_WITHOUT_PADDING,
+    UNKNOWN,
+    WordList,
+)
+
+logger = logging.getLogger(__name__)
+
+CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary", ("weights.th", "best.th")
+ARCHIVE = "model.tar.gz"
+# The model's part of a checkpoint: epochs that were finished, batches after them, and the process
+# where each has a part of the model.
+CHECKPOINT = re.compile(r"model_state_e(\d+)_b(\d+)(_w\d+)?\.th")
+
+# The `type` of a model, and of a vocabulary, that began as another one, and where the folder of the
+# training run has the model's whole section.
+ADAPTED, WHOLE_SECTION = "from_pretrained_lm", "adapted_model.json"
+
+
+def open_archive(path: str, with_softmax: bool = True) -> Optional[Opened]:
+    """
+    # Parameters
+
+    path : `str`
+        A `model.tar.gz`, the folder of a training run, or a URL.
+    with_softmax : `bool`, optional (default = `True`)
+
+    # Returns
+
+    `Opened`, optional
+        `None` if there is nothing of that kind at the path.
+
+    # Raises
+
+    `NotStandardError`
+        If the model has a part that only AllenNLP has.
+    `ConfigurationError`
+        If the archive is damaged, or holds another kind of model.
+    """
+    local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
+    if not local.exists():
+        return None
+    with becoming_a_model(path), unpacked(local) as folder:
+        return _open_run(folder, path, with_softmax)
+
+
+def in_place_of_archive(path: Path) -> Path:
+    """The folder of a run where its archive is asked for and training hasn't come so far."""
+    if path.name == ARCHIVE and not path.exists() and (path.parent / CONFIG).is_file():
+        logger.warning("%s isn't there: taking what the run in %s has so far.", path, path.parent)
+        return path.parent
+    return path
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """The folder that an archive unpacks to, as long as the block lasts; a folder is itself."""
+    if path.is_dir():
+        yield path
+        return
+    with extracted_archive(path) as folder:
+        yield Path(folder)
+
+
+def _open_run(folder: Path, shown: str, with_softmax: bool) -> Opened:
+    experiment = resolved_config(folder, shown)
+    if not is_language_model(experiment):
+        return _open_inner(folder, experiment, shown)
+    weights = _weights_in(folder, shown, with_softmax)
+    config = model_config_of(experiment, softmax_rows(shapes_of(weights)))
+    vocabulary = _resolved_words(folder, shown)
+    return _put_together(config, weights, vocabulary, shown, _card(experiment, folder))
+
+
+def _put_together(
+    config: ModelConfig,
+    weights: Dict[str, torch.Tensor],
+    vocabulary: WordList,
+    shown: str,
+    card: Dict[str, Any],
+) -> Opened:
+    check_vocabulary(config, vocabulary, shown)
+    model = model_of(config, weights, shown)
+    model.card = card
+    return Opened(model, reader_of(config, vocabulary), config, card)
+
+
+def base_of(experiment: Mapping[str, Any]) -> Optional[str]:
+    """The archive that training began with, where a config names it in place of its model."""
+    model = experiment.get("model")
+    if isinstance(model, dict) and model.get("type") == "from_archive":
+        return str(model.get("archive_file"))
+    return None
+
+
+def check_base_exists(path: str, needed_by: str) -> None:
+    """
+    # Parameters
+
+    path : `str`
+        The archive, or the folder of a run, that training began with.
+    needed_by : `str`
+        The archive whose config names it, for messages.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is nothing at the path.
+    """
+    if "://" not in path and not in_place_of_archive(Path(path)).exists():
+        raise ConfigurationError(
+            f"{needed_by} names {path}, which its training began with and which isn't there any "
+            "more. Put it back, or say where it is now: -o "
+            '\'{"model.archive_file": "..."}\'.'
+        )
+
+
+@contextmanager
+def small_parts(path: str, needed_by: str) -> Iterator[Path]:
+    """
+    A folder with all of an archive but its weights, as long as the block lasts: as AllenNLP has it,
+    from a model folder as well.
+
+    # Parameters
+
+    path : `str`
+        Of an archive, a model folder, or the folder of a training run, or a URL.
+    needed_by : `str`
+        The archive that needs it, for messages.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is nothing of that kind.
+    """
+    local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
+    check_base_exists(str(local), needed_by)
+    if local.is_dir() and not is_model_folder(local):
+        yield local
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if local.is_dir():
+            experiment = experiment_of(read_config(local)[0])
+            (folder / CONFIG).write_text(json.dumps(experiment), encoding="utf-8")
+            (folder / VOCABULARY).mkdir()
+            WordList.read(local / WORDS).write(folder / VOCABULARY)
+        else:
+            unpack(local, folder, left_out=WEIGHTS)
+        yield folder
+
+
+def resolved_config(folder: Path, shown: str, seen: FrozenSet[str] = frozenset()) -> Dict[str, Any]:
+    """
+    The config of an archive that is unpacked, with the section of its model where it names the
+    archive that training began with.
+
+    # Parameters
+
+    folder : `Path`
+    shown : `str`
+        What messages call the archive.
+    seen : `FrozenSet[str]`, optional (default = `frozenset()`)
+        The archives that have led here.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is no config, or that archive isn't there.
+    """
+    return with_its_model(read_experiment(folder, shown), shown, seen)
+
+
+def with_its_model(
+    experiment: Dict[str, Any], shown: str, seen: FrozenSet[str] = frozenset()
+) -> Dict[str, Any]:
+    """As `resolved_config`, for a config that is read already."""
+    if adapted_from(experiment) is not None:
+        with small_parts(shown, shown) as folder:
+            return with_own_sections(experiment, folder, shown)
+    base = base_of(experiment)
+    if base is None:
+        return experiment
+    if base in seen:
+        raise ConfigurationError(f"{shown} names an archive that names itself: {base}.")
+    with small_parts(base, shown) as below:
+        before = resolved_config(below, base, seen | {base})
+    return {**experiment, "model": before.get("model")}
+
+
+def adapted_from(experiment: Mapping[str, Any]) -> Optional[str]:
+    """The archive that a config names for an adaptation to other text; `None` if it has none."""
+    model = experiment.get("model")
+    if isinstance(model, dict) and model.get("type") == ADAPTED:
+        return str(model.get("archive_file"))
+    return None
+
+
+def trains_language_model(experiment: Mapping[str, Any]) -> bool:
+    """Whether a config's model is a language model, also one that began as another."""
+    if adapted_from(experiment) is not None:
+        return True
+    base = base_of(experiment)
+    try:
+        return is_language_model(with_its_model(dict(experiment), base) if base else experiment)
+    except ConfigurationError:
+        # Whoever opens the archive says what is wrong with it.
+        return False
+
+
+def with_own_sections(
+    experiment: Dict[str, Any], folder: Path, shown: Optional[str] = None
+) -> Dict[str, Any]:
+    """
+    The config of a run that adapted a model, without the archive that this was: with the model's
+    whole section, which the run keeps, and without what made the vocabulary. Other configs are
+    given back as they are.
+
+    # Parameters
+
+    experiment : `Dict[str, Any]`
+    folder : `Path`
+        Of the run.
+    shown : `str`, optional (default = `folder`)
+        What messages call it.
+
+    # Raises
+
+    `ConfigurationError`
+        If the run lacks that section.
+    """
+    experiment = dict(experiment)
+    vocabulary = experiment.get("vocabulary")
+    if isinstance(vocabulary, dict) and vocabulary.get("type") == ADAPTED:
+        names = {k: v for k, v in vocabulary.items() if k in ("padding_token", "oov_token")}
+        experiment["vocabulary"] = {"type": "from_files", "directory": VOCABULARY, **names}
+    base = adapted_from(experiment)
+    if base is None:
+        return experiment
+    if not (folder / WHOLE_SECTION).exists():
+        raise ConfigurationError(
+            f"{shown or folder} was trained from {base} and has no {WHOLE_SECTION}, which says "
+            "what model that is. Training writes it when it begins; if the run never got that far, "
+            "start it again."
+        )
+    section = read_json(folder / WHOLE_SECTION, f"{WHOLE_SECTION} of {shown or folder}")
+    own = ("type", "archive_file", "data_path")
+    changes = {k: v for k, v in experiment["model"].items() if k not in own}
+    experiment["model"] = merged_section(section, changes)
+    return experiment
+
+
+def merged_section(section: Mapping[str, Any], changes: Mapping[str, Any]) -> Dict[str, Any]:
+    """A section of a config with changes: values that are objects are changed in turn."""
+    result = dict(section)
+    for key, value in changes.items():
+        before = result.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        result[key] = merged_section(before, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _resolved_words(folder: Path, shown: str) -> WordList:
+    """The words that the model of an archive knows."""
+    words = _vocabulary(folder, shown)
+    base = base_of(read_experiment(folder, shown))
+    if base is None:
+        return words
+    with small_parts(base, shown) as below:
+        before = _resolved_words(below, base)
+    # AllenNLP puts the run's words behind those that were there.
+    return WordList([*before.words, *(w for w in words.words if w not in before.ids)])
+
+
+def _open_inner(folder: Path, experiment: Dict[str, Any], shown: str) -> Opened:
+    """The language model in an archive of a model on top of one, without a softmax."""
+    embedders = embedders_in(experiment)
+    if not embedders:
+        model = experiment.get("model")
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise ConfigurationError(
+            f"{shown} holds a model of type {kind!r}, which is no language model and has none in "
+            "it. Expected one whose type is language_model or bidirectional_language_model, or a "
+            f"model with a token embedder of type {EMBEDDERS[0]}."
+        )
+    embedder = embedders[0]
+    logger.info("%s: taking the language model in %s.", shown, embedder.path)
+    weights = inner_weights(_weights_in(folder, shown), embedder.path)
+    if not weights:
+        raise ConfigurationError(f"The weights in {shown} have none of a language model's.")
+    source = f"the language model in {shown}"
+    carried = folder_of(folder, embedder.archive_file)
+    if carried.is_dir():
+        inner, _ = modernize(carried_config(carried, shown))
+        config = model_config_of(inner, None)
+        return _put_together(config, weights, _vocabulary(carried, shown), source, {})
+    if Path(embedder.archive_file).exists():
+        opened = open_archive(embedder.archive_file, with_softmax=False)
+        assert opened is not None
+        words = opened.reader.vocabulary
+        return _put_together(opened.config, weights, words, source, opened.card)
+    guessed = inferred_config(shapes_of(weights), embedder.boundaries)
+    if guessed is None or not isinstance(guessed.words, CharactersConfig):
+        raise ConfigurationError(
+            f"{shown} needs the language model that its config calls {embedder.archive_file}, "
+            "which isn't there any more, for the words that it knows. Put it back, or say where it "
+            "is now: -o "
+            f'\'{{"{embedder.path}.archive_file": "..."}}\'.'
+        )
+    logger.warning(
+        "%s was trained with the language model %s, which isn't there any more: what it is comes "
+        "from the shapes of its weights, with ReLU after its convolutions.",
+        shown,
+        embedder.archive_file,
+    )
+    words = WordList([*embedder.boundaries, UNKNOWN])
+    return _put_together(guessed, weights, words, source, {})
+
+
+def read_experiment(folder: Path, shown: str) -> Dict[str, Any]:
+    """
+    The config of an archive that is unpacked, as AllenNLP 2 would have it. Parameters and errors
+    are those of `archived_config`.
+    """
+    modern, changes = modernize(archived_config(folder, shown))
+    log_changes(changes, shown)
+    return with_own_sections(modern, folder, shown)
+
+
+def archived_config(folder: Path, shown: str) -> Dict[str, Any]:
+    """
+    The config of an archive, which messages call `shown`, that is unpacked. Nothing in it is
+    evaluated.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is none, or it can't be read.
+    """
+    if not os.path.lexists(folder / CONFIG):
+        raise ConfigurationError(
+            f"{shown} has no {CONFIG}, so it is no model. A model folder has {CONFIG}, "
+            f"{MODEL_WEIGHTS} and {WORDS}; an archive, and the folder of a training run, {CONFIG}, "
+            f"{WEIGHTS[0]} or {WEIGHTS[1]} and a folder {VOCABULARY}."
+        )
+    return read_json(folder / CONFIG, f"The {CONFIG} of {shown}")
+
+
+def weights_path(folder: Path, shown: str) -> Path:
+    """
+    The weights of an archive that is unpacked, or of a run: the best ones, or, before there are
+    any, those of the last checkpoint.
+
+    # Raises
+
+    `ConfigurationError`
+        If there are none.
+    """
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    last = last_checkpoint(folder)
+    if last is not None:
+        logger.warning("%s has no %s yet: taking the checkpoint %s.", shown, WEIGHTS[1], last.name)
+        return last
+    raise ConfigurationError(
+        f"{shown} has no weights (no {' or '.join(WEIGHTS)}, and no checkpoint), so it is not a "
+        "trained model. If they are elsewhere, name them with --weights-file."
+    )
+
+
+def last_checkpoint(folder: Path) -> Optional[Path]:
+    """The model's part of a run's last checkpoint, if there is one that has all of the model."""
+    found = [match for match in map(CHECKPOINT.fullmatch, os.listdir(folder)) if match]
+    whole = [(int(match[1]), int(match[2]), match[0]) for match in found if match[3] is None]
+    return folder / max(whole)[2] if whole else None
+
+
+def _weights_in(folder: Path, shown: str, with_softmax: bool = True) -> Weights:
+    path = weights_path(folder, shown)
+    return read_weights(path, with_softmax, f"{path.name} of {shown}")
+
+
+def read_weights(path: Path, with_softmax: bool = True, shown: Optional[str] = None) -> Weights:
+    """
+    # Parameters
+
+    path : `Path`
+        A file that torch wrote. No pickle in it is run.
+    with_softmax : `bool`, optional (default = `True`)
+    shown : `str`, optional (default = `path`)
+        What messages call it.
+
+    # Returns
+
+    `Weights`
+        On the CPU, mapped from the file where it allows that.
+
+    # Raises
+
+    `ConfigurationError`
+        If it holds anything but tensors, is damaged, or has a NaN in it.
+    """
+    shown = shown or str(path)
+    # An archive has a checksum as well, but its weights may have been damaged before.
+    sums = sums_of_zip(path, shown)
+    return checked(
+        {n: t for n, t in _tensors(path, shown).items() if with_softmax or not _is_softmax(n)},
+        sums,
+        shown,
+    )
+
+
+def read_shapes(path: Path, shown: str) -> Dict[str, Shape]:
+    """The shapes of the weights in a file, as `read_weights` reads it, which aren't looked at."""
+    return shapes_of(_tensors(path, shown))
+
+
+def _tensors(path: Path, shown: str) -> Dict[str, torch.Tensor]:
+    check_can_read(path, shown)
+    try:
+        state = _loaded(path)
+    except pickle.UnpicklingError as error:
+        raise ConfigurationError(
+            f"{shown} holds something other than tensors, or is damaged, and is not loaded because "
+            f"that could run a program hidden in it: {first_line(error)}"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ConfigurationError(
+            f"{shown} is not a file of weights, or is damaged: {first_line(error)}"
+        ) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
+        raise ConfigurationError(
+            f"{shown} holds a {type(state).__name__} where names of tensors and tensors were "
+            "expected."
+        )
+    return state
+
+
+def _is_softmax(name: str) -> bool:
+    return name.startswith(SOFTMAX)
+
+
+def _loaded(path: Path) -> Any:
+    options: Dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        return torch.load(path, mmap=True, **options)
+    except RuntimeError as error:
+        # Files from before 2020 are no zip archives, and can't be mapped.
+        if "mmap can only be used" not in str(error):
+            raise
+        return torch.load(path, **options)
+
+
+def shapes_of(weights: Mapping[str, torch.Tensor]) -> Dict[str, Shape]:
+    """The shapes of weights by their names."""
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def _vocabulary(folder: Path, shown: str) -> WordList:
+    directory = folder / VOCABULARY
+    if not directory.is_dir():
+        raise ConfigurationError(
+            f"{shown} has no folder {VOCABULARY}, so it is not a model archive."
+        )
+    unpadded = directory / NAMESPACES_WITHOUT_PADDING
+    shown_unpadded = f"{VOCABULARY}/{NAMESPACES_WITHOUT_PADDING} of {shown}"
+    if unpadded.is_file() and NAMESPACE in WordList.read(unpadded, shown_unpadded).words:
+        raise NotStandardError(f"{shown}: its vocabulary has no padding.")
+    name = f"{NAMESPACE}.txt"
+    return WordList.read(directory / name, f"{VOCABULARY}/{name} of {shown}")
+
+
+def softmax_rows(shapes: Mapping[str, Shape]) -> Optional[int]:
+    """A row for each word, and one that nobody uses; `None` without a softmax."""
+    for name, shape in shapes.items():
+        if re.fullmatch(r"_softmax_loss\.softmax_b(\.weight)?", name) and shape:
+            return shape[0]
+    return None
+
+
+def _card(experiment: Dict[str, Any], folder: Path) -> Dict[str, Any]:
+    """What is known of a trained model, for those who meet it later."""
+    card: Dict[str, Any] = {}
+    corpus = experiment.get("train_data_path")
+    if isinstance(corpus, str):
+        card["corpus"] = os.path.basename(corpus.rstrip("/*")) or corpus
+    with suppress(ConfigurationError):
+        metrics = read_json(folder / "metrics.json")
+        for name in ("best_validation_perplexity", "best_validation_loss"):
+            if isinstance(metrics.get(name), (int, float)):
+                card[name.replace("best_", "")] = metrics[name]
+    return card

@@ -1,0 +1,393 @@
+"""
+What a model is, without its weights: enough to build it, to read sentences as it wants them, and to
+check that weights fit before anything is made.
+"""
+
+import re
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import torch
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.nn.config import (
+    CharactersConfig,
+    ContextualizerConfig,
+    SoftmaxConfig,
+    WordIdsConfig,
+)
+from transformer_elmo.nn.language_model import LanguageModel
+from transformer_elmo.nn.softmax import SampledSoftmaxLoss, Softmax, SoftmaxLoss
+from transformer_elmo.nn.transformer import BidirectionalTransformer
+from transformer_elmo.nn.word_encoder import WordEmbedding, WordEncoder
+from transformer_elmo.text.word_table import MAX_WORD_LENGTH, WORD_PADDING
+
+ConfigT = TypeVar("ConfigT")
+
+Shape = Tuple[int, ...]
+
+# Of integers, where it isn't 1. Each character has a row; no rows are as many as the vocabulary's.
+_LEAST = {
+    **{"num_highway": 0, "own_characters": 0, "num_embeddings": 0},
+    "num_characters": WORD_PADDING + 2,
+}
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """
+    How the model's text was read.
+
+    # Attributes
+
+    tokenizer : `Dict[str, Any]`
+        As AllenNLP's configs describe it.
+    start_tokens, end_tokens : `List[str]`
+    lowercase : `bool`
+        Whether the words to predict are in lower case.
+    """
+
+    tokenizer: Dict[str, Any] = field(default_factory=lambda: {"type": "just_spaces"})
+    start_tokens: List[str] = field(default_factory=list)
+    end_tokens: List[str] = field(default_factory=list)
+    lowercase: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """
+    # Attributes
+
+    words : `CharactersConfig` or `WordIdsConfig`
+    contextualizer : `ContextualizerConfig`
+    text : `TextConfig`
+    softmax : `SoftmaxConfig`, optional
+    dropout : `float`
+    precision : `str`
+    words_name : `str`
+        What AllenNLP's text field calls the tokens that are embedded; weights' names have it.
+    """
+
+    words: Union[CharactersConfig, WordIdsConfig]
+    contextualizer: ContextualizerConfig
+    text: TextConfig
+    softmax: Optional[SoftmaxConfig] = None
+    dropout: float = 0.0
+    precision: str = "float32"
+    words_name: str = "token_characters"
+
+    def to_json(self) -> Dict[str, Any]:
+        """As `from_json` takes it."""
+        value = asdict(self)
+        if self.contextualizer.activation == "relu":
+            # So that earlier versions, which know no other, open it.
+            del value["contextualizer"]["activation"]
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any, source: str) -> "ModelConfig":
+        """
+        # Parameters
+
+        value : `Any`
+        source : `str`
+            The file that it is from, for messages.
+
+        # Raises
+
+        `ConfigurationError`
+            If it isn't what `to_json` gives; the message names the key.
+        """
+        value = _object(value, source)
+        words = _object(value.get("words"), f"{source}.words")
+        kind: Type[Any] = CharactersConfig if "filters" in words else WordIdsConfig
+        parts = {
+            "words": _filled(kind, words, f"{source}.words"),
+            "contextualizer": _filled(
+                ContextualizerConfig, value.get("contextualizer"), f"{source}.contextualizer"
+            ),
+            "text": _filled(TextConfig, value.get("text"), f"{source}.text"),
+        }
+        if value.get("softmax") is not None:
+            parts["softmax"] = _filled(SoftmaxConfig, value["softmax"], f"{source}.softmax")
+        rest = {k: v for k, v in value.items() if k not in (*parts, "softmax")}
+        return _filled(cls, {**rest, **parts}, source)
+
+    def without_softmax(self) -> "ModelConfig":
+        """The same model for vectors alone."""
+        return ModelConfig(**{**_shallow(self), "softmax": None})
+
+    def check_shapes(self, shapes: Mapping[str, Shape], source: str) -> None:
+        """
+        # Parameters
+
+        shapes : `Mapping[str, Shape]`
+            Of the weights, by the names of `core_name`.
+        source : `str`
+
+        # Raises
+
+        `ConfigurationError`
+            If these are the weights of another model; it names what differs first.
+        """
+        found = {
+            "contextualizer.num_layers": _count(
+                shapes, r"contextualizer\._forward_transformer\.layers\.(\d+)\."
+            ),
+            "words.filters": _count(shapes, r"words\.convolutions\.(\d+)\."),
+            "words.num_highway": _count(shapes, r"words\.highways\.(\d+)\."),
+        }
+        expected = {"contextualizer.num_layers": self.contextualizer.num_layers}
+        # Positions are worked out for it.
+        gamma = shapes.get("contextualizer._forward_transformer.norm.gamma")
+        if gamma:
+            expected["contextualizer.input_dim"] = self.contextualizer.input_dim
+            found["contextualizer.input_dim"] = gamma[0]
+        if isinstance(self.words, CharactersConfig):
+            expected["words.filters"] = len(self.words.filters)
+            expected["words.num_highway"] = self.words.num_highway
+        for name, number in expected.items():
+            if found[name] != number:
+                raise ConfigurationError(
+                    f"{source}: the config has {number} {name}, the weights {found[name]}."
+                )
+        check_sizes(asdict(self), shapes, source)
+
+    def build(self) -> LanguageModel:
+        """
+        The model, with random weights.
+
+        # Raises
+
+        `ConfigurationError`
+            If a value isn't possible.
+        """
+        words: torch.nn.Module
+        if isinstance(self.words, CharactersConfig):
+            arguments = _shallow(self.words)
+            own = arguments.pop("own_characters")
+            if max(own.values(), default=0) + 1 >= self.words.num_characters:
+                raise ConfigurationError(
+                    f"words.own_characters: the characters are numbered below "
+                    f"{self.words.num_characters - 1}, got {own!r:.80}."
+                )
+            widths = [width for width, _ in self.words.filters]
+            if not 0 < max(widths, default=0) <= MAX_WORD_LENGTH:
+                raise ConfigurationError(
+                    f"words.filters: expected some of widths from 1 to {MAX_WORD_LENGTH}, got "
+                    f"{widths!r:.80}."
+                )
+            words = WordEncoder(**arguments)
+        else:
+            words = WordEmbedding(self.words.num_embeddings, self.words.embedding_dim)
+        contextualizer = BidirectionalTransformer(self.contextualizer)
+        if words.output_dim != contextualizer.input_dim:
+            raise ConfigurationError(
+                f"Word vectors have {words.output_dim} dimensions, but the contextualizer's "
+                f"input_dim is {contextualizer.input_dim}."
+            )
+        return LanguageModel(
+            words,
+            contextualizer,
+            self._softmax(contextualizer.input_dim),
+            self.dropout,
+            self.precision,
+        )
+
+    def _softmax(self, dim: int) -> Optional[Softmax]:
+        if self.softmax is None:
+            return None
+        if self.softmax.num_samples is None:
+            return SoftmaxLoss(self.softmax.num_words, dim)
+        return SampledSoftmaxLoss(
+            self.softmax.num_words, dim, self.softmax.num_samples, self.softmax.sparse
+        )
+
+
+# Keys of sizes, beside those that end with `_dim`.
+_SIZES = ("num_embeddings", "num_characters", "num_words", "filters")
+
+
+def check_sizes(section: Any, shapes: Mapping[str, Shape], source: str) -> None:
+    """
+    Compares a config with weights before a model is built from it: a number too large would take
+    all memory, and an error of that doesn't name the key.
+
+    # Parameters
+
+    section : `Any`
+        A model's section, or any part of one.
+    shapes : `Mapping[str, Shape]`
+        Of the weights.
+    source : `str`
+        What messages call the archive.
+
+    # Raises
+
+    `ConfigurationError`
+        If there are more layers than weights, or sizes that no weight has.
+    """
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for path, key, value in _numbers(section, "model"):
+        if key in ("num_layers", "num_highway"):
+            limit, what = len(shapes), f"there are only {len(shapes)} weights"
+        elif key.endswith("_dim") or key in _SIZES:
+            limit, what = largest, f"no dimension of a weight is larger than {largest}"
+        else:
+            continue
+        if value > limit:
+            raise ConfigurationError(f"{source}: the config has {path} = {value:,}, but {what}.")
+
+
+def _numbers(value: Any, path: str, key: str = "") -> Iterator[Tuple[str, str, int]]:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield path, key, value
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            yield from _numbers(below, f"{path}.{name}", name)
+    elif isinstance(value, (list, tuple)):
+        for number, below in enumerate(value):
+            yield from _numbers(below, f"{path}.{number}", key)
+
+
+def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
+    numbers = [int(m[1]) for m in map(re.compile(pattern).match, shapes) if m]
+    return max(numbers, default=-1) + 1
+
+
+def _shallow(config: Any) -> Dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def _object(value: Any, source: str) -> Dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{source}: expected an object, got {value!r:.80}.")
+    return value
+
+
+def _filled(kind: Type[ConfigT], value: Any, source: str) -> ConfigT:
+    """A dataclass from a dictionary, with every value's type checked."""
+    value = _object(value, source)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    for name in value:
+        if name not in known:
+            raise ConfigurationError(
+                f"{source}: there is no key {name!r}; expected some of {', '.join(known)}."
+            )
+    for name, of in known.items():
+        if name not in value and of.default is MISSING and of.default_factory is MISSING:
+            raise ConfigurationError(f"{source}: the key {name!r} is missing.")
+    types = get_type_hints(kind)
+    return kind(
+        **{
+            name: _typed(v, types[name], f"{source}.{name}", _LEAST.get(name, 1))
+            for name, v in value.items()
+        }
+    )
+
+
+def _typed(value: Any, wanted: Any, source: str, least: int) -> Any:
+    """The value, if it is of the type `wanted` and in its range: integers are `least` or more."""
+    origin = get_origin(wanted)
+    arguments: Tuple[Any, ...] = get_args(wanted)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if origin is Union:
+        *others, last = (kind for kind in arguments if value is None or kind is not type(None))
+        for choice in others:
+            with suppress(ConfigurationError):
+                return _typed(value, choice, source, least)
+        return _typed(value, last, source, least)
+    if origin is list and isinstance(value, (list, tuple)):
+        return [_typed(item, arguments[0], source, least) for item in value]
+    if origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
+        return tuple(_typed(item, kind, source, least) for item, kind in zip(value, arguments))
+    if origin is dict and isinstance(value, dict):
+        return {k: _typed(v, arguments[1], f"{source}.{k}", least) for k, v in value.items()}
+    # All of these are rates of dropout.
+    if wanted is float and is_number and 0 <= value <= 1:
+        return float(value)
+    if wanted is int and is_number and isinstance(value, int) and value >= least:
+        return value
+    if wanted is Any:
+        return value
+    if wanted not in (int, float) and isinstance(wanted, type) and isinstance(value, wanted):
+        return value
+    names = {int: f"int of at least {least}", float: "float from 0 to 1"}
+    name = names.get(wanted) or getattr(wanted, "__name__", str(wanted).replace("typing.", ""))
+    raise ConfigurationError(f"{source}: expected {name}, got {value!r:.80}.")
+
+
+# Names of weights. Archives call them as AllenNLP's modules do, since 2018; so does the model
+# folder.
+
+_IN_WORDS = (
+    (r"_embedding\._module\.weight", "embedding.weight"),
+    (r"_encoder\._module\.char_conv_(\d+)\.(\w+)", r"convolutions.\1.\2"),
+    (r"_encoder\._module\._highways\._layers\.(\d+)\.(\w+)", r"highways.\1.\2"),
+    (r"_encoder\._module\._projection\.(\w+)", r"projection.\1"),
+    (r"_encoder\._module\._layer_norm\.(\w+)", r"norm.\1"),
+    (r"weight", "embedding.weight"),
+)
+_PREFIXES = {"_contextualizer.": "contextualizer.", "_softmax_loss.": "softmax."}
+
+
+def core_name(name: str, words_name: str) -> Optional[str]:
+    """
+    # Parameters
+
+    name : `str`
+        Of a weight in an archive.
+    words_name : `str`
+        See `ModelConfig`.
+
+    # Returns
+
+    `str`, optional
+        What `LanguageModel` calls it; `None` if it has no such weight.
+    """
+    for old, new in _PREFIXES.items():
+        if name.startswith(old):
+            return new + name[len(old) :]
+    prefix = f"_text_field_embedder.token_embedder_{words_name}."
+    if name.startswith(prefix):
+        for pattern, replacement in _IN_WORDS:
+            match = re.fullmatch(pattern, name[len(prefix) :])
+            if match:
+                return "words." + match.expand(replacement)
+    return None
+
+
+def archive_name(name: str, words_name: str, by_characters: bool = True) -> str:
+    """The inverse of :func:`core_name`."""
+    for old, new in _PREFIXES.items():
+        if name.startswith(new):
+            return old + name[len(new) :]
+    part = name[len("words.") :]
+    for pattern, replacement in (
+        (r"embedding\.weight", "_embedding._module.weight" if by_characters else "weight"),
+        (r"convolutions\.(\d+)\.(\w+)", r"_encoder._module.char_conv_\1.\2"),
+        (r"highways\.(\d+)\.(\w+)", r"_encoder._module._highways._layers.\1.\2"),
+        (r"projection\.(\w+)", r"_encoder._module._projection.\1"),
+        (r"norm\.(\w+)", r"_encoder._module._layer_norm.\1"),
+    ):
+        match = re.fullmatch(pattern, part)
+        if match:
+            return f"_text_field_embedder.token_embedder_{words_name}." + match.expand(replacement)
+    raise KeyError(name)

@@ -1,0 +1,434 @@
+"""
+A language model as a folder that needs no AllenNLP to be opened:
+
+    config.json         what the model is: `ModelConfig`, and what is known of it
+    model.safetensors   its weights, which are mapped into memory and not copied
+    vocabulary.txt      the words it predicts, one a line, most frequent first
+    README.md           a model card
+    model.onnx          if wanted, its vectors for ONNX's runtimes: `onnx_graph`
+"""
+
+import os
+import zlib
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from transformer_elmo import with_allennlp
+from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
+from transformer_elmo.files import check_can_read, folder_written_whole, json_text, read_json
+from transformer_elmo.nn.batch import BatchReader
+from transformer_elmo.nn.language_model import LanguageModel
+from transformer_elmo.nn.softmax import softmaxes
+from transformer_elmo.pretrained.config import (
+    CharactersConfig,
+    ModelConfig,
+    WordIdsConfig,
+    archive_name,
+    core_name,
+)
+from transformer_elmo.pretrained.weights import (
+    SOFTMAX,
+    Weights,
+    checked,
+    damaged,
+    is_finite,
+    metadata_of,
+    sums_of_metadata,
+)
+from transformer_elmo.text.vocabulary import WordList
+
+CONFIG, WEIGHTS, VOCABULARY, CARD = (
+    "config.json",
+    "model.safetensors",
+    "vocabulary.txt",
+    "README.md",
+)
+FORMAT = "transformer-elmo model folder"
+VERSION = 1
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """
+    A model in evaluation mode, and how it reads.
+
+    # Attributes
+
+    model : `LanguageModel`
+    reader : `BatchReader`
+    config : `ModelConfig`
+    card : `Dict[str, Any]`
+        What is known of the model: corpus, perplexity, ...
+    """
+
+    model: LanguageModel
+    reader: BatchReader
+    config: ModelConfig
+    card: Dict[str, Any] = field(default_factory=dict)
+
+
+def is_model_folder(path: Union[str, "os.PathLike[str]"]) -> bool:
+    """Whether a path is such a folder, to all appearances."""
+    path = Path(path)
+    if (path / WEIGHTS).exists():
+        return True
+    with suppress(ConfigurationError):
+        return read_json(path / CONFIG).get("format") == FORMAT
+    return False
+
+
+def read_config(folder: Path) -> Tuple[ModelConfig, Dict[str, Any]]:
+    """
+    # Returns
+
+    `Tuple[ModelConfig, Dict[str, Any]]`
+        The model's config and its card.
+
+    # Raises
+
+    `ConfigurationError`
+        If the folder has no such config.
+    """
+    path = folder / CONFIG
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise ConfigurationError(
+            f'{path} is not the config of a model folder: expected "format": "{FORMAT}".'
+        )
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ConfigurationError(
+            f"{path} has format_version {version!r}, and this version of transformer-elmo reads up "
+            f"to {VERSION}: upgrade transformer-elmo."
+        )
+    card = content.get("card")
+    config = ModelConfig.from_json(content.get("model"), f"{path}: model")
+    return config, card if isinstance(card, dict) else {}
+
+
+def open_folder(folder: Union[str, "os.PathLike[str]"], with_softmax: bool = True) -> Opened:
+    """
+    # Parameters
+
+    folder : `str` or `PathLike`
+    with_softmax : `bool`, optional (default = `True`)
+        Its rows are read from the disk when they are used, if ever.
+
+    # Raises
+
+    `ConfigurationError`
+        If it isn't a model folder, or its parts don't fit together.
+    """
+    folder = Path(folder)
+    with becoming_a_model(str(folder)):
+        config, card = read_config(folder)
+        if not with_softmax:
+            config = config.without_softmax()
+        weights = read_weights(folder / WEIGHTS, with_softmax)
+        vocabulary = read_vocabulary(folder, config)
+        model = model_of(config, weights, str(folder))
+    model.card = card
+    return Opened(model, reader_of(config, vocabulary), config, card)
+
+
+def read_weights(path: Path, with_softmax: bool = True) -> Weights:
+    """
+    # Returns
+
+    `Weights`
+        Mapped from the file.
+
+    # Raises
+
+    `ConfigurationError`
+        If the file is no such file, is damaged, or has a NaN in it.
+    """
+    with _opened_weights(path) as file:
+        weights = {
+            name: file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118 (it is no dictionary)
+            if with_softmax or not name.startswith(SOFTMAX)
+        }
+        sums = sums_of_metadata(file.metadata())
+    return checked(weights, lambda name, _: (sums[name],) if name in sums else (), str(path))
+
+
+def read_vocabulary(folder: Path, config: ModelConfig) -> WordList:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If the folder has no vocabulary, or one of other words than its weights were saved with.
+    """
+    path = folder / VOCABULARY
+    vocabulary = WordList.read(path)
+    check_vocabulary(config, vocabulary, str(folder))
+    with _opened_weights(folder / WEIGHTS) as file:
+        expected = sums_of_metadata(file.metadata()).get(VOCABULARY)
+    if expected is not None and zlib.crc32(_text_of(vocabulary)) != expected:
+        raise damaged(
+            str(path), f"these {len(vocabulary):,} words aren't those that the model was saved with"
+        )
+    return vocabulary
+
+
+def _text_of(vocabulary: WordList) -> bytes:
+    return "".join(vocabulary.lines()).encode("utf-8")
+
+
+@contextmanager
+def _opened_weights(path: Path) -> Iterator[Any]:
+    check_can_read(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"{path} is not a file of weights, or is damaged: {first_line(error)}"
+        ) from None
+
+
+def model_of(
+    config: ModelConfig, weights: Mapping[str, torch.Tensor], source: str
+) -> LanguageModel:
+    """
+    The model with these weights, which are not copied where their type is float32.
+
+    # Parameters
+
+    config : `ModelConfig`
+    weights : `Mapping[str, torch.Tensor]`
+        By their names in archives.
+    source : `str`
+        What messages call it.
+
+    # Raises
+
+    `ConfigurationError`
+        If these are the weights of another model.
+    """
+    state: Dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        core = core_name(name, config.words_name)
+        if core is not None and (config.softmax is not None or not core.startswith("softmax.")):
+            # Rows of the softmax stay as they are: they are many, and few of them are used.
+            small = not core.startswith("softmax.")
+            state[core] = tensor.float() if small else tensor
+    config.check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, source)
+    with torch.device("meta"), softmaxes("to be loaded"):
+        model = config.build()
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        # The first line only announces the others.
+        differences = [line.strip() for line in str(error).splitlines()[1:]]
+        raise ConfigurationError(
+            f"{source}: the weights aren't those of the config. {[*differences, error][0]}"
+        ) from None
+    if missing or unexpected:
+        raise ConfigurationError(
+            f"{source}: the weights aren't those of the config. "
+            + (f"{len(missing)} are missing, such as {missing[0]}. " if missing else "")
+            + (f"{len(unexpected)} have no place, such as {unexpected[0]}." if unexpected else "")
+        )
+    model.config = config
+    if isinstance(weights, Weights):
+        model.unchecked = weights.unchecked
+    return model.eval()
+
+
+def reader_of(config: ModelConfig, vocabulary: WordList) -> BatchReader:
+    """What reads sentences as the model's config has it."""
+    own = config.words.own_characters if isinstance(config.words, CharactersConfig) else None
+    text = config.text
+    split = tokenizer_of(text.tokenizer)
+    return BatchReader(vocabulary, text.start_tokens, text.end_tokens, split, own, text.lowercase)
+
+
+def tokenizer_of(tokenizer: Any) -> Callable[[str], List[str]]:
+    """
+    # Parameters
+
+    tokenizer : `str`, `Dict[str, Any]`, `Callable[[str], List[str]]` or AllenNLP's `Tokenizer`
+
+    # Returns
+
+    `Callable[[str], List[str]]`
+        From a text to its words.
+    """
+    kind = tokenizer.get("type") if isinstance(tokenizer, dict) else tokenizer
+    if kind in ("just_spaces", "whitespace"):
+        return str.split
+    return tokenizer if callable(tokenizer) else with_allennlp.tokenizer_of(tokenizer)
+
+
+def check_vocabulary(config: ModelConfig, vocabulary: WordList, source: str) -> None:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If the vocabulary has more or fewer words than the model.
+    """
+    rows = []
+    if config.softmax is not None:
+        rows.append(config.softmax.num_words)
+    if isinstance(config.words, WordIdsConfig):
+        rows.append(config.words.num_embeddings)
+    for number in rows:
+        check_number_of_words(len(vocabulary), number - 1, source)
+
+
+def check_number_of_words(in_vocabulary: int, in_weights: int, source: str) -> None:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If these aren't the same.
+    """
+    if in_vocabulary != in_weights:
+        raise ConfigurationError(
+            f"{source}: the vocabulary has {in_vocabulary:,} words, the weights {in_weights:,}. "
+            "Every word has its place: a line too many or too few moves all after it."
+        )
+
+
+def save_folder(
+    opened: Opened,
+    folder: Union[str, "os.PathLike[str]"],
+    *,
+    with_softmax: bool = True,
+    dtype: str = "float32",
+    replace_existing: bool = False,
+    more: Optional[Callable[[Path], None]] = None,
+) -> None:
+    """
+    Writes a model folder, whole or not at all.
+
+    # Parameters
+
+    opened : `Opened`
+    folder : `str` or `PathLike`
+    with_softmax : `bool`, optional (default = `True`)
+        Without it the folder is for vectors only, and an eighth as large.
+    dtype : `str`, optional (default = `"float32"`)
+        "float32", "float16" or "bfloat16": how weights are written.
+    replace_existing : `bool`, optional (default = `False`)
+    more : `Callable[[Path], None]`, optional (default = `None`)
+        Called with the folder when all these files are in it, before it gets its name: what it
+        writes there is a part of the whole.
+
+    # Raises
+
+    `ConfigurationError`
+        If there is such a folder already, or it can't be written.
+    """
+    if dtype not in DTYPES:
+        raise ConfigurationError(f"dtype must be one of {', '.join(DTYPES)}: got {dtype!r}.")
+    config = opened.config if with_softmax else opened.config.without_softmax()
+    if with_softmax and opened.model.softmax is None:
+        config = config.without_softmax()
+    by_characters = isinstance(config.words, CharactersConfig)
+    weights = {
+        archive_name(name, config.words_name, by_characters): tensor.detach()
+        for name, tensor in opened.model.state_dict().items()
+        if config.softmax is not None or not name.startswith("softmax.")
+    }
+    _check_finite(weights)
+    vocabulary = _text_of(opened.reader.vocabulary)
+    with folder_written_whole(Path(folder), replace_existing) as target:
+        written = {n: t.to("cpu", DTYPES[dtype]).contiguous() for n, t in weights.items()}
+        metadata = metadata_of(written, {VOCABULARY: vocabulary})
+        save_file(written, target / WEIGHTS, metadata=metadata)
+        (target / VOCABULARY).write_bytes(vocabulary)
+        content = {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "model": config.to_json(),
+            "card": opened.card,
+        }
+        text = json_text(content, indent=2) + "\n"
+        (target / CONFIG).write_text(text, encoding="utf-8")
+        card = model_card(replace(opened, config=config), dtype)
+        (target / CARD).write_text(card, encoding="utf-8")
+        if more is not None:
+            more(target)
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in weights.items():
+        if not is_finite(tensor):
+            raise ConfigurationError(
+                f"The weight {name} has a NaN or an infinity in it: this model is broken. Take an "
+                "earlier checkpoint."
+            )
+
+
+def model_card(opened: Opened, dtype: str) -> str:
+    """The folder's README.md."""
+    config, card = opened.config, opened.card
+    words = len(opened.reader.vocabulary)
+    facts = [
+        ("layers", f"{config.contextualizer.num_layers} transformer layers in each direction"),
+        ("vectors", f"{opened.model.output_dim} dimensions, all layers or a mix of them"),
+        ("vocabulary", f"{words:,} words" if config.softmax else f"{words:,} words, no softmax"),
+        ("weights", dtype),
+        *((name.replace("_", " "), str(value)) for name, value in card.items()),
+    ]
+    uses = ['vectors = elmo.embed(["It is raining ."])  # a list of arrays, one row a word']
+    if config.softmax is not None:
+        uses += [
+            'elmo.score(["It is raining ."])  # the probability of each word',
+            'elmo.fill("It is ___ .")  # the likeliest words for a gap',
+        ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts)
+    code = "\n".join(uses)
+    return f"""---
+library_name: transformer-elmo
+tags:
+- elmo
+- word-embeddings
+- language-model
+---
+
+# Transformer ELMo
+
+A bidirectional transformer language model over character-CNN word vectors (Peters et al. 2018,
+"Dissecting Contextual Word Embeddings").
+
+| | |
+| --- | --- |
+{table}
+
+```python
+from transformer_elmo import TransformerElmo
+
+elmo = TransformerElmo.open("path/of/this/folder")
+{code}
+```
+
+Needs the Python package transformer-elmo: `pip install PATH`, where PATH is a checkout of its
+repository, or `git+` and the repository's address.
+"""
+
+
+__all__ = [
+    "Opened",
+    "check_number_of_words",
+    "check_vocabulary",
+    "is_model_folder",
+    "model_of",
+    "open_folder",
+    "read_config",
+    "read_vocabulary",
+    "read_weights",
+    "reader_of",
+    "save_folder",
+]

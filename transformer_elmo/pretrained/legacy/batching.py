@@ -1,0 +1,232 @@
+"""How sentences become batches, in words that fit iterators and data loaders."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+from transformer_elmo.pretrained.legacy.report import Report, is_true
+from transformer_elmo.pretrained.legacy.sections import LANGUAGE_MODELING_LOADER
+
+# An iterator's keys: the value of each, and the dotted key where it was found.
+Said = Dict[str, Tuple[Any, str]]
+
+# The limit of a batch counts a text's tokens; these are the padding keys that say so.
+TOKEN_KEYS = ("num_tokens", "tokens_length")
+
+# Keys of iterators that say nothing about a batch, and what a data loader does instead.
+DROPPED_KEYS = {
+    "biggest_batch_first": "batches come in random order",
+    "cache_instances": "instances stay in memory unless max_instances_in_memory is set",
+    "track_epoch": "the callback track_epoch_callback tells the model the epoch",
+    "output_queue_size": "its length follows from max_instances_in_memory",
+}
+# Those that the data loader `language_modeling` has no use for.
+NOT_IN_LANGUAGE_MODELING = {
+    "padding_noise": "sentences are grouped by their exact lengths",
+    "skip_smaller_batches": "no sentence is left out",
+    "output_queue_size": "the data loader has no queue",
+}
+# What both kinds of data loader say of batches, and each of them alone.
+COMMON_KEYS = ("max_tokens", "max_instances_in_memory", "batches_per_epoch", "num_workers")
+LANGUAGE_MODELING_KEYS = (*COMMON_KEYS, "batch_size", "shuffle")
+STOCK_KEYS = (*COMMON_KEYS, "sorting_keys", "padding_noise", "drop_last")
+OLD_BATCH_SIZE = 32
+
+
+@dataclass
+class Batching:
+    """
+    # Parameters
+
+    bucketed : `bool`
+        Whether sentences of like length come together.
+    batch_size : `int`
+        Sentences in a batch, at most.
+    max_tokens : `int`
+        Tokens in a batch, at most, padding included.
+    instances_per_epoch, batches_per_epoch, max_instances_in_memory, num_workers : `int`
+    sorting_keys : `List[str]`
+        Names of fields.
+    padding_noise : `float`
+    drop_last, shuffle : `bool`
+    slow_words : `bool`
+        Whether splitting sentences into words is work enough for several processes.
+    kept : `Dict[str, Any]`
+        Other keys of a data loader.
+    said : `Said`
+        What an iterator says, if it has been taken over.
+    """
+
+    bucketed: bool = True
+    batch_size: Optional[int] = None
+    max_tokens: Optional[int] = None
+    instances_per_epoch: Optional[int] = None
+    batches_per_epoch: Optional[int] = None
+    max_instances_in_memory: Optional[int] = None
+    sorting_keys: Optional[List[str]] = None
+    padding_noise: Optional[float] = None
+    drop_last: bool = False
+    shuffle: bool = True
+    num_workers: Optional[int] = None
+    slow_words: bool = False
+    kept: Dict[str, Any] = field(default_factory=dict)
+    said: Said = field(default_factory=dict)
+
+    def update(self, said: Said, report: Report) -> None:
+        """Takes over what an iterator says."""
+        self.said = said
+        for key, (value, path) in said.items():
+            if key == "type":
+                self.bucketed = value == "bucket"
+            elif key in ("batch_size", "instances_per_epoch", "max_instances_in_memory"):
+                setattr(self, key, None if value is None else whole_number(value, path, report))
+            elif key == "num_workers":
+                self.num_workers = whole_number(value, path, report)
+            elif key == "maximum_samples_per_batch":
+                self.max_tokens = _token_limit(value, path, report)
+            elif key == "sorting_keys":
+                self.sorting_keys = _field_names(value, path, report)
+            elif key == "padding_noise":
+                self.padding_noise = report.as_number(value, float, path)
+            elif key == "skip_smaller_batches":
+                self.drop_last = is_true(value)
+            elif value and key != "output_queue_size":
+                report.dropped(path, value, DROPPED_KEYS[key])
+
+    def language_modeling_loader(self, report: Report) -> Dict[str, Any]:
+        """The config of a `language_modeling` data loader that batches like this."""
+        loader: Dict[str, Any] = {"type": LANGUAGE_MODELING_LOADER, **self.kept}
+        self._add(loader, "max_tokens", "batch_size", "max_instances_in_memory")
+        self._add_epoch(loader, report)
+        if not self.shuffle:
+            loader["shuffle"] = False
+        _, workers_path = self.said.get("num_workers", (None, None))
+        if workers_path is None or self.slow_words or workers_path in report.overridden:
+            self._add(loader, "num_workers")
+        else:
+            self._drop("num_workers", "the data loader keeps up in one process", report)
+        if "sorting_keys" in self.said:
+            value, path = self.said["sorting_keys"]
+            report.needless(path, value, "sentences of like length come together")
+        for key, reason in NOT_IN_LANGUAGE_MODELING.items():
+            self._drop(key, reason, report)
+        return loader
+
+    def stock_loader(self, report: Report) -> Dict[str, Any]:
+        """The config of AllenNLP 2's own data loader that batches like this."""
+        loader: Dict[str, Any] = {}
+        if self.max_tokens is not None or self.bucketed:
+            loader["batch_sampler"] = self._sampler(report)
+        else:
+            loader["batch_size"] = self.batch_size
+            loader.update({key: True for key in ("shuffle", "drop_last") if getattr(self, key)})
+            for key in ("sorting_keys", "padding_noise"):
+                self._drop(key, "only the type bucket sorts", report)
+        self._add(loader, "max_instances_in_memory", "num_workers")
+        self._drop("output_queue_size", DROPPED_KEYS["output_queue_size"], report)
+        self._add_epoch(loader, report)
+        return {**self.kept, **loader}
+
+    def _sampler(self, report: Report) -> Dict[str, Any]:
+        sampler: Dict[str, Any]
+        if self.max_tokens is not None:
+            sampler = {"type": "max_tokens_sampler", "max_tokens": self.max_tokens}
+            self._drop("batch_size", "maximum_samples_per_batch limits the batch", report)
+            if self.drop_last:
+                reason = "batches of so many tokens have no common size"
+                self._drop("skip_smaller_batches", reason, report)
+        else:
+            sampler = {"type": "bucket", "batch_size": self.batch_size}
+            if self.drop_last:
+                sampler["drop_last"] = True
+            if not self.shuffle:
+                sampler["shuffle"] = False
+        if self.sorting_keys:
+            sampler["sorting_keys"] = self.sorting_keys
+        self._add(sampler, "padding_noise")
+        return sampler
+
+    def _add(self, loader: Dict[str, Any], *keys: str) -> None:
+        loader.update({key: getattr(self, key) for key in keys if getattr(self, key) is not None})
+
+    def _add_epoch(self, loader: Dict[str, Any], report: Report) -> None:
+        if self.instances_per_epoch is None:
+            self._add(loader, "batches_per_epoch")
+        elif self.max_tokens is None and self.batch_size is not None:
+            loader["batches_per_epoch"] = -(-self.instances_per_epoch // self.batch_size)
+        else:
+            reason = "batches of so many tokens hold a varying number of instances"
+            self._drop("instances_per_epoch", reason, report)
+
+    def _drop(self, key: str, reason: str, report: Report) -> None:
+        if key in self.said:
+            value, path = self.said[key]
+            report.dropped(path, value, reason)
+
+
+def of_language_modeling_loader(loader: Dict[str, Any], path: str, report: Report) -> Batching:
+    """How a `language_modeling` data loader makes batches."""
+    said = {key: value for key, value in loader.items() if key in LANGUAGE_MODELING_KEYS}
+    kept = {key: value for key, value in loader.items() if key != "type" and key not in said}
+    if said.get("batch_size") is not None:
+        said["batch_size"] = whole_number(said["batch_size"], f"{path}.batch_size", report)
+    return Batching(**said, kept=kept)
+
+
+def of_stock_loader(loader: Dict[str, Any], path: str, report: Report) -> Batching:
+    """How AllenNLP 2's data loader makes batches."""
+    sampler = loader.get("batch_sampler") or {}
+    sampler = {"type": sampler} if isinstance(sampler, str) else sampler
+    sampler = dict(report.as_object(sampler, f"{path}.batch_sampler"))
+    kind = sampler.pop("type", None)
+    if kind not in (None, "bucket", "max_tokens_sampler"):
+        advice = "an iterator's override can't be applied to it."
+        report.refused(f"{path}.batch_sampler.type", kind, advice)
+    said = {**{k: v for k, v in loader.items() if k != "batch_sampler"}, **sampler}
+    size = said.pop("batch_size", None) or OLD_BATCH_SIZE
+    batching = Batching(
+        bucketed=kind is not None,
+        batch_size=whole_number(size, f"{path}.batch_size", report),
+        shuffle=said.pop("shuffle", kind is not None),
+    )
+    for key in STOCK_KEYS:
+        value = said.pop(key, None)
+        if value is not None:
+            setattr(batching, key, value)
+    batching.kept = said
+    return batching
+
+
+def whole_number(value: Any, path: str, report: Report) -> Optional[int]:
+    """`value`, which may be a string, as a number above zero; `None` if it isn't one."""
+    try:
+        if not isinstance(value, bool) and int(value) == float(value) and int(value) > 0:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    report.refused(path, value, "expected a whole number above zero.")
+    return None
+
+
+def _token_limit(value: Any, path: str, report: Report) -> Optional[int]:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        report.refused(path, value, 'expected a pair such as ["num_tokens", 2000].')
+        return None
+    key, limit = value
+    if key not in TOKEN_KEYS:
+        report.dropped(path, value, f"a batch can be limited by num_tokens, not by {key}")
+        return None
+    return whole_number(limit, path, report)
+
+
+def _field_names(sorting_keys: Any, path: str, report: Report) -> List[str]:
+    names: Dict[str, None] = {}
+    for i, pair in enumerate(report.as_list(sorting_keys or [], path)):
+        name = pair[0] if isinstance(pair, (list, tuple)) and len(pair) == 2 else pair
+        if isinstance(name, str):
+            names[name] = None
+        else:
+            advice = 'expected a pair such as ["tokens", "num_tokens"].'
+            report.refused(f"{path}.{i}", pair, advice)
+    return list(names)

@@ -1,0 +1,187 @@
+"""Iterators of AllenNLP 0.x and the data loaders that batch as they did."""
+
+import copy
+from typing import Any, Dict, Optional
+
+from transformer_elmo.pretrained.legacy.batching import (
+    DROPPED_KEYS,
+    OLD_BATCH_SIZE,
+    Batching,
+    Said,
+    of_language_modeling_loader,
+    of_stock_loader,
+)
+from transformer_elmo.pretrained.legacy.report import Report
+from transformer_elmo.pretrained.legacy.sections import (
+    ITERATORS,
+    LANGUAGE_MODELING_LOADER,
+    reader_key,
+    reads_sentences,
+    type_of,
+)
+
+OUTER_KEYS = ("num_workers", "output_queue_size")
+PLAIN_TYPES = ("basic", "bucket")
+# A bucket iterator that always had the key `track_epoch`.
+TRACKING_TYPE = "epoch_tracking_bucket"
+ITERATOR_KEYS = {
+    *"type batch_size instances_per_epoch max_instances_in_memory num_workers".split(),
+    *"maximum_samples_per_batch sorting_keys padding_noise skip_smaller_batches".split(),
+    *DROPPED_KEYS,
+}
+LANGUAGE_MODELING_ONLY_KEYS = ("max_tokens", "distinct_words", "keep_long_sentences", "seed")
+SIMPLE_LOADER_KEYS = ("type", "batch_size", "shuffle", "batches_per_epoch", "quiet")
+
+# What a lazily read data set keeps in memory at once: enough to shuffle and to sort by length.
+LAZY_INSTANCES_IN_MEMORY = 10_000
+
+
+def flattened_iterator(iterator: Any, path: str, report: Report) -> Said:
+    """What an iterator says, and the one that ran it in several processes, taken together."""
+    if isinstance(iterator, str):
+        iterator = {"type": iterator}
+    iterator = report.as_object(iterator, path)
+    if iterator.get("type") == TRACKING_TYPE:
+        iterator = {"track_epoch": True, **iterator, "type": "bucket"}
+    said: Said = {}
+    # First of all its type: what keys it has depends on that.
+    for key, value in sorted(iterator.items(), key=lambda item: item[0] != "type"):
+        if key == "base_iterator":
+            said.update(flattened_iterator(value, f"{path}.{key}", report))
+        elif key == "type" and value == "multiprocess":
+            continue
+        elif key == "type" and value not in PLAIN_TYPES:
+            advice = (
+                "AllenNLP 2 has nothing that batches like it. Known are basic, bucket and "
+                "multiprocess. In place of the iterator, describe a data_loader."
+            )
+            report.refused(f"{path}.type", value, advice)
+        elif key not in ITERATOR_KEYS:
+            report.refused(f"{path}.{key}", value, "an iterator has no such key.")
+        else:
+            said.setdefault(key, (value, f"{path}.{key}"))
+    return said
+
+
+def data_loader(
+    config: Dict[str, Any], key: str, lazy: bool, shuffle: bool, report: Report
+) -> Dict[str, Any]:
+    """
+    # Parameters
+
+    config : `Dict[str, Any]`
+        A config that is modern but for its iterators.
+    key : `str`
+        One of the `ITERATORS`.
+    lazy : `bool`
+        Whether its reader was to stream.
+    shuffle : `bool`
+    report : `Report`
+
+    # Returns
+
+    `Dict[str, Any]`
+        The config of the data loader that batches alike.
+    """
+    reader = config.get(reader_key(config, ITERATORS[key]))
+    tokenizer = type_of(reader.get("tokenizer")) if isinstance(reader, dict) else ""
+    slow_words = tokenizer not in ("just_spaces", "whitespace")
+    batching = Batching(batch_size=OLD_BATCH_SIZE, shuffle=shuffle, slow_words=slow_words)
+    batching.update(flattened_iterator(config[key], key, report), report)
+    if reads_sentences(config, ITERATORS[key]):
+        loader = batching.language_modeling_loader(report)
+    else:
+        if lazy and batching.max_instances_in_memory is None:
+            most = max(LAZY_INSTANCES_IN_MEMORY, batching.batch_size or 1)
+            batching.max_instances_in_memory = most
+        loader = batching.stock_loader(report)
+    report.moved(key, config[key], ITERATORS[key], loader)
+    return loader
+
+
+def evaluation_loader(loader: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """
+    What validation and evaluation need of the loader made for training: every instance once, in the
+    order of the file where the batches keep it.
+
+    # Returns
+
+    `Dict[str, Any]`, optional
+        `None` if the loader itself will do.
+    """
+    new = copy.deepcopy(loader)
+    for key in ("batches_per_epoch", "shuffle"):
+        new.pop(key, None)
+    if loader.get("type") == LANGUAGE_MODELING_LOADER:
+        return new if "batches_per_epoch" in loader else None
+    new.pop("drop_last", None)
+    sampler = new.get("batch_sampler")
+    if isinstance(sampler, dict) and sampler.get("type") == "bucket":
+        sampler = {k: v for k, v in sampler.items() if k != "drop_last"}
+        new["batch_sampler"] = {**sampler, "shuffle": False}
+    return new if new != loader else None
+
+
+def overridden_loader(
+    config: Dict[str, Any], key: str, override: Any, path: str, report: Report
+) -> Dict[str, Any]:
+    """
+    A modern data loader under an old iterator's override.
+
+    # Parameters
+
+    config : `Dict[str, Any]`
+        A modern config.
+    key : `str`
+        The data loader's, which needn't be there.
+    override : `Any`
+        What the user says of the iterator.
+    path : `str`
+        The dotted key that the user calls it by.
+    report : `Report`
+        Gets an error if the data loader is of a kind that the override can't be applied to, or a
+        key has no meaning.
+
+    # Returns
+
+    `Dict[str, Any]`
+        The data loader's config.
+    """
+    said = flattened_iterator(override, path, report)
+    loader = config.get(key)
+    loader = {"type": loader} if isinstance(loader, str) else loader
+    loader = {} if loader is None else report.as_object(loader, key)
+    kind = loader.get("type", "multiprocess")
+    new: Dict[str, Any] = {}
+    if kind == LANGUAGE_MODELING_LOADER:
+        batching = of_language_modeling_loader(loader, key, report)
+        batching.update(said, report)
+        new = batching.language_modeling_loader(report)
+    elif kind in ("multiprocess", "simple"):
+        new = _over_stock_loader(loader, key, said, reads_sentences(config, key), report)
+        for name in new if kind == "simple" else ():
+            if name not in SIMPLE_LOADER_KEYS:
+                report.refused(path, override, f"{key}.type is simple, which has no {name}.")
+    else:
+        advice = f"it can't be applied to {key}.type = {kind}. Override {key} itself."
+        report.refused(path, override, advice)
+    report.moved(path, override, key, new)
+    return new
+
+
+def _over_stock_loader(
+    loader: Dict[str, Any], path: str, said: Said, language_modeling: bool, report: Report
+) -> Dict[str, Any]:
+    batching = of_stock_loader(loader, path, report)
+    had_limit = batching.max_tokens is not None
+    batching.update(said, report)
+    has_limit = batching.max_tokens is not None
+    if not (language_modeling and has_limit and ("batch_size" in said or not had_limit)):
+        return batching.stock_loader(report)
+    # Only ours can do it: both limits at once, or one over batches that had none.
+    for key in [key for key in batching.kept if key != "quiet"]:
+        value = batching.kept.pop(key)
+        if key != "type":
+            reason = "the data loader language_modeling has no such key"
+            report.dropped(f"{path}.{key}", value, reason)
+    return batching.language_modeling_loader(report)

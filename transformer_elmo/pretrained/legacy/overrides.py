@@ -1,0 +1,239 @@
+"""Overrides given on the command line, old or new in spelling, over configs old or new."""
+
+import copy
+from typing import Any, Dict, List, Tuple
+
+from transformer_elmo.pretrained.legacy.config import legacy_keys, modernize
+from transformer_elmo.pretrained.legacy.embedders import is_embedder_key, is_flat_embedder
+from transformer_elmo.pretrained.legacy.iterators import OUTER_KEYS, overridden_loader
+from transformer_elmo.pretrained.legacy.merging import (
+    leaves,
+    merged,
+    merges_into,
+    top,
+    unflattened,
+    with_overrides,
+)
+from transformer_elmo.pretrained.legacy.readers import MULTIPROCESS_KEYS
+from transformer_elmo.pretrained.legacy.report import Change, Report, refuse
+from transformer_elmo.pretrained.legacy.sections import (
+    ITERATORS,
+    READERS,
+    TOP_LEVEL_KEYS,
+    fits_section,
+    reads_sentences,
+)
+
+# Top-level keys that AllenNLP 0.x didn't have: overrides of these are AllenNLP 2's.
+MODERN_KEYS = {
+    *ITERATORS.values(),
+    "distributed",
+    "ddp_accelerator",
+    "evaluation",
+    "include_in_archive",
+}
+
+# What `allennlp evaluate` never looks at, and what it goes by.
+NOT_EVALUATED = {
+    "train_data_path": "evaluate reads what is named behind the archive",
+    "validation_data_path": "evaluate reads what is named behind the archive",
+    "test_data_path": "evaluate reads what is named behind the archive",
+    "datasets_for_vocab_creation": "the vocabulary is the archive's",
+    "evaluate_on_test": "evaluate trains nothing",
+    "trainer": "evaluate trains nothing",
+    "distributed": "evaluate runs on the one device that --cuda-device names",
+}
+
+
+def apply_overrides(
+    config: Dict[str, Any], overrides: Dict[str, Any]
+) -> Tuple[Dict[str, Any], List[Change]]:
+    """
+    A config under overrides, modern in the end.
+
+    Over an old config everything merges deeply, as AllenNLP 0.9 had it, except for keys that it
+    didn't have. Over a modern config, overrides of `iterator` and `validation_iterator` change the
+    data loaders, and all others are applied as AllenNLP 2 does it.
+
+    # Returns
+
+    `Tuple[Dict[str, Any], List[Change]]`
+        The modern config, and what was changed in it and in the overrides.
+
+    # Raises
+
+    `ConfigurationError`
+        If an override has no meaning; it names the key.
+    """
+    for key, value in overrides.items():
+        known = top(key) in {*TOP_LEVEL_KEYS, *ITERATORS, *config}
+        if not known and "type" not in config:
+            refuse(key, value, "an override of a key that nothing looks at.")
+        if not fits_section(key, value):
+            refuse(key, value, "expected an object.")
+    if not legacy_keys(config):
+        return _over_modern(config, overrides)
+
+    modern = {k: v for k, v in overrides.items() if top(k) in MODERN_KEYS}
+    if "iterator" not in config:
+        # Half old: what it says of batches is already said the new way.
+        modern.update({k: v for k, v in overrides.items() if top(k) in ITERATORS})
+    old = unflattened({k: v for k, v in overrides.items() if k not in modern})
+    new, changes = modernize(*_over_old(config, old))
+    if not modern:
+        return new, changes
+    new, more = _over_modern(new, modern)
+    return new, changes + more
+
+
+def _over_old(
+    config: Dict[str, Any], overrides: Dict[str, Any]
+) -> Tuple[Dict[str, Any], List[str]]:
+    """The old config under nested overrides, and the dotted keys that these gave."""
+    overrides = dict(overrides)
+    if "iterator" in overrides and "validation_iterator" in config:
+        # Evaluation uses the other one, and what the user says of batches is meant for it.
+        of_validation = overrides.get("validation_iterator", {})
+        overrides["validation_iterator"] = merged(overrides["iterator"], of_validation)
+    new = dict(config)
+    overridden: List[str] = []
+    for key in sorted(overrides, key=lambda key: key == "validation_iterator"):
+        value, original = overrides[key], config.get(key)
+        if key in ITERATORS:
+            original = new["iterator"] if original is None else original
+            value = _folded(value, original, "base_iterator", (*OUTER_KEYS, "type"))
+        elif key in READERS:
+            value = _folded(value, original, "base_reader", MULTIPROCESS_KEYS)
+        elif key == "model":
+            value = _with_embedders_as_in(original, value)
+        new[key] = merged(original, value)
+        overridden.extend(leaves(value, key))
+    return new, overridden
+
+
+def _over_modern(
+    config: Dict[str, Any], overrides: Dict[str, Any]
+) -> Tuple[Dict[str, Any], List[Change]]:
+    of_iterators = {k: v for k, v in overrides.items() if top(k) in ITERATORS}
+    rest = {k: v for k, v in overrides.items() if k not in of_iterators}
+    for key, value in rest.items():
+        if merges_into(key, config.get(key), value):
+            rest[key] = merged(config[key], value)
+    new, changes = modernize(with_overrides(config, rest), list(rest))
+    nested = unflattened(of_iterators)
+    report = Report([leaf for key, value in nested.items() for leaf in leaves(value, key)])
+    for key, override in nested.items():
+        targets = [ITERATORS[key]]
+        if key == "iterator" and new.get("validation_data_loader") is not None:
+            # The one that evaluation prefers.
+            targets.append("validation_data_loader")
+        if key == "validation_iterator" and new.get(targets[0]) is None:
+            new[targets[0]] = copy.deepcopy(new.get("data_loader"))
+        for target in targets:
+            new[target] = overridden_loader(new, target, override, key, report)
+    report.check()
+    return new, changes + report.changes
+
+
+def _folded(override: Any, original: Any, base: str, outer: Tuple[str, ...]) -> Any:
+    """
+    An override in the shape of what it goes over: with or without the wrapper that ran several
+    processes.
+    """
+    if not isinstance(override, dict) or not isinstance(original, dict):
+        return override
+    of_base = override.get(base) or {}
+    of_base = {"type": of_base} if isinstance(of_base, str) else of_base
+    if not isinstance(of_base, dict):
+        # For the conversion to refuse.
+        return override
+    rest = {key: value for key, value in override.items() if key != base}
+    if base in original:
+        inner = {key: value for key, value in rest.items() if key not in outer}
+        if inner.get("type") == "multiprocess":
+            del inner["type"]
+        if "type" in outer and override.get("type") not in (None, "multiprocess"):
+            inner["type"] = override["type"]
+        kept = {key: value for key, value in rest.items() if key in outer and key not in inner}
+        inner.update(of_base)
+        return {**kept, base: inner} if inner else kept
+    if base in override:
+        if rest.get("type") == "multiprocess":
+            del rest["type"]
+        return {**of_base, **rest}
+    return override
+
+
+def _with_embedders_as_in(original: Any, override: Any) -> Any:
+    """
+    An override in the shape of what it goes over: with or without the key `token_embedders` around
+    the token embedders.
+    """
+    if not isinstance(original, dict) or not isinstance(override, dict):
+        return override
+    fitted: Dict[str, Any] = {}
+    for key, value in override.items():
+        old = original.get(key)
+        if is_embedder_key(key) and isinstance(old, dict) and isinstance(value, dict):
+            within, known = value.get("token_embedders"), old.get("token_embedders")
+            rest = {k: v for k, v in value.items() if k != "token_embedders"}
+            if is_flat_embedder(old) and isinstance(within, (dict, type(None))):
+                value = {**rest, **(within or {})}
+            elif isinstance(known, dict) and "token_embedders" not in value:
+                embedders = {k: v for k, v in value.items() if k in known}
+                rest = {k: v for k, v in value.items() if k not in known}
+                value = {**rest, "token_embedders": embedders} if embedders else value
+        fitted[key] = _with_embedders_as_in(old, value)
+    return fitted
+
+
+def shared_with_validation(config: Dict[str, Any], overrides: Dict[str, Any]) -> Dict[str, Any]:
+    """
+    The overrides of a model being opened. Of the two data loaders that its config may have,
+    evaluation uses the one for validation, so what is said of `data_loader`, and of it alone, is
+    meant for both.
+    """
+    loader = config.get("validation_data_loader")
+    if (
+        "validation_data_loader" in {top(key) for key in overrides}
+        or not isinstance(loader, dict)
+        or not reads_sentences(config, "validation_data_loader")
+    ):
+        return overrides
+    meant = {
+        f"validation_{key}": value
+        for key, value in overrides.items()
+        if top(key) == "data_loader" and _has_place(loader, key.split(".")[1:])
+    }
+    return {**overrides, **meant}
+
+
+def _has_place(loader: Dict[str, Any], path: List[str]) -> bool:
+    """Whether there is a place in `loader` for what goes to `path` in a loader of another kind."""
+    if path[:1] == ["batch_sampler"] and "batch_size" in loader:
+        return False
+    place: Any = loader
+    for key in path[:-1]:
+        place = place.get(key) if isinstance(place, dict) else None
+    return isinstance(place, dict)
+
+
+def check_evaluation_overrides(overrides: Dict[str, Any]) -> None:
+    """
+    # Raises
+
+    `ConfigurationError`
+        If `allennlp evaluate` would not look at one of the overrides; it names the key.
+    """
+    for key, value in overrides.items():
+        if top(key) in NOT_EVALUATED and set(leaves(value, key)) != {"trainer.cuda_device"}:
+            refuse(key, value, f"this override has no meaning here ({NOT_EVALUATED[top(key)]}).")
+    nested = unflattened(overrides)
+    for key in READERS:
+        section = nested.get(key)
+        while isinstance(section, dict):
+            longest = section.get("max_sequence_length")
+            if longest is not None:
+                advice = "this override has no meaning here (evaluate leaves no sentence out)."
+                refuse(f"{key}.max_sequence_length", longest, advice)
+            section = section.get("base_reader")

@@ -1,0 +1,142 @@
+"""Dataset readers and token indexers of AllenNLP 0.x configs."""
+
+from typing import Any, Dict, Tuple
+
+from transformer_elmo.pretrained.legacy.report import Report, is_true
+from transformer_elmo.pretrained.legacy.sections import LANGUAGE_MODELING_READER, type_of
+from transformer_elmo.pretrained.legacy.tokenizers import (
+    SPACY_TOKENIZER,
+    is_default_tokenizer,
+    is_word_tokenizer,
+    modern_tokenizer,
+    move_boundaries,
+    refuse_boundaries,
+)
+
+# Readers that AllenNLP 2 and allennlp-models have under their 0.x names. None of them takes `lazy`
+# any more.
+KNOWN_READERS = {
+    LANGUAGE_MODELING_READER,
+    *"babi boolq ccgbank conll2000 conll2003 copynet_seq2seq coref drop interleaving".split(),
+    *"multiprocess ontonotes_ner ptb_trees quac quora_paraphrase semantic_dependencies".split(),
+    *"seq2seq sequence_tagging snli squad srl sst_tokens text_classification_json".split(),
+    *"triviaqa universal_dependencies".split(),
+}
+
+# Readers that split with spaCy unless told otherwise, and the key that tells them.
+SPACY_READERS = {
+    **dict.fromkeys("drop qangaroo quac snli squad triviaqa".split(), "tokenizer"),
+    **dict.fromkeys((LANGUAGE_MODELING_READER, "text_classification_json"), "tokenizer"),
+    **dict.fromkeys(("copynet_seq2seq", "seq2seq"), "source_tokenizer"),
+}
+
+MULTIPROCESS_KEYS = ("num_workers", "epochs_per_read", "output_queue_size")
+
+# Token indexers for a word's tags: the attribute of the token, and the default namespace.
+TAG_INDEXERS = {
+    "pos_tag": ("tag_", "pos_tokens"),
+    "dependency_label": ("dep_", "dep_labels"),
+    "ner_tag": ("ent_type_", "ner_tokens"),
+}
+
+
+def modern_reader(old: Any, path: str, report: Report) -> Tuple[Any, bool]:
+    """
+    # Returns
+
+    `Tuple[Any, bool]`
+        The reader's modern config, and whether the old one read lazily.
+    """
+    reader, lazy = _modern_reader(old, path, report)
+    refuse_boundaries(reader, path, report.if_old)
+    return reader, lazy
+
+
+def _modern_reader(old: Any, path: str, report: Report) -> Tuple[Any, bool]:
+    if not isinstance(old, dict):
+        return old, False
+    if old.get("type") == "multiprocess":
+        return _without_processes(old, path, report), True
+    kind = type_of(old)
+    modern: Dict[str, Any] = {}
+    for key, value in old.items():
+        at = f"{path}.{key}"
+        if key == "lazy":
+            found = report if kind in KNOWN_READERS else report.if_old
+            found.needless(at, value, "readers always stream")
+        elif key == "coding_scheme" and kind in ("conll2000", "conll2003"):
+            scheme = modern["convert_to_coding_scheme"] = "BIOUL" if value == "BIOUL" else None
+            report.if_old.moved(at, value, f"{path}.convert_to_coding_scheme", scheme)
+        else:
+            modern[key] = _modern_part(key, value, at, report)
+    if kind == LANGUAGE_MODELING_READER:
+        move_boundaries(modern, path, report.if_old)
+    tokenizer_key = SPACY_READERS.get(kind)
+    if tokenizer_key is not None and modern.get(tokenizer_key) is None:
+        modern[tokenizer_key] = dict(SPACY_TOKENIZER)
+        report.added(f"{path}.{tokenizer_key}", modern[tokenizer_key], "the old default")
+    return modern, is_true(old.get("lazy"))
+
+
+def _without_processes(old: Dict[str, Any], path: str, report: Report) -> Any:
+    base = old.get("base_reader")
+    if base is None:
+        report.refused(path, old, "a multiprocess reader needs a base_reader.")
+    elif not isinstance(base, (dict, str)):
+        report.refused(f"{path}.base_reader", base, "expected an object.")
+    for key in old:
+        if key not in ("type", "base_reader", *MULTIPROCESS_KEYS):
+            report.refused(f"{path}.{key}", old[key], "a multiprocess reader has no such key.")
+    base, _ = _modern_reader(base, f"{path}.base_reader", report)
+    if isinstance(base, dict) and type_of(base) == LANGUAGE_MODELING_READER:
+        # Several processes were there to keep up with the model; our loader does in one, and it
+        # takes folders and globs itself.
+        modern = base
+    else:
+        modern = {"type": "sharded", "base_reader": base}
+    report.moved(f"{path}.type", "multiprocess", f"{path}.type", modern["type"])
+    for key in MULTIPROCESS_KEYS:
+        if key in old:
+            report.dropped(f"{path}.{key}", old[key], "the reader starts no processes")
+    return modern
+
+
+def _modern_part(key: str, value: Any, path: str, report: Report) -> Any:
+    """Converts readers, tokenizers and token indexers, however deep they lie."""
+    if is_word_tokenizer(key, value):
+        return modern_tokenizer(value, path, report)
+    if is_default_tokenizer(key, value):
+        return modern_tokenizer(value, path, report.if_old)
+    if key == "base_reader":
+        return _modern_reader(value, path, report)[0]
+    if not isinstance(value, dict):
+        return value
+    if key.endswith("token_indexers"):
+        return {k: _modern_indexer(v, f"{path}.{k}", report) for k, v in value.items()}
+    if key == "readers":
+        return {k: _modern_reader(v, f"{path}.{k}", report)[0] for k, v in value.items()}
+    return {k: _modern_part(k, v, f"{path}.{k}", report) for k, v in value.items()}
+
+
+def _modern_indexer(old: Any, path: str, report: Report) -> Any:
+    if not isinstance(old, dict):
+        return old
+    old = {k: _modern_part(k, v, f"{path}.{k}", report) for k, v in old.items()}
+    kind = type_of(old)
+    if kind not in TAG_INDEXERS:
+        return old
+    feature, namespace = TAG_INDEXERS[kind]
+    modern: Dict[str, Any] = {
+        "type": "single_id",
+        "namespace": old.get("namespace", namespace),
+        "feature_name": "pos_" if is_true(old.get("coarse_tags")) else feature,
+        # What those indexers put where a token has no tag.
+        "default_value": "NONE",
+    }
+    for key, value in old.items():
+        if key == "token_min_padding_length":
+            modern[key] = value
+        elif key not in ("type", "namespace", "coarse_tags"):
+            report.refused(f"{path}.{key}", value, f"the {kind} indexer has no such key.")
+    report.moved(path, old, path, modern)
+    return modern

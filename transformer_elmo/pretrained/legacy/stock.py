@@ -1,0 +1,118 @@
+"""Configs that AllenNLP and allennlp-models evaluate by themselves, without this package."""
+
+import copy
+from typing import Any, Dict, List, Tuple
+
+from transformer_elmo.pretrained.legacy.batching import of_language_modeling_loader
+from transformer_elmo.pretrained.legacy.iterators import evaluation_loader
+from transformer_elmo.pretrained.legacy.report import Change, Report
+from transformer_elmo.pretrained.legacy.sections import (
+    ITERATORS,
+    LANGUAGE_MODELING_LOADER,
+    LANGUAGE_MODELS,
+    READERS,
+    reader_key,
+    type_of,
+)
+
+_NEEDLESS = {
+    "distinct_words": "every word of a batch is encoded, with the same result",
+}
+_DROPPED = {"seed": "random_seed is the seed of AllenNLP's loaders"}
+_MODEL_KEYS = {
+    "precision": "allennlp-models computes in float32",
+    "compile": "allennlp-models doesn't compile",
+}
+_KEEPS_LONG = "keep_long_sentences"
+
+
+def without_this_package(config: Dict[str, Any]) -> Tuple[Dict[str, Any], List[Change]]:
+    """
+    Writes AllenNLP's data loaders in place of those of type "language_modeling", the language
+    model's type as allennlp-models has it, and leaves out keys that only this package's model has.
+
+    # Parameters
+
+    config : `Dict[str, Any]`
+        A modern config. It isn't changed.
+
+    # Returns
+
+    `Tuple[Dict[str, Any], List[Change]]`
+        The new config, and what was changed.
+
+    # Raises
+
+    `ConfigurationError`
+        If a loader's batches have no such form, or the model computes what allennlp-models can't.
+    """
+    new, report = copy.deepcopy(config), Report()
+    if isinstance(new.get("model"), dict):
+        _make_model_stock(new["model"], report)
+    if type_of(config.get("evaluation")) == LANGUAGE_MODELING_LOADER:
+        report.dropped("evaluation", new.pop("evaluation"), "AllenNLP takes means of batches")
+    for key in ITERATORS.values():
+        if type_of(config.get(key)) == LANGUAGE_MODELING_LOADER:
+            new[key] = _stock_loader(new, key, report)
+    loader, validation_loader = ITERATORS.values()
+    if new.get(loader) != config.get(loader) and validation_loader not in new:
+        evaluation = evaluation_loader(new[loader])
+        if evaluation is not None:
+            new[validation_loader] = evaluation
+            reason = "what isn't trained on is read once, in order"
+            report.added(validation_loader, evaluation, reason)
+    report.check()
+    return new, report.changes
+
+
+def _make_model_stock(model: Dict[str, Any], report: Report) -> None:
+    kind = model.get("type")
+    if kind not in LANGUAGE_MODELS:
+        return
+    if kind == "bidirectional_language_model":
+        model["type"] = "bidirectional-language-model"
+        reason = "allennlp-models has no other name for it"
+        report.moved("model.type", kind, "model.type", model["type"], reason)
+    for key, reason in _MODEL_KEYS.items():
+        if key in model:
+            report.dropped(f"model.{key}", model.pop(key), reason)
+    contextualizer = model.get("contextualizer")
+    if isinstance(contextualizer, dict) and "activation" in contextualizer:
+        path, activation = "model.contextualizer.activation", contextualizer.pop("activation")
+        if activation in ("relu", None):
+            report.needless(path, activation, "allennlp-models has no other")
+        else:
+            report.refused(path, activation, "allennlp-models has no other than relu.")
+
+
+def _stock_loader(config: Dict[str, Any], key: str, report: Report) -> Dict[str, Any]:
+    """The loader that takes the place of the one at `key`. It may need another reader."""
+    old = report.as_object(config[key], key)
+    loader = dict(old)
+    for name, reason in _NEEDLESS.items():
+        if name in loader:
+            report.needless(f"{key}.{name}", loader.pop(name), reason)
+    for name, reason in _DROPPED.items():
+        if name in loader:
+            report.dropped(f"{key}.{name}", loader.pop(name), reason)
+    if loader.pop(_KEEPS_LONG, False):
+        _keep_long_sentences(config, key, report)
+    batching = of_language_modeling_loader(loader, key, report)
+    stock = batching.stock_loader(report)
+    report.moved(key, old, key, stock)
+    return stock
+
+
+def _keep_long_sentences(config: Dict[str, Any], key: str, report: Report) -> None:
+    """What one of our loaders does by itself takes a reader without a limit in AllenNLP."""
+    reader = config.get(reader_key(config, key))
+    path = f"{key}.{_KEEPS_LONG}"
+    if not isinstance(reader, dict) or reader.get("max_sequence_length") is None:
+        report.needless(path, True, "no sentence is too long")
+    elif key == ITERATORS["validation_iterator"]:
+        unlimited = {k: v for k, v in reader.items() if k != "max_sequence_length"}
+        config[READERS[1]] = unlimited
+        report.moved(path, True, READERS[1], unlimited, "it has no max_sequence_length")
+    else:
+        reason = "AllenNLP's loader reads what the reader's max_sequence_length lets through"
+        report.dropped(path, True, reason)

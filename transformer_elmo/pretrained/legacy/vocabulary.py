@@ -1,0 +1,67 @@
+"""Vocabularies of AllenNLP 0.x configs."""
+
+from typing import Any, Dict, Optional
+
+from transformer_elmo.pretrained.legacy.report import Report, is_true
+
+# What a vocabulary counted from the data is told, and what any vocabulary is told.
+COUNTING_KEYS = {
+    *"min_count max_vocab_size non_padded_namespaces pretrained_files tokens_to_add".split(),
+    *"only_include_pretrained_words min_pretrained_embeddings".split(),
+}
+SPECIAL_TOKEN_KEYS = {"padding_token", "oov_token"}
+LEGACY_KEYS = ("directory_path", "extend")
+
+
+def modern_vocabulary(old: Dict[str, Any], report: Report) -> Optional[Dict[str, Any]]:
+    """
+    The modern section; `None` where nothing is left to say. Old vocabularies had no types:
+    `directory_path` and `extend` said what the types `from_files` and `extend` say.
+    """
+    kind = old.get("type")
+    if kind in (None, "default"):
+        return _of_the_default_type(old, report)
+    if kind in ("from_files", "extend"):
+        return _of_a_modern_type(old, report if kind == "from_files" else report.if_old)
+    # A registered class of the user's, which may well have such keys.
+    return old
+
+
+def _of_a_modern_type(old: Dict[str, Any], report: Report) -> Dict[str, Any]:
+    modern = {key: value for key, value in old.items() if key not in LEGACY_KEYS}
+    for key in LEGACY_KEYS:
+        if key == "directory_path" and key in old and "directory" not in old:
+            modern["directory"] = old[key]
+            report.moved(f"vocabulary.{key}", old[key], "vocabulary.directory", old[key])
+        elif key in old:
+            report.needless(f"vocabulary.{key}", old[key], f"the type is {old['type']}")
+    return modern
+
+
+def _of_the_default_type(old: Dict[str, Any], report: Report) -> Optional[Dict[str, Any]]:
+    for key in old:
+        if key not in {"type", *LEGACY_KEYS, *COUNTING_KEYS, *SPECIAL_TOKEN_KEYS}:
+            report.if_old.refused(f"vocabulary.{key}", old[key], "a vocabulary has no such key.")
+    directory = old.get("directory_path")
+    extend = is_true(old.get("extend", False))
+    modern: Dict[str, Any] = {}
+    if "type" in old:
+        report.if_old.needless("vocabulary.type", old["type"], "it is the default")
+    if directory:
+        modern = {"type": "extend" if extend else "from_files", "directory": directory}
+        report.moved("vocabulary.directory_path", directory, "vocabulary.directory", directory)
+        if extend:
+            report.moved("vocabulary.extend", old["extend"], "vocabulary.type", "extend")
+    elif extend:
+        report.refused("vocabulary.extend", True, "there is no directory_path to extend.")
+    elif "directory_path" in old:
+        report.needless("vocabulary.directory_path", directory, "it names nothing")
+    if "extend" in old and not extend:
+        report.needless("vocabulary.extend", old["extend"], "it is the default")
+    for key, value in old.items():
+        if key in SPECIAL_TOKEN_KEYS or (key in COUNTING_KEYS and (extend or not directory)):
+            modern[key] = value
+        elif key in COUNTING_KEYS:
+            reason = "the vocabulary is read from directory_path"
+            report.dropped(f"vocabulary.{key}", value, reason)
+    return modern or None

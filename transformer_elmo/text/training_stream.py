@@ -1,0 +1,619 @@
+"""
+A chunk: the lines of a corpus that are in memory at a time, within which sentences are shuffled and
+put into batches. It is read as text and encoded as rows of a table of words.
+
+Which batch of a corpus comes when: a pass over its shards, cut into chunks and these into batches,
+as a function of a seed, the number of the pass and the corpus alone; from its beginning or from any
+place where an earlier run stopped.
+
+Work done in the background, a bounded distance ahead of whoever uses it.
+"""
+
+import atexit
+import contextlib
+import logging
+import queue
+import sys
+import threading
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.text.batching import Indices, cut_into_batches, random_order
+from transformer_elmo.text.corpus import (
+    Shards,
+    TextOrWords,
+    count_lines_of,
+    decode,
+    has_json,
+    read_blocks,
+    sentences_in,
+)
+from transformer_elmo.text.word_table import Rows, WordTable
+
+T = TypeVar("T")
+
+# Almost anything that a thread is in the middle of takes less. What takes longer (a chunk of text
+# and a slow tokenizer, a file system that hangs) isn't waited for.
+SECONDS_TO_END = 2.0
+
+# The threads that haven't been told to end, each with its way to be told.
+_running: Dict[threading.Thread, threading.Event] = {}
+
+
+@atexit.register
+def _stop_all() -> None:
+    # After an error or Ctrl-C, a traceback may hold on to an iterator until the interpreter is
+    # taken down, when no thread runs any more that could be waited for.
+    for stopped in _running.values():
+        stopped.set()
+    for thread in list(_running):
+        thread.join(SECONDS_TO_END)
+
+
+def prefetch(make_iterator: Callable[[], Iterator[T]], depth: int, name: str) -> Iterator[T]:
+    """
+    Runs an iterator in a thread.
+
+    # Parameters
+
+    make_iterator : `Callable[[], Iterator[T]]`
+        Called in the thread.
+    depth : `int`
+        How many items the thread may be ahead.
+    name : `str`
+        The name of the thread, for whoever looks at a running process.
+
+    # Returns
+
+    `Iterator[T]`
+        The same items. An exception in the thread is raised here, after the items before it. When
+        this iterator is closed, or forgotten, the thread ends, at the next item if it is busy.
+    """
+    items: queue.Queue[Tuple[str, Any]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                items.put((kind, value), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        iterator = make_iterator()
+        try:
+            for item in iterator:
+                if not put("item", item):
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    _running[thread] = stopped
+    thread.start()
+    try:
+        while True:
+            kind, value = items.get()
+            if kind == "item":
+                yield value
+            elif kind == "error":
+                raise value
+            else:
+                return
+    finally:
+        stopped.set()
+        # An item that waits for room is let go, so that the thread sees at once that it is over.
+        with contextlib.suppress(queue.Empty):
+            items.get_nowait()
+        _running.pop(thread, None)
+        if thread is not threading.current_thread() and not sys.is_finalizing():
+            thread.join(SECONDS_TO_END)
+
+
+# A chunk ends here even if its lines are few: a corpus may have any number of words in a line.
+MAX_CHUNK_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    A place between two lines of a list of shards.
+    """
+
+    shard: int = 0
+    offset: int = 0
+    line_number: int = 1
+
+
+START = Place()
+
+
+@dataclass
+class TextChunk:
+    """
+    Some lines of a corpus, not decoded yet.
+    """
+
+    start: Place
+    end: Place
+    # Each piece is some whole lines of one shard, with its path and the number of the first of
+    # them.
+    pieces: List[Tuple[bytes, Path, int]]
+
+    def texts(self) -> Iterator[Tuple[str, Path, int]]:
+        """The pieces, decoded."""
+        for block, shard, line_number in self.pieces:
+            yield decode(block, shard, line_number), shard, line_number
+
+    def sentences(self) -> Iterator[TextOrWords]:
+        """Texts and lists of words, without blank lines."""
+        for piece in self.texts():
+            yield from sentences_in(*piece)
+
+    def num_lines(self) -> int:
+        """How many lines there are, blank ones too."""
+        return sum(count_lines_of(block) for block, _, _ in self.pieces)
+
+
+def read_chunks(
+    shards: Sequence[Path],
+    max_lines: int,
+    start: Place = START,
+    max_bytes: int = MAX_CHUNK_BYTES,
+    check: Callable[[Path], None] = lambda path: None,
+) -> Iterator[TextChunk]:
+    """
+    Reads shards, one after the other, as chunks.
+
+    # Parameters
+
+    shards : `Sequence[Path]`
+    max_lines : `int`
+        The lines of a chunk. The last one may have fewer.
+    start : `Place`, optional
+        Where to begin. At the start of a chunk, the same chunks follow as if the one before it
+        had been read.
+    max_bytes : `int`, optional (default = `2**26`)
+        A chunk is complete when it has this many bytes, whatever the number of its lines.
+    check : `Callable[[Path], None]`, optional
+        Called with each shard before and after it is read; raises if something is wrong with it.
+
+    # Returns
+
+    `Iterator[TextChunk]`
+    """
+    pieces: List[Tuple[bytes, Path, int]] = []
+    place = start
+    num_lines = num_bytes = 0
+    for shard in range(start.shard, len(shards)):
+        if shard != start.shard:
+            place = Place(shard)
+        check(shards[shard])
+        for block in read_blocks(shards[shard], place.offset):
+            while block:
+                block_lines = count_lines_of(block)
+                end = len(block)
+                if num_lines + block_lines > max_lines:
+                    block_lines = max_lines - num_lines
+                    line_ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n"))
+                    end = int(line_ends[block_lines - 1]) + 1
+                pieces.append((block[:end], shards[shard], place.line_number))
+                place = Place(shard, place.offset + end, place.line_number + block_lines)
+                num_lines += block_lines
+                num_bytes += end
+                block = block[end:]
+                if num_lines >= max_lines or num_bytes >= max_bytes:
+                    yield TextChunk(start, place, pieces)
+                    start, pieces = place, []
+                    num_lines = num_bytes = 0
+        check(shards[shard])
+    if pieces:
+        yield TextChunk(start, Place(len(shards)), pieces)
+
+
+class Chunk(Protocol):
+    """
+    The sentences of a chunk, encoded.
+    """
+
+    # Sentences left out for their length, and lines without words.
+    num_dropped: int
+    num_blank: int
+
+    def lengths(self) -> NDArray[np.int64]:
+        """
+        The number of words of each sentence, without start and end tokens. Shape
+        `(num_sentences,)`.
+        """
+
+    def select(self, indices: Indices) -> "Chunk":
+        """
+        A chunk of some of the sentences, in the order given.
+        """
+
+    def join(self, other: "Chunk") -> "Chunk":
+        """
+        A chunk of these sentences and then those of another chunk of the same kind.
+        """
+
+
+@dataclass
+class WordsChunk:
+    """
+    Sentences as rows of a :class:`~transformer_elmo.text.word_table.WordTable`.
+    """
+
+    # Shape `(num_words,)`.
+    rows: Rows
+    # Shape `(num_sentences + 1,)`: where each sentence begins in `rows`, and where the last one
+    # ends.
+    starts: NDArray[np.int64]
+    # The words of the rows from `num_known` on.
+    new_words: List[str]
+    num_known: int
+    num_dropped: int = 0
+    num_blank: int = 0
+
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.starts)
+
+    def select(self, indices: Indices) -> "WordsChunk":
+        lengths = self.lengths()[indices]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        shift = np.repeat(self.starts[indices] - starts[:-1], lengths)
+        shift += np.arange(starts[-1])
+        return WordsChunk(self.rows[shift], starts, self.new_words, self.num_known)
+
+    def join(self, other: Chunk) -> "WordsChunk":
+        assert isinstance(other, WordsChunk)
+        theirs = np.where(
+            other.rows >= other.num_known, other.rows + len(self.new_words), other.rows
+        ).astype(np.int32)
+        return WordsChunk(
+            np.concatenate([self.rows, theirs]),
+            np.concatenate([self.starts, self.starts[-1] + other.starts[1:]]),
+            self.new_words + other.new_words,
+            self.num_known,
+        )
+
+
+class WordsEncoder:
+    """
+    From text to rows of a table, and from rows to the arrays of a batch.
+
+    # Parameters
+
+    table : `WordTable`
+    start_words, end_words : `Sequence[str]`
+        Put around each sentence. The table keeps their rows: they are among its vocabulary or its
+        `other_words`.
+    split : `Callable[[List[str]], Iterator[List[str]]]`, optional (default = `None`)
+        From lines to their words; by default words are what `str.split` makes.
+    distinct_words : `bool`, optional (default = `False`)
+        See :meth:`~transformer_elmo.text.word_table.WordTable.arrays`.
+    """
+
+    def __init__(
+        self,
+        table: WordTable,
+        start_words: Sequence[str] = (),
+        end_words: Sequence[str] = (),
+        split: Optional[Callable[[List[str]], Iterator[List[str]]]] = None,
+        distinct_words: bool = False,
+    ) -> None:
+        self._table = table
+        self._start_rows = table.encode(start_words)
+        self._end_rows = table.encode(end_words)
+        self._split = split
+        self._distinct_words = distinct_words
+        self._loaded: Optional[WordsChunk] = None
+
+    def encode(self, chunk: TextChunk, max_words: Optional[int]) -> WordsChunk:
+        """
+        # Parameters
+
+        chunk : `TextChunk`
+        max_words : `int`, optional
+            Sentences of more words are dropped.
+        """
+        all_rows, all_lengths = [], []
+        for text, shard, line_number in chunk.texts():
+            if self._split is None and not has_json(text):
+                rows, lengths = self._table.encode_lines(
+                    text if text.endswith("\n") else text + "\n"
+                )
+            else:
+                found = self._words(list(sentences_in(text, shard, line_number)))
+                sentences = [words for words in found if words]
+                rows = self._table.encode([word for words in sentences for word in words])
+                lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
+            all_rows.append(rows)
+            all_lengths.append(lengths)
+        rows, lengths = np.concatenate(all_rows), np.concatenate(all_lengths)
+        num_blank, num_dropped = chunk.num_lines() - len(lengths), 0
+        if max_words is not None:
+            keep = lengths <= max_words
+            num_dropped = int(len(keep) - keep.sum())
+            if num_dropped:
+                rows, lengths = rows[np.repeat(keep, lengths)], lengths[keep]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        new_words = self._table.forget_new_words()
+        return WordsChunk(rows, starts, new_words, self._table.num_known, num_dropped, num_blank)
+
+    def _words(self, sentences: List[TextOrWords]) -> Iterator[List[str]]:
+        texts = [sentence for sentence in sentences if isinstance(sentence, str)]
+        split = map(str.split, texts) if self._split is None else self._split(texts)
+        return (next(split) if isinstance(s, str) else s for s in sentences)
+
+    def arrays(
+        self, chunk: WordsChunk, begin: int, end: int
+    ) -> Tuple[Dict[str, Dict[str, NDArray[Any]]], NDArray[np.int64]]:
+        """
+        The batch of the sentences from `begin` to `end` (not included).
+
+        # Returns
+
+        `Tuple[Dict[str, Dict[str, NDArray]], NDArray[int64]]`
+            The batch as `WordTable.arrays` gives it, and the lengths of its sentences with start
+            and end words, shape `(batch_size,)`.
+        """
+        if self._loaded is not chunk:
+            self._table.put_new_words(chunk.new_words)
+            self._loaded = chunk
+        starts = chunk.starts[begin : end + 1]
+        lengths = np.diff(starts)
+        first, last = len(self._start_rows), len(self._end_rows)
+        width = first + int(lengths.max()) + last
+        rows = np.zeros((end - begin, width), dtype=np.int32)
+        rows[:, :first] = self._start_rows
+        columns = np.arange(width)
+        ends = (first + lengths)[:, None]
+        rows[(columns >= first) & (columns < ends)] = chunk.rows[starts[0] : starts[-1]]
+        if last:
+            np.put_along_axis(rows, ends + np.arange(last), self._end_rows[None, :], axis=1)
+        return self._table.arrays(rows, self._distinct_words), lengths + first + last
+
+
+logger = logging.getLogger(__name__)
+
+Encode = Callable[[Iterator[TextChunk]], Iterator[Tuple[TextChunk, Chunk]]]
+"""Encodes chunks of text, in order."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """
+    Where a pass over the corpus stands: at a batch of a chunk.
+    """
+
+    pass_number: int
+    chunk_number: int = 0
+    # Where the chunk begins in the shards as this pass orders them, and the sentences before it.
+    place: Place = START
+    num_sentences: int = 0
+    batch_number: int = 0
+    # Rounds from there on that have been dealt out already.
+    num_skipped: int = 0
+
+    def to_json(self) -> Dict[str, Any]:
+        """As `from_json` takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Dict[str, Any]) -> "Position":
+        """Also what earlier versions wrote, under their names."""
+        value = {"chunk_number" if k == "window_number" else k: v for k, v in value.items()}
+        return cls(**{**value, "place": Place(**value["place"])})
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """
+    A batch before it is made: some consecutive sentences of a chunk.
+    """
+
+    position: Position
+    chunk: Chunk
+    begin: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+    def num_padded_tokens(self) -> int:
+        """The sentences times the longest one's length."""
+        return len(self) * int(self.chunk.lengths()[self.begin : self.end].max())
+
+    def split(self, num_sentences: int) -> Tuple["PlannedBatch", "PlannedBatch"]:
+        """
+        Cuts the batch after so many sentences.
+        """
+        middle = self.begin + num_sentences
+        return replace(self, end=middle), replace(self, begin=middle)
+
+    def merge(self, other: "PlannedBatch") -> "PlannedBatch":
+        """
+        A batch of these sentences and then the other's.
+        """
+        ours = self.chunk.select(np.arange(self.begin, self.end))
+        chunk = ours.join(other.chunk.select(np.arange(other.begin, other.end)))
+        return PlannedBatch(self.position, chunk, 0, len(self) + len(other))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """
+    # Parameters
+
+    max_tokens : `int`, optional
+        The most tokens of a batch, padding included.
+    batch_size : `int`, optional
+        The most sentences of a batch.
+    shuffle : `bool`
+        If `False`, shards and chunks come in order, and the batches of a chunk from short sentences
+        to long ones.
+    seed : `int`
+    max_lines : `int`
+        The lines of a chunk.
+    limit : `int`, optional
+        Only the first so many sentences.
+    num_boundary_tokens : `int`
+        What each sentence has beside its words.
+    min_length : `int`
+        What sentences are padded to at least.
+    """
+
+    max_tokens: Optional[int] = None
+    batch_size: Optional[int] = None
+    shuffle: bool = True
+    seed: int = 0
+    max_lines: int = 32768
+    limit: Optional[int] = None
+    num_boundary_tokens: int = 0
+    min_length: int = 0
+
+    def plan(
+        self, shards: Shards, position: Position, encode: Encode, report: "Report"
+    ) -> Iterator[List[PlannedBatch]]:
+        """
+        The batches from a position to the end of its pass, a list of them for each chunk.
+
+        # Parameters
+
+        shards : `Shards`
+        position : `Position`
+        encode : `Encode`
+        report : `Report`
+            Told of what goes by.
+        """
+        pass_number = position.pass_number
+        paths = shards.paths
+        # With a limit, the sentences are those that AllenNLP would read: the first ones.
+        if self.shuffle and self.limit is None:
+            paths = [paths[i] for i in random_order(len(paths), self.seed, pass_number, 0)]
+        chunks = read_chunks(paths, self.max_lines, position.place, check=shards.check)
+        for text, chunk in encode(chunks):
+            report.at(pass_number, text.start.shard, paths)
+            position = replace(position, place=text.start)
+            lengths = chunk.lengths()
+            if self.limit is not None:
+                lengths = lengths[: self.limit - position.num_sentences]
+            report.add(int(lengths.sum()), chunk)
+            if len(lengths):
+                planned = self._cut(chunk, lengths, position)[position.batch_number :]
+                if planned:
+                    yield planned
+            position = Position(
+                pass_number,
+                position.chunk_number + 1,
+                text.end,
+                position.num_sentences + len(lengths),
+            )
+            if self.limit is not None and position.num_sentences >= self.limit:
+                break
+        report.end(position.num_sentences, len(paths))
+
+    def _cut(self, chunk: Chunk, lengths: Any, position: Position) -> List[PlannedBatch]:
+        path = (self.seed, position.pass_number, 1, position.chunk_number)
+        batches = cut_into_batches(
+            np.maximum(lengths + self.num_boundary_tokens, self.min_length),
+            self.max_tokens,
+            self.batch_size,
+            path if self.shuffle else None,
+        )
+        # One pass over the chunk puts the words of each batch side by side.
+        chunk = chunk.select(np.concatenate(batches))
+        ends = np.cumsum([len(batch) for batch in batches]).tolist()
+        return [
+            PlannedBatch(replace(position, batch_number=i), chunk, begin, end)
+            for i, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True))
+        ]
+
+
+@dataclass
+class Report:
+    """
+    What the log says of a pass.
+
+    # Parameters
+
+    data_path : `Any`
+        The corpus, as the user named it.
+    max_length : `int`, optional
+        Sentences of more tokens are dropped.
+    quiet : `bool`, optional (default = `False`)
+        Whether nothing is logged.
+    """
+
+    data_path: Any
+    max_length: Optional[int]
+    quiet: bool = False
+    num_words: int = 0
+    num_dropped: int = 0
+    num_blank: int = 0
+    _shard: int = -1
+
+    def at(self, pass_number: int, shard: int, paths: List[Path]) -> None:
+        """Where the number of batches isn't known, this is how to see what is left."""
+        if self.quiet or len(paths) < 2 or shard == self._shard:
+            return
+        self._shard = shard
+        logger.info(
+            "Pass %d over the corpus: at file %d of %d, %s.",
+            pass_number + 1,
+            shard + 1,
+            len(paths),
+            paths[shard],
+        )
+
+    def add(self, num_words: int, chunk: Chunk) -> None:
+        """Counts what a chunk had."""
+        self.num_words += num_words
+        self.num_dropped += chunk.num_dropped
+        self.num_blank += chunk.num_blank
+
+    def end(self, num_sentences: int, num_files: int) -> None:
+        """
+        # Raises
+
+        `ConfigurationError`
+            If there was no sentence.
+        """
+        if num_sentences == 0:
+            dropped = ""
+            if self.num_dropped:
+                dropped = (
+                    f", {self.num_dropped} sentences of more than {self.max_length} tokens "
+                    "(max_sequence_length)"
+                )
+            raise ConfigurationError(
+                f"There is no sentence in {self.data_path}: {num_files} files, {self.num_blank} "
+                f"blank lines{dropped}. Expected text, one sentence a line."
+            )
+        if self.quiet:
+            return
+        logger.info(
+            "Read %d words from %s; skipped %d blank lines.",
+            self.num_words,
+            self.data_path,
+            self.num_blank,
+        )
+        if self.num_dropped:
+            logger.warning(
+                "Dropped %d sentences of %s of more than %s tokens (max_sequence_length).",
+                self.num_dropped,
+                self.data_path,
+                self.max_length,
+            )
