@@ -8,11 +8,13 @@ import random
 import subprocess
 import sys
 from collections import Counter, UserString, deque
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from allennlp.common import Params
 from allennlp.data import DataLoader, DatasetReader
+from allennlp.data.fields import TextField
 from allennlp.models import load_archive
 from allennlp.predictors import Predictor
 
@@ -189,7 +191,10 @@ def test_training_and_vocabularies_read_json(texts, vocabulary, tokenizer, index
         if indexer == "characters":
             config["token_indexers"]["token_characters"]["min_padding_length"] = 3
         reader = DatasetReader.from_params(Params(config))
-        instances = [list(map(str, instance["source"])) for instance in reader.read(path)]
+        instances = [
+            [str(token) for token in cast(TextField, instance["source"])]
+            for instance in reader.read(path)
+        ]
         params = Params({"type": "language_modeling", "max_tokens": 4000, "quiet": True})
         loader = DataLoader.from_params(params, reader=reader, data_path=str(path))
         loader.index_with(vocabulary)
@@ -258,7 +263,7 @@ def test_every_writer_writes_lone_surrogates(lm_archive, tmp_path, capfdbinary):
     assert main(["vocab", str(text), str(tmp_path / "words"), "--min-count", "1"]) == 0
     words = (tmp_path / "words" / "tokens.txt").read_text(encoding="utf-8").split("\n")
     assert words == ["</S>", "<S>", "@@UNKNOWN@@", "the", "___", "cat", ""]
-    predictor = Predictor.from_archive(load_archive(model))
+    predictor: Any = Predictor.from_archive(load_archive(model))
     line = predictor.dump_line(predictor.predict([LONE, "the"])).encode()
     assert json.loads(line)["tokens"][1:3] == [LONE, "the"]
 

@@ -1,7 +1,7 @@
 """The exception for input that is not as it must be."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 
 class ConfigurationError(ValueError):
@@ -21,10 +21,8 @@ def becoming_a_model(shown: str) -> Iterator[None]:
     Whatever fails in the block, in which the folder or the file that messages call `shown` becomes
     a model, in one message.
 
-    # Raises
-
-    `ConfigurationError`
-        For any error; those that name the file already, and their subclasses, pass.
+    Raises `ConfigurationError` for any error; those that name the file already, and their
+    subclasses, pass.
     """
     try:
         yield

@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator, Optional, Union
+from typing import IO, Any, Union
 
 from overrides import overrides
 from safetensors import SafetensorError
@@ -37,7 +38,7 @@ _LAST_COMMA = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[]}])', re.S)
 class _File(io.FileIO):
     """A file that remembers why it can't be written: libraries in between tell less."""
 
-    error: Optional[OSError] = None
+    error: OSError | None = None
 
     @overrides(check_signature=False)
     def write(self, data: Any) -> int:
@@ -55,18 +56,9 @@ def written_whole(
     """
     A file to write to, which takes the place of `path` when the block ends without an error.
 
-    # Parameters
-
-    path : `Path`
-    before : `Callable[[], None]`, optional
-        Called once the new file is complete, right before it gets its name.
-    advice : `str`, optional
-        What to do once the file can be written, for messages.
-
-    # Raises
-
-    `ConfigurationError`
-        If the file can't be written: the message names it and says why.
+    `before`: called once the new file is complete, right before it gets its name. `advice`: what to
+    do once the file can be written, for messages. Raises `ConfigurationError` if the file can't be
+    written: the message names it and says why.
     """
     temporary = _temporary(path)
     with errors_of_disk(path, advice):
@@ -93,7 +85,7 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
-def json_text(value: Any, indent: Optional[int] = None) -> str:
+def json_text(value: Any, indent: int | None = None) -> str:
     """JSON that UTF-8 can write: lone surrogates, which JSON may bring along, are escaped."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -104,17 +96,9 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
     """
     An empty folder to fill, which takes the place of `path` when the block ends without an error.
 
-    # Parameters
-
-    path : `Path`
-        Its parent is made if it isn't there.
-    replace : `bool`, optional (default = `False`)
-        Whether a folder (or a file) that isn't empty may give way.
-
-    # Raises
-
-    `ConfigurationError`
-        If `path` is taken and `replace` is false, or the folder can't be written.
+    `path`: its parent is made if it isn't there. `replace`: whether a folder (or a file) that isn't
+    empty may give way. Raises `ConfigurationError` if `path` is taken and `replace` is false, or
+    the folder can't be written.
     """
     _check_not_taken(path, replace)
     with errors_of_disk(path):
@@ -141,10 +125,7 @@ def check_can_make_folder(path: Path, replace: bool = False) -> None:
     """
     Looks before minutes of work whether `folder_written_whole` could write a folder after them.
 
-    # Raises
-
-    `ConfigurationError`
-        If it couldn't.
+    Raises `ConfigurationError` if it couldn't.
     """
     _check_not_taken(path, replace)
     parent = _existing_parent(path.absolute().parent)
@@ -166,10 +147,8 @@ def errors_of_disk(path: Path, advice: str = REPEAT) -> Iterator[None]:
     """
     What the system says while `path` is being written, in one message, with advice for later.
 
-    # Raises
-
-    `ConfigurationError`
-        For an `OSError` of the block: the disk is full, there is no permission, ...
+    Raises `ConfigurationError` for an `OSError` of the block: the disk is full, there is no
+    permission, ...
     """
     try:
         yield
@@ -184,7 +163,7 @@ def errors_of_disk(path: Path, advice: str = REPEAT) -> Iterator[None]:
         raise ConfigurationError(f"{path} can't be written: {_reason(error)}. {advice}") from error
 
 
-def _number(error: Exception) -> Optional[int]:
+def _number(error: Exception) -> int | None:
     # In Rust's words, the number is at the end.
     said = re.search(r"\(os error (\d+)\)", str(error))
     return getattr(error, "errno", None) or (int(said[1]) if said else None)
@@ -196,14 +175,12 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def errors_of_reading(path: PathLike, shown: Optional[str] = None) -> Iterator[None]:
+def errors_of_reading(path: PathLike, shown: str | None = None) -> Iterator[None]:
     """
     What the system says while `path`, which messages call `shown`, is being read, in one message.
 
-    # Raises
-
-    `ConfigurationError`
-        For an `OSError` of the block: there is no such file, there is no permission, ...
+    Raises `ConfigurationError` for an `OSError` of the block: there is no such file, there is no
+    permission, ...
     """
     try:
         yield
@@ -211,12 +188,10 @@ def errors_of_reading(path: PathLike, shown: Optional[str] = None) -> Iterator[N
         raise ConfigurationError(f"{shown or path} can't be read: {_reason(error)}.") from error
 
 
-def check_can_read(path: PathLike, shown: Optional[str] = None) -> None:
+def check_can_read(path: PathLike, shown: str | None = None) -> None:
     """
-    # Raises
-
-    `ConfigurationError`
-        If `path` isn't a file, or may not be read. Of a pipe or a device there is no end.
+    Raises `ConfigurationError` if `path` isn't a file, or may not be read. Of a pipe or a device
+    there is no end.
     """
     with errors_of_reading(path, shown):
         mode = os.stat(path).st_mode
@@ -225,22 +200,19 @@ def check_can_read(path: PathLike, shown: Optional[str] = None) -> None:
         open(path, "rb").close()
 
 
-def read_bytes(path: PathLike, shown: Optional[str] = None) -> bytes:
+def read_bytes(path: PathLike, shown: str | None = None) -> bytes:
     """All of a file. Errors are those of `check_can_read`."""
     check_can_read(path, shown)
     with errors_of_reading(path, shown):
         return Path(path).read_bytes()
 
 
-def read_json(path: PathLike, shown: Optional[str] = None) -> Dict[str, Any]:
+def read_json(path: PathLike, shown: str | None = None) -> dict[str, Any]:
     """
     The object in a file of JSON, with the comments and the commas at the end that AllenNLP reads.
     Nothing in it is evaluated.
 
-    # Raises
-
-    `ConfigurationError`
-        If it can't be read, or is something else.
+    Raises `ConfigurationError` if it can't be read, or is something else.
     """
     check_can_read(path, shown)
     if os.path.getsize(path) > _MOST_JSON:
@@ -272,10 +244,8 @@ def check_can_write(path: Path) -> None:
     """
     Looks before hours of work whether `path` could be written after them.
 
-    # Raises
-
-    `ConfigurationError`
-        If its folder isn't there or can't be written to, or it is itself a folder.
+    Raises `ConfigurationError` if its folder isn't there or can't be written to, or it is itself a
+    folder.
     """
     if not path.parent.is_dir():
         raise ConfigurationError(f"There is no folder {path.parent} to write {path.name} to.")
@@ -292,11 +262,7 @@ def remove_left_behind(folder: Path, name: str = "") -> None:
     """
     Removes what processes that are gone left half-written.
 
-    # Parameters
-
-    folder : `Path`
-    name : `str`, optional
-        The name that it should have got. By default, any.
+    `name`: the name that it should have got. By default, any.
     """
     # Other machines may share the folder.
     middle = f".{os.uname().nodename}."

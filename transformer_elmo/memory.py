@@ -4,7 +4,8 @@ Batches that are too large for the memory of a device: recognized, run in parts,
 
 import gc
 import logging
-from typing import Any, Callable, List, Sequence, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -37,10 +38,8 @@ def free_memory(thoroughly: bool = True) -> None:
     Gives back what nobody uses. To be called outside the `except` block: an exception that is being
     handled holds all that the calls below it have made.
 
-    # Parameters
-
-    thoroughly : `bool`, optional (default = `True`)
-        Whether to look for objects that hold each other, too, which takes some tenths of a second.
+    `thoroughly`: whether to look for objects that hold each other, too, which takes some tenths of
+    a second.
     """
     if thoroughly:
         gc.collect()
@@ -52,12 +51,8 @@ def out_of_memory(shape: str, advice: str) -> ConfigurationError:
     """
     What to raise where there is nothing left to split.
 
-    # Parameters
-
-    shape : `str`
-        What was too large, as in "a batch of 64 sentences x 30 tokens".
-    advice : `str`
-        A sentence that says what to change.
+    `shape`: what was too large, as in "a batch of 64 sentences x 30 tokens". `advice`: a sentence
+    that says what to change.
     """
     return ConfigurationError(f"Memory ran out for {shape}. {advice}")
 
@@ -92,37 +87,18 @@ class BatchSplitter:
         key: str,
         alone: str,
         forget: Callable[[], None] = lambda: None,
-    ) -> List[ResultT]:
+    ) -> list[ResultT]:
         """
-        # Parameters
-
-        function : `Callable`
-            From items to a result. It is called again with some of the items after it has run out
-            of memory, so it must leave nothing behind until it returns.
-        items : `Sequence`
-            A batch. Slices of it are the parts.
-        length : `Callable`
-            An item's number of tokens, for messages.
-        key : `str`
-            What to lower, for the warning.
-        alone : `str`
-            What to do about a single sentence that is too long, for the error.
-        forget : `Callable[[], None]`, optional (default = nothing)
-            Drops what is kept and could be made again.
-
-        # Returns
-
-        `List`
-            The function's results for the parts, in the items' order. A single one if all went
-            well.
-
-        # Raises
-
-        `ConfigurationError`
-            If memory runs out for a single item.
+        `function`: from items to a result. It is called again with some of the items after it has
+        run out of memory, so it must leave nothing behind until it returns. `items`: a batch.
+        Slices of it are the parts. `length`: an item's number of tokens, for messages. `key`: what
+        to lower, for the warning. `alone`: what to do about a single sentence that is too long, for
+        the error. `forget`: drops what is kept and could be made again. Returns the function's
+        results for the parts, in the items' order. A single one if all went well. Raises
+        `ConfigurationError` if memory runs out for a single item.
         """
 
-        def halves(part: Any, is_first: bool) -> List[ResultT]:
+        def halves(part: Any, is_first: bool) -> list[ResultT]:
             try:
                 return [function(part)]
             except Exception as error:
@@ -144,12 +120,7 @@ class BatchSplitter:
         """
         Counts a batch that is about to be split.
 
-        # Parameters
-
-        num_sentences, num_tokens : `int`
-            Its shape, padding included.
-        key : `str`
-            What to lower.
+        `num_sentences`, `num_tokens`: its shape, padding included. `key`: what to lower.
         """
         self.num_split += 1
         if self.num_split & (self.num_split - 1):

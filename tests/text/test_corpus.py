@@ -55,7 +55,7 @@ class TestFindShards:
 
     def test_url_goes_through_cached_path(self, tmp_path, monkeypatch):
         cached = tmp_path / "0123abcd"
-        monkeypatch.setattr(corpus, "download", {"http://there/text.gz": str(cached)}.get)
+        monkeypatch.setattr(corpus, "downloaded", {"http://there/text.gz": str(cached)}.get)
         cached.write_bytes(gzip.compress(TEXT.encode()))
         (shard,) = find_shards("http://there/text.gz")
         # What is cached has lost its suffix.
@@ -68,7 +68,7 @@ class TestFindShards:
             (FileNotFoundError(url), "there is nothing"),
             (RuntimeError("no route"), "no route"),
         ):
-            monkeypatch.setattr(corpus, "download", partial(fail, error))
+            monkeypatch.setattr(corpus, "downloaded", partial(fail, error))
             with pytest.raises(ConfigurationError, match=f"{url}: {reason}.*MY_TRAIN_PATH"):
                 find_shards(url)
 

@@ -8,8 +8,8 @@ import argparse
 import hashlib
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, Optional, Tuple
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import TransformerElmo
@@ -58,10 +58,7 @@ def standard_input_lines() -> Iterator[str]:
     """
     Its lines, each as soon as it is there.
 
-    # Raises
-
-    `ConfigurationError`
-        If it is not UTF-8.
+    Raises `ConfigurationError` if it is not UTF-8.
     """
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
@@ -75,15 +72,12 @@ def standard_input_lines() -> Iterator[str]:
 
 
 @contextmanager
-def file_of(path: str) -> Iterator[Tuple[str, Optional[str]]]:
+def file_of(path: str) -> Iterator[tuple[str, str | None]]:
     """
     For whoever reads its input more than once.
 
-    # Returns
-
-    `Tuple[str, Optional[str]]`
-        The path of a file, which for the standard input is a temporary one; and for that, what
-        tells the same text again.
+    Returns the path of a file, which for the standard input is a temporary one; and for that, what
+    tells the same text again.
     """
     if path != STANDARD_INPUT:
         yield path, None

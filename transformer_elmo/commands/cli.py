@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from transformer_elmo import __version__
 from transformer_elmo.errors import ConfigurationError
@@ -18,13 +19,8 @@ from transformer_elmo.errors import ConfigurationError
 
 class Command(NamedTuple):
     """
-    # Attributes
-
-    help : `str`
-    module : `str`
-        In `transformer_elmo.commands`; imported when the command is used.
-    arguments, run, description : `str`
-        Names in that module.
+    `module`: in `transformer_elmo.commands`; imported when the command is used. `arguments`, `run`,
+    `description`: names in that module.
     """
 
     help: str
@@ -38,7 +34,7 @@ class Command(NamedTuple):
         return importlib.import_module(f"transformer_elmo.commands.{self.module}")
 
 
-COMMANDS: Dict[str, Command] = {
+COMMANDS: dict[str, Command] = {
     "config": Command("the training configs that come with this package", "config"),
     "vocab": Command("count the words of a corpus", "vocab"),
     "embed": Command("vectors of every word of a text, in a file", "embed"),
@@ -60,17 +56,8 @@ COMMANDS: Dict[str, Command] = {
 }
 
 
-def main(arguments: Optional[List[str]] = None) -> int:
-    """
-    # Parameters
-
-    arguments : `List[str]`, optional (default = those of the command line)
-
-    # Returns
-
-    `int`
-        The exit status: 0, or 1 for bad input, of which one message tells.
-    """
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 1 for bad input, of which one message tells."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # A command imports what it needs, and `--help` of all of them nothing.
     named = next((argument for argument in arguments if argument in COMMANDS), None)
@@ -97,14 +84,11 @@ def main(arguments: Optional[List[str]] = None) -> int:
     return problem or 0
 
 
-def guarded(action: Callable[[], None], name: str) -> Union[str, int, None]:
+def guarded(action: Callable[[], None], name: str) -> str | int | None:
     """
     Runs a command.
 
-    # Returns
-
-    `str` or `int`, optional
-        For `sys.exit`: what to say of bad input, or an exit status; `None` if all went well.
+    Returns for `sys.exit`: what to say of bad input, or an exit status; `None` if all went well.
     """
     _open_streams()
     try:

@@ -3,8 +3,9 @@
 import argparse
 import math
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 class Word(NamedTuple):
     """
-    # Attributes
-
-    word : `str`
-    times : `int`
-        Predictions of it, of both directions.
-    gain : `float`
-        How much likelier the second model finds it: the mean difference of its log-probability, in
-        nats.
+    `times`: predictions of it, of both directions. `gain`: how much likelier the second model finds
+    it: the mean difference of its log-probability, in nats.
     """
 
     word: str
@@ -68,33 +63,23 @@ class Word(NamedTuple):
 
 class Comparison(NamedTuple):
     """
-    # Attributes
-
-    perplexities : `Tuple[float, float]`
-        Over predictions of words that both vocabularies have.
-    ratio : `float`
-        The second one over the first one.
-    interval : `Tuple[float, float]`
-        Of the ratio: 95 % of the bootstrap's samples.
-    num_predictions, num_sentences : `int`
-    num_shared_words : `int`
-        How many words the vocabularies share.
-    words : `List[Word]`
-        By falling `times * gain`: what the second model has gained most on comes first.
-    bits_per_character : `Tuple[float, float]`, optional
-        `None` where a model's text has no boundary tokens.
+    `perplexities`: over predictions of words that both vocabularies have. `ratio`: the second one
+    over the first one. `interval`: of the ratio: 95 % of the bootstrap's samples.
+    `num_shared_words`: how many words the vocabularies share. `words`: by falling `times * gain`:
+    what the second model has gained most on comes first. `bits_per_character`: `None` where a
+    model's text has no boundary tokens.
     """
 
-    perplexities: Tuple[float, float]
+    perplexities: tuple[float, float]
     ratio: float
-    interval: Tuple[float, float]
+    interval: tuple[float, float]
     num_predictions: int
     num_sentences: int
     num_shared_words: int
-    words: List[Word]
-    bits_per_character: Optional[Tuple[float, float]]
+    words: list[Word]
+    bits_per_character: tuple[float, float] | None
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For `json`."""
         return {**self._asdict(), "words": [word._asdict() for word in self.words]}
 
@@ -118,21 +103,13 @@ def run(args: argparse.Namespace) -> None:
 
 def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Comparison:
     """
-    # Parameters
-
-    first, second : `TransformerElmo`
-    text : `str`
-        What :func:`~transformer_elmo.text.corpus.find_shards` takes.
-
-    # Raises
-
-    `ConfigurationError`
-        If they split a line differently, or there is no word that both know.
+    `text`: what :func:`~transformer_elmo.text.corpus.find_shards` takes. Raises
+    `ConfigurationError` if they split a line differently, or there is no word that both know.
     """
     shared = set(first.vocab.words) & set(second.vocab.words)
     shared -= {first.vocab.unknown_word, second.vocab.unknown_word}
-    sums: List[Tuple[float, float, int]] = []
-    gains: Dict[str, List[float]] = defaultdict(list)
+    sums: list[tuple[float, float, int]] = []
+    gains: dict[str, list[float]] = defaultdict(list)
     numbered = enumerate(_sentences(text), start=1)
     streams = (model.score_stream(_sentences(text)) for model in (first, second))
     for (number, line), one, two in zip(numbered, *streams):
@@ -170,7 +147,7 @@ def _sentences(text: str) -> Iterator[Sentence]:
     return (line for shard in find_shards(text) for line in read_sentences(shard))
 
 
-def _words(model: TransformerElmo, scores: SentenceScores) -> List[str]:
+def _words(model: TransformerElmo, scores: SentenceScores) -> list[str]:
     start, end = model.num_boundaries
     return scores.tokens[start : len(scores.tokens) - end]
 
@@ -181,7 +158,7 @@ def _pairs(
     second: TransformerElmo,
     two: SentenceScores,
     shared: "set[str]",
-) -> Iterator[Tuple[str, float, float]]:
+) -> Iterator[tuple[str, float, float]]:
     """Words that both know, with what either model says of each, where both say something."""
     for before, after in ((one.forward, two.forward), (one.backward, two.backward)):
         if before is None or after is None:
@@ -202,7 +179,7 @@ def _ratio(sums: NDArray[np.float64]) -> float:
     return float(np.exp((sums[0] - sums[1]) / sums[2]))
 
 
-def _interval(totals: NDArray[np.float64]) -> Tuple[float, float]:
+def _interval(totals: NDArray[np.float64]) -> tuple[float, float]:
     """Sentences are drawn with replacement, the same ones for both models."""
     rng = np.random.default_rng(0)
     ratios = []
@@ -214,9 +191,7 @@ def _interval(totals: NDArray[np.float64]) -> Tuple[float, float]:
     return float(low), float(high)
 
 
-def _bits(
-    first: TransformerElmo, second: TransformerElmo, text: str
-) -> Optional[Tuple[float, float]]:
+def _bits(first: TransformerElmo, second: TransformerElmo, text: str) -> tuple[float, float] | None:
     if not all(model.num_boundaries == (1, 1) for model in (first, second)):
         return None
     one, two = (

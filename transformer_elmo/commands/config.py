@@ -4,7 +4,6 @@ import argparse
 import re
 import textwrap
 from pathlib import Path
-from typing import Dict
 
 from transformer_elmo.errors import ConfigurationError
 
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     print(self_contained(found[name]), end="")
 
 
-def configs() -> Dict[str, Path]:
+def configs() -> dict[str, Path]:
     """The configs by name: in the package where it is installed, beside it in a checkout."""
     inside = _PACKAGE / "training_config"
     folder = inside if inside.is_dir() else _PACKAGE.parent / "training_config"

@@ -6,8 +6,9 @@ import json
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any
 
 import torch
 
@@ -56,30 +57,15 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote {args.new}")
 
 
-def convert(old: Path, new: Path, force: bool = False, stock: bool = False) -> List[Change]:
+def convert(old: Path, new: Path, force: bool = False, stock: bool = False) -> list[Change]:
     """
     Writes the modern form of a config file or of an archive. The file appears under its name only
     when it is complete.
 
-    # Parameters
-
-    old : `Path`
-        A config (`.jsonnet`, `.json`) or an archive (`.tar.gz`).
-    new : `Path`
-        What to write.
-    force : `bool`, optional (default = `False`)
-        Whether `new` may be there already.
-    stock : `bool`, optional (default = `False`)
-        Whether the result needs no parts of this package: see `without_this_package`.
-
-    # Returns
-
-    `List[Change]`
-
-    # Raises
-
-    `ConfigurationError`
-        If `old` can't be read or understood, or `new` exists.
+    `old`: a config (`.jsonnet`, `.json`) or an archive (`.tar.gz`). `new`: what to write. `force`:
+    whether `new` may be there already. `stock`: whether the result needs no parts of this package:
+    see `without_this_package`. Raises `ConfigurationError` if `old` can't be read or understood, or
+    `new` exists.
     """
     if not old.is_file():
         raise ConfigurationError(f"{old} is not a file.")
@@ -109,7 +95,7 @@ def is_archive(file: Path) -> bool:
     return file.name.endswith((".tar.gz", ".tgz"))
 
 
-def _object(config: Any, file: Path) -> Dict[str, Any]:
+def _object(config: Any, file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigurationError(f"{file} holds no object, so it is not a config.")
     return config
@@ -119,7 +105,7 @@ def _text(config: Any) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def _convert_archive(old: Path, new: Path, stock: bool) -> List[Change]:
+def _convert_archive(old: Path, new: Path, stock: bool) -> list[Change]:
     with tempfile.TemporaryDirectory(dir=new.parent, prefix=f".{new.name}.") as name:
         directory = Path(name)
         unpack(old, directory)
@@ -140,7 +126,7 @@ def _convert_archive(old: Path, new: Path, stock: bool) -> List[Change]:
     return changes
 
 
-def _convert_weights(file: Path, config: Dict[str, Any]) -> None:
+def _convert_weights(file: Path, config: dict[str, Any]) -> None:
     weights = read_weights(file, shown=f"The archive's {file.name}")
     modern = modern_weights(weights, config)
     if modern.keys() != weights.keys():
@@ -156,18 +142,15 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _rename_archived_files(
-    config: Dict[str, Any], files: Dict[str, Path], directory: Path
-) -> Dict[str, Any]:
+    config: dict[str, Any], files: dict[str, Path], directory: Path
+) -> dict[str, Any]:
     """
     Renames the files that an archive holds for some keys of its config to the keys' modern names.
 
-    # Returns
-
-    `Dict[str, Any]`
-        The modern config.
+    Returns the modern config.
     """
     marked = copy.deepcopy(config)
-    marks: Dict[str, Tuple[str, Any]] = {}
+    marks: dict[str, tuple[str, Any]] = {}
     for key in files:
         place = find_key(marked, key)
         if place:
@@ -176,7 +159,7 @@ def _rename_archived_files(
             place[0][place[1]] = mark
     modern, _ = modernize(marked)
     modern = copy.deepcopy(modern)
-    names: Dict[str, Any] = {}
+    names: dict[str, Any] = {}
     for new_key, mark in list(_strings(modern)):
         if mark in marks:
             key, original = marks[mark]
@@ -188,7 +171,7 @@ def _rename_archived_files(
     return modern
 
 
-def _strings(value: Any, path: str = "") -> Iterator[Tuple[str, str]]:
+def _strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """All strings of a config and their dotted keys."""
     if isinstance(value, str):
         yield path, value

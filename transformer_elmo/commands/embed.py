@@ -5,8 +5,9 @@ import itertools
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 from transformer_elmo import __version__
 from transformer_elmo.commands.arguments import file_of
@@ -107,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _numbers(text: str) -> List[float]:
+def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
@@ -116,7 +117,7 @@ def _numbers(text: str) -> List[float]:
         ) from None
 
 
-def _part(text: str) -> Tuple[int, int]:
+def _part(text: str) -> tuple[int, int]:
     number, slash, count = text.partition("/")
     if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
@@ -172,41 +173,24 @@ def embed_file(
     output_file: str,
     layers: Layers = "mix",
     *,
-    weights: Optional[List[float]] = None,
+    weights: list[float] | None = None,
     dtype: str = "float32",
     input_format: str = "auto",
     forget_sentences: bool = False,
     force: bool = False,
-    part: Optional[Tuple[int, int]] = None,
-    archive_options: Optional[Dict[str, Any]] = None,
-    input_digest: Optional[str] = None,
+    part: tuple[int, int] | None = None,
+    archive_options: dict[str, Any] | None = None,
+    input_digest: str | None = None,
 ) -> None:
     """
     What `allennlp embed` does.
 
-    # Parameters
-
-    archive_file, input_file, output_file : `str`, required.
-    layers, weights : optional
-        See `TransformerElmo.embed`.
-    dtype : `str`, optional (default = `"float32"`)
-    input_format : `str`, optional (default = `"auto"`)
-        See `transformer_elmo.text.corpus.parse_line`.
-    forget_sentences : `bool`, optional (default = `False`)
-        Leave out `sentence_to_index`.
-    force : `bool`, optional (default = `False`)
-    part : `Tuple[int, int]`, optional (default = `None`)
-        The number of a part of the lines, from 1, and how many parts there are.
-    archive_options : `Dict[str, Any]`, optional (default = `None`)
-        See `TransformerElmo.open`.
-    input_digest : `str`, optional (default = `None`)
-        What tells the same text again where the file is a copy of it. By default its name, size
-        and time do.
-
-    # Raises
-
-    `ConfigurationError` or `ValueError`
-        See `VectorsFile` and `TransformerElmo`.
+    `layers`, `weights`: see `TransformerElmo.embed`. `input_format`: see
+    `transformer_elmo.text.corpus.parse_line`. `forget_sentences`: leave out `sentence_to_index`.
+    `part`: the number of a part of the lines, from 1, and how many parts there are.
+    `archive_options`: see `TransformerElmo.open`. `input_digest`: what tells the same text again
+    where the file is a copy of it. By default its name, size and time do. Raises
+    `ConfigurationError` or `ValueError` see `VectorsFile` and `TransformerElmo`.
     """
     output = Path(output_file)
     # Whatever can be found wrong is, before minutes go into opening a model.
@@ -271,7 +255,7 @@ def texts_of(input_file: str, input_format: str) -> Iterator[str]:
 
 
 def _sentences(
-    input_file: str, input_format: str, first: int = 0, last: Optional[int] = None
+    input_file: str, input_format: str, first: int = 0, last: int | None = None
 ) -> Iterator[TextOrWords]:
     for number, line in enumerate(itertools.islice(read_lines(input_file), first, last), first + 1):
         # A blank line is a sentence without words.

@@ -3,7 +3,7 @@
 import argparse
 import zlib
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -46,22 +46,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def merge(
-    output: Path, parts: List[Path], sentences: Optional[str] = None, force: bool = False
+    output: Path, parts: list[Path], sentences: str | None = None, force: bool = False
 ) -> None:
     """
-    # Parameters
-
-    output : `Path`
-    parts : `List[Path]`
-        In any order.
-    sentences : `str`, optional (default = `None`)
-        The text, for the `sentence_to_index` of an HDF5 file.
-    force : `bool`, optional (default = `False`)
-
-    # Raises
-
-    `ConfigurationError`
-        If a part is missing, is there twice, is damaged, or is of another work.
+    `parts`: in any order. `sentences`: the text, for the `sentence_to_index` of an HDF5 file.
+    Raises `ConfigurationError` if a part is missing, is there twice, is damaged, or is of another
+    work.
     """
     output_format = checked_format(output, force)
     # A glob finds what stands beside the parts as well.
@@ -97,8 +87,8 @@ def merge(
     file.finish(texts)
 
 
-def _in_order(parts: List[Path]) -> List[Tuple[Path, Dict[str, Any]]]:
-    found: Dict[int, Tuple[Path, Dict[str, Any]]] = {}
+def _in_order(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    found: dict[int, tuple[Path, dict[str, Any]]] = {}
     for path in parts:
         about = _about(path)
         number, count = about["part"]
@@ -125,14 +115,14 @@ def _in_order(parts: List[Path]) -> List[Tuple[Path, Dict[str, Any]]]:
     return [found[number] for number in sorted(found)]
 
 
-def _common(about: Dict[str, Any]) -> Dict[str, Any]:
+def _common(about: dict[str, Any]) -> dict[str, Any]:
     common = {k: v for k, v in about["settings"].items() if k not in _OF_A_PART}
     common["number of parts"], common["number of lines"] = about["part"][1], about["lines"][2]
     common["word_shape"], common["dtype"] = about["word_shape"], about["dtype"]
     return common
 
 
-def _about(path: Path) -> Dict[str, Any]:
+def _about(path: Path) -> dict[str, Any]:
     file = part_path(path)
     about = read_json(file, f"{path} is no part of a text's vectors: {file}")
     try:
@@ -148,7 +138,7 @@ def _about(path: Path) -> Dict[str, Any]:
     return about
 
 
-def _arrays(path: Path, about: Dict[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
+def _arrays(path: Path, about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     begin, end, _ = about["lines"]
     for file in (path, offsets_path(path)):
         check_can_read(file)

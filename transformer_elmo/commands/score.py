@@ -3,8 +3,9 @@
 import argparse
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, Optional
+from typing import IO, Any
 
 from transformer_elmo.commands.arguments import (
     STANDARD_INPUT,
@@ -89,7 +90,7 @@ def run_score(args: argparse.Namespace) -> None:
     sentences = input_sentences(args.input_file, args.input_format)
     num_cut = 0
 
-    def results() -> Iterator[Dict[str, Any]]:
+    def results() -> Iterator[dict[str, Any]]:
         nonlocal num_cut
         for scores in elmo.score_stream(sentences, args.top_k):
             num_cut += sum(map(is_cut, scores.tokens))
@@ -129,7 +130,7 @@ def _check_output(args: argparse.Namespace) -> None:
     check_can_write(args.output_file)
 
 
-def _write(output: Optional[Path], results: Iterator[object]) -> None:
+def _write(output: Path | None, results: Iterator[object]) -> None:
     def write(file: IO[bytes]) -> None:
         for result in results:
             file.write(f"{json_text(result)}\n".encode())

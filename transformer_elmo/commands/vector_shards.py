@@ -10,9 +10,10 @@ import os
 import shutil
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterable, List, Optional, Union
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -77,37 +78,23 @@ class VectorsFile:
     - `.npy`: `vectors` alone, for `numpy.load(..., mmap_mode="r")`. `offsets` go to a file of
       their own, with `.offsets.npy` in place of `.npy`.
 
-    # Parameters
-
-    path : `Path`, required.
-    word_shape : `List[int]`, required.
-        The shape of what one word gets: `[dim]` or `[num_layers, dim]`.
-    dtype : `str`, required.
-        "float32" or "float16".
-    settings : `Dict[str, Any]`, required.
-        All that the vectors depend on.
-    force : `bool`, optional (default = `False`)
-        Replace a file that is there, and begin anew what was begun otherwise.
-    about : `Dict[str, Any]`, optional (default = `None`)
-        What an HDF5 file says of itself in its attributes; with a key `part`, a file beside a
-        `.npy` file says it, `part_path`.
-
-    # Raises
-
-    `ConfigurationError`
-        If the name has another ending; if there is such a file, or one begun with other settings,
-        and `force` isn't given; if there is no such folder, or it can't be written to; if another
-        process is at work on the same file.
+    `word_shape`: the shape of what one word gets: `[dim]` or `[num_layers, dim]`. `dtype`:
+    "float32" or "float16". `settings`: all that the vectors depend on. `force`: replace a file that
+    is there, and begin anew what was begun otherwise. `about`: what an HDF5 file says of itself in
+    its attributes; with a key `part`, a file beside a `.npy` file says it, `part_path`. Raises
+    `ConfigurationError` if the name has another ending; if there is such a file, or one begun with
+    other settings, and `force` isn't given; if there is no such folder, or it can't be written to;
+    if another process is at work on the same file.
     """
 
     def __init__(
         self,
         path: Path,
-        word_shape: List[int],
+        word_shape: list[int],
         dtype: str,
-        settings: Dict[str, Any],
+        settings: dict[str, Any],
         force: bool = False,
-        about: Optional[Dict[str, Any]] = None,
+        about: dict[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.format = checked_format(path, force)
@@ -180,7 +167,7 @@ class VectorsFile:
         (self._folder / _DONE).unlink(missing_ok=True)
         self._noted_place = self._place
 
-    def _noted_settings(self) -> Optional[Dict[str, Any]]:
+    def _noted_settings(self) -> dict[str, Any] | None:
         """`None` if there are none, or they can't be read."""
         try:
             settings = read_json(self._folder / _STATE).get("settings")
@@ -222,12 +209,12 @@ class VectorsFile:
                 file.write(_line_of(place))
         return good
 
-    def _noted_places(self) -> List[Place]:
+    def _noted_places(self) -> list[Place]:
         try:
             lines = (self._folder / _PLACES).read_bytes().splitlines()
         except OSError:
             return []
-        places: List[Place] = []
+        places: list[Place] = []
         for line in lines:
             try:
                 numbers = json.loads(line)
@@ -259,10 +246,7 @@ class VectorsFile:
         """
         The next sentence's vectors.
 
-        # Parameters
-
-        vectors : `np.ndarray`
-            Shape `(num_words, *word_shape)`.
+        `vectors`: shape `(num_words, *word_shape)`.
         """
         with errors_of_disk(self.path, self._advice):
             assert list(vectors.shape[1:]) == self._word_shape
@@ -310,14 +294,11 @@ class VectorsFile:
         shutil.rmtree(self._folder)
         self._lock.release()
 
-    def finish(self, sentences: Optional[Iterable[str]] = None) -> None:
+    def finish(self, sentences: Iterable[str] | None = None) -> None:
         """
         Puts the whole file under its name.
 
-        # Parameters
-
-        sentences : `Iterable[str]`, optional (default = `None`)
-            For HDF5: the texts that `sentence_to_index` leads from.
+        `sentences`: for HDF5: the texts that `sentence_to_index` leads from.
         """
         try:
             with errors_of_disk(self.path, self._advice):
@@ -326,7 +307,7 @@ class VectorsFile:
         finally:
             self._lock.release()
 
-    def _finish(self, sentences: Optional[Iterable[str]]) -> None:
+    def _finish(self, sentences: Iterable[str] | None) -> None:
         self.note()
         shape = (self._place.num_words, *self._word_shape)
         self._vectors.seek(0)
@@ -358,7 +339,7 @@ class VectorsFile:
             file.flush()
             self._is_about_to_be_done(file.fileno())
 
-    def _is_about_to_be_done(self, file: Union[int, Path]) -> None:
+    def _is_about_to_be_done(self, file: int | Path) -> None:
         status = os.stat(file)
         write_text(self._folder / _DONE, json.dumps([status.st_ino, status.st_size]))
 
@@ -373,7 +354,7 @@ class VectorsFile:
                 np.save(member, offsets)
 
     def _write_hdf5(
-        self, file: IO[bytes], offsets: np.ndarray, sentences: Optional[Iterable[str]]
+        self, file: IO[bytes], offsets: np.ndarray, sentences: Iterable[str] | None
     ) -> None:
         h5py = _h5py()
         disk = _Disk(file)
@@ -423,7 +404,7 @@ class _Disk(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.error: Optional[OSError] = None
+        self.error: OSError | None = None
 
     @overrides
     def readable(self) -> bool:
@@ -457,7 +438,7 @@ class _Disk(io.RawIOBase):
         return len(data)
 
     @overrides
-    def truncate(self, size: Optional[int] = None) -> int:
+    def truncate(self, size: int | None = None) -> int:
         self._try(lambda: self._file.truncate(size))
         return self._file.tell() if size is None else size
 
@@ -477,10 +458,7 @@ def checked_format(path: Path, force: bool) -> str:
     """
     The format of a file to be written, by its name, if it may be written.
 
-    # Raises
-
-    `ConfigurationError`
-        See `VectorsFile`.
+    Raises `ConfigurationError` see `VectorsFile`.
     """
     if path.suffix not in FORMATS:
         raise ConfigurationError(
@@ -528,7 +506,7 @@ def _line_of(place: Place) -> bytes:
     return json.dumps(list(asdict(place).values())).encode() + b"\n"
 
 
-def _checksum(file: IO[bytes], size: int, before: int) -> Optional[int]:
+def _checksum(file: IO[bytes], size: int, before: int) -> int | None:
     """The checksum with so many bytes more; `None` if there aren't so many."""
     while size:
         content = file.read(min(size, _CHUNK))

@@ -4,23 +4,15 @@ sentences.
 """
 
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import (
     Any,
-    Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
     NamedTuple,
-    Optional,
     Protocol,
-    Sequence,
-    Set,
-    Tuple,
     TypeVar,
     Union,
     cast,
@@ -93,13 +85,13 @@ class SentenceReader(Protocol):
     """What turns sentences into batches: `transformer_elmo.nn.batch.BatchReader`, or its like."""
 
     vocabulary: WordList
-    start_tokens: List[str]
-    end_tokens: List[str]
+    start_tokens: list[str]
+    end_tokens: list[str]
 
-    def words(self, sentence: Sentence) -> List[str]:
+    def words(self, sentence: Sentence) -> list[str]:
         """The words of a sentence, without boundary tokens."""
 
-    def with_boundaries(self, words: Sequence[str]) -> List[str]:
+    def with_boundaries(self, words: Sequence[str]) -> list[str]:
         """The tokens that the model reads for a sentence of these words."""
 
     def batch(
@@ -146,7 +138,7 @@ class TransformerElmo:
         *,
         tokenizer: Any = None,
         max_tokens: int = 2000,
-        segment_length: Optional[int] = SEGMENT_LENGTH,
+        segment_length: int | None = SEGMENT_LENGTH,
     ) -> None:
         if max_tokens < 1:
             raise ConfigurationError(f"max_tokens must be at least 1, got {max_tokens}.")
@@ -169,12 +161,12 @@ class TransformerElmo:
     def open(
         cls,
         path: Union[str, "os.PathLike[str]"],
-        device: Union[str, int, torch.device, None] = None,
-        precision: Optional[str] = None,
+        device: str | int | torch.device | None = None,
+        precision: str | None = None,
         *,
-        compile: Optional[bool] = None,
-        overrides: Union[str, Dict[str, Any], None] = None,
-        weights_file: Optional[str] = None,
+        compile: bool | None = None,
+        overrides: str | dict[str, Any] | None = None,
+        weights_file: str | None = None,
         **options: Any,
     ) -> "TransformerElmo":
         """
@@ -269,7 +261,7 @@ class TransformerElmo:
         if model.config is None:
             raise ConfigurationError("This model was put together by hand, and has no config.")
         opened = model_folder.Opened(model, cast(Any, reader), model.config, model.card)
-        more: Optional[Callable[[Path], None]] = None
+        more: Callable[[Path], None] | None = None
         if onnx:
             # Nobody else needs its packages.
             from transformer_elmo.pretrained.onnx import check_packages, write_onnx
@@ -285,7 +277,7 @@ class TransformerElmo:
             more=more,
         )
 
-    def _description(self) -> Dict[str, str]:
+    def _description(self) -> dict[str, str]:
         layers = f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one"
         softmax = "" if self._model.softmax is not None else " (their vectors, no probabilities)"
         return {
@@ -341,11 +333,11 @@ class TransformerElmo:
         return self._reader.vocabulary
 
     @property
-    def num_boundaries(self) -> Tuple[int, int]:
+    def num_boundaries(self) -> tuple[int, int]:
         """How many boundary tokens there are before and after a sentence's words."""
         return len(self._reader.start_tokens), len(self._reader.end_tokens)
 
-    def words(self, sentence: Sentence) -> List[str]:
+    def words(self, sentence: Sentence) -> list[str]:
         """A sentence's words, without boundary tokens."""
         return self._reader.words(sentence)
 
@@ -356,9 +348,9 @@ class TransformerElmo:
         sentences: Iterable[Sentence],
         layers: Layers = "mix",
         *,
-        weights: Optional[Sequence[float]] = None,
+        weights: Sequence[float] | None = None,
         progress: bool = False,
-    ) -> List[np.ndarray]:
+    ) -> list[np.ndarray]:
         """
         # Parameters
 
@@ -392,10 +384,10 @@ class TransformerElmo:
         sentences: Iterable[Sentence],
         layers: Layers = "mix",
         *,
-        weights: Optional[Sequence[float]] = None,
+        weights: Sequence[float] | None = None,
         track_gradients: bool = False,
         progress: bool = False,
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         As `embed`, in one tensor.
 
@@ -436,10 +428,10 @@ class TransformerElmo:
         sentences: Iterable[Sentence],
         layers: Layers = "mix",
         *,
-        weights: Optional[Sequence[float]] = None,
+        weights: Sequence[float] | None = None,
         track_gradients: bool = False,
         progress: bool = False,
-    ) -> List[torch.Tensor]:
+    ) -> list[torch.Tensor]:
         """
         As `embed`, with tensors on the model's device instead of arrays. With `track_gradients`,
         gradients flow through them to the model's parameters.
@@ -453,9 +445,9 @@ class TransformerElmo:
         sentences: Iterable[Sentence],
         layers: Layers = "mix",
         *,
-        weights: Optional[Sequence[float]] = None,
+        weights: Sequence[float] | None = None,
         progress: bool = False,
-        skip: Optional[int] = None,
+        skip: int | None = None,
     ) -> Iterator[np.ndarray]:
         """
         As `embed`, for any number of sentences: arrays come one by one, in order, and only some
@@ -477,8 +469,8 @@ class TransformerElmo:
         self,
         sentences: Iterable[Sentence],
         layers: Layers,
-        weights: Optional[Sequence[float]],
-        skip: Optional[int] = None,
+        weights: Sequence[float] | None,
+        skip: int | None = None,
     ) -> Iterator[torch.Tensor]:
         layers = self.checked_layers(layers, weights)
         segments = (
@@ -486,11 +478,11 @@ class TransformerElmo:
             "segments of so many tokens."
         )
 
-        def run(jobs: List[Job]) -> List[Tuple[torch.Tensor, bool]]:
+        def run(jobs: list[Job]) -> list[tuple[torch.Tensor, bool]]:
             function = partial(self._run, layers=layers, weights=weights)
             return list(chain(*self._in_parts(function, jobs, _num_tokens_of, segments)))
 
-        parts: List[torch.Tensor] = []
+        parts: list[torch.Tensor] = []
         jobs = jobs_of(
             map(self._reader.words, sentences),
             self._reader.start_tokens,
@@ -513,16 +505,16 @@ class TransformerElmo:
 
     def _in_parts(
         self,
-        function: Callable[[List[T]], ResultT],
-        items: List[T],
+        function: Callable[[list[T]], ResultT],
+        items: list[T],
         length: Callable[[T], int],
         alone: str = WHOLE,
-    ) -> List[ResultT]:
+    ) -> list[ResultT]:
         """The function's results for parts of a batch: one, where memory is enough."""
         key = f"max_tokens (now {self.max_tokens})"
         return self._splitter.run(function, items, length, key, alone, self._model.forget_words)
 
-    def checked_layers(self, layers: Layers, weights: Optional[Sequence[float]] = None) -> Layers:
+    def checked_layers(self, layers: Layers, weights: Sequence[float] | None = None) -> Layers:
         """
         `layers` as `embed` understands it, with one name for each layer.
 
@@ -555,8 +547,8 @@ class TransformerElmo:
         return layers if number is None else number
 
     def _run(
-        self, jobs: List[Job], layers: Layers, weights: Optional[Sequence[float]]
-    ) -> List[Tuple[torch.Tensor, bool]]:
+        self, jobs: list[Job], layers: Layers, weights: Sequence[float] | None
+    ) -> list[tuple[torch.Tensor, bool]]:
         filled = [job.tokens for job in jobs if job.tokens]
         embedded = iter(self._layers(filled, layers, weights) if filled else ())
         results = []
@@ -573,7 +565,7 @@ class TransformerElmo:
         return results
 
     def _layers(
-        self, tokens: List[List[str]], layers: Layers, weights: Optional[Sequence[float]]
+        self, tokens: list[list[str]], layers: Layers, weights: Sequence[float] | None
     ) -> torch.Tensor:
         """Shape `(batch_size, timesteps, dim)`, or `(batch_size, num_layers, timesteps, dim)`."""
         encoded = self._encode(
@@ -590,7 +582,7 @@ class TransformerElmo:
 
     def score(
         self, sentences: Iterable[Sentence], top_k: int = 0, *, progress: bool = False
-    ) -> List[SentenceScores]:
+    ) -> list[SentenceScores]:
         """
         The exact probability of every word, over the whole vocabulary: see `SentenceScores`.
 
@@ -631,7 +623,7 @@ class TransformerElmo:
             raise ValueError(f"top_k must not be negative, got {top_k}.")
         softmax = self._softmax()
 
-        def scores(batch: List[List[str]]) -> List[SentenceScores]:
+        def scores(batch: list[list[str]]) -> list[SentenceScores]:
             made = self._reader.batch(batch, self.device)
             with torch.no_grad():
                 encoded = self._encode(made)
@@ -645,7 +637,7 @@ class TransformerElmo:
                 batch,
             )
 
-        def run(batch: List[List[str]]) -> List[SentenceScores]:
+        def run(batch: list[list[str]]) -> list[SentenceScores]:
             return list(chain(*self._in_parts(scores, batch, len)))
 
         tokens = map(self._reader.words, checked_sentences(sentences))
@@ -674,7 +666,7 @@ class TransformerElmo:
         words_of: Union[str, "os.PathLike[str]", Sequence[str], None] = None,
         bits_per_character: bool = False,
         progress: bool = False,
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         """
         What `allennlp evaluate` reports, with the same numbers.
 
@@ -728,7 +720,7 @@ class TransformerElmo:
         whole = WholeText(self._reader, self.vocab) if bits_per_character else None
 
         @torch.no_grad()
-        def found(batch: List[List[str]]) -> Tuple[Any, ...]:
+        def found(batch: list[list[str]]) -> tuple[Any, ...]:
             made = self._reader.batch(batch, self.device)
             encoded = self._encode(made)
             losses = self._model.losses(encoded, made.token_ids)
@@ -739,7 +731,7 @@ class TransformerElmo:
                 rows = predicted(encoded.packing, made.token_ids, self._model.is_bidirectional)
             return losses, len(batch), outside, rows
 
-        def run(batch: List[List[str]]) -> List[int]:
+        def run(batch: list[list[str]]) -> list[int]:
             for losses, num_sentences, outside, rows in self._in_parts(found, batch, len):
                 totals.add(losses, num_sentences, outside)
                 if listed is not None:
@@ -766,7 +758,7 @@ class TransformerElmo:
         """`evaluate(corpus)["perplexity"]`."""
         return self.evaluate(corpus, progress=progress)["perplexity"]
 
-    def fill(self, sentence: Sentence, top_k: int = 5, gap: str = GAP) -> List[Candidate]:
+    def fill(self, sentence: Sentence, top_k: int = 5, gap: str = GAP) -> list[Candidate]:
         """
         The likeliest words for a gap, given what is to its left and to its right: `combined` in
         `SentenceScores`.
@@ -797,7 +789,7 @@ class TransformerElmo:
             )
         return gaps[0]
 
-    def fill_all(self, sentence: Sentence, top_k: int = 5, gap: str = GAP) -> List[List[Candidate]]:
+    def fill_all(self, sentence: Sentence, top_k: int = 5, gap: str = GAP) -> list[list[Candidate]]:
         """
         As `fill`, for a sentence with any number of gaps, in their order. Each is filled by itself:
         the others are unknown words to it.
@@ -827,9 +819,9 @@ class TransformerElmo:
         word: str,
         top_k: int = 10,
         *,
-        sentence: Optional[Sentence] = None,
+        sentence: Sentence | None = None,
         progress: bool = False,
-    ) -> List[Neighbor]:
+    ) -> list[Neighbor]:
         """
         Words of the vocabulary that are like a word, by the cosine of their vectors, from which
         the mean of all has been taken away.
@@ -888,7 +880,7 @@ class TransformerElmo:
         neighbors = [pair for pair in map(Neighbor, found, similarities) if pair.word != word]
         return sorted(neighbors, key=lambda neighbor: -neighbor.similarity)[:top_k]
 
-    def _nearest_by_itself(self, word: str, top_k: int, progress: bool) -> List[Neighbor]:
+    def _nearest_by_itself(self, word: str, top_k: int, progress: bool) -> list[Neighbor]:
         vocabulary = [self.vocab[number] for number in range(1, len(self.vocab) + 1)]
 
         def make() -> Iterator[torch.Tensor]:
@@ -912,7 +904,7 @@ class TransformerElmo:
         ]
         return [neighbor for neighbor in found if neighbor.word not in left_out][:top_k]
 
-    def _word_vectors(self, words: List[str]) -> torch.Tensor:
+    def _word_vectors(self, words: list[str]) -> torch.Tensor:
         """Without context. Shape `(num_words, word_dim)`."""
         batch = self._reader.batch([words], self.device, with_ids=self._model.embeds_ids)
         with weights_unshared(not self._is_shared):
@@ -922,12 +914,12 @@ class TransformerElmo:
         with weights_unshared(not self._is_shared):
             return self._model.encode(batch)
 
-    def _no_words(self) -> Set[str]:
+    def _no_words(self) -> set[str]:
         """What the vocabulary has beside words."""
         boundaries = [*self._reader.start_tokens, *self._reader.end_tokens]
         return {*boundaries, self.vocab.unknown_word}
 
-    def _words_with_gaps(self, sentence: Sentence, gap: str) -> List[str]:
+    def _words_with_gaps(self, sentence: Sentence, gap: str) -> list[str]:
         sentence = checked_sentence(sentence)
         words = self._reader.words(sentence)
         if any(gap != word and gap in word.split() for word in words):
@@ -946,12 +938,12 @@ def _num_tokens_of(job: Job) -> int:
     return len(job.tokens)
 
 
-def _opened(path: str, overrides: Any, weights_file: Optional[str]) -> Tuple[Any, SentenceReader]:
+def _opened(path: str, overrides: Any, weights_file: str | None) -> tuple[Any, SentenceReader]:
     special = overrides is not None or weights_file is not None
     if model_folder.is_model_folder(path) and not special:
         opened = model_folder.open_folder(path)
         return opened.model, opened.reader
-    refusal: Optional[NotStandardError] = None
+    refusal: NotStandardError | None = None
     if not special:
         try:
             archive = archived_models.open_archive(path)
@@ -979,7 +971,7 @@ def _tracked(items: Iterable[T], desc: str, progress: bool) -> Iterable[T]:
     return with_allennlp.tracked(items, desc, len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
 
 
-def device_of(device: Union[str, int, torch.device, None]) -> torch.device:
+def device_of(device: str | int | torch.device | None) -> torch.device:
     """
     The device that `TransformerElmo.open` understands by its argument.
 

@@ -10,8 +10,9 @@ What a whole text costs a model, so that models of different vocabularies can be
 import logging
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,15 +46,11 @@ class SpellingModel:
     Language Model") in small, as byte n-grams smoothed by Witten and Bell's rule. It gives the
     vocabulary's own words some probability, too, so that its costs are a little too high rather
     than too low.
-
-    # Parameters
-
-    words : `Sequence[str]`
     """
 
     def __init__(self, words: Sequence[str]) -> None:
         symbols, _ = _symbols(words)
-        self._levels: List[_Level] = []
+        self._levels: list[_Level] = []
         for length in range(1, ORDER + 1):
             grams, counts = np.unique(_grams(symbols, length), return_counts=True)
             contexts, first, kinds = np.unique(
@@ -63,16 +60,7 @@ class SpellingModel:
             self._levels.append(_Level(grams, counts, contexts, totals, kinds))
 
     def bits(self, words: Sequence[str]) -> NDArray[np.float64]:
-        """
-        # Parameters
-
-        words : `Sequence[str]`
-
-        # Returns
-
-        `NDArray[float64]`
-            Shape `(num_words,)`: what each costs, its end included.
-        """
+        """Returns shape `(num_words,)`: what each costs, its end included."""
         symbols, lengths = _symbols(words)
         probability = np.full(int(lengths.sum()), 1 / (_END + 1))
         for length, level in enumerate(self._levels, start=1):
@@ -93,12 +81,7 @@ def spelled_bits(vocabulary: Sequence[str], unknown: Mapping[str, int]) -> float
     """
     What the spellings of a text's unknown words cost.
 
-    # Parameters
-
-    vocabulary : `Sequence[str]`
-        The words that the model knows.
-    unknown : `Mapping[str, int]`
-        How often each word outside it occurs.
+    `vocabulary`: the words that the model knows. `unknown`: how often each word outside it occurs.
     """
     if not unknown:
         return 0.0
@@ -106,7 +89,7 @@ def spelled_bits(vocabulary: Sequence[str], unknown: Mapping[str, int]) -> float
     return float(SpellingModel(vocabulary).bits(list(unknown)) @ counts)
 
 
-def _symbols(words: Sequence[str]) -> Tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _symbols(words: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
     The bytes of all words in a row, each between marks, as many before it as a context is long; and
     how many symbols of each word are predicted.
@@ -173,30 +156,19 @@ class Totals:
     """
     What a model has said about a text so far.
 
-    # Attributes
-
-    losses : `List[float]`
-        For each direction, the total negative log-likelihood in nats.
-    num_tokens : `int`
-        The words that each direction predicted.
-    num_sentences : `int`
-    num_out_of_vocabulary : `int`
+    `losses`: for each direction, the total negative log-likelihood in nats. `num_tokens`: the words
+    that each direction predicted.
     """
 
-    losses: List[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     num_tokens: int = 0
     num_sentences: int = 0
     num_out_of_vocabulary: int = 0
 
     def add(self, losses: Sequence[torch.Tensor], num_sentences: int, unknown: int) -> None:
         """
-        # Parameters
-
-        losses : `Sequence[torch.Tensor]`
-            For each direction, the loss of each prediction. They are added up in float64.
-        num_sentences : `int`
-        unknown : `int`
-            Tokens outside the vocabulary.
+        `losses`: for each direction, the loss of each prediction. They are added up in float64.
+        `unknown`: tokens outside the vocabulary.
         """
         if not self.num_tokens:
             tell_of_unknown_words(unknown, losses[0].numel() + num_sentences)
@@ -214,9 +186,9 @@ class Totals:
             return math.nan
         return math.fsum(self.losses) / len(self.losses) / self.num_tokens
 
-    def metrics(self) -> Dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """What `allennlp evaluate` reports, under its names."""
-        result: Dict[str, Any] = {
+        result: dict[str, Any] = {
             "perplexity": perplexity(-self.loss * self.num_tokens, self.num_tokens)
         }
         for name, loss in zip(DIRECTIONS, self.losses):
@@ -233,18 +205,9 @@ class ListedTotals:
     What a model has said so far about the words of a list, wherever they stand in a text. Over a
     list that two models' vocabularies share, their perplexities can be compared.
 
-    # Parameters
-
-    listed : `Sequence[str]`
-        The entry for unknown words doesn't count.
-    vocabulary : `WordList`
-        The model's. Words of the list that it lacks can't be predicted: they are left out, with a
-        warning.
-
-    # Raises
-
-    `ConfigurationError`
-        If no word of the list is in the vocabulary.
+    `listed`: the entry for unknown words doesn't count. `vocabulary`: the model's. Words of the
+    list that it lacks can't be predicted: they are left out, with a warning. Raises
+    `ConfigurationError` if no word of the list is in the vocabulary.
     """
 
     def __init__(self, listed: Sequence[str], vocabulary: WordList) -> None:
@@ -271,17 +234,15 @@ class ListedTotals:
 
     def add(self, losses: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
         """
-        # Parameters
-
-        losses, targets : `Sequence[torch.Tensor]`
-            For each direction, the loss of each prediction and the row of the word predicted.
+        `losses`, `targets`: for each direction, the loss of each prediction and the row of the word
+        predicted.
         """
         for of_direction, rows in zip(losses, targets):
             listed = self._listed.to(rows.device)[rows]
             self.loss += float(of_direction.detach()[listed].sum(dtype=torch.float64))
             self.num_predictions += int(listed.sum())
 
-    def metrics(self) -> Dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """`listed_perplexity`, and how many predictions of all directions it is the mean of."""
         return {
             "listed_perplexity": perplexity(-self.loss, self.num_predictions),
@@ -301,16 +262,8 @@ class WholeText:
     it (`spelled_bits`); without that, a model would gain by knowing fewer
     words.
 
-    # Parameters
-
-    reader : `SentenceReader`
-        With a boundary token at each end, so that both directions predict every word.
-    vocabulary : `WordList`
-
-    # Raises
-
-    `ConfigurationError`
-        If the model has no boundary tokens, or no entry for unknown words.
+    `reader`: with a boundary token at each end, so that both directions predict every word. Raises
+    `ConfigurationError` if the model has no boundary tokens, or no entry for unknown words.
     """
 
     def __init__(self, reader: Any, vocabulary: WordList) -> None:
@@ -332,18 +285,10 @@ class WholeText:
         for tokens in sentences:
             self._words.update(tokens[1:-1])
 
-    def metrics(self, totals: Totals) -> Dict[str, Any]:
+    def metrics(self, totals: Totals) -> dict[str, Any]:
         """
-        # Parameters
-
-        totals : `Totals`
-            Over the same sentences.
-
-        # Returns
-
-        `Dict[str, Any]`
-            `bits_per_character`, and `num_characters`: of each word, and one more for the space or
-            the end of the line behind it.
+        `totals`: over the same sentences. Returns `bits_per_character`, and `num_characters`: of
+        each word, and one more for the space or the end of the line behind it.
         """
         num_characters = sum((len(word) + 1) * count for word, count in self._words.items())
         bits = totals.loss * totals.num_tokens / math.log(2)
@@ -354,8 +299,8 @@ class WholeText:
             "num_characters": num_characters,
         }
 
-    def _unknown_words(self) -> List[str]:
-        found: List[str] = []
+    def _unknown_words(self) -> list[str]:
+        found: list[str] = []
         words = list(self._words)
         for begin in range(0, len(words), _WORDS_AT_A_TIME):
             part = words[begin : begin + _WORDS_AT_A_TIME]

@@ -12,10 +12,7 @@ class Directions:
     In what directions vectors lie from their own mean. Word vectors of a language model have much
     in common, which would make all of them alike.
 
-    # Parameters
-
-    vectors : `torch.Tensor`
-        Shape `(num_vectors, dim)`.
+    `vectors`: shape `(num_vectors, dim)`.
     """
 
     def __init__(self, vectors: torch.Tensor) -> None:

@@ -7,9 +7,10 @@ What a language model says about a sentence, as a table for people.
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,31 +26,18 @@ _WITHOUT_WIDTH = {"Mn", "Me", "Cf"}
 
 class Row(NamedTuple):
     """
-    # Attributes
-
-    token : `str`
-    is_unknown : `bool`
-        Whether the model can predict it only as "unknown".
-    cells : `List[str]`
-        A probability and a rank for each view.
+    `is_unknown`: whether the model can predict it only as "unknown". `cells`: a probability and a
+    rank for each view.
     """
 
     token: str
     is_unknown: bool
-    cells: List[str]
+    cells: list[str]
 
 
 class ScoreTable(NamedTuple):
-    """
-    # Attributes
-
-    views : `List[str]`
-    rows : `List[Row]`
-    summary : `str`
-    """
-
-    views: List[str]
-    rows: List[Row]
+    views: list[str]
+    rows: list[Row]
     summary: str
 
     def to_text(self) -> str:
@@ -84,7 +72,7 @@ class ScoreTable(NamedTuple):
         )
 
 
-def cells_of(log_prob: Optional[float], rank: Optional[int]) -> List[str]:
+def cells_of(log_prob: float | None, rank: int | None) -> list[str]:
     """A probability and a rank in few digits; nothing where there is nothing to say."""
     if log_prob is None or rank is None:
         return ["", ""]
@@ -113,16 +101,10 @@ class PlaceScores:
     """
     What one view says about a number of places.
 
-    # Attributes
-
-    log_probs : `torch.Tensor`
-        Shape `(num_places,)`, float32: the log-probability of the word that is there, in nats.
-    ranks : `torch.Tensor`
-        Shape `(num_places,)`: 1 if no word is likelier than it.
-    top_ids : `torch.Tensor`
-        Shape `(num_places, top_k)`: the likeliest words, as ids of the vocabulary.
-    top_log_probs : `torch.Tensor`
-        Shape `(num_places, top_k)`, float32.
+    `log_probs`: shape `(num_places,)`, float32: the log-probability of the word that is there, in
+    nats. `ranks`: shape `(num_places,)`: 1 if no word is likelier than it. `top_ids`: shape
+    `(num_places, top_k)`: the likeliest words, as ids of the vocabulary. `top_log_probs`: shape
+    `(num_places, top_k)`, float32.
     """
 
     log_probs: torch.Tensor
@@ -130,7 +112,7 @@ class PlaceScores:
     top_ids: torch.Tensor
     top_log_probs: torch.Tensor
 
-    def tensors(self) -> Tuple[torch.Tensor, ...]:
+    def tensors(self) -> tuple[torch.Tensor, ...]:
         """All of them, in this order."""
         return self.log_probs, self.ranks, self.top_ids, self.top_log_probs
 
@@ -141,19 +123,14 @@ class WordScores:
     What one view says about the tokens of one sentence; `None` where it says nothing: the first
     token has nothing to its left, the last one nothing to its right.
 
-    # Attributes
-
-    log_probs : `List[Optional[float]]`
-        Each token's log-probability, in nats.
-    ranks : `List[Optional[int]]`
-        1 if no word of the vocabulary is likelier in its place.
-    top : `List[Optional[List[Tuple[str, float]]]]`
-        The likeliest words in its place and their probabilities; empty if none were asked for.
+    `log_probs`: each token's log-probability, in nats. `ranks`: 1 if no word of the vocabulary is
+    likelier in its place. `top`: the likeliest words in its place and their probabilities; empty if
+    none were asked for.
     """
 
-    log_probs: List[Optional[float]]
-    ranks: List[Optional[int]]
-    top: List[Optional[List[Tuple[str, float]]]] = field(default_factory=list)
+    log_probs: list[float | None]
+    ranks: list[int | None]
+    top: list[list[tuple[str, float]] | None] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -171,30 +148,21 @@ class SentenceScores:
     """
     What a language model says about a sentence.
 
-    # Attributes
-
-    tokens : `List[str]`
-        With the boundary tokens that the model was trained with: it predicts them, too, and the
-        sums below include them, as `allennlp evaluate` does.
-    out_of_vocabulary : `List[bool]`
-        Whether a token is one of those that the model can predict only as "unknown".
-    forward : `WordScores`
-        Given the words to the left.
-    backward : `WordScores`, optional
-        Given the words to the right; `None` for a model that only reads forward.
-    combined : `WordScores`, optional
-        Given both: `P(w | left) * P(w | right) / P(w)`, made to sum to one. That is the
-        probability given both sides where these say independent things of the word (Bayes'
-        rule); without the division, both would count what is frequent anyhow. See
-        :func:`log_word_prior` for `P(w)`. At the ends of a sentence, where there is one side
-        only, it is that one.
+    `tokens`: with the boundary tokens that the model was trained with: it predicts them, too, and
+    the sums below include them, as `allennlp evaluate` does. `out_of_vocabulary`: whether a token
+    is one of those that the model can predict only as "unknown". `forward`: given the words to the
+    left. `backward`: given the words to the right; `None` for a model that only reads forward.
+    `combined`: given both: `P(w | left) * P(w | right) / P(w)`, made to sum to one. That is the
+    probability given both sides where these say independent things of the word (Bayes' rule);
+    without the division, both would count what is frequent anyhow. See :func:`log_word_prior` for
+    `P(w)`. At the ends of a sentence, where there is one side only, it is that one.
     """
 
-    tokens: List[str]
-    out_of_vocabulary: List[bool]
+    tokens: list[str]
+    out_of_vocabulary: list[bool]
     forward: WordScores
-    backward: Optional[WordScores] = None
-    combined: Optional[WordScores] = None
+    backward: WordScores | None = None
+    combined: WordScores | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -211,7 +179,7 @@ class SentenceScores:
         return self.forward.log_prob
 
     @property
-    def backward_log_prob(self) -> Optional[float]:
+    def backward_log_prob(self) -> float | None:
         return None if self.backward is None else self.backward.log_prob
 
     @property
@@ -228,7 +196,7 @@ class SentenceScores:
         return perplexity(self.forward.log_prob, self.forward.num_tokens)
 
     @property
-    def backward_perplexity(self) -> Optional[float]:
+    def backward_perplexity(self) -> float | None:
         if self.backward is None:
             return None
         return perplexity(self.backward.log_prob, self.backward.num_tokens)
@@ -254,9 +222,9 @@ class SentenceScores:
             summary += f", {unknown} of them unknown (*)"
         return ScoreTable(list(present), rows, summary)
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The same as a dictionary for `json`; a view that isn't there has no entries."""
-        result: Dict[str, Any] = {
+        result: dict[str, Any] = {
             "tokens": self.tokens,
             "out_of_vocabulary": self.out_of_vocabulary,
             "num_tokens": self.num_tokens,
@@ -282,7 +250,7 @@ class SentenceScores:
         return result
 
 
-def _finite(number: float) -> Optional[float]:
+def _finite(number: float) -> float | None:
     """JSON has neither NaN nor infinity."""
     return number if math.isfinite(number) else None
 
@@ -290,35 +258,21 @@ def _finite(number: float) -> Optional[float]:
 def score_places(
     weight: torch.Tensor,
     bias: torch.Tensor,
-    views: Sequence[Tuple[torch.Tensor, torch.Tensor]],
+    views: Sequence[tuple[torch.Tensor, torch.Tensor]],
     targets: torch.Tensor,
     top_k: int = 0,
-    num_words: Optional[int] = None,
-) -> List[PlaceScores]:
+    num_words: int | None = None,
+) -> list[PlaceScores]:
     """
     Scores places over the whole vocabulary, in bounded memory.
 
-    # Parameters
-
-    weight : `torch.Tensor`
-        Shape `(num_rows, embedding_dim)`: the softmax weights.
-    bias : `torch.Tensor`
-        Shape `(num_rows,)`.
-    views : `Sequence[Tuple[torch.Tensor, torch.Tensor]]`
-        For each view the embeddings that predict the places, shape `(num_places, embedding_dim)`,
-        and whether there is one, shape `(num_places,)`, boolean.
-    targets : `torch.Tensor`
-        Shape `(num_places,)`: the rows of the words that are there.
-    top_k : `int`, optional (default = `0`)
-        How many of the likeliest words to name.
-    num_words : `int`, optional (default = `num_rows`)
-        The first so many rows are words; later ones take part in the normalization alone.
-
-    # Returns
-
-    `List[PlaceScores]`
-        One for each view and, if there are several, one for what they say together (see
-        `SentenceScores`). Where a view has no embedding, its numbers mean nothing.
+    `weight`: shape `(num_rows, embedding_dim)`: the softmax weights. `bias`: shape `(num_rows,)`.
+    `views`: for each view the embeddings that predict the places, shape `(num_places,
+    embedding_dim)`, and whether there is one, shape `(num_places,)`, boolean. `targets`: shape
+    `(num_places,)`: the rows of the words that are there. `top_k`: how many of the likeliest words
+    to name. `num_words`: the first so many rows are words; later ones take part in the
+    normalization alone. Returns one for each view and, if there are several, one for what they say
+    together (see `SentenceScores`). Where a view has no embedding, its numbers mean nothing.
     """
     num_words = weight.size(0) if num_words is None else num_words
     parts = [
@@ -344,11 +298,11 @@ def score_places(
 def _score_some(
     weight: torch.Tensor,
     bias: torch.Tensor,
-    views: Sequence[Tuple[torch.Tensor, torch.Tensor]],
+    views: Sequence[tuple[torch.Tensor, torch.Tensor]],
     targets: torch.Tensor,
     top_k: int,
     num_words: int,
-) -> List[PlaceScores]:
+) -> list[PlaceScores]:
     # What a product multiplies: a view that is missing at a place contributes nothing there.
     factors = [there.float().unsqueeze(-1) for _, there in views]
     target_weight, target_bias = weight[targets], bias[targets].float()
@@ -416,22 +370,15 @@ def log_word_prior(rows: torch.Tensor) -> torch.Tensor:
     frequency, and an archive keeps no counts. It is the distribution that the sampled softmax draws
     from.
 
-    # Parameters
-
-    rows : `torch.Tensor`
-        Any shape: rows of the softmax, from 0.
-
-    # Returns
-
-    `torch.Tensor`
-        The same shape, float32: log-probabilities but for a constant.
+    `rows`: any shape: rows of the softmax, from 0. Returns the same shape, float32:
+    log-probabilities but for a constant.
     """
     return torch.log1p(1.0 / (rows.double() + 1.0)).log().float()
 
 
 def _with_combination(
-    logits: List[torch.Tensor], factors: List[torch.Tensor], log_prior: torch.Tensor
-) -> List[torch.Tensor]:
+    logits: list[torch.Tensor], factors: list[torch.Tensor], log_prior: torch.Tensor
+) -> list[torch.Tensor]:
     """The views' logits, and if there are several, those of what they say together."""
     if len(logits) == 1:
         return logits
@@ -451,28 +398,13 @@ def score_encoded(
     vocabulary: WordList,
     bidirectional: bool,
     top_k: int = 0,
-    sentences: Optional[Sequence[Sequence[str]]] = None,
-) -> List[SentenceScores]:
+    sentences: Sequence[Sequence[str]] | None = None,
+) -> list[SentenceScores]:
     """
-    # Parameters
-
-    encoded : `EncoderOutput`
-        A batch of sentences, by a model in evaluation mode.
-    softmax : `Softmax`
-    token_ids : `torch.Tensor`
-        Shape `(batch_size, timesteps)`.
-    vocabulary : `WordList`
-    bidirectional : `bool`
-    top_k : `int`, optional (default = `0`)
-        How many of the likeliest words to name for each place.
-    sentences : `Sequence[Sequence[str]]`, optional (default = `None`)
-        The sentences' tokens as they were read. By default they are named as the vocabulary has
-        them, where all words outside it have the same name.
-
-    # Returns
-
-    `List[SentenceScores]`
-        One a sentence, in order.
+    `encoded`: a batch of sentences, by a model in evaluation mode. `token_ids`: shape `(batch_size,
+    timesteps)`. `top_k`: how many of the likeliest words to name for each place. `sentences`: the
+    sentences' tokens as they were read. By default they are named as the vocabulary has them, where
+    all words outside it have the same name. Returns one a sentence, in order.
     """
     packing = encoded.packing
     ids = token_ids.reshape(-1).index_select(0, packing.tokens)
@@ -510,12 +442,12 @@ def score_encoded(
 
 
 def _word_scores(
-    scores: PlaceScores, present: torch.Tensor, lengths: List[int], names: WordList
-) -> List[WordScores]:
+    scores: PlaceScores, present: torch.Tensor, lengths: list[int], names: WordList
+) -> list[WordScores]:
     flags = present.tolist()
     log_probs = [p if f else None for p, f in zip(scores.log_probs.tolist(), flags)]
     ranks = [r if f else None for r, f in zip(scores.ranks.tolist(), flags)]
-    top: List[Optional[List[Tuple[str, float]]]] = []
+    top: list[list[tuple[str, float]] | None] = []
     if scores.top_ids.size(-1):
         top = [
             [(names[index], probability) for index, probability in zip(ids, probabilities)]

@@ -5,9 +5,10 @@ A language model's layers, from the word vectors at the bottom to the contextual
 what people call them: "mix", "all", "top", or a number.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Iterable, Iterator, List, Optional, Sequence, Union
+from typing import Union
 
 import torch
 
@@ -17,25 +18,11 @@ Layers = Union[str, int]
 """`"mix"`, `"all"`, `"top"`, or a layer's number; 0 is the layer of word vectors."""
 
 
-def layer_number(layers: Layers, num_layers: int, names: Sequence[str] = ("mix",)) -> Optional[int]:
+def layer_number(layers: Layers, num_layers: int, names: Sequence[str] = ("mix",)) -> int | None:
     """
-    # Parameters
-
-    layers : `str` or `int`
-    num_layers : `int`
-        That of the word vectors included.
-    names : `Sequence[str]`, optional (default = `("mix",)`)
-        What stands for more than one layer.
-
-    # Returns
-
-    `int`, optional
-        The number of one layer, from 0; `None` for what stands for more.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no such layer.
+    `num_layers`: that of the word vectors included. `names`: what stands for more than one layer.
+    Returns the number of one layer, from 0; `None` for what stands for more. Raises
+    `ConfigurationError` if there is no such layer.
     """
     if isinstance(layers, str) and layers in names:
         return None
@@ -55,10 +42,7 @@ def word_copies(word_dim: int, contextual_dim: int) -> int:
     """
     How often a word vector stands in its layer: once for each direction's half.
 
-    # Raises
-
-    `ConfigurationError`
-        If the dimensions don't allow that.
+    Raises `ConfigurationError` if the dimensions don't allow that.
     """
     if contextual_dim % word_dim:
         raise ConfigurationError(
@@ -70,26 +54,17 @@ def word_copies(word_dim: int, contextual_dim: int) -> int:
 
 def all_layers(
     word_vectors: torch.Tensor, contextual: Sequence[torch.Tensor]
-) -> List[torch.Tensor]:
+) -> list[torch.Tensor]:
     """
-    # Parameters
-
-    word_vectors : `torch.Tensor`
-        Shape `(batch_size, timesteps, word_dim)`.
-    contextual : `Sequence[torch.Tensor]`
-        Shapes `(batch_size, timesteps, dim)`.
-
-    # Returns
-
-    `List[torch.Tensor]`
-        Shapes `(batch_size, timesteps, dim)`: the word vectors, as often as they fit, and then the
-        contextual ones.
+    `word_vectors`: shape `(batch_size, timesteps, word_dim)`. `contextual`: shapes `(batch_size,
+    timesteps, dim)`. Returns shapes `(batch_size, timesteps, dim)`: the word vectors, as often as
+    they fit, and then the contextual ones.
     """
     copies = word_copies(word_vectors.size(-1), contextual[0].size(-1))
     return [torch.cat([word_vectors] * copies, -1), *contextual]
 
 
-def mixed(layers: Sequence[torch.Tensor], weights: Optional[Sequence[float]]) -> torch.Tensor:
+def mixed(layers: Sequence[torch.Tensor], weights: Sequence[float] | None) -> torch.Tensor:
     """
     A weighted sum of layers; by default their mean. Shape `(batch_size, timesteps, dim)`.
     """
@@ -111,12 +86,8 @@ class Segment:
     A segment of a text and the part of it whose vectors are kept. The rest is there to be read:
     what is near the edge of a segment has little on that side to be understood from.
 
-    # Attributes
-
-    begin, end : `int`
-        The segment's tokens.
-    keep_begin, keep_end : `int`
-        Those that are kept, counted from the text's beginning, too.
+    `begin`, `end`: the segment's tokens. `keep_begin`, `keep_end`: those that are kept, counted
+    from the text's beginning, too.
     """
 
     begin: int
@@ -125,25 +96,12 @@ class Segment:
     keep_end: int
 
 
-def segments(length: int, size: int) -> List[Segment]:
+def segments(length: int, size: int) -> list[Segment]:
     """
-    # Parameters
-
-    length : `int`
-        The text's number of tokens.
-    size : `int`
-        The most tokens that a segment may have, at least 4. An eighth of it on each side (at least
-        one token) is only read, unless the text ends there.
-
-    # Returns
-
-    `List[Segment]`
-        Their kept parts, one after the other, are the text. A single one if it is short enough.
-
-    # Raises
-
-    `ConfigurationError`
-        If `size` is less than 4.
+    `length`: the text's number of tokens. `size`: the most tokens that a segment may have, at least
+    4. An eighth of it on each side (at least one token) is only read, unless the text ends there.
+    Returns their kept parts, one after the other, are the text. A single one if it is short enough.
+    Raises `ConfigurationError` if `size` is less than 4.
     """
     if size < 4:
         raise ConfigurationError(
@@ -152,7 +110,7 @@ def segments(length: int, size: int) -> List[Segment]:
     if length <= size:
         return [Segment(0, length, 0, length)]
     context = max(1, size // 8)
-    result: List[Segment] = []
+    result: list[Segment] = []
     kept = 0
     while kept < length:
         begin = max(0, kept - context)
@@ -171,19 +129,12 @@ class Job:
     """
     Tokens to be embedded together.
 
-    # Attributes
-
-    tokens : `List[str]`
-        None for a sentence without words.
-    keep : `slice`
-        Those whose vectors are wanted.
-    ends_sentence : `bool`
-        Whether the next job is of another sentence.
-    sentence : `int`
-        The number of its sentence, from 0.
+    `tokens`: none for a sentence without words. `keep`: those whose vectors are wanted.
+    `ends_sentence`: whether the next job is of another sentence. `sentence`: the number of its
+    sentence, from 0.
     """
 
-    tokens: List[str]
+    tokens: list[str]
     keep: slice
     ends_sentence: bool
     sentence: int
@@ -193,22 +144,12 @@ def jobs_of(
     sentences: Iterable[Sequence[str]],
     start_tokens: Sequence[str],
     end_tokens: Sequence[str],
-    segment_length: Optional[int],
+    segment_length: int | None,
 ) -> Iterator[Job]:
     """
-    # Parameters
-
-    sentences : `Iterable[Sequence[str]]`
-        Their words.
-    start_tokens, end_tokens : `Sequence[str]`
-        Boundary tokens, which are read and not kept.
-    segment_length : `int`, optional
-        Sentences of more tokens are cut into segments of so many; `None` never cuts.
-
-    # Returns
-
-    `Iterator[Job]`
-        What they keep, one after the other, are the words.
+    `sentences`: their words. `start_tokens`, `end_tokens`: boundary tokens, which are read and not
+    kept. `segment_length`: sentences of more tokens are cut into segments of so many; `None` never
+    cuts. Returns what they keep, one after the other, are the words.
     """
     for number, words in enumerate(sentences):
         if not words:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Union
+from typing import Any, Union
 
 import flair
 import torch
@@ -98,7 +98,7 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
         # will be others then. The development set's have none, and would stay those of epoch 1.
         return self.static_embeddings and super()._everything_embedded(data_points)
 
-    def _add_embeddings_internal(self, sentences: List[Sentence]) -> List[Sentence]:
+    def _add_embeddings_internal(self, sentences: list[Sentence]) -> list[Sentence]:
         vectors = self.elmo.embed_tensors(
             [[token.text for token in sentence.tokens] for sentence in sentences],
             "all" if self.mix is not None else self.layers,
@@ -116,7 +116,7 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
     def __str__(self) -> str:
         return self.name
 
-    def to_params(self) -> Dict[str, Any]:
+    def to_params(self) -> dict[str, Any]:
         """All but the weights, which flair saves as a part of the tagger's."""
         return {
             # Unpickling a class imports its module, which makes it known to flair.
@@ -131,7 +131,7 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
         }
 
     @classmethod
-    def from_params(cls, params: Dict[str, Any]) -> "TransformerElmoEmbeddings":
+    def from_params(cls, params: dict[str, Any]) -> "TransformerElmoEmbeddings":
         """
         The embeddings that :meth:`to_params` describes; their weights are to be loaded.
 

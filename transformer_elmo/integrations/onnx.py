@@ -15,8 +15,9 @@ be there; a program without it makes the inputs as the folder's README.md says.
 """
 
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,9 +68,9 @@ class OnnxElmo:
         self,
         folder: Union[str, "os.PathLike[str]"],
         *,
-        tokenizer: Union[str, Callable[[str], List[str]], None] = None,
+        tokenizer: str | Callable[[str], list[str]] | None = None,
         max_tokens: int = 2000,
-        segment_length: Optional[int] = SEGMENT_LENGTH,
+        segment_length: int | None = SEGMENT_LENGTH,
         **options: Any,
     ) -> None:
         folder = Path(folder).absolute()
@@ -89,11 +90,11 @@ class OnnxElmo:
         self.segment_length = segment_length
         self._folder, self._options = folder, options
 
-    def __getstate__(self) -> Dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:
         # onnxruntime's sessions can't be pickled.
         return {name: value for name, value in vars(self).items() if name != "_session"}
 
-    def __setstate__(self, state: Dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _session=_session(state["_folder"] / MODEL, state["_options"]))
 
     def embed(
@@ -101,8 +102,8 @@ class OnnxElmo:
         sentences: Iterable[Sentence],
         layers: Layers = "mix",
         *,
-        weights: Optional[Sequence[float]] = None,
-    ) -> List[np.ndarray]:
+        weights: Sequence[float] | None = None,
+    ) -> list[np.ndarray]:
         """
         What `TransformerElmo.embed` gives.
 
@@ -142,7 +143,7 @@ class OnnxElmo:
             # A copy, so that the padded batch can go.
             return (found if number is None else found[number]).copy()
 
-        def run(jobs: List[Job]) -> List[Tuple[NDArray[np.float32], bool]]:
+        def run(jobs: list[Job]) -> list[tuple[NDArray[np.float32], bool]]:
             filled = [job.tokens for job in jobs if job.tokens]
             embedded = iter(self._layers(filled).swapaxes(0, 1) if filled else ())
             nothing = np.zeros((self.num_layers, 0, self.dim), dtype=np.float32)
@@ -160,8 +161,8 @@ class OnnxElmo:
             self._reader.end_tokens,
             self.segment_length,
         )
-        results: List[np.ndarray] = []
-        parts: List[np.ndarray] = []
+        results: list[np.ndarray] = []
+        parts: list[np.ndarray] = []
         for part, ends_sentence in in_batches(
             jobs, lambda job: len(job.tokens), run, self.max_tokens
         ):
@@ -171,7 +172,7 @@ class OnnxElmo:
                 parts = []
         return results
 
-    def inputs(self, sentences: Sequence[Sentence]) -> Dict[str, NDArray[np.int64]]:
+    def inputs(self, sentences: Sequence[Sentence]) -> dict[str, NDArray[np.int64]]:
         """
         A batch as `model.onnx` takes it, with boundary tokens around each sentence, for a session
         of one's own.
@@ -186,7 +187,7 @@ class OnnxElmo:
         words = map(read.words, checked_sentences(sentences))
         return self._inputs([read.with_boundaries(sentence) for sentence in words])
 
-    def _inputs(self, tokens: Sequence[Sequence[str]]) -> Dict[str, NDArray[np.int64]]:
+    def _inputs(self, tokens: Sequence[Sequence[str]]) -> dict[str, NDArray[np.int64]]:
         arrays = self._reader.arrays(tokens, with_ids=self._by_ids)
         if self._by_ids:
             return {"token_ids": arrays["token_ids"], "lengths": arrays["lengths"]}
@@ -199,7 +200,7 @@ class OnnxElmo:
         return layers
 
 
-def _session(path: Path, options: Dict[str, Any]) -> Any:
+def _session(path: Path, options: dict[str, Any]) -> Any:
     try:
         import onnxruntime
     except ImportError as error:

@@ -18,16 +18,9 @@ def open_for_vectors(path: Union[str, "os.PathLike[str]"]) -> Opened:
     """
     A model on the CPU, without its softmax.
 
-    # Parameters
-
-    path : `str` or `PathLike`
-        A model folder, a `model.tar.gz`, the folder of a training run, or a URL.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no model, or one that a model folder has no place for: what contains the model
-        is to be saved with it.
+    `path`: a model folder, a `model.tar.gz`, the folder of a training run, or a URL. Raises
+    `ConfigurationError` if there is no model, or one that a model folder has no place for: what
+    contains the model is to be saved with it.
     """
     name = os.fspath(path)
     if not name:
@@ -50,17 +43,9 @@ def vector_dim(num_layers: int, dim: int, layers: Layers) -> int:
 
 def one_vector_a_word(vectors: torch.Tensor, layers: Layers) -> torch.Tensor:
     """
-    # Parameters
-
-    vectors : `torch.Tensor`
-        Of a sentence, as `TransformerElmo.embed_tensors` gives them.
-    layers : `str` or `int`
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_words, vector_dim)`: with "all", the layers side by side, from the word vectors
-        to the top.
+    `vectors`: of a sentence, as `TransformerElmo.embed_tensors` gives them. Returns shape
+    `(num_words, vector_dim)`: with "all", the layers side by side, from the word vectors to the
+    top.
     """
     return vectors.transpose(0, 1).flatten(1) if layers == "all" else vectors
 

@@ -14,11 +14,12 @@ What makes `.vector` and `.similarity` of spaCy's objects those of the rows of `
 """
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import srsly
@@ -140,7 +141,7 @@ def add_hooks(doc: Doc) -> Doc:
             f"shape {doc.tensor.shape}. It hasn't been through a pipeline with transformer_elmo."
         )
     hooks = TensorHooks(doc.tensor.shape[1])
-    common: Dict[str, Callable[..., Any]] = {
+    common: dict[str, Callable[..., Any]] = {
         "vector": hooks.vector,
         "has_vector": hooks.has_vector,
         "similarity": hooks.similarity,
@@ -159,8 +160,8 @@ FOLDER = "model"
 class _Words(NamedTuple):
     """A sentence's words, and where they stand in the document: whitespace is no word."""
 
-    places: List[int]
-    words: List[str]
+    places: list[int]
+    words: list[str]
 
 
 class TransformerElmoComponent(Pipe):
@@ -195,18 +196,18 @@ class TransformerElmoComponent(Pipe):
     def __init__(
         self,
         name: str,
-        path: Optional[str],
-        layers: Union[int, str],
+        path: str | None,
+        layers: int | str,
         max_tokens: int,
-        device: Union[int, str, None],
+        device: int | str | None,
     ) -> None:
         self.name = name
         self.path = path
         self.layers = layers
         self.max_tokens = max_tokens
         self.device = device
-        self._opened: Optional[Opened] = None
-        self._elmo: Optional[TransformerElmo] = None
+        self._opened: Opened | None = None
+        self._elmo: TransformerElmo | None = None
         # Each of several processes may open the model for itself.
         one_thread_in_forks()
 
@@ -232,7 +233,7 @@ class TransformerElmoComponent(Pipe):
         self._opened, self._elmo = opened, elmo
 
     def initialize(
-        self, get_examples: Callable[[], Iterable[Any]], *, nlp: Optional[Language] = None
+        self, get_examples: Callable[[], Iterable[Any]], *, nlp: Language | None = None
     ) -> None:
         """Opens the model, if that hasn't been done."""
         self.elmo  # noqa: B018 (it opens the model)
@@ -284,7 +285,7 @@ class TransformerElmoComponent(Pipe):
 
     # Writing and reading
 
-    def to_disk(self, path: Union[str, Path], *, exclude: Iterable[str] = ()) -> None:
+    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
         """
         Writes the model to a folder.
 
@@ -304,7 +305,7 @@ class TransformerElmoComponent(Pipe):
         save_folder(self._opened, Path(path) / FOLDER, with_softmax=False, replace_existing=True)
 
     def from_disk(
-        self, path: Union[str, Path], *, exclude: Iterable[str] = ()
+        self, path: str | Path, *, exclude: Iterable[str] = ()
     ) -> "TransformerElmoComponent":
         """
         Reads what :meth:`to_disk` has written. Parameters are the same.
@@ -347,7 +348,7 @@ class TransformerElmoComponent(Pipe):
 _FILES = (CONFIG, VOCABULARY, WEIGHTS)
 
 
-def _sentences(doc: Doc) -> List[_Words]:
+def _sentences(doc: Doc) -> list[_Words]:
     if not isinstance(doc, Doc):
         raise TypeError(f"Expected a spaCy Doc, got {type(doc).__name__} {doc!r:.80}.")
     spans = doc.sents if doc.has_annotation("SENT_START") else [doc[:]]
@@ -367,10 +368,10 @@ def _sentences(doc: Doc) -> List[_Words]:
 def make_transformer_elmo(
     nlp: Language,
     name: str,
-    path: Optional[str],
-    layers: Union[int, str],
+    path: str | None,
+    layers: int | str,
     max_tokens: int,
-    device: Union[int, str, None],
+    device: int | str | None,
 ) -> TransformerElmoComponent:
     """
     The component that `nlp.add_pipe("transformer_elmo", config={"path": "folder"})` adds. By

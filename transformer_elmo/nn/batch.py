@@ -6,8 +6,9 @@ A batch of sentences as a model takes it.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +29,8 @@ class HostLengths:
     """
     What the host knows of a batch that is on a device, so that it needn't wait for it.
 
-    # Attributes
-
-    lengths : `NDArray[int64]`
-        Shape `(batch_size,)`: the tokens of each sentence, which come first in their rows.
-    longest_word : `int`
-        How many characters the longest word has, with the marks around it.
+    `lengths`: shape `(batch_size,)`: the tokens of each sentence, which come first in their rows.
+    `longest_word`: how many characters the longest word has, with the marks around it.
     """
 
     lengths: NDArray[np.int64]
@@ -43,21 +40,15 @@ class HostLengths:
 @dataclass(frozen=True)
 class WordBatch:
     """
-    # Attributes
-
-    characters : `torch.Tensor`
-        Shape `(num_distinct + 1, num_characters)`: each distinct word once; row 0 is for padding.
-    word_index : `torch.Tensor`
-        Shape `(batch_size, timesteps)`: the row of each word, 0 where padded.
-    token_ids : `torch.Tensor`, optional
-        Shape `(batch_size, timesteps)`: the vocabulary's numbers, 0 where padded.
-    facts : `HostLengths`, optional
+    `characters`: shape `(num_distinct + 1, num_characters)`: each distinct word once; row 0 is for
+    padding. `word_index`: shape `(batch_size, timesteps)`: the row of each word, 0 where padded.
+    `token_ids`: shape `(batch_size, timesteps)`: the vocabulary's numbers, 0 where padded.
     """
 
     characters: torch.Tensor
     word_index: torch.Tensor
-    token_ids: Optional[torch.Tensor] = None
-    facts: Optional[HostLengths] = None
+    token_ids: torch.Tensor | None = None
+    facts: HostLengths | None = None
 
     @property
     def mask(self) -> torch.Tensor:
@@ -65,22 +56,16 @@ class WordBatch:
         return self.word_index > 0
 
     @property
-    def lengths(self) -> Optional[NDArray[np.int64]]:
+    def lengths(self) -> NDArray[np.int64] | None:
         return None if self.facts is None else self.facts.lengths
 
     @property
-    def longest_word(self) -> Optional[int]:
+    def longest_word(self) -> int | None:
         return None if self.facts is None else self.facts.longest_word
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], device: torch.device) -> "WordBatch":
-        """
-        # Parameters
-
-        arrays : `Mapping[str, NDArray]`
-            As `WordReader.arrays` gives them.
-        device : `torch.device`
-        """
+        """`arrays`: as `WordReader.arrays` gives them."""
         names = {field.name for field in fields(cls)}
         tensors = {
             name: torch.from_numpy(array).long().to(device, non_blocking=True)
@@ -93,15 +78,8 @@ class WordBatch:
 
 def longest_word(characters: NDArray[Any]) -> int:
     """
-    # Parameters
-
-    characters : `NDArray[int]`
-        Shape `(num_words, num_characters)`. The last column is padding, but for the longest words.
-
-    # Returns
-
-    `int`
-        How many characters of a word come before its padding, at most.
+    `characters`: shape `(num_words, num_characters)`. The last column is padding, but for the
+    longest words. Returns how many characters of a word come before its padding, at most.
     """
     differs = (characters != characters[:, -1:]).any(0)
     return int(np.flatnonzero(differs)[-1]) + 1 if differs.any() else 0
@@ -114,13 +92,8 @@ class BatchReader(WordReader):
         self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
     ) -> WordBatch:
         """
-        # Parameters
-
-        sentences : `Sequence[Sequence[str]]`
-            Their tokens, boundary tokens included.
-        device : `torch.device`
-        with_ids : `bool`, optional (default = `True`)
-            Whether the vocabulary's numbers are wanted.
+        `sentences`: their tokens, boundary tokens included. `with_ids`: whether the vocabulary's
+        numbers are wanted.
         """
         return WordBatch.from_arrays(self.arrays(sentences, with_ids), device)
 
@@ -135,27 +108,17 @@ class PackedBatch:
     """
     A batch, and both directions' orders of its tokens.
 
-    # Parameters
-
-    mask : `torch.BoolTensor`
-        Shape `(batch_size, timesteps)`; `True` for tokens.
-    lengths : `NDArray[int64]`, optional (default = `None`)
-        Shape `(batch_size,)`: how many tokens each row has, if they come first in it and the host
-        knows. Where the mask is on another device, the host needn't wait for it then.
-
-    # Attributes
-
-    tokens : `torch.Tensor`
-        Shape `(num_tokens,)`: each token's place in the flattened batch, in reading order.
-    forward, backward : `DirectionLayout`
-        A batch whose sentences are pushed to the left, and for the backward direction reversed
-        within their own length. In that order, "causal" means the same for both directions.
-    with_next, with_previous : `torch.Tensor`
-        Shapes `(num_pairs,)`: the tokens, by their numbers in `tokens`, that have another one after
-        or before them in their sentence.
+    `mask`: shape `(batch_size, timesteps)`; `True` for tokens. `lengths`: shape `(batch_size,)`:
+    how many tokens each row has, if they come first in it and the host knows. Where the mask is on
+    another device, the host needn't wait for it then. `tokens`: shape `(num_tokens,)`: each token's
+    place in the flattened batch, in reading order. `forward`, `backward`: a batch whose sentences
+    are pushed to the left, and for the backward direction reversed within their own length. In that
+    order, "causal" means the same for both directions. `with_next`, `with_previous`: shapes
+    `(num_pairs,)`: the tokens, by their numbers in `tokens`, that have another one after or before
+    them in their sentence.
     """
 
-    def __init__(self, mask: torch.Tensor, lengths: Optional[Index] = None) -> None:
+    def __init__(self, mask: torch.Tensor, lengths: Index | None = None) -> None:
         self.mask = mask
         self.timesteps = mask.size(1)
         # Counting on the host is a millisecond; in sixty small kernels on a device it takes longer.
@@ -200,7 +163,7 @@ class _Places:
         self._lengths = present.sum(-1, dtype=np.int64)
         self.longest = int(self._lengths.max(initial=0))
 
-    def indices(self) -> List[Index]:
+    def indices(self) -> list[Index]:
         present = self._present
         batch_size, timesteps = present.shape
         rank = present.cumsum(-1, dtype=np.int64)
@@ -221,7 +184,7 @@ class _Places:
             *self._order(begin + np.where(present, length - rank, behind), numbers),
         ]
 
-    def _order(self, places: Index, numbers: Index) -> List[Index]:
+    def _order(self, places: Index, numbers: Index) -> list[Index]:
         places = places.reshape(-1)
         token_places = places[self._tokens]
         # Idle places get the first token's vector: nothing reads what becomes of it.
@@ -237,7 +200,7 @@ class _Places:
         return [token_of_place, token_places, token_here, self._tokens]
 
 
-def _on_device(indices: Sequence[Index], device: torch.device) -> Tuple[torch.Tensor, ...]:
+def _on_device(indices: Sequence[Index], device: torch.device) -> tuple[torch.Tensor, ...]:
     """All of them in one copy."""
     block = torch.from_numpy(np.concatenate(indices))
     if device.type == "cuda":
@@ -250,12 +213,8 @@ class Sentences:
     """
     A batch's tokens as sentences one behind the other.
 
-    # Parameters
-
-    bounds : `torch.Tensor`
-        Shape `(num_sentences + 1,)`: the number of each one's first token, and that of all tokens.
-    longest : `int`
-        How many tokens the longest one has.
+    `bounds`: shape `(num_sentences + 1,)`: the number of each one's first token, and that of all
+    tokens. `longest`: how many tokens the longest one has.
     """
 
     def __init__(self, bounds: torch.Tensor, longest: int) -> None:
@@ -277,20 +236,11 @@ class DirectionLayout:
     in their places and takes them out again. With little, they are all places of the
     batch in the direction's order: a few idle rows cost less than moving all others in every layer.
 
-    # Parameters
-
-    shape : `torch.Size`
-        The batch's: `(batch_size, timesteps)`.
-    num_rows : `int`
-    padded : `bool`
-        Whether the rows are all places of the batch.
-    indices : `Sequence[torch.Tensor]`
-        Which token each place of this order has, shape `(num_places,)`; the place of each token,
-        shape `(num_tokens,)`; and from rows to the batch and back.
-    sentences : `Sentences`
-    mirrored : `torch.Tensor`, optional (default = `None`)
-        Shape `(num_tokens,)`: the token that each one becomes when its sentence is reversed, if
-        this order reverses sentences.
+    `shape`: the batch's: `(batch_size, timesteps)`. `padded`: whether the rows are all places of
+    the batch. `indices`: which token each place of this order has, shape `(num_places,)`; the place
+    of each token, shape `(num_tokens,)`; and from rows to the batch and back. `mirrored`: shape
+    `(num_tokens,)`: the token that each one becomes when its sentence is reversed, if this order
+    reverses sentences.
     """
 
     def __init__(
@@ -300,7 +250,7 @@ class DirectionLayout:
         padded: bool,
         indices: Sequence[torch.Tensor],
         sentences: Sentences,
-        mirrored: Optional[torch.Tensor] = None,
+        mirrored: torch.Tensor | None = None,
     ) -> None:
         self.shape, self.num_rows, self.padded = shape, num_rows, padded
         self._sentences, self._mirrored = sentences, mirrored
@@ -322,18 +272,8 @@ class DirectionLayout:
         """
         Causal attention in this order.
 
-        # Parameters
-
-        rows : `torch.Tensor`
-            Shape `(num_rows, 3 * dim)`: queries, keys and values, one beside the other.
-        num_heads : `int`
-        dropout : `Dropout`
-            On the attention probabilities.
-
-        # Returns
-
-        `torch.Tensor`
-            Shape `(num_rows, dim)`.
+        `rows`: shape `(num_rows, 3 * dim)`: queries, keys and values, one beside the other.
+        `dropout`: on the attention probabilities. Returns shape `(num_rows, dim)`.
         """
         if self.padded or not can_skip_padding(rows, num_heads, dropout):
             heads = self.heads(rows, num_heads)
@@ -348,7 +288,7 @@ class DirectionLayout:
 
     def heads(
         self, rows: torch.Tensor, num_heads: int
-    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         From shape `(num_rows, 3 * dim)` to queries, keys and values of shape `(batch_size,
         num_heads, timesteps, dim / num_heads)`, finite at padding.

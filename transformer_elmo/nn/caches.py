@@ -5,9 +5,10 @@ cast or laid out for a kernel, vectors of words met before, tables of them.
 
 import functools
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Type
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def checksum(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     What changes with any number of the weights, and if rows or columns change places. Sums of 64
     bits, as many as a cache holds, are ten times as fast as any hash in PyTorch.
     """
-    parts: List[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
     for weight in weights:
         numbers = weight.detach().reshape(-1).view(torch.uint8)
         count = numbers.numel() // (8 * _SUMS)
@@ -70,12 +71,12 @@ class Kept:
 
     def _forget(self) -> None:
         self._made: Any = None
-        self._described: Optional[List[Any]] = None
-        self._checksum: Optional[torch.Tensor] = None
+        self._described: list[Any] | None = None
+        self._checksum: torch.Tensor | None = None
         # They hold on to the memory, so that nothing else can come to lie there.
-        self._weights: List[torch.Tensor] = []
+        self._weights: list[torch.Tensor] = []
 
-    def __reduce__(self) -> Tuple[Type["Kept"], Tuple[()]]:
+    def __reduce__(self) -> tuple[type["Kept"], tuple[()]]:
         # A lock can't be copied.
         return type(self), ()
 
@@ -85,7 +86,7 @@ class Kept:
             with self._lock:
                 self._forget()
 
-    def get(self, weights: Sequence[torch.Tensor], setting: Tuple, make: Callable[[], Any]) -> Any:
+    def get(self, weights: Sequence[torch.Tensor], setting: tuple, make: Callable[[], Any]) -> Any:
         """
         What `make` returned when the weights and all else that it depends on, the `setting`, were
         what they are. Nobody may change it.
@@ -108,7 +109,7 @@ class Kept:
             return self._made
 
 
-def _described(weight: torch.Tensor, counted: bool) -> Tuple:
+def _described(weight: torch.Tensor, counted: bool) -> tuple:
     version = weight._version if counted else None
     return weight.data_ptr(), version, weight.dtype, weight.shape, weight.stride()
 
@@ -142,11 +143,11 @@ class WordVectors:
     def _clear(self) -> None:
         self._num_words = 0
         # Sorted, and the row of each one's word.
-        self._hashes: Optional[torch.Tensor] = None
-        self._rows: Optional[torch.Tensor] = None
+        self._hashes: torch.Tensor | None = None
+        self._rows: torch.Tensor | None = None
         # As many rows as have been needed, rounded up: words, and their vectors.
-        self._words: Optional[torch.Tensor] = None
-        self._vectors: Optional[torch.Tensor] = None
+        self._words: torch.Tensor | None = None
+        self._vectors: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self._num_words
@@ -215,7 +216,7 @@ def _on_device(numbers: NDArray[np.int64], device: torch.device) -> torch.Tensor
 
 
 def _with_room(
-    table: Optional[torch.Tensor], new: torch.Tensor, start: int, stop: int
+    table: torch.Tensor | None, new: torch.Tensor, start: int, stop: int
 ) -> torch.Tensor:
     """`table` with `new` at `start:stop`, grown to twice its size if that is out of bounds."""
     if table is None or table.size(0) < stop:

@@ -1,7 +1,6 @@
 """What a model's parts are: the values that they are built from, as a model folder has them."""
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
 
 # The number of heads isn't configurable in the original either; weights depend on it.
 NUM_HEADS = 8
@@ -16,13 +15,13 @@ class CharactersConfig:
 
     num_characters: int
     character_dim: int
-    filters: List[Tuple[int, int]]
+    filters: list[tuple[int, int]]
     num_highway: int
     projection_dim: int
     activation: str = "relu"
     projection_location: str = "after_highway"
     do_layer_norm: bool = False
-    own_characters: Dict[str, int] = field(default_factory=dict)
+    own_characters: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,22 +40,17 @@ class ContextualizerConfig:
     hidden_dim: int
     num_layers: int
     dropout: float = 0.1
-    input_dropout: Optional[float] = None
+    input_dropout: float | None = None
     activation: str = "relu"
 
 
 @dataclass(frozen=True)
 class SoftmaxConfig:
     """
-    # Attributes
-
-    num_words : `int`
-        Rows, one more than the vocabulary has words.
-    num_samples : `int`, optional
-        `None`: trained on the full softmax.
-    sparse : `bool`
+    `num_words`: rows, one more than the vocabulary has words. `num_samples`: `None`: trained on the
+    full softmax.
     """
 
     num_words: int
-    num_samples: Optional[int] = None
+    num_samples: int | None = None
     sparse: bool = False

@@ -2,8 +2,9 @@
 The language model: what a sentence's words say about the word after, and the word before.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 from overrides import overrides
@@ -22,28 +23,19 @@ class EncoderOutput:
     """
     What a model makes of a batch.
 
-    # Attributes
-
-    word_vectors : `torch.Tensor`
-        Shape `(batch_size, timesteps, word_dim)`, without context.
-    layers : `List[torch.Tensor]`
-        Shapes `(batch_size, timesteps, dim)`: the contextualizer's layers, the last one on top; or
-        that one alone.
-    mask : `torch.Tensor`
-        Shape `(batch_size, timesteps)`, boolean.
-    packing : `PackedBatch`
-    top_rows : `Tuple[torch.Tensor, torch.Tensor]`, optional
-        The top layer of both directions as rows of the packing's orders, if the contextualizer has
-        them.
+    `word_vectors`: shape `(batch_size, timesteps, word_dim)`, without context. `layers`: shapes
+    `(batch_size, timesteps, dim)`: the contextualizer's layers, the last one on top; or that one
+    alone. `mask`: shape `(batch_size, timesteps)`, boolean. `top_rows`: the top layer of both
+    directions as rows of the packing's orders, if the contextualizer has them.
     """
 
     word_vectors: torch.Tensor
-    layers: List[torch.Tensor]
+    layers: list[torch.Tensor]
     mask: torch.Tensor
     packing: PackedBatch
-    top_rows: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+    top_rows: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def predicting(self, bidirectional: bool) -> List[torch.Tensor]:
+    def predicting(self, bidirectional: bool) -> list[torch.Tensor]:
         """
         The vectors that predict a word, in each direction. Shapes `(num_pairs, dim)`: of the tokens
         with one after them, and of those with one before them.
@@ -63,23 +55,14 @@ class EncoderOutput:
 
 def predicted(
     packing: PackedBatch, token_ids: torch.Tensor, bidirectional: bool
-) -> List[torch.Tensor]:
+) -> list[torch.Tensor]:
     """
     What there is to predict, in the order of `EncoderOutput.predicting`. Only words predict.
     allennlp-models lets the padding behind a sentence predict the sentence's last word, too, so
     that its backward loss depends on what else is in the batch.
 
-    # Parameters
-
-    packing : `PackedBatch`
-    token_ids : `torch.Tensor`
-        Shape `(batch_size, timesteps)`.
-    bidirectional : `bool`
-
-    # Returns
-
-    `List[torch.Tensor]`
-        Shapes `(num_pairs,)`: rows of the softmax, which knows no padding.
+    `token_ids`: shape `(batch_size, timesteps)`. Returns shapes `(num_pairs,)`: rows of the
+    softmax, which knows no padding.
     """
     # The vocabulary's number 0 is padding.
     rows = token_ids.reshape(-1).index_select(0, packing.tokens) - 1
@@ -91,22 +74,12 @@ def predicted(
 
 def losses_of_directions(
     softmax: Softmax, embeddings: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]
-) -> List[torch.Tensor]:
+) -> list[torch.Tensor]:
     """
     The loss of each prediction, of all directions at once: one draw and one product serve them all.
 
-    # Parameters
-
-    softmax : `Softmax`
-    embeddings : `Sequence[torch.Tensor]`
-        Shapes `(num_pairs, embedding_dim)`.
-    targets : `Sequence[torch.Tensor]`
-        Shapes `(num_pairs,)`.
-
-    # Returns
-
-    `List[torch.Tensor]`
-        Shapes `(num_pairs,)`, float32, in nats.
+    `embeddings`: shapes `(num_pairs, embedding_dim)`. `targets`: shapes `(num_pairs,)`. Returns
+    shapes `(num_pairs,)`, float32, in nats.
     """
     losses = softmax.token_losses(torch.cat(list(embeddings)), torch.cat(list(targets)))
     return list(losses.split([ids.numel() for ids in targets]))
@@ -116,20 +89,11 @@ class LanguageModel(torch.nn.Module):
     """
     A bidirectional language model: words, context, and what both directions predict.
 
-    # Parameters
-
-    words : `torch.nn.Module`
-        From a batch to vectors of shape `(batch_size, timesteps, word_dim)`, and with an attribute
-        `output_dim`: a `WordEncoder`, say.
-    contextualizer : `BidirectionalTransformer`
-    softmax : `Softmax`, optional (default = `None`)
-        Without it there are vectors and no probabilities.
-    dropout : `float`, optional (default = `0.0`)
-        On the vectors as the softmax sees them.
-    precision : `str`, optional (default = `"float32"`)
-        "bfloat16" runs the matrix products in bfloat16, "int8" those of the contextualizer in 8-bit
-        integers, on a CPU and without gradients. Parameters, statistics and losses stay in
-        float32.
+    `words`: from a batch to vectors of shape `(batch_size, timesteps, word_dim)`, and with an
+    attribute `output_dim`: a `WordEncoder`, say. `softmax`: without it there are vectors and no
+    probabilities. `dropout`: on the vectors as the softmax sees them. `precision`: "bfloat16" runs
+    the matrix products in bfloat16, "int8" those of the contextualizer in 8-bit integers, on a CPU
+    and without gradients. Parameters, statistics and losses stay in float32.
     """
 
     is_bidirectional = True
@@ -139,7 +103,7 @@ class LanguageModel(torch.nn.Module):
         self,
         words: torch.nn.Module,
         contextualizer: BidirectionalTransformer,
-        softmax: Optional[Softmax] = None,
+        softmax: Softmax | None = None,
         dropout: float = 0.0,
         precision: str = "float32",
     ) -> None:
@@ -153,7 +117,7 @@ class LanguageModel(torch.nn.Module):
         self.dropout = Dropout(dropout)
         # What it was built from, and what is known of it: `transformer_elmo.pretrained.config`.
         self.config: Any = None
-        self.card: Dict[str, Any] = {}
+        self.card: dict[str, Any] = {}
         # What of its weights nobody has looked at yet: `transformer_elmo.pretrained.weights`.
         self.unchecked: Any = None
 
@@ -161,10 +125,7 @@ class LanguageModel(torch.nn.Module):
         """
         Looks at the softmax's weights, the first time.
 
-        # Raises
-
-        `ConfigurationError`
-            If they are damaged.
+        Raises `ConfigurationError` if they are damaged.
         """
         if self.unchecked is not None:
             self.unchecked.check()
@@ -213,22 +174,20 @@ class LanguageModel(torch.nn.Module):
         return EncoderOutput(vectors, layers, mask, packing, (forward[-1], backward[-1]))
 
     @overrides(check_signature=False)
-    def forward(self, batch: WordBatch) -> List[torch.Tensor]:
+    def forward(self, batch: WordBatch) -> list[torch.Tensor]:
         """
         The loss of each prediction.
 
-        # Returns
-
-        `List[torch.Tensor]`
-            For the forward and for the backward direction, shape `(num_pairs,)`, float32, in nats.
+        Returns for the forward and for the backward direction, shape `(num_pairs,)`, float32, in
+        nats.
         """
         assert self.softmax is not None and batch.token_ids is not None
         return self.losses(self.encode(batch), batch.token_ids)
 
-    def losses(self, encoded: EncoderOutput, token_ids: torch.Tensor) -> List[torch.Tensor]:
+    def losses(self, encoded: EncoderOutput, token_ids: torch.Tensor) -> list[torch.Tensor]:
         """As `forward`, for a batch that is encoded already."""
         assert self.softmax is not None
-        embeddings: List[Any] = [self.dropout(rows) for rows in encoded.predicting(True)]
+        embeddings: list[Any] = [self.dropout(rows) for rows in encoded.predicting(True)]
         targets = predicted(encoded.packing, token_ids, True)
         with computing(self.precision, self.compiles, token_ids.device):
             return losses_of_directions(self.softmax, embeddings, targets)

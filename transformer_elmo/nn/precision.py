@@ -1,7 +1,7 @@
 """How a model computes: the precision of its matrix products, and whether it is compiled."""
 
 import contextlib
-from typing import Dict, Iterator, Optional
+from collections.abc import Iterator
 
 import torch
 
@@ -9,7 +9,7 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.compiled import compiling
 from transformer_elmo.nn.kernels.int8 import largest_weight, with_int8
 
-PRECISIONS: Dict[str, Optional[torch.dtype]] = {
+PRECISIONS: dict[str, torch.dtype | None] = {
     "float32": None,
     "bfloat16": torch.bfloat16,
     # Of the contextualizer's products alone. All between them is in float32.
@@ -18,12 +18,7 @@ PRECISIONS: Dict[str, Optional[torch.dtype]] = {
 
 
 def checked_precision(precision: str) -> str:
-    """
-    # Raises
-
-    `ConfigurationError`
-        If there is no such precision.
-    """
+    """Raises `ConfigurationError` if there is no such precision."""
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ConfigurationError(
             f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}."
@@ -32,12 +27,7 @@ def checked_precision(precision: str) -> str:
 
 
 def check_int8(device: torch.device) -> None:
-    """
-    # Raises
-
-    `ConfigurationError`
-        If products of 8-bit integers can't be had on a device.
-    """
+    """Raises `ConfigurationError` if products of 8-bit integers can't be had on a device."""
     if device.type != "cpu":
         raise ConfigurationError(
             f'precision "int8" is for the CPU, but the model is on {device}: use "bfloat16" there, '
@@ -57,10 +47,7 @@ def computing(precision: str, compiles: bool, device: torch.device) -> Iterator[
     with "int8" all but the contextualizer. With `compiles`, what works row by row is compiled, but
     not on a CPU, which gains nothing by it.
 
-    # Raises
-
-    `ConfigurationError`
-        With "int8", if it can't be had.
+    Raises `ConfigurationError` with "int8", if it can't be had.
     """
     dtype = PRECISIONS[precision]
     with contextlib.ExitStack() as stack:

@@ -12,9 +12,10 @@ Whether a vocabulary has its frequent words first, as the sampled softmax takes 
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,29 +43,18 @@ class FrequencyOrder:
     Looks at what a training run predicts first. A sampled softmax draws the words of the first
     lines most often, so that a vocabulary in another order makes it compare words with the wrong
     ones: the loss says less, and training takes longer to the same perplexity.
-
-    # Parameters
-
-    words : `WordList`
     """
 
     def __init__(self, words: WordList) -> None:
         self._words = words
-        self._seen: List[torch.Tensor] = []
+        self._seen: list[torch.Tensor] = []
         self._num_seen = 0
         self.is_over = False
 
-    def problem(self, targets: torch.Tensor) -> Optional[str]:
+    def problem(self, targets: torch.Tensor) -> str | None:
         """
-        # Parameters
-
-        targets : `torch.Tensor`
-            Rows of the softmax that have just been predicted, any shape.
-
-        # Returns
-
-        `str`, optional
-            What to say, once, when enough has been seen and the order is wrong.
+        `targets`: rows of the softmax that have just been predicted, any shape. Returns what to
+        say, once, when enough has been seen and the order is wrong.
         """
         if self.is_over:
             return None
@@ -101,7 +91,7 @@ class FrequencyOrder:
         )
 
 
-Draw = Tuple[torch.Tensor, torch.Tensor]
+Draw = tuple[torch.Tensor, torch.Tensor]
 
 # How softmaxes are made at present: with random numbers, with whatever is in the memory because
 # trained weights follow, or not at all.
@@ -114,11 +104,8 @@ def softmaxes(making: str) -> Iterator[None]:
     How softmaxes are made within the block. With 800,000 words, one costs as many seconds and as
     much memory as all the rest of opening a model.
 
-    # Parameters
-
-    making : `str`
-        "new": for training; "to be loaded": without numbers, which trained weights bring; "left
-        out": none are made, by models that can do without.
+    `making`: "new": for training; "to be loaded": without numbers, which trained weights bring;
+    "left out": none are made, by models that can do without.
     """
     token = _making.set(making)
     try:
@@ -145,12 +132,10 @@ class Softmax(torch.nn.Module):
     # Kept for code written against AllenNLP's losses, which ask for it.
     tie_embeddings = False
 
-    def word_weights(self) -> Tuple[torch.Tensor, torch.Tensor]:
+    def word_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        # Returns
-
-        `Tuple[torch.Tensor, torch.Tensor]`
-            The weights, shape `(num_words, embedding_dim)`, and the biases, shape `(num_words,)`.
+        Returns the weights, shape `(num_words, embedding_dim)`, and the biases, shape
+        `(num_words,)`.
         """
         raise NotImplementedError
 
@@ -159,17 +144,9 @@ class Softmax(torch.nn.Module):
         The exact negative log-likelihood of each target, over the whole vocabulary, in bounded
         memory, whatever the batch and the vocabulary.
 
-        # Parameters
-
-        embeddings : `torch.Tensor`
-            Shape `(num_tokens, embedding_dim)`.
-        targets : `torch.Tensor`
-            Shape `(num_tokens,)`; word ids from 0, without the vocabulary's padding entry.
-
-        # Returns
-
-        `torch.Tensor`
-            Shape `(num_tokens,)`, float32, in nats.
+        `embeddings`: shape `(num_tokens, embedding_dim)`. `targets`: shape `(num_tokens,)`; word
+        ids from 0, without the vocabulary's padding entry. Returns shape `(num_tokens,)`, float32,
+        in nats.
         """
         weight, bias = self.word_weights()
         return exact_token_losses(embeddings, weight, bias, targets.long())
@@ -178,17 +155,9 @@ class Softmax(torch.nn.Module):
         """
         The loss of each token: exact, unless a subclass trains on something cheaper.
 
-        # Parameters
-
-        embeddings : `torch.Tensor`
-            Shape `(num_tokens, embedding_dim)`.
-        targets : `torch.Tensor`
-            Shape `(num_tokens,)`; word ids from 0, without the vocabulary's padding entry.
-
-        # Returns
-
-        `torch.Tensor`
-            Shape `(num_tokens,)`, float32, in nats.
+        `embeddings`: shape `(num_tokens, embedding_dim)`. `targets`: shape `(num_tokens,)`; word
+        ids from 0, without the vocabulary's padding entry. Returns shape `(num_tokens,)`, float32,
+        in nats.
         """
         return self.exact_token_losses(embeddings, targets)
 
@@ -206,21 +175,11 @@ class SampledSoftmaxLoss(Softmax):
     `P(id) = log((id + 2) / (id + 1)) / log(num_words + 1)`, for a vocabulary sorted by falling
     frequency), as TensorFlow's `log_uniform_candidate_sampler` and AllenNLP's loss do.
 
-    # Parameters
-
-    num_words : `int`, required.
-        Size of the vocabulary, without its padding entry.
-    embedding_dim : `int`, required.
-    num_samples : `int`, required.
-        How many distinct words to draw for a training step. Must be less than `num_words`.
-    sparse : `bool`, optional (default = `False`)
-        Weights as `torch.nn.Embedding`s with sparse gradients: a step then costs nothing for the
-        words that were neither drawn nor targets. Needs an optimizer that knows sparse gradients.
-
-    # Raises
-
-    `ConfigurationError`
-        If `num_samples` isn't less than `num_words`.
+    `num_words`: size of the vocabulary, without its padding entry. `num_samples`: how many distinct
+    words to draw for a training step. Must be less than `num_words`. `sparse`: weights as
+    `torch.nn.Embedding`s with sparse gradients: a step then costs nothing for the words that were
+    neither drawn nor targets. Needs an optimizer that knows sparse gradients. Raises
+    `ConfigurationError` if `num_samples` isn't less than `num_words`.
     """
 
     def __init__(
@@ -234,8 +193,8 @@ class SampledSoftmaxLoss(Softmax):
                 "or leave it out to train on the full softmax."
             )
         weight = _random_weight(num_words, embedding_dim, embedding_dim=embedding_dim)
-        self.softmax_w: Union[torch.nn.Embedding, torch.nn.Parameter]
-        self.softmax_b: Union[torch.nn.Embedding, torch.nn.Parameter]
+        self.softmax_w: torch.nn.Embedding | torch.nn.Parameter
+        self.softmax_b: torch.nn.Embedding | torch.nn.Parameter
         if sparse:
             self.softmax_w = torch.nn.Embedding.from_pretrained(weight, freeze=False, sparse=True)
             self.softmax_b = torch.nn.Embedding.from_pretrained(
@@ -246,10 +205,10 @@ class SampledSoftmaxLoss(Softmax):
             self.softmax_b = torch.nn.Parameter(torch.zeros(num_words))
         self.sparse = sparse
         self.num_samples = num_samples
-        self._probabilities: Optional[torch.Tensor] = None
+        self._probabilities: torch.Tensor | None = None
         self._same_everywhere = False
 
-    def _parameters_of_words(self) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _parameters_of_words(self) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(self.softmax_w, torch.nn.Embedding):
             assert isinstance(self.softmax_b, torch.nn.Embedding)
             return self.softmax_w.weight, self.softmax_b.weight
@@ -257,7 +216,7 @@ class SampledSoftmaxLoss(Softmax):
         return self.softmax_w, self.softmax_b
 
     @overrides
-    def word_weights(self) -> Tuple[torch.Tensor, torch.Tensor]:
+    def word_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = self._parameters_of_words()
         return weight, bias.view(-1)
 
@@ -296,10 +255,8 @@ class SampledSoftmaxLoss(Softmax):
         with replacement and keeping the first `num_samples` distinct ones. The arrival time of
         the first loser plays the part of AllenNLP's number of tries.
 
-        # Returns
-
-        `Draw`
-            The words' ids, sorted, shape `(num_samples,)`; and the log of the threshold, a scalar.
+        Returns the words' ids, sorted, shape `(num_samples,)`; and the log of the threshold, a
+        scalar.
         """
         probabilities = self._probabilities_of_all(device)
         arrivals = torch.empty_like(probabilities).exponential_().div_(probabilities)
@@ -335,7 +292,7 @@ class SampledSoftmaxLoss(Softmax):
 
     @overrides(check_signature=False)
     def _load_from_state_dict(
-        self, state_dict: Dict[str, torch.Tensor], prefix: str, *args: Any
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
     ) -> None:
         """Accepts the sparse and the dense layout, and that of `SoftmaxLoss`."""
         w, b = prefix + "softmax_w", prefix + "softmax_b"
@@ -355,11 +312,7 @@ class SoftmaxLoss(Softmax):
     """
     The full softmax, in training and in evaluation.
 
-    # Parameters
-
-    num_words : `int`, required.
-        Size of the vocabulary, without its padding entry.
-    embedding_dim : `int`, required.
+    `num_words`: size of the vocabulary, without its padding entry.
     """
 
     def __init__(self, num_words: int, embedding_dim: int) -> None:
@@ -370,12 +323,12 @@ class SoftmaxLoss(Softmax):
         self.softmax_b = torch.nn.Parameter(torch.zeros(num_words))
 
     @overrides
-    def word_weights(self) -> Tuple[torch.Tensor, torch.Tensor]:
+    def word_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.softmax_w.t(), self.softmax_b
 
     @overrides(check_signature=False)
     def _load_from_state_dict(
-        self, state_dict: Dict[str, torch.Tensor], prefix: str, *args: Any
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
     ) -> None:
         """Accepts the layouts of `SampledSoftmaxLoss` as well."""
         w, b = prefix + "softmax_w", prefix + "softmax_b"
@@ -387,7 +340,7 @@ class SoftmaxLoss(Softmax):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _taken_out(state_dict: Dict[str, torch.Tensor], name: str) -> Optional[torch.Tensor]:
+def _taken_out(state_dict: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
     """A parameter under its name in the sparse layout or in the dense one."""
     return state_dict.pop(name + ".weight", state_dict.pop(name, None))
 

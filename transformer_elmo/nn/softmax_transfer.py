@@ -6,8 +6,8 @@ each word is predicted as often as it occurs.
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 
@@ -35,7 +35,7 @@ _PROBABILITIES = 2**24
 SAMPLE = 4000
 
 # Weight, shape `(num_words, dim)`, and bias, shape `(num_words,)`.
-Rows = Tuple[torch.Tensor, torch.Tensor]
+Rows = tuple[torch.Tensor, torch.Tensor]
 
 # From rows of the new softmax to the vectors of their words, shape `(num_words, dim)`.
 WordVectors = Callable[[Sequence[int]], torch.Tensor]
@@ -46,19 +46,15 @@ class Report:
     """
     What became of the rows.
 
-    # Attributes
-
-    num_kept, num_made, num_dropped : `int`
-        Words that both vocabularies have, new ones, and those that only the old one had.
-    explained : `float`, optional
-        The share of the variance, of rows of words left out, that the regression explains; `None`
-        if new rows are the mean of the old ones instead.
+    `num_kept`, `num_made`, `num_dropped`: words that both vocabularies have, new ones, and those
+    that only the old one had. `explained`: the share of the variance, of rows of words left out,
+    that the regression explains; `None` if new rows are the mean of the old ones instead.
     """
 
     num_kept: int
     num_made: int
     num_dropped: int
-    explained: Optional[float] = None
+    explained: float | None = None
 
     def __str__(self) -> str:
         text = (
@@ -77,11 +73,8 @@ class Report:
 
 def old_rows_of(old: WordList, new: WordList) -> torch.Tensor:
     """
-    # Returns
-
-    `torch.Tensor`
-        Shape `(len(new),)`: for each word of the new vocabulary its row in the old softmax, -1 for
-        a new word. The entries for unknown words are the same word, whatever they are called.
+    Returns shape `(len(new),)`: for each word of the new vocabulary its row in the old softmax, -1
+    for a new word. The entries for unknown words are the same word, whatever they are called.
     """
     ids = old.ids
     numbers = [ids.get(word, 0) for word in new.words]
@@ -148,31 +141,22 @@ def adapt_softmax(
     old: Rows,
     new: Rows,
     old_rows: torch.Tensor,
-    word_vectors: Optional[WordVectors],
+    word_vectors: WordVectors | None,
 ) -> Report:
     """
     Fills a softmax with the rows that another one gives. Beside the two softmaxes, memory is needed
     for some thousand words only, and for sums as large as the square of a word vector.
 
-    # Parameters
-
-    old, new : `Rows`
-        The second one is written to. Both have one row more than words; it belongs to none.
-    old_rows : `torch.Tensor`
-        Shape `(num_new_words,)`: see :func:`old_rows_of`.
-    word_vectors : `WordVectors`, optional
-        `None` where a vector says nothing of a new word: then new rows are the mean of the old
-        ones, as they are where next to no word is shared, or the regression explains nothing.
-
-    # Returns
-
-    `Report`
+    `old`, `new`: the second one is written to. Both have one row more than words; it belongs to
+    none. `old_rows`: shape `(num_new_words,)`: see :func:`old_rows_of`. `word_vectors`: `None`
+    where a vector says nothing of a new word: then new rows are the mean of the old ones, as they
+    are where next to no word is shared, or the regression explains nothing.
     """
     weight, bias = new
     shared = (old_rows >= 0).nonzero().squeeze(1)
     made = (old_rows < 0).nonzero().squeeze(1)
-    solution: Optional[torch.Tensor] = None
-    explained: Optional[float] = None
+    solution: torch.Tensor | None = None
+    explained: float | None = None
     if word_vectors is not None and made.numel() and shared.numel() >= LEAST_SHARED:
         solution, explained = _regression(old, old_rows, shared, word_vectors)
     for numbers in shared.split(WORDS_AT_A_TIME):
@@ -191,10 +175,10 @@ def adapt_softmax(
 
 def _regression(
     old: Rows, old_rows: torch.Tensor, shared: torch.Tensor, word_vectors: WordVectors
-) -> Tuple[Optional[torch.Tensor], Optional[float]]:
+) -> tuple[torch.Tensor | None, float | None]:
     """From features of a word to its weights and bias; and what it explains of words left out."""
-    fitted: Optional[_Moments] = None
-    left_out: Optional[_Moments] = None
+    fitted: _Moments | None = None
+    left_out: _Moments | None = None
     if shared.numel() > MOST_FITTED:
         shared = shared[torch.arange(MOST_FITTED) * shared.numel() // MOST_FITTED]
     for numbers in shared.split(WORDS_AT_A_TIME):
@@ -221,15 +205,9 @@ def calibrate(rows: Rows, contexts: torch.Tensor, shares: torch.Tensor) -> None:
     frequent: the frequencies of another text, which an adapted model would have to learn bias by
     bias, each a learning rate at a time.
 
-    # Parameters
-
-    rows : `Rows`
-        Their biases are written to.
-    contexts : `torch.Tensor`
-        Shape `(num_contexts, dim)`: what the model predicts words of the new text from.
-    shares : `torch.Tensor`
-        Shape `(num_words,)`: how frequent each word of the vocabulary is, adding up to 1, none of
-        them 0. The row behind the last word stays as it is.
+    `rows`: their biases are written to. `contexts`: shape `(num_contexts, dim)`: what the model
+    predicts words of the new text from. `shares`: shape `(num_words,)`: how frequent each word of
+    the vocabulary is, adding up to 1, none of them 0. The row behind the last word stays as it is.
     """
     weight, bias = rows
     if not contexts.size(0):
@@ -248,21 +226,11 @@ def shares_of(
     """
     How often each word of a vocabulary is to be predicted in a text.
 
-    # Parameters
-
-    words : `WordList`
-    counts : `Mapping[str, int]`
-        Of the text, boundary tokens included.
-    boundaries : `Sequence[str]`
-        Each direction predicts those at its own end of a sentence only: they count half.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(len(words),)`, float64, adding up to 1. A word that the text doesn't have counts as
-        half an occurrence.
+    `counts`: of the text, boundary tokens included. `boundaries`: each direction predicts those at
+    its own end of a sentence only: they count half. Returns shape `(len(words),)`, float64, adding
+    up to 1. A word that the text doesn't have counts as half an occurrence.
     """
-    numbers: List[float] = [float(counts.get(word, 0)) for word in words.words]
+    numbers: list[float] = [float(counts.get(word, 0)) for word in words.words]
     known = math.fsum(numbers)
     if words.unknown is not None:
         own = numbers[words.unknown - 1]

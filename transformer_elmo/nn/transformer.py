@@ -8,7 +8,8 @@ shaped as in allennlp-models.
 """
 
 import math
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from numpy.typing import NDArray
@@ -112,9 +113,9 @@ class TransformerLayer(torch.nn.Module):
         self.feed_forward = PositionwiseFeedForward(config)
         self.sublayer = torch.nn.ModuleList(ResidualNorm(config) for _ in range(2))
 
-    def products(self) -> List[List[torch.Tensor]]:
+    def products(self) -> list[list[torch.Tensor]]:
         """The parameters of its products, those in one list to be joined."""
-        *heads, output = cast(List[torch.nn.Linear], list(self.self_attn.linears))
+        *heads, output = cast(list[torch.nn.Linear], list(self.self_attn.linears))
         hidden, result = self.feed_forward.w_1, self.feed_forward.w_2
         return [
             [head.weight for head in heads],
@@ -127,9 +128,9 @@ class TransformerLayer(torch.nn.Module):
             [result.bias],
         ]
 
-    def norms(self) -> List[torch.Tensor]:
+    def norms(self) -> list[torch.Tensor]:
         """The parameters of its normalizations."""
-        sublayers = cast(List[ResidualNorm], list(self.sublayer))
+        sublayers = cast(list[ResidualNorm], list(self.sublayer))
         return [weight for s in sublayers for weight in (s.norm.gamma, s.norm.beta)]
 
     @overrides(check_signature=False)
@@ -137,7 +138,7 @@ class TransformerLayer(torch.nn.Module):
         self, rows: torch.Tensor, order: DirectionLayout, weights: LayerWeights
     ) -> torch.Tensor:
         """Shape `(num_rows, input_dim)`, in and out."""
-        attention, feed_forward = cast(List[ResidualNorm], list(self.sublayer))
+        attention, feed_forward = cast(list[ResidualNorm], list(self.sublayer))
         heads = _before_attention(rows, weights)
         attended = order.attended(heads, NUM_HEADS, self.self_attn.dropout)
         dropouts = (attention.dropout, self.feed_forward.dropout, feed_forward.dropout)
@@ -156,7 +157,7 @@ def _after_attention(
     attended: torch.Tensor,
     rows: torch.Tensor,
     weights: LayerWeights,
-    dropouts: Tuple[Dropout, Dropout, Dropout],
+    dropouts: tuple[Dropout, Dropout, Dropout],
     is_squared: bool,
 ) -> torch.Tensor:
     """The rest of a layer. Shape `(num_rows, input_dim)`."""
@@ -184,7 +185,7 @@ class CausalTransformer(torch.nn.Module):
     @overrides(check_signature=False)
     def forward(
         self, tokens: torch.Tensor, order: DirectionLayout, weights: Sequence[LayerWeights]
-    ) -> List[torch.Tensor]:
+    ) -> list[torch.Tensor]:
         """
         From shape `(num_tokens, input_dim)` to every layer's output as rows of that order, each of
         shape `(num_rows, input_dim)`; the last one is normalized.
@@ -243,10 +244,7 @@ class BidirectionalTransformer(torch.nn.Module):
     Embeddings"): a left-to-right and a right-to-left transformer side by side. Neither sees the
     word it has to predict.
 
-    # Raises
-
-    `ConfigurationError`
-        If a value of the config isn't possible.
+    Raises `ConfigurationError` if a value of the config isn't possible.
     """
 
     def __init__(self, config: ContextualizerConfig) -> None:
@@ -273,26 +271,17 @@ class BidirectionalTransformer(torch.nn.Module):
         self._kept = Kept()
 
     @overrides
-    def __setstate__(self, state: Dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         one_thread_in_forks()
 
     def rows(
         self, token_embeddings: torch.Tensor, packing: PackedBatch
-    ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """
-        # Parameters
-
-        token_embeddings : `torch.Tensor`
-            Shape `(batch_size, timesteps, input_dim)`.
-        packing : `PackedBatch`
-            Of the batch's mask.
-
-        # Returns
-
-        `Tuple[List[torch.Tensor], List[torch.Tensor]]`
-            Every layer's output for the forward and for the backward direction, as rows of
-            `packing.forward` and `packing.backward`.
+        `token_embeddings`: shape `(batch_size, timesteps, input_dim)`. `packing`: of the batch's
+        mask. Returns every layer's output for the forward and for the backward direction, as rows
+        of `packing.forward` and `packing.backward`.
         """
         tokens = self._dropout(self._position(packing.pack(token_embeddings), packing))
         dtype = products_dtype(tokens)
@@ -307,14 +296,14 @@ class BidirectionalTransformer(torch.nn.Module):
                 self._backward_transformer(tokens, packing.backward, weights[self.num_layers :]),
             )
 
-    def _layers(self) -> List[TransformerLayer]:
+    def _layers(self) -> list[TransformerLayer]:
         """The forward direction's first."""
         return cast(
-            List[TransformerLayer],
+            list[TransformerLayer],
             [*self._forward_transformer.layers, *self._backward_transformer.layers],
         )
 
-    def _weights(self, dtype: torch.dtype, rows_dtype: torch.dtype) -> List[LayerWeights]:
+    def _weights(self, dtype: torch.dtype, rows_dtype: torch.dtype) -> list[LayerWeights]:
         """Those of all layers."""
         layers = self._layers()
         products = cast_weights(dtype, [group for layer in layers for group in layer.products()])
@@ -328,14 +317,11 @@ class BidirectionalTransformer(torch.nn.Module):
             for n in range(len(layers))
         ]
 
-    def _weights_for(self, tokens: torch.Tensor, dtype: torch.dtype) -> List[LayerWeights]:
+    def _weights_for(self, tokens: torch.Tensor, dtype: torch.dtype) -> list[LayerWeights]:
         """
         As `_weights`; where there is nothing to learn, from one batch to the next.
 
-        # Raises
-
-        `ConfigurationError`
-            If there is something to learn, with products of 8-bit integers.
+        Raises `ConfigurationError` if there is something to learn, with products of 8-bit integers.
         """
         in_int8 = int8_is_wanted() and tokens.numel() > 0
         learns = torch.is_grad_enabled()
@@ -364,7 +350,7 @@ class BidirectionalTransformer(torch.nn.Module):
             self._kept.forget()
             return self._weights(dtype, tokens.dtype)
 
-        def made() -> List[LayerWeights]:
+        def made() -> list[LayerWeights]:
             pack: Callable[[torch.Tensor], Any] = int8_weight if in_int8 else packed
             return [
                 weights._replace(**{name: pack(getattr(weights, name)) for name in _PRODUCTS})
@@ -385,23 +371,13 @@ class BidirectionalTransformer(torch.nn.Module):
         self,
         token_embeddings: torch.Tensor,
         mask: torch.Tensor,
-        lengths: Optional[NDArray] = None,
-    ) -> List[torch.Tensor]:
+        lengths: NDArray | None = None,
+    ) -> list[torch.Tensor]:
         """
-        # Parameters
-
-        token_embeddings : `torch.Tensor`
-            Shape `(batch_size, timesteps, input_dim)`.
-        mask : `torch.BoolTensor`
-            Shape `(batch_size, timesteps)`. Positions outside it are neither seen nor computed.
-        lengths : `NDArray[int64]`, optional (default = `None`)
-            See `PackedBatch`.
-
-        # Returns
-
-        `List[torch.Tensor]`
-            For each layer, shape `(batch_size, timesteps, 2 * input_dim)`: the forward direction's
-            half, then the backward one's. Zero outside the mask.
+        `token_embeddings`: shape `(batch_size, timesteps, input_dim)`. `mask`: shape `(batch_size,
+        timesteps)`. Positions outside it are neither seen nor computed. `lengths`: see
+        `PackedBatch`. Returns for each layer, shape `(batch_size, timesteps, 2 * input_dim)`: the
+        forward direction's half, then the backward one's. Zero outside the mask.
         """
         packing = PackedBatch(mask, lengths)
         dtype = token_embeddings.dtype

@@ -7,8 +7,8 @@ that fits it.
 Word vectors from a table, for models that know words by their numbers.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from overrides import overrides
@@ -36,13 +36,7 @@ def random_embedding(num_embeddings: int, embedding_dim: int) -> torch.nn.Embedd
 
 
 class WordEmbedding(torch.nn.Module):
-    """
-    # Parameters
-
-    num_embeddings : `int`
-        The vocabulary's words, and padding.
-    embedding_dim : `int`
-    """
+    """`num_embeddings`: the vocabulary's words, and padding."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
@@ -51,12 +45,7 @@ class WordEmbedding(torch.nn.Module):
 
     @overrides(check_signature=False)
     def forward(self, batch: WordBatch) -> torch.Tensor:
-        """
-        # Returns
-
-        `torch.Tensor`
-            Shape `(batch_size, timesteps, embedding_dim)`.
-        """
+        """Returns shape `(batch_size, timesteps, embedding_dim)`."""
         assert batch.token_ids is not None
         return F.embedding(batch.token_ids, self.embedding.weight)
 
@@ -72,30 +61,20 @@ class CharacterCnn:
     """
     The weights that make a word's vector, whoever owns them.
 
-    # Attributes
-
-    embedding : `torch.Tensor`
-        Shape `(num_characters, character_dim)`.
-    convolutions : `Sequence[Convolution]`
-    activation : `Callable[[torch.Tensor], torch.Tensor]`
-        Must not fall anywhere: it is applied after the maximum.
-    highways : `Sequence[Tuple[torch.Tensor, torch.Tensor]]`
-        Weight, shape `(2 * dim, dim)`, and bias of each highway layer (Srivastava et al. 2015): one
-        half makes the new values, the other one the gates.
-    projection : `Tuple[torch.Tensor, torch.Tensor]`
-    projects_first : `bool`
-        Whether the projection comes before the highway layers.
-    norm : `Tuple[torch.Tensor, torch.Tensor]`, optional
-        Gamma and beta of a layer normalization at the end.
+    `embedding`: shape `(num_characters, character_dim)`. `activation`: must not fall anywhere: it
+    is applied after the maximum. `highways`: weight, shape `(2 * dim, dim)`, and bias of each
+    highway layer (Srivastava et al. 2015): one half makes the new values, the other one the gates.
+    `projects_first`: whether the projection comes before the highway layers. `norm`: gamma and beta
+    of a layer normalization at the end.
     """
 
     embedding: torch.Tensor
     convolutions: Sequence[Convolution]
     activation: Callable[[torch.Tensor], torch.Tensor]
-    highways: Sequence[Tuple[torch.Tensor, torch.Tensor]]
-    projection: Tuple[torch.Tensor, torch.Tensor]
+    highways: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    projection: tuple[torch.Tensor, torch.Tensor]
     projects_first: bool = False
-    norm: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+    norm: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def prepared(self) -> "CharacterCnn":
         """
@@ -122,20 +101,11 @@ class CharacterCnn:
             self, convolutions=cast[:first], highways=cast[first:-1], projection=cast[-1]
         )
 
-    def encode(self, words: torch.Tensor, longest: Optional[int] = None) -> torch.Tensor:
+    def encode(self, words: torch.Tensor, longest: int | None = None) -> torch.Tensor:
         """
-        # Parameters
-
-        words : `torch.Tensor`
-            Shape `(num_words, num_characters)`: character ids.
-        longest : `int`, optional (default = `None`)
-            How many characters the longest word has, with the marks around it, where the host
-            knows.
-
-        # Returns
-
-        `torch.Tensor`
-            Shape `(num_words, projection_dim)`.
+        `words`: shape `(num_words, num_characters)`: character ids. `longest`: how many characters
+        the longest word has, with the marks around it, where the host knows. Returns shape
+        `(num_words, projection_dim)`.
         """
         dtype = products_dtype(self.embedding)
         cast = self._cast()
@@ -178,25 +148,15 @@ def _linear(vectors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
 
 
 def width_groups(
-    words: torch.Tensor, widest_filter: int, longest: Optional[int] = None
-) -> Iterator[Tuple[Optional[torch.Tensor], int]]:
+    words: torch.Tensor, widest_filter: int, longest: int | None = None
+) -> Iterator[tuple[torch.Tensor | None, int]]:
     """
     Rows of `words` and a width at which the CNN gives exactly what it gives at the full one.
     Trailing columns that repeat the last one (padding) can go as long as one window of the
     widest filter still sees nothing but them: it takes part in the maximum.
 
-    # Parameters
-
-    words : `torch.Tensor`
-        Shape `(num_words, num_characters)`.
-    widest_filter : `int`
-    longest : `int`, optional (default = `None`)
-        See `CharacterCnn.encode`.
-
-    # Returns
-
-    `Iterator[Tuple[Optional[torch.Tensor], int]]`
-        Numbers of words, `None` for all of them, and their width.
+    `words`: shape `(num_words, num_characters)`. `longest`: see `CharacterCnn.encode`. Returns
+    numbers of words, `None` for all of them, and their width.
     """
     num_words, num_characters = words.shape
     if num_words == 0:
@@ -223,18 +183,11 @@ def width_groups(
             yield rows, width
 
 
-def distinct_words(characters: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+def distinct_words(characters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    # Parameters
-
-    characters : `torch.Tensor`
-        Shape `(num_words, num_characters)`, ids not negative.
-
-    # Returns
-
-    `Tuple[torch.Tensor, torch.Tensor]`
-        The distinct rows, shape `(num_distinct, num_characters)`, and for each row the place of its
-        like among them, shape `(num_words,)`.
+    `characters`: shape `(num_words, num_characters)`, ids not negative. Returns the distinct rows,
+    shape `(num_distinct, num_characters)`, and for each row the place of its like among them, shape
+    `(num_words,)`.
     """
     num_words, width = characters.shape
     if num_words == 0 or width == 0:
@@ -255,31 +208,20 @@ def word_vectors(
     cnn: CharacterCnn,
     words: torch.Tensor,
     cache: Kept,
-    longest: Optional[int] = None,
+    longest: int | None = None,
 ) -> torch.Tensor:
     """
     `cnn.encode(words)`, from memory where nothing is to be learned.
 
-    # Parameters
-
-    cnn : `CharacterCnn`
-    words : `torch.Tensor`
-        Shape `(num_words, num_characters)`, each word once.
-    cache : `Kept`
-    longest : `int`, optional (default = `None`)
-        See `CharacterCnn.encode`.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_words, dim)`.
+    `words`: shape `(num_words, num_characters)`, each word once. `longest`: see
+    `CharacterCnn.encode`. Returns shape `(num_words, dim)`.
     """
     weights = _weights(cnn)
     learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
     if learns or not words.size(0):
         return cnn.encode(words, longest)
 
-    def made() -> Tuple[CharacterCnn, WordVectors]:
+    def made() -> tuple[CharacterCnn, WordVectors]:
         return cnn.prepared(), WordVectors()
 
     # Words of another width than before get a cache of their own.
@@ -292,10 +234,7 @@ def embedded(cnn: CharacterCnn, batch: WordBatch, cache: Kept) -> torch.Tensor:
     """
     The vectors of a batch's words.
 
-    # Returns
-
-    `torch.Tensor`
-        Shape `(batch_size, timesteps, dim)`.
+    Returns shape `(batch_size, timesteps, dim)`.
     """
     vectors = word_vectors(cnn, batch.characters, cache, batch.longest_word)
     # Not by indexing, whose gradient adds repeats up in an order that depends on the threads: a run
@@ -303,7 +242,7 @@ def embedded(cnn: CharacterCnn, batch: WordBatch, cache: Kept) -> torch.Tensor:
     return F.embedding(batch.word_index, vectors)
 
 
-def _weights(cnn: CharacterCnn) -> List[torch.Tensor]:
+def _weights(cnn: CharacterCnn) -> list[torch.Tensor]:
     pairs = [*cnn.convolutions, *cnn.highways, cnn.projection, *([cnn.norm] if cnn.norm else [])]
     return [cnn.embedding, *(tensor for pair in pairs for tensor in pair)]
 
@@ -312,33 +251,17 @@ class WordEncoder(torch.nn.Module):
     """
     A `CharacterCnn` with weights of its own.
 
-    # Parameters
-
-    num_characters : `int`
-    character_dim : `int`
-    filters : `Sequence[Tuple[int, int]]`
-        For each convolution its width and its number of filters.
-    num_highway : `int`
-        Highway layers.
-    projection_dim : `int`
-        Dimension of the word vectors.
-    activation : `str`, optional (default = `"relu"`)
-        "relu" or "tanh".
-    projection_location : `str`, optional (default = `"after_highway"`)
-        Or "after_cnn".
-    do_layer_norm : `bool`, optional (default = `False`)
-
-    # Raises
-
-    `ConfigurationError`
-        If a value isn't one of those named here.
+    `filters`: for each convolution its width and its number of filters. `num_highway`: highway
+    layers. `projection_dim`: dimension of the word vectors. `activation`: "relu" or "tanh".
+    `projection_location`: or "after_cnn". Raises `ConfigurationError` if a value isn't one of those
+    named here.
     """
 
     def __init__(
         self,
         num_characters: int,
         character_dim: int,
-        filters: Sequence[Tuple[int, int]],
+        filters: Sequence[tuple[int, int]],
         num_highway: int,
         projection_dim: int,
         activation: str = "relu",
@@ -373,7 +296,7 @@ class WordEncoder(torch.nn.Module):
     def cnn(self) -> CharacterCnn:
         """The weights as they are now."""
 
-        def pair(module: torch.nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
+        def pair(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
             return module.weight, module.bias  # type: ignore[return-value]
 
         return CharacterCnn(
@@ -388,10 +311,5 @@ class WordEncoder(torch.nn.Module):
 
     @overrides(check_signature=False)
     def forward(self, batch: WordBatch) -> torch.Tensor:
-        """
-        # Returns
-
-        `torch.Tensor`
-            Shape `(batch_size, timesteps, output_dim)`.
-        """
+        """Returns shape `(batch_size, timesteps, output_dim)`."""
         return embedded(self.cnn(), batch, self.cache)

@@ -73,27 +73,15 @@ class PretrainedLanguageModel(Model):
 
         Registered as a `Model` with name "from_pretrained_lm".
 
-        # Parameters
-
-        vocab : `Vocabulary`
-            The words to predict. That of the same name counts them in the new text.
-        archive_file : `str`
-            A `model.tar.gz` of any age, a model folder, the folder of a training run, or a URL.
-        data_path : `str` or `List[str]`, optional (default = `None`)
-            The new text. The softmax's biases are set by a sample of it, so that on average each
-            word is predicted as often as it occurs. By default they stay as they are: right for
-            more of the same text.
-        serialization_dir : `str`, optional (default = `None`)
-            Training gives it.
-        changes
-            Anything else that the archive's own `model` section may have, such as `dropout` or
-            `num_samples`, goes in its place there. Within `contextualizer` and
-            `text_field_embedder`, what isn't named stays.
-
-        # Raises
-
-        `ConfigurationError`
-            If there is no language model with a softmax, or a change would need other weights.
+        `vocab`: the words to predict. That of the same name counts them in the new text.
+        `archive_file`: a `model.tar.gz` of any age, a model folder, the folder of a training run,
+        or a URL. `data_path`: the new text. The softmax's biases are set by a sample of it, so that
+        on average each word is predicted as often as it occurs. By default they stay as they are:
+        right for more of the same text. `serialization_dir`: training gives it. `changes`: anything
+        else that the archive's own `model` section may have, such as `dropout` or `num_samples`,
+        goes in its place there. Within `contextualizer` and `text_field_embedder`, what isn't named
+        stays. Raises `ConfigurationError` if there is no language model with a softmax, or a change
+        would need other weights.
         """
         run = None if serialization_dir is None else Path(serialization_dir)
         check_archive_path(archive_file)

@@ -56,27 +56,10 @@ def archive_model(
     archive; what token embedders need of their language models goes along. The file is written
     whole or not at all.
 
-    # Parameters
-
-    serialization_dir : `str`
-        The folder of a training run.
-    weights : `str`, optional (default = `"best.th"`)
-    archive_path : `str`, optional (default = `model.tar.gz` in `serialization_dir`)
-        The file to write, or a folder for it.
-    include_in_archive : `List[str]`, optional (default = `None`)
-        Paths relative to `serialization_dir`, with wildcards, to be archived as well.
-
-    # Returns
-
-    `str`
-        The archive's path.
-
-    # Raises
-
-    `RuntimeError`
-        If there are no weights or no config.
-    `ConfigurationError`
-        If the archive can't be written.
+    `serialization_dir`: the folder of a training run. `archive_path`: the file to write, or a
+    folder for it. `include_in_archive`: paths relative to `serialization_dir`, with wildcards, to
+    be archived as well. Returns the archive's path. Raises `RuntimeError` if there are no weights
+    or no config. Raises `ConfigurationError` if the archive can't be written.
     """
     run = Path(serialization_dir)
     config_file, weights_file = run / CONFIG, run / weights
@@ -137,14 +120,8 @@ def vocabulary_of_run(folder: Path, shown: str, carried: Optional[Path] = None) 
     The vocabulary of the model in a run, as `Model.from_archive` makes it: that of the archive that
     it began with, and then the run's own words.
 
-    # Parameters
-
-    folder : `Path`
-        Of the run, or where an archive was unpacked to.
-    shown : `str`
-        What messages call it.
-    carried : `Path`, optional (default = `None`)
-        A folder to copy the language models to that these carry.
+    `folder`: of the run, or where an archive was unpacked to. `shown`: what messages call it.
+    `carried`: a folder to copy the language models to that these carry.
     """
     experiment = read_experiment(folder, shown)
     section = experiment.get("vocabulary") or {}

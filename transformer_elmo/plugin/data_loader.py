@@ -263,10 +263,7 @@ class LanguageModelingDataLoader(DataLoader):
         of them: with `batches_per_epoch`; for a corpus of a single chunk; and without `shuffle`,
         once the corpus has been read. A small corpus is counted on the spot.
 
-        # Raises
-
-        `TypeError`
-            Where it isn't known, as AllenNLP wants it.
+        Raises `TypeError` where it isn't known, as AllenNLP wants it.
         """
         if self._rounds_per_epoch is not None:
             return self._rounds_per_epoch

@@ -27,13 +27,8 @@ class TableEncoder:
     """
     The fast path: text to rows of a table, and rows to tensors.
 
-    # Parameters
-
-    reader : `SimpleLanguageModelingDatasetReader`
-        With indexers that all fit a table.
-    vocab : `Vocabulary`
-    distinct_words : `bool`
-        See :meth:`~transformer_elmo.text.word_table.WordTable.arrays`.
+    `reader`: with indexers that all fit a table. `distinct_words`: see
+    :meth:`~transformer_elmo.text.word_table.WordTable.arrays`.
     """
 
     def __init__(
@@ -69,13 +64,7 @@ class TableEncoder:
             yield [token.ensure_text() for token in tokens]
 
     def encode(self, chunk: TextChunk, max_words: Optional[int]) -> WordsChunk:
-        """
-        # Parameters
-
-        chunk : `TextChunk`
-        max_words : `int`, optional
-            Sentences of more words are dropped.
-        """
+        """`max_words`: sentences of more words are dropped."""
         return self._encoder.encode(chunk, max_words)
 
     def tensors(self, chunk: Chunk, begin: int, end: int) -> TensorDict:
@@ -131,13 +120,7 @@ class InstancesEncoder:
         self._vocab = vocab
 
     def encode(self, chunk: TextChunk, max_words: Optional[int]) -> InstancesChunk:
-        """
-        # Parameters
-
-        chunk : `TextChunk`
-        max_words : `int`, optional
-            Sentences of more words are dropped.
-        """
+        """`max_words`: sentences of more words are dropped."""
         result = InstancesChunk([], [], num_blank=chunk.num_lines())
         for sentence in chunk.sentences():
             tokens = self._reader.tokens_of(sentence)

@@ -93,17 +93,10 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         """
         Parameters are those of `SimpleEvaluator`.
 
-        # Returns
-
-        `Dict[str, Any]`
-            For a language model `loss`, `perplexity`, `forward_perplexity` and
-            `backward_perplexity` if it is bidirectional, `num_sentences`, `num_tokens`,
-            `num_out_of_vocabulary`.
-
-        # Raises
-
-        `ConfigurationError`
-            If a language model has nothing to predict, or no softmax to predict it with.
+        Returns for a language model `loss`, `perplexity`, `forward_perplexity` and
+        `backward_perplexity` if it is bidirectional, `num_sentences`, `num_tokens`,
+        `num_out_of_vocabulary`. Raises `ConfigurationError` if a language model has nothing to
+        predict, or no softmax to predict it with.
         """
         if not isinstance(model, LanguageModel):
             # AllenNLP's defaults are None, whatever its annotations say.

@@ -43,14 +43,9 @@ def word_table(
     token_indexers: Mapping[str, TokenIndexer], vocab: Vocabulary, other_words: Sequence[str] = ()
 ) -> WordTable:
     """
-    # Parameters
-
-    token_indexers : `Mapping[str, TokenIndexer]`
-        All of a kind that `fits_a_table`.
-    vocab : `Vocabulary`
-        The vocabulary that the indexers look words up in.
-    other_words : `Sequence[str]`, optional (default = `()`)
-        Words that keep their rows although the vocabulary may lack them.
+    `token_indexers`: all of a kind that `fits_a_table`. `vocab`: the vocabulary that the indexers
+    look words up in. `other_words`: words that keep their rows although the vocabulary may lack
+    them.
     """
     columns = {name: column_of(indexer, vocab) for name, indexer in token_indexers.items()}
     return WordTable(columns, other_words)

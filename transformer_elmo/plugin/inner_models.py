@@ -44,19 +44,10 @@ def inner_model(
     archive_file: str, run: Optional[str], precision: Optional[str] = None
 ) -> InnerModel:
     """
-    # Parameters
-
-    archive_file : `str`
-        As the config of the model on top has it.
-    run : `str`, optional
-        The folder of that model: of its training, or where its archive was unpacked to. A training
-        run is given what its archive will have to carry.
-    precision : `str`, optional (default = the language model's)
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no language model of the kind that words can be embedded with.
+    `archive_file`: as the config of the model on top has it. `run`: the folder of that model: of
+    its training, or where its archive was unpacked to. A training run is given what its archive
+    will have to carry. Raises `ConfigurationError` if there is no language model of the kind that
+    words can be embedded with.
     """
     folder = None if run is None else Path(run)
     if folder is not None and _has_weights(folder, archive_file):

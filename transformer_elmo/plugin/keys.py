@@ -24,13 +24,7 @@ def unknown_keys(keys: Iterable[Any], known: List[str], path: str = "") -> Confi
     """
     What to say of keys that aren't there.
 
-    # Parameters
-
-    keys : `Iterable`
-    known : `List[str]`
-        Those that are.
-    path : `str`, optional (default = `""`)
-        The dotted key of their section, with a dot behind.
+    `known`: those that are. `path`: the dotted key of their section, with a dot behind.
     """
     key = next(iter(keys))
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)

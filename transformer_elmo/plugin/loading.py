@@ -25,26 +25,11 @@ def load_language_model(
     """
     Opens a language model such that it returns all its layers if it can.
 
-    # Parameters
-
-    archive_file : `str` or `PathLike`, required.
-        A `model.tar.gz`, a folder that a training run has left, or a URL.
-    purpose : `str`, required.
-        What needs the language model, for messages: "a token embedder".
-    overrides : `str` or `Dict[str, Any]`, optional (default = `None`)
-        Further changes to the archive's config.
-    weights_file : `str`, optional (default = `None`)
-        Other weights than those in the archive.
-
-    # Returns
-
-    `Tuple[Archive, Optional[Exception]]`
-        The archive, and why its model can return the top layer only, if that is so.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no archive, or it holds another kind of model.
+    `archive_file`: a `model.tar.gz`, a folder that a training run has left, or a URL. `purpose`:
+    what needs the language model, for messages: "a token embedder". `overrides`: further changes to
+    the archive's config. `weights_file`: other weights than those in the archive. Returns the
+    archive, and why its model can return the top layer only, if that is so. Raises
+    `ConfigurationError` if there is no archive, or it holds another kind of model.
     """
     archive_file = os.fspath(archive_file)
     if not archive_file:

@@ -33,12 +33,8 @@ class TokenPerplexity(Metric):
         self, negative_log_likelihood: torch.Tensor, num_tokens: Union[torch.Tensor, int]
     ) -> None:
         """
-        # Parameters
-
-        negative_log_likelihood : `torch.Tensor`
-            A scalar: the sum over tokens, in nats.
-        num_tokens : `torch.Tensor` or `int`
-            How many tokens it is the sum of.
+        `negative_log_likelihood`: a scalar: the sum over tokens, in nats. `num_tokens`: how many
+        tokens it is the sum of.
         """
         total = negative_log_likelihood.detach().double().reshape(())
         if isinstance(num_tokens, int):

@@ -22,13 +22,7 @@ _WRAPPED = "_transformer_elmo_wraps"
 
 @dataclass(frozen=True)
 class Patch:
-    """
-    # Attributes
-
-    target : `str`
-        What of AllenNLP or Python is changed.
-    reason : `str`
-    """
+    """`target`: what of AllenNLP or Python is changed."""
 
     target: str
     reason: str
@@ -53,13 +47,7 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any], reason: str) -> Non
     Puts `wrapper`, called with the wrapped function first, where `owner` has that function. A
     second call changes nothing.
 
-    # Parameters
-
-    owner : `Any`
-        A module or a class. A class method stays one.
-    name : `str`
-    wrapper : `Callable`
-    reason : `str`
+    `owner`: a module or a class. A class method stays one.
     """
     target = f"{owner.__module__ + '.' if isinstance(owner, type) else ''}{owner.__name__}.{name}"
     found = vars(owner).get(name)

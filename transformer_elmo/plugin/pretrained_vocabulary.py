@@ -48,29 +48,13 @@ class PretrainedVocabulary(Vocabulary):
 
         Registered as a `Vocabulary` with name "from_pretrained_lm".
 
-        # Parameters
-
-        archive_file : `str`
-            The language model's: what its `Model` of the same name takes.
-        data_path : `str` or `List[str]`
-            The new text: what :func:`~transformer_elmo.text.corpus.find_shards` takes. Only "keep"
-            can do without.
-        words : `str`, optional (default = `"replace"`)
-            "replace" takes the words of the new text; "extend" those and all of the archive's;
-            "keep" the archive's, in their order.
-        reader : `DatasetReader`, optional (default = the archive's)
-            What splits the new text into words.
-        min_count : `int`, optional (default = `3`)
-            New words that occur less often are left out.
-        max_vocab_size : `int`, optional (default = `None`)
-            The most words to take, with "replace".
-        padding_token, oov_token
-            As in AllenNLP's `Vocabulary`.
-
-        # Raises
-
-        `ConfigurationError`
-            If there is no such archive, or no word is left.
+        `archive_file`: the language model's: what its `Model` of the same name takes. `data_path`:
+        the new text: what :func:`~transformer_elmo.text.corpus.find_shards` takes. Only "keep" can
+        do without. `words`: "replace" takes the words of the new text; "extend" those and all of
+        the archive's; "keep" the archive's, in their order. `reader`: what splits the new text into
+        words. `min_count`: new words that occur less often are left out. `max_vocab_size`: the most
+        words to take, with "replace". `padding_token`, `oov_token`: as in AllenNLP's `Vocabulary`.
+        Raises `ConfigurationError` if there is no such archive, or no word is left.
         """
         if words not in WORDS:
             raise ConfigurationError(
@@ -122,12 +106,7 @@ Vocabulary.register(ADAPTED, constructor=ADAPTED, exist_ok=True)(PretrainedVocab
 
 
 def check_archive_path(archive_file: str) -> None:
-    """
-    # Raises
-
-    `ConfigurationError`
-        If there is nothing at the path of a language model.
-    """
+    """Raises `ConfigurationError` if there is nothing at the path of a language model."""
     if "://" not in archive_file and not (archive_file and Path(archive_file).exists()):
         raise ConfigurationError(
             f"There is no archive {archive_file!r}.{variables_with(archive_file)} {EXPECTED} The "
@@ -136,12 +115,7 @@ def check_archive_path(archive_file: str) -> None:
 
 
 def check_kind(experiment: Mapping[str, Any], archive_file: str) -> None:
-    """
-    # Raises
-
-    `ConfigurationError`
-        If a config isn't that of a language model.
-    """
+    """Raises `ConfigurationError` if a config isn't that of a language model."""
     if not is_language_model(experiment):
         model = experiment.get("model")
         kind = model.get("type") if isinstance(model, dict) else model

@@ -63,18 +63,9 @@ class DatasetSentenceReader:
     Turns sentences into what a model takes, by the rules of the dataset reader that it was trained
     with. Reading from several threads is safe.
 
-    # Parameters
-
-    reader : `DatasetReader`
-        Of the kind "simple_language_modeling".
-    model : `LanguageModel`
-    tokenizer : optional (default = the reader's)
-        For sentences that come as text: see `allennlp_tokenizer`.
-
-    # Raises
-
-    `ConfigurationError`
-        If the reader has no token indexers, or nobody knows the tokenizer.
+    `reader`: of the kind "simple_language_modeling". `tokenizer`: for sentences that come as text:
+    see `allennlp_tokenizer`. Raises `ConfigurationError` if the reader has no token indexers, or
+    nobody knows the tokenizer.
     """
 
     def __init__(self, reader: DatasetReader, model: LanguageModel, tokenizer: Any = None) -> None:
@@ -97,10 +88,7 @@ class DatasetSentenceReader:
         How it reads, for a model that embeds the tokens called `words_name`, whose own characters
         are added to `words`.
 
-        # Raises
-
-        `NotStandardError`
-            If the core can't read so.
+        Raises `NotStandardError` if the core can't read so.
         """
         ids, characters = self._indexers.get("tokens"), self._indexers.get(words_name)
         if (
@@ -136,13 +124,8 @@ class DatasetSentenceReader:
         self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
     ) -> SourceBatch:
         """
-        # Parameters
-
-        sentences : `Sequence[Sequence[str]]`
-            Their tokens, boundary tokens included.
-        device : `torch.device`
-        with_ids : `bool`, optional (default = `True`)
-            Whether the words to predict are wanted.
+        `sentences`: their tokens, boundary tokens included. `with_ids`: whether the words to
+        predict are wanted.
         """
         tensors = self._tensors(sentences) if self._by_words else self._of_instances(sentences)
         # AllenNLP's function takes a device, and copies only what is elsewhere.
@@ -186,20 +169,8 @@ def _texts(tokens: Optional[Sequence[Token]]) -> List[str]:
 
 def allennlp_tokenizer(tokenizer: Any) -> Callable[[str], List[str]]:
     """
-    # Parameters
-
-    tokenizer : `str`, `Dict[str, Any]`, `Tokenizer` or `Callable[[str], List[str]]`
-        A name or a config that AllenNLP knows, such as "just_spaces", or an object.
-
-    # Returns
-
-    `Callable[[str], List[str]]`
-        From a text to its words.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no such tokenizer.
+    `tokenizer`: a name or a config that AllenNLP knows, such as "just_spaces", or an object.
+    Returns from a text to its words. Raises `ConfigurationError` if there is no such tokenizer.
     """
     if isinstance(tokenizer, (str, dict)):
         tokenizer = tokenizer_named(tokenizer)
@@ -252,13 +223,7 @@ def _words_of(embedder: TextFieldEmbedder) -> Tuple[str, WordsConfig]:
 
 
 class EncodingModel(torch.nn.Module):
-    """
-    AllenNLP's language model with the face of the core's, for `TransformerElmo`.
-
-    # Parameters
-
-    model : `LanguageModel`
-    """
+    """AllenNLP's language model with the face of the core's, for `TransformerElmo`."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -268,10 +233,7 @@ class EncodingModel(torch.nn.Module):
         """
         The same model, with the same weights, and its reader as the core has them.
 
-        # Raises
-
-        `NotStandardError`
-            If a part of it isn't Transformer ELMo's.
+        Raises `NotStandardError` if a part of it isn't Transformer ELMo's.
         """
         model, softmax = self.language_model, self.softmax
         name, words = _words_of(model._text_field_embedder)

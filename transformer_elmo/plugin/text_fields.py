@@ -38,15 +38,8 @@ def host_lengths(source: TextFieldTensors) -> Optional[HostLengths]:
 
 def text_field_mask(source: TextFieldTensors) -> torch.Tensor:
     """
-    # Parameters
-
-    source : `TextFieldTensors`
-        As AllenNLP makes them, or with distinct words: see `embed_text_field`.
-
-    # Returns
-
-    `torch.BoolTensor`
-        Shape `(batch_size, timesteps)`; `False` at padding.
+    `source`: as AllenNLP makes them, or with distinct words: see `embed_text_field`. Returns shape
+    `(batch_size, timesteps)`; `False` at padding.
     """
     for tensors in source.values():
         if _INDEX in tensors:
@@ -62,16 +55,8 @@ def rows_of(source: TextFieldTensors, rows: range) -> Dict[str, Dict[str, Any]]:
     """
     A part of a batch, as if its sentences had been batched by themselves.
 
-    # Parameters
-
-    source : `TextFieldTensors`
-    rows : `range`
-        The sentences of the part, one after the other.
-
-    # Returns
-
-    `TextFieldTensors`
-        Without columns that are padding to all of them, and with the distinct words of these only.
+    `rows`: the sentences of the part, one after the other. Returns without columns that are padding
+    to all of them, and with the distinct words of these only.
     """
     here = slice(rows.start, rows.stop)
     mask = text_field_mask(source)
@@ -106,20 +91,12 @@ def embed_text_field(embedder: TextFieldEmbedder, source: TextFieldTensors) -> t
     The function that `embedder(source)` computes, with the character CNN run once for each distinct
     word. An embedder that isn't AllenNLP's basic one is simply called.
 
-    # Parameters
-
-    embedder : `TextFieldEmbedder`
-    source : `TextFieldTensors`
-        A text field's tensors. Characters come as AllenNLP's indexer gives them, shape
-        `(batch_size, timesteps, num_characters)`, or already told apart by the data loader: a
-        dictionary with the distinct words' characters, shape `(num_distinct + 1, num_characters)`,
-        row 0 of which is all zero and stands for padding, and with `word_index`, shape
-        `(batch_size, timesteps)`, the row of each word.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(batch_size, timesteps, embedder.get_output_dim())`.
+    `source`: a text field's tensors. Characters come as AllenNLP's indexer gives them, shape
+    `(batch_size, timesteps, num_characters)`, or already told apart by the data loader: a
+    dictionary with the distinct words' characters, shape `(num_distinct + 1, num_characters)`, row
+    0 of which is all zero and stands for padding, and with `word_index`, shape `(batch_size,
+    timesteps)`, the row of each word. Returns shape `(batch_size, timesteps,
+    embedder.get_output_dim())`.
     """
     if type(embedder) is not BasicTextFieldEmbedder or not any(
         isinstance(module, TokenCharactersEncoder) for module in embedder._token_embedders.values()
@@ -196,17 +173,7 @@ def _as_wide_as_filters(module: TokenCharactersEncoder, characters: torch.Tensor
 
 
 def character_cnn(module: TokenCharactersEncoder) -> CharacterCnn:
-    """
-    # Parameters
-
-    module : `TokenCharactersEncoder`
-        Over a `CnnHighwayEncoder`.
-
-    # Returns
-
-    `CharacterCnn`
-        Its weights.
-    """
+    """`module`: over a `CnnHighwayEncoder`. Returns its weights."""
     encoder: Any = module._encoder._module
     norm: Any = encoder._layer_norm
     return CharacterCnn(

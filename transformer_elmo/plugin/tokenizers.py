@@ -20,11 +20,7 @@ class NoSpacyModelError(ConfigurationError):
     """
     A spaCy model that isn't installed and can't be downloaded.
 
-    # Parameters
-
-    name : `str`
-    error : `BaseException`
-        What came of the attempt.
+    `error`: what came of the attempt.
     """
 
     def __init__(self, name: str, error: BaseException) -> None:
@@ -109,16 +105,9 @@ def _load_rules(name: str) -> None:
 
 def tokenizer_named(tokenizer: Union[str, Dict[str, Any]]) -> Tokenizer:
     """
-    # Parameters
-
-    tokenizer : `str` or `Dict[str, Any]`
-        A name that AllenNLP knows, such as "just_spaces", or a tokenizer's config. spaCy's finds
-        words alone, which takes no model, unless the config says otherwise.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no such tokenizer.
+    `tokenizer`: a name that AllenNLP knows, such as "just_spaces", or a tokenizer's config. spaCy's
+    finds words alone, which takes no model, unless the config says otherwise. Raises
+    `ConfigurationError` if there is no such tokenizer.
     """
     if isinstance(tokenizer, str):
         tokenizer = {"type": tokenizer}

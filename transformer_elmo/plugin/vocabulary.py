@@ -38,14 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class VocabularyWords(WordList):
-    """
-    The words of a namespace of AllenNLP's vocabulary, which stays the one that knows them.
-
-    # Parameters
-
-    vocab : `Vocabulary`
-    namespace : `str`, optional (default = `"tokens"`)
-    """
+    """The words of a namespace of AllenNLP's vocabulary, which stays the one that knows them."""
 
     def __init__(self, vocab: Vocabulary, namespace: str = NAMESPACE) -> None:
         self._vocab, self._namespace = vocab, namespace
@@ -109,21 +102,11 @@ class CorpusVocabulary(Vocabulary):
 
         Registered as a `Vocabulary` with name "from_corpus".
 
-        # Parameters
-
-        data_path : `str` or `List[str]`
-            What :func:`~transformer_elmo.text.corpus.find_shards` takes.
-        reader : `DatasetReader`, optional (default = `None`)
-            What splits sentences and names the namespaces, like the config's `dataset_reader`. By
-            default words are split at white space and counted for the namespace "tokens".
-        start_tokens : `List[str]`, optional (default = `None`)
-            Counted once for each sentence. With a `reader`, its own are.
-        end_tokens : `List[str]`, optional (default = `None`)
-            Likewise.
-        min_count, max_vocab_size, non_padded_namespaces, pretrained_files,
-        only_include_pretrained_words, tokens_to_add, min_pretrained_embeddings, padding_token,
-        oov_token
-            As in AllenNLP's `Vocabulary`.
+        `data_path`: what :func:`~transformer_elmo.text.corpus.find_shards` takes. `reader`: what
+        splits sentences and names the namespaces, like the config's `dataset_reader`. By default
+        words are split at white space and counted for the namespace "tokens". `start_tokens`:
+        counted once for each sentence. With a `reader`, its own are. `end_tokens`: likewise.
+        `oov_token`: as in AllenNLP's `Vocabulary`.
         """
         counter: Dict[str, Dict[str, int]]
         if reader is None:
@@ -214,11 +197,8 @@ class CheckedVocabulary(Vocabulary):
         """
         AllenNLP's function of this name.
 
-        # Raises
-
-        `ConfigurationError`
-            If there is no such folder, or a file in it can't be used: the message names the file,
-            the line and the way on.
+        Raises `ConfigurationError` if there is no such folder, or a file in it can't be used: the
+        message names the file, the line and the way on.
         """
         if not os.path.isdir(directory):
             # A file may be an archive of the folder, which AllenNLP unpacks.
@@ -245,10 +225,7 @@ class RecoveredVocabulary(Vocabulary):
         """
         AllenNLP's function of this name.
 
-        # Raises
-
-        `ConfigurationError`
-            If the folder has another vocabulary.
+        Raises `ConfigurationError` if the folder has another vocabulary.
         """
         folder = Path(directory)
         if not folder.is_dir():
@@ -299,18 +276,9 @@ def check_vocabulary_folder(
     folder: Path, archive: Optional[str], oov_token: str = DEFAULT_OOV_TOKEN
 ) -> None:
     """
-    # Parameters
-
-    folder : `Path`
-    archive : `str`, optional
-        The archive that it was in. A model was trained with that vocabulary, so that oddities are
-        only told.
-    oov_token : `str`, optional (default = `"@@UNKNOWN@@"`)
-
-    # Raises
-
-    `ConfigurationError`
-        If the folder isn't a vocabulary, or a file in it can't be used.
+    `archive`: the archive that it was in. A model was trained with that vocabulary, so that
+    oddities are only told. Raises `ConfigurationError` if the folder isn't a vocabulary, or a file
+    in it can't be used.
     """
     if not folder.is_dir():
         raise ConfigurationError(

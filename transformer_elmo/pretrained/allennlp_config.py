@@ -2,7 +2,8 @@
 AllenNLP's configs of language models, in its version 2, and what they say of the model.
 """
 
-from typing import Any, Collection, Dict, List, Optional, Tuple
+from collections.abc import Collection
+from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.config import (
@@ -27,19 +28,11 @@ class NotStandardError(ConfigurationError):
     """A language model with a part that the core doesn't have; AllenNLP may."""
 
 
-def model_config_of(experiment: Dict[str, Any], num_words: Optional[int]) -> ModelConfig:
+def model_config_of(experiment: dict[str, Any], num_words: int | None) -> ModelConfig:
     """
-    # Parameters
-
-    experiment : `Dict[str, Any]`
-        With nothing of AllenNLP 0.x in it.
-    num_words : `int`, optional
-        The rows of the softmax; `None` for none.
-
-    # Raises
-
-    `NotStandardError`
-        If a part of it isn't Transformer ELMo's; the message names the key.
+    `experiment`: with nothing of AllenNLP 0.x in it. `num_words`: the rows of the softmax; `None`
+    for none. Raises `NotStandardError` if a part of it isn't Transformer ELMo's; the message names
+    the key.
     """
     vocabulary = experiment.get("vocabulary")
     if isinstance(vocabulary, dict):
@@ -88,13 +81,13 @@ def model_config_of(experiment: Dict[str, Any], num_words: Optional[int]) -> Mod
     return ModelConfig.from_json(config.to_json(), "model")
 
 
-def experiment_of(config: ModelConfig) -> Dict[str, Any]:
+def experiment_of(config: ModelConfig) -> dict[str, Any]:
     """The AllenNLP config of a model: its reader and its model section."""
     words, text = config.words, config.text
-    indexers: Dict[str, Any] = {"tokens": {"type": "single_id"}}
+    indexers: dict[str, Any] = {"tokens": {"type": "single_id"}}
     if text.lowercase:
         indexers["tokens"]["lowercase_tokens"] = True
-    embedder: Dict[str, Any]
+    embedder: dict[str, Any]
     if isinstance(words, CharactersConfig):
         embedder = {
             "type": "character_encoding",
@@ -120,7 +113,7 @@ def experiment_of(config: ModelConfig) -> Dict[str, Any]:
         embedder = {"type": "embedding", "embedding_dim": words.embedding_dim}
     embedders = {name: {"type": "empty"} for name in indexers}
     embedders[config.words_name] = embedder
-    model: Dict[str, Any] = {
+    model: dict[str, Any] = {
         "type": "bidirectional_language_model",
         "text_field_embedder": {"token_embedders": embedders},
         "contextualizer": {
@@ -155,7 +148,7 @@ def experiment_of(config: ModelConfig) -> Dict[str, Any]:
     }
 
 
-def _words(embedder: Any) -> Tuple[str, Any]:
+def _words(embedder: Any) -> tuple[str, Any]:
     """The name of what is embedded, and how."""
     path = "model.text_field_embedder"
     if not isinstance(embedder, dict) or embedder.get("type", "basic") != "basic":
@@ -220,7 +213,7 @@ def _words(embedder: Any) -> Tuple[str, Any]:
     )
 
 
-def _contextualizer(model: Dict[str, Any]) -> ContextualizerConfig:
+def _contextualizer(model: dict[str, Any]) -> ContextualizerConfig:
     section = _section(model, "contextualizer", (CONTEXTUALIZER,), "model.contextualizer")
     keys = ("dropout", "input_dropout", "activation")
     options = {key: section[key] for key in keys if section.get(key) is not None}
@@ -238,8 +231,8 @@ def _contextualizer(model: Dict[str, Any]) -> ContextualizerConfig:
 
 
 def _text(
-    experiment: Dict[str, Any], words_name: str, by_characters: bool
-) -> Tuple[TextConfig, Dict[str, int]]:
+    experiment: dict[str, Any], words_name: str, by_characters: bool
+) -> tuple[TextConfig, dict[str, int]]:
     reader = _section(experiment, "dataset_reader", (READER,))
     indexers = reader.get("token_indexers") or {"tokens": {"type": "single_id"}}
     if not isinstance(indexers, dict):
@@ -254,7 +247,7 @@ def _text(
     )
     if tokens.get("namespace", "tokens") != "tokens":
         raise _other("dataset_reader.token_indexers.tokens.namespace", tokens["namespace"])
-    own_characters: Dict[str, int] = {}
+    own_characters: dict[str, int] = {}
     if by_characters:
         path = f"dataset_reader.token_indexers.{words_name}"
         characters = _kind(indexers.get(words_name))
@@ -275,35 +268,35 @@ def _text(
     return text, own_characters
 
 
-def _strings(reader: Dict[str, Any], key: str) -> List[str]:
+def _strings(reader: dict[str, Any], key: str) -> list[str]:
     value = reader.get(key) or []
     if not isinstance(value, list):
         raise _other(f"dataset_reader.{key}", value)
     return [str(item) for item in value]
 
 
-def _kind(value: Any) -> Dict[str, Any]:
+def _kind(value: Any) -> dict[str, Any]:
     """AllenNLP lets a name stand for an object with that type."""
     return {"type": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
 
 
 def _section(
-    above: Dict[str, Any], key: str, types: Collection[str], path: Optional[str] = None
-) -> Dict[str, Any]:
+    above: dict[str, Any], key: str, types: Collection[str], path: str | None = None
+) -> dict[str, Any]:
     section = _kind(above.get(key))
     if section.get("type") not in types:
         raise _other(f"{path or key}.type", section.get("type"))
     return section
 
 
-def _int(section: Dict[str, Any], key: str) -> int:
+def _int(section: dict[str, Any], key: str) -> int:
     value = section.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise _other(key, value)
     return value
 
 
-def _check_keys(section: Dict[str, Any], path: str, known: Collection[str]) -> None:
+def _check_keys(section: dict[str, Any], path: str, known: Collection[str]) -> None:
     for key in section:
         if key not in known and key not in _NOT_OF_THE_MODEL:
             raise _other(f"{path}.{key}", section[key])

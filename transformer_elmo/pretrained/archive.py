@@ -9,9 +9,10 @@ import os
 import pickle
 import re
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional
+from typing import Any
 
 import torch
 
@@ -66,25 +67,12 @@ CHECKPOINT = re.compile(r"model_state_e(\d+)_b(\d+)(_w\d+)?\.th")
 ADAPTED, WHOLE_SECTION = "from_pretrained_lm", "adapted_model.json"
 
 
-def open_archive(path: str, with_softmax: bool = True) -> Optional[Opened]:
+def open_archive(path: str, with_softmax: bool = True) -> Opened | None:
     """
-    # Parameters
-
-    path : `str`
-        A `model.tar.gz`, the folder of a training run, or a URL.
-    with_softmax : `bool`, optional (default = `True`)
-
-    # Returns
-
-    `Opened`, optional
-        `None` if there is nothing of that kind at the path.
-
-    # Raises
-
-    `NotStandardError`
-        If the model has a part that only AllenNLP has.
-    `ConfigurationError`
-        If the archive is damaged, or holds another kind of model.
+    `path`: a `model.tar.gz`, the folder of a training run, or a URL. Returns `None` if there is
+    nothing of that kind at the path. Raises `NotStandardError` if the model has a part that only
+    AllenNLP has. Raises `ConfigurationError` if the archive is damaged, or holds another kind of
+    model.
     """
     local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
     if not local.exists():
@@ -123,10 +111,10 @@ def _open_run(folder: Path, shown: str, with_softmax: bool) -> Opened:
 
 def _put_together(
     config: ModelConfig,
-    weights: Dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
     vocabulary: WordList,
     shown: str,
-    card: Dict[str, Any],
+    card: dict[str, Any],
 ) -> Opened:
     check_vocabulary(config, vocabulary, shown)
     model = model_of(config, weights, shown)
@@ -134,7 +122,7 @@ def _put_together(
     return Opened(model, reader_of(config, vocabulary), config, card)
 
 
-def base_of(experiment: Mapping[str, Any]) -> Optional[str]:
+def base_of(experiment: Mapping[str, Any]) -> str | None:
     """The archive that training began with, where a config names it in place of its model."""
     model = experiment.get("model")
     if isinstance(model, dict) and model.get("type") == "from_archive":
@@ -144,17 +132,9 @@ def base_of(experiment: Mapping[str, Any]) -> Optional[str]:
 
 def check_base_exists(path: str, needed_by: str) -> None:
     """
-    # Parameters
-
-    path : `str`
-        The archive, or the folder of a run, that training began with.
-    needed_by : `str`
-        The archive whose config names it, for messages.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is nothing at the path.
+    `path`: the archive, or the folder of a run, that training began with. `needed_by`: the archive
+    whose config names it, for messages. Raises `ConfigurationError` if there is nothing at the
+    path.
     """
     if "://" not in path and not in_place_of_archive(Path(path)).exists():
         raise ConfigurationError(
@@ -170,17 +150,9 @@ def small_parts(path: str, needed_by: str) -> Iterator[Path]:
     A folder with all of an archive but its weights, as long as the block lasts: as AllenNLP has it,
     from a model folder as well.
 
-    # Parameters
-
-    path : `str`
-        Of an archive, a model folder, or the folder of a training run, or a URL.
-    needed_by : `str`
-        The archive that needs it, for messages.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is nothing of that kind.
+    `path`: of an archive, a model folder, or the folder of a training run, or a URL. `needed_by`:
+    the archive that needs it, for messages. Raises `ConfigurationError` if there is nothing of that
+    kind.
     """
     local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
     check_base_exists(str(local), needed_by)
@@ -199,30 +171,20 @@ def small_parts(path: str, needed_by: str) -> Iterator[Path]:
         yield folder
 
 
-def resolved_config(folder: Path, shown: str, seen: FrozenSet[str] = frozenset()) -> Dict[str, Any]:
+def resolved_config(folder: Path, shown: str, seen: frozenset[str] = frozenset()) -> dict[str, Any]:
     """
     The config of an archive that is unpacked, with the section of its model where it names the
     archive that training began with.
 
-    # Parameters
-
-    folder : `Path`
-    shown : `str`
-        What messages call the archive.
-    seen : `FrozenSet[str]`, optional (default = `frozenset()`)
-        The archives that have led here.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no config, or that archive isn't there.
+    `shown`: what messages call the archive. `seen`: the archives that have led here. Raises
+    `ConfigurationError` if there is no config, or that archive isn't there.
     """
     return with_its_model(read_experiment(folder, shown), shown, seen)
 
 
 def with_its_model(
-    experiment: Dict[str, Any], shown: str, seen: FrozenSet[str] = frozenset()
-) -> Dict[str, Any]:
+    experiment: dict[str, Any], shown: str, seen: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """As `resolved_config`, for a config that is read already."""
     if adapted_from(experiment) is not None:
         with small_parts(shown, shown) as folder:
@@ -237,7 +199,7 @@ def with_its_model(
     return {**experiment, "model": before.get("model")}
 
 
-def adapted_from(experiment: Mapping[str, Any]) -> Optional[str]:
+def adapted_from(experiment: Mapping[str, Any]) -> str | None:
     """The archive that a config names for an adaptation to other text; `None` if it has none."""
     model = experiment.get("model")
     if isinstance(model, dict) and model.get("type") == ADAPTED:
@@ -258,25 +220,15 @@ def trains_language_model(experiment: Mapping[str, Any]) -> bool:
 
 
 def with_own_sections(
-    experiment: Dict[str, Any], folder: Path, shown: Optional[str] = None
-) -> Dict[str, Any]:
+    experiment: dict[str, Any], folder: Path, shown: str | None = None
+) -> dict[str, Any]:
     """
     The config of a run that adapted a model, without the archive that this was: with the model's
     whole section, which the run keeps, and without what made the vocabulary. Other configs are
     given back as they are.
 
-    # Parameters
-
-    experiment : `Dict[str, Any]`
-    folder : `Path`
-        Of the run.
-    shown : `str`, optional (default = `folder`)
-        What messages call it.
-
-    # Raises
-
-    `ConfigurationError`
-        If the run lacks that section.
+    `folder`: of the run. `shown`: what messages call it. Raises `ConfigurationError` if the run
+    lacks that section.
     """
     experiment = dict(experiment)
     vocabulary = experiment.get("vocabulary")
@@ -299,7 +251,7 @@ def with_own_sections(
     return experiment
 
 
-def merged_section(section: Mapping[str, Any], changes: Mapping[str, Any]) -> Dict[str, Any]:
+def merged_section(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A section of a config with changes: values that are objects are changed in turn."""
     result = dict(section)
     for key, value in changes.items():
@@ -321,7 +273,7 @@ def _resolved_words(folder: Path, shown: str) -> WordList:
     return WordList([*before.words, *(w for w in words.words if w not in before.ids)])
 
 
-def _open_inner(folder: Path, experiment: Dict[str, Any], shown: str) -> Opened:
+def _open_inner(folder: Path, experiment: dict[str, Any], shown: str) -> Opened:
     """The language model in an archive of a model on top of one, without a softmax."""
     embedders = embedders_in(experiment)
     if not embedders:
@@ -366,7 +318,7 @@ def _open_inner(folder: Path, experiment: Dict[str, Any], shown: str) -> Opened:
     return _put_together(guessed, weights, words, source, {})
 
 
-def read_experiment(folder: Path, shown: str) -> Dict[str, Any]:
+def read_experiment(folder: Path, shown: str) -> dict[str, Any]:
     """
     The config of an archive that is unpacked, as AllenNLP 2 would have it. Parameters and errors
     are those of `archived_config`.
@@ -376,15 +328,12 @@ def read_experiment(folder: Path, shown: str) -> Dict[str, Any]:
     return with_own_sections(modern, folder, shown)
 
 
-def archived_config(folder: Path, shown: str) -> Dict[str, Any]:
+def archived_config(folder: Path, shown: str) -> dict[str, Any]:
     """
     The config of an archive, which messages call `shown`, that is unpacked. Nothing in it is
     evaluated.
 
-    # Raises
-
-    `ConfigurationError`
-        If there is none, or it can't be read.
+    Raises `ConfigurationError` if there is none, or it can't be read.
     """
     if not os.path.lexists(folder / CONFIG):
         raise ConfigurationError(
@@ -400,10 +349,7 @@ def weights_path(folder: Path, shown: str) -> Path:
     The weights of an archive that is unpacked, or of a run: the best ones, or, before there are
     any, those of the last checkpoint.
 
-    # Raises
-
-    `ConfigurationError`
-        If there are none.
+    Raises `ConfigurationError` if there are none.
     """
     for name in WEIGHTS:
         if (folder / name).is_file():
@@ -418,7 +364,7 @@ def weights_path(folder: Path, shown: str) -> Path:
     )
 
 
-def last_checkpoint(folder: Path) -> Optional[Path]:
+def last_checkpoint(folder: Path) -> Path | None:
     """The model's part of a run's last checkpoint, if there is one that has all of the model."""
     found = [match for match in map(CHECKPOINT.fullmatch, os.listdir(folder)) if match]
     whole = [(int(match[1]), int(match[2]), match[0]) for match in found if match[3] is None]
@@ -430,25 +376,11 @@ def _weights_in(folder: Path, shown: str, with_softmax: bool = True) -> Weights:
     return read_weights(path, with_softmax, f"{path.name} of {shown}")
 
 
-def read_weights(path: Path, with_softmax: bool = True, shown: Optional[str] = None) -> Weights:
+def read_weights(path: Path, with_softmax: bool = True, shown: str | None = None) -> Weights:
     """
-    # Parameters
-
-    path : `Path`
-        A file that torch wrote. No pickle in it is run.
-    with_softmax : `bool`, optional (default = `True`)
-    shown : `str`, optional (default = `path`)
-        What messages call it.
-
-    # Returns
-
-    `Weights`
-        On the CPU, mapped from the file where it allows that.
-
-    # Raises
-
-    `ConfigurationError`
-        If it holds anything but tensors, is damaged, or has a NaN in it.
+    `path`: a file that torch wrote. No pickle in it is run. `shown`: what messages call it. Returns
+    on the CPU, mapped from the file where it allows that. Raises `ConfigurationError` if it holds
+    anything but tensors, is damaged, or has a NaN in it.
     """
     shown = shown or str(path)
     # An archive has a checksum as well, but its weights may have been damaged before.
@@ -460,12 +392,12 @@ def read_weights(path: Path, with_softmax: bool = True, shown: Optional[str] = N
     )
 
 
-def read_shapes(path: Path, shown: str) -> Dict[str, Shape]:
+def read_shapes(path: Path, shown: str) -> dict[str, Shape]:
     """The shapes of the weights in a file, as `read_weights` reads it, which aren't looked at."""
     return shapes_of(_tensors(path, shown))
 
 
-def _tensors(path: Path, shown: str) -> Dict[str, torch.Tensor]:
+def _tensors(path: Path, shown: str) -> dict[str, torch.Tensor]:
     check_can_read(path, shown)
     try:
         state = _loaded(path)
@@ -493,7 +425,7 @@ def _is_softmax(name: str) -> bool:
 
 
 def _loaded(path: Path) -> Any:
-    options: Dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         return torch.load(path, mmap=True, **options)
     except RuntimeError as error:
@@ -503,7 +435,7 @@ def _loaded(path: Path) -> Any:
         return torch.load(path, **options)
 
 
-def shapes_of(weights: Mapping[str, torch.Tensor]) -> Dict[str, Shape]:
+def shapes_of(weights: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
     """The shapes of weights by their names."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
@@ -522,7 +454,7 @@ def _vocabulary(folder: Path, shown: str) -> WordList:
     return WordList.read(directory / name, f"{VOCABULARY}/{name} of {shown}")
 
 
-def softmax_rows(shapes: Mapping[str, Shape]) -> Optional[int]:
+def softmax_rows(shapes: Mapping[str, Shape]) -> int | None:
     """A row for each word, and one that nobody uses; `None` without a softmax."""
     for name, shape in shapes.items():
         if re.fullmatch(r"_softmax_loss\.softmax_b(\.weight)?", name) and shape:
@@ -530,9 +462,9 @@ def softmax_rows(shapes: Mapping[str, Shape]) -> Optional[int]:
     return None
 
 
-def _card(experiment: Dict[str, Any], folder: Path) -> Dict[str, Any]:
+def _card(experiment: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What is known of a trained model, for those who meet it later."""
-    card: Dict[str, Any] = {}
+    card: dict[str, Any] = {}
     corpus = experiment.get("train_data_path")
     if isinstance(corpus, str):
         card["corpus"] = os.path.basename(corpus.rstrip("/*")) or corpus

@@ -4,17 +4,12 @@ check that weights fit before anything is made.
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from types import UnionType
 from typing import (
     Any,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
-    Optional,
-    Tuple,
-    Type,
     TypeVar,
     Union,
     get_args,
@@ -39,7 +34,7 @@ from transformer_elmo.text.word_table import MAX_WORD_LENGTH, WORD_PADDING
 
 ConfigT = TypeVar("ConfigT")
 
-Shape = Tuple[int, ...]
+Shape = tuple[int, ...]
 
 # Of integers, where it isn't 1. Each character has a row; no rows are as many as the vocabulary's.
 _LEAST = {
@@ -53,45 +48,32 @@ class TextConfig:
     """
     How the model's text was read.
 
-    # Attributes
-
-    tokenizer : `Dict[str, Any]`
-        As AllenNLP's configs describe it.
-    start_tokens, end_tokens : `List[str]`
-    lowercase : `bool`
-        Whether the words to predict are in lower case.
+    `tokenizer`: as AllenNLP's configs describe it. `lowercase`: whether the words to predict are in
+    lower case.
     """
 
-    tokenizer: Dict[str, Any] = field(default_factory=lambda: {"type": "just_spaces"})
-    start_tokens: List[str] = field(default_factory=list)
-    end_tokens: List[str] = field(default_factory=list)
+    tokenizer: dict[str, Any] = field(default_factory=lambda: {"type": "just_spaces"})
+    start_tokens: list[str] = field(default_factory=list)
+    end_tokens: list[str] = field(default_factory=list)
     lowercase: bool = False
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """
-    # Attributes
-
-    words : `CharactersConfig` or `WordIdsConfig`
-    contextualizer : `ContextualizerConfig`
-    text : `TextConfig`
-    softmax : `SoftmaxConfig`, optional
-    dropout : `float`
-    precision : `str`
-    words_name : `str`
-        What AllenNLP's text field calls the tokens that are embedded; weights' names have it.
+    `words_name`: what AllenNLP's text field calls the tokens that are embedded; weights' names have
+    it.
     """
 
-    words: Union[CharactersConfig, WordIdsConfig]
+    words: CharactersConfig | WordIdsConfig
     contextualizer: ContextualizerConfig
     text: TextConfig
-    softmax: Optional[SoftmaxConfig] = None
+    softmax: SoftmaxConfig | None = None
     dropout: float = 0.0
     precision: str = "float32"
     words_name: str = "token_characters"
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As `from_json` takes it."""
         value = asdict(self)
         if self.contextualizer.activation == "relu":
@@ -102,20 +84,12 @@ class ModelConfig:
     @classmethod
     def from_json(cls, value: Any, source: str) -> "ModelConfig":
         """
-        # Parameters
-
-        value : `Any`
-        source : `str`
-            The file that it is from, for messages.
-
-        # Raises
-
-        `ConfigurationError`
-            If it isn't what `to_json` gives; the message names the key.
+        `source`: the file that it is from, for messages. Raises `ConfigurationError` if it isn't
+        what `to_json` gives; the message names the key.
         """
         value = _object(value, source)
         words = _object(value.get("words"), f"{source}.words")
-        kind: Type[Any] = CharactersConfig if "filters" in words else WordIdsConfig
+        kind: type[Any] = CharactersConfig if "filters" in words else WordIdsConfig
         parts = {
             "words": _filled(kind, words, f"{source}.words"),
             "contextualizer": _filled(
@@ -134,16 +108,8 @@ class ModelConfig:
 
     def check_shapes(self, shapes: Mapping[str, Shape], source: str) -> None:
         """
-        # Parameters
-
-        shapes : `Mapping[str, Shape]`
-            Of the weights, by the names of `core_name`.
-        source : `str`
-
-        # Raises
-
-        `ConfigurationError`
-            If these are the weights of another model; it names what differs first.
+        `shapes`: of the weights, by the names of `core_name`. Raises `ConfigurationError` if these
+        are the weights of another model; it names what differs first.
         """
         found = {
             "contextualizer.num_layers": _count(
@@ -172,10 +138,7 @@ class ModelConfig:
         """
         The model, with random weights.
 
-        # Raises
-
-        `ConfigurationError`
-            If a value isn't possible.
+        Raises `ConfigurationError` if a value isn't possible.
         """
         words: torch.nn.Module
         if isinstance(self.words, CharactersConfig):
@@ -209,7 +172,7 @@ class ModelConfig:
             self.precision,
         )
 
-    def _softmax(self, dim: int) -> Optional[Softmax]:
+    def _softmax(self, dim: int) -> Softmax | None:
         if self.softmax is None:
             return None
         if self.softmax.num_samples is None:
@@ -228,19 +191,9 @@ def check_sizes(section: Any, shapes: Mapping[str, Shape], source: str) -> None:
     Compares a config with weights before a model is built from it: a number too large would take
     all memory, and an error of that doesn't name the key.
 
-    # Parameters
-
-    section : `Any`
-        A model's section, or any part of one.
-    shapes : `Mapping[str, Shape]`
-        Of the weights.
-    source : `str`
-        What messages call the archive.
-
-    # Raises
-
-    `ConfigurationError`
-        If there are more layers than weights, or sizes that no weight has.
+    `section`: a model's section, or any part of one. `shapes`: of the weights. `source`: what
+    messages call the archive. Raises `ConfigurationError` if there are more layers than weights, or
+    sizes that no weight has.
     """
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     for path, key, value in _numbers(section, "model"):
@@ -254,7 +207,7 @@ def check_sizes(section: Any, shapes: Mapping[str, Shape], source: str) -> None:
             raise ConfigurationError(f"{source}: the config has {path} = {value:,}, but {what}.")
 
 
-def _numbers(value: Any, path: str, key: str = "") -> Iterator[Tuple[str, str, int]]:
+def _numbers(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, int]]:
     if isinstance(value, bool):
         return
     if isinstance(value, int):
@@ -272,17 +225,17 @@ def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def _shallow(config: Any) -> Dict[str, Any]:
+def _shallow(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config)}
 
 
-def _object(value: Any, source: str) -> Dict[str, Any]:
+def _object(value: Any, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigurationError(f"{source}: expected an object, got {value!r:.80}.")
     return value
 
 
-def _filled(kind: Type[ConfigT], value: Any, source: str) -> ConfigT:
+def _filled(kind: type[ConfigT], value: Any, source: str) -> ConfigT:
     """A dataclass from a dictionary, with every value's type checked."""
     value = _object(value, source)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
@@ -306,9 +259,9 @@ def _filled(kind: Type[ConfigT], value: Any, source: str) -> ConfigT:
 def _typed(value: Any, wanted: Any, source: str, least: int) -> Any:
     """The value, if it is of the type `wanted` and in its range: integers are `least` or more."""
     origin = get_origin(wanted)
-    arguments: Tuple[Any, ...] = get_args(wanted)
+    arguments: tuple[Any, ...] = get_args(wanted)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if origin is Union:
+    if origin in (Union, UnionType):
         *others, last = (kind for kind in arguments if value is None or kind is not type(None))
         for choice in others:
             with suppress(ConfigurationError):
@@ -348,19 +301,10 @@ _IN_WORDS = (
 _PREFIXES = {"_contextualizer.": "contextualizer.", "_softmax_loss.": "softmax."}
 
 
-def core_name(name: str, words_name: str) -> Optional[str]:
+def core_name(name: str, words_name: str) -> str | None:
     """
-    # Parameters
-
-    name : `str`
-        Of a weight in an archive.
-    words_name : `str`
-        See `ModelConfig`.
-
-    # Returns
-
-    `str`, optional
-        What `LanguageModel` calls it; `None` if it has no such weight.
+    `name`: of a weight in an archive. `words_name`: see `ModelConfig`. Returns what `LanguageModel`
+    calls it; `None` if it has no such weight.
     """
     for old, new in _PREFIXES.items():
         if name.startswith(old):

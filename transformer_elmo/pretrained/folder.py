@@ -10,10 +10,11 @@ A language model as a folder that needs no AllenNLP to be opened:
 
 import os
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Any, Union
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,19 +61,13 @@ class Opened:
     """
     A model in evaluation mode, and how it reads.
 
-    # Attributes
-
-    model : `LanguageModel`
-    reader : `BatchReader`
-    config : `ModelConfig`
-    card : `Dict[str, Any]`
-        What is known of the model: corpus, perplexity, ...
+    `card`: what is known of the model: corpus, perplexity, ...
     """
 
     model: LanguageModel
     reader: BatchReader
     config: ModelConfig
-    card: Dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 def is_model_folder(path: Union[str, "os.PathLike[str]"]) -> bool:
@@ -85,17 +80,10 @@ def is_model_folder(path: Union[str, "os.PathLike[str]"]) -> bool:
     return False
 
 
-def read_config(folder: Path) -> Tuple[ModelConfig, Dict[str, Any]]:
+def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """
-    # Returns
-
-    `Tuple[ModelConfig, Dict[str, Any]]`
-        The model's config and its card.
-
-    # Raises
-
-    `ConfigurationError`
-        If the folder has no such config.
+    Returns the model's config and its card. Raises `ConfigurationError` if the folder has no such
+    config.
     """
     path = folder / CONFIG
     content = read_json(path)
@@ -116,16 +104,8 @@ def read_config(folder: Path) -> Tuple[ModelConfig, Dict[str, Any]]:
 
 def open_folder(folder: Union[str, "os.PathLike[str]"], with_softmax: bool = True) -> Opened:
     """
-    # Parameters
-
-    folder : `str` or `PathLike`
-    with_softmax : `bool`, optional (default = `True`)
-        Its rows are read from the disk when they are used, if ever.
-
-    # Raises
-
-    `ConfigurationError`
-        If it isn't a model folder, or its parts don't fit together.
+    `with_softmax`: its rows are read from the disk when they are used, if ever. Raises
+    `ConfigurationError` if it isn't a model folder, or its parts don't fit together.
     """
     folder = Path(folder)
     with becoming_a_model(str(folder)):
@@ -141,15 +121,8 @@ def open_folder(folder: Union[str, "os.PathLike[str]"], with_softmax: bool = Tru
 
 def read_weights(path: Path, with_softmax: bool = True) -> Weights:
     """
-    # Returns
-
-    `Weights`
-        Mapped from the file.
-
-    # Raises
-
-    `ConfigurationError`
-        If the file is no such file, is damaged, or has a NaN in it.
+    Returns mapped from the file. Raises `ConfigurationError` if the file is no such file, is
+    damaged, or has a NaN in it.
     """
     with _opened_weights(path) as file:
         weights = {
@@ -163,10 +136,8 @@ def read_weights(path: Path, with_softmax: bool = True) -> Weights:
 
 def read_vocabulary(folder: Path, config: ModelConfig) -> WordList:
     """
-    # Raises
-
-    `ConfigurationError`
-        If the folder has no vocabulary, or one of other words than its weights were saved with.
+    Raises `ConfigurationError` if the folder has no vocabulary, or one of other words than its
+    weights were saved with.
     """
     path = folder / VOCABULARY
     vocabulary = WordList.read(path)
@@ -202,20 +173,10 @@ def model_of(
     """
     The model with these weights, which are not copied where their type is float32.
 
-    # Parameters
-
-    config : `ModelConfig`
-    weights : `Mapping[str, torch.Tensor]`
-        By their names in archives.
-    source : `str`
-        What messages call it.
-
-    # Raises
-
-    `ConfigurationError`
-        If these are the weights of another model.
+    `weights`: by their names in archives. `source`: what messages call it. Raises
+    `ConfigurationError` if these are the weights of another model.
     """
-    state: Dict[str, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
         core = core_name(name, config.words_name)
         if core is not None and (config.softmax is not None or not core.startswith("softmax.")):
@@ -253,17 +214,8 @@ def reader_of(config: ModelConfig, vocabulary: WordList) -> BatchReader:
     return BatchReader(vocabulary, text.start_tokens, text.end_tokens, split, own, text.lowercase)
 
 
-def tokenizer_of(tokenizer: Any) -> Callable[[str], List[str]]:
-    """
-    # Parameters
-
-    tokenizer : `str`, `Dict[str, Any]`, `Callable[[str], List[str]]` or AllenNLP's `Tokenizer`
-
-    # Returns
-
-    `Callable[[str], List[str]]`
-        From a text to its words.
-    """
+def tokenizer_of(tokenizer: Any) -> Callable[[str], list[str]]:
+    """Returns from a text to its words."""
     kind = tokenizer.get("type") if isinstance(tokenizer, dict) else tokenizer
     if kind in ("just_spaces", "whitespace"):
         return str.split
@@ -271,12 +223,7 @@ def tokenizer_of(tokenizer: Any) -> Callable[[str], List[str]]:
 
 
 def check_vocabulary(config: ModelConfig, vocabulary: WordList, source: str) -> None:
-    """
-    # Raises
-
-    `ConfigurationError`
-        If the vocabulary has more or fewer words than the model.
-    """
+    """Raises `ConfigurationError` if the vocabulary has more or fewer words than the model."""
     rows = []
     if config.softmax is not None:
         rows.append(config.softmax.num_words)
@@ -287,12 +234,7 @@ def check_vocabulary(config: ModelConfig, vocabulary: WordList, source: str) -> 
 
 
 def check_number_of_words(in_vocabulary: int, in_weights: int, source: str) -> None:
-    """
-    # Raises
-
-    `ConfigurationError`
-        If these aren't the same.
-    """
+    """Raises `ConfigurationError` if these aren't the same."""
     if in_vocabulary != in_weights:
         raise ConfigurationError(
             f"{source}: the vocabulary has {in_vocabulary:,} words, the weights {in_weights:,}. "
@@ -307,28 +249,15 @@ def save_folder(
     with_softmax: bool = True,
     dtype: str = "float32",
     replace_existing: bool = False,
-    more: Optional[Callable[[Path], None]] = None,
+    more: Callable[[Path], None] | None = None,
 ) -> None:
     """
     Writes a model folder, whole or not at all.
 
-    # Parameters
-
-    opened : `Opened`
-    folder : `str` or `PathLike`
-    with_softmax : `bool`, optional (default = `True`)
-        Without it the folder is for vectors only, and an eighth as large.
-    dtype : `str`, optional (default = `"float32"`)
-        "float32", "float16" or "bfloat16": how weights are written.
-    replace_existing : `bool`, optional (default = `False`)
-    more : `Callable[[Path], None]`, optional (default = `None`)
-        Called with the folder when all these files are in it, before it gets its name: what it
-        writes there is a part of the whole.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is such a folder already, or it can't be written.
+    `with_softmax`: without it the folder is for vectors only, and an eighth as large. `dtype`:
+    "float32", "float16" or "bfloat16": how weights are written. `more`: called with the folder when
+    all these files are in it, before it gets its name: what it writes there is a part of the whole.
+    Raises `ConfigurationError` if there is such a folder already, or it can't be written.
     """
     if dtype not in DTYPES:
         raise ConfigurationError(f"dtype must be one of {', '.join(DTYPES)}: got {dtype!r}.")

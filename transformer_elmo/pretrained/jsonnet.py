@@ -7,7 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any
 
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.files import parsed_json, read_bytes
@@ -43,25 +43,11 @@ _UNDEFINED = re.compile(r"undefined external variable: *(\S+)", re.IGNORECASE)
 _EXT_VAR = re.compile(r"""std\.extVar\(\s*(["'])(.+?)\1\s*\)""")
 
 
-def evaluated_file(file: Union[str, os.PathLike], ext_vars: Optional[Dict[str, Any]] = None) -> Any:
+def evaluated_file(file: str | os.PathLike, ext_vars: dict[str, Any] | None = None) -> Any:
     """
-    # Parameters
-
-    file : `Union[str, os.PathLike]`
-        JSON or jsonnet.
-    ext_vars : `Dict[str, Any]`, optional (default = `None`)
-        Variables beside those of the environment.
-
-    # Returns
-
-    `Any`
-        What the file says.
-
-    # Raises
-
-    `ConfigurationError`
-        If it can't be read or understood, or reads variables that aren't set; it names all of
-        them.
+    `file`: JSON or jsonnet. `ext_vars`: variables beside those of the environment. Returns what the
+    file says. Raises `ConfigurationError` if it can't be read or understood, or reads variables
+    that aren't set; it names all of them.
     """
     path = Path(file)
     try:
@@ -72,23 +58,11 @@ def evaluated_file(file: Union[str, os.PathLike], ext_vars: Optional[Dict[str, A
 
 
 def evaluated_overrides(
-    overrides: Union[str, Dict[str, Any]], ext_vars: Optional[Dict[str, Any]] = None
-) -> Dict[str, Any]:
+    overrides: str | dict[str, Any], ext_vars: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """
-    # Parameters
-
-    overrides : `Union[str, Dict[str, Any]]`
-        As given to AllenNLP.
-    ext_vars : `Dict[str, Any]`, optional (default = `None`)
-
-    # Returns
-
-    `Dict[str, Any]`
-
-    # Raises
-
-    `ConfigurationError`
-        If they read variables that aren't set, or aren't an object.
+    `overrides`: as given to AllenNLP. Raises `ConfigurationError` if they read variables that
+    aren't set, or aren't an object.
     """
     text = json.dumps(overrides) if isinstance(overrides, dict) else overrides
     parsed = _evaluated("The override", text, _variables(ext_vars)) if text else {}
@@ -99,7 +73,7 @@ def evaluated_overrides(
     return parsed
 
 
-def _variables(ext_vars: Optional[Dict[str, Any]]) -> Dict[str, str]:
+def _variables(ext_vars: dict[str, Any] | None) -> dict[str, str]:
     # What a system's variables hold needn't be text.
     of_system = {name: value for name, value in os.environ.items() if _is_text(value)}
     return {**of_system, **(ext_vars or {})}
@@ -113,7 +87,7 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _evaluated(name: str, text: str, variables: Dict[str, str], is_file: bool = False) -> Any:
+def _evaluated(name: str, text: str, variables: dict[str, str], is_file: bool = False) -> Any:
     try:
         import _jsonnet
     except ImportError:
@@ -143,8 +117,8 @@ def _without_jsonnet(name: str, text: str) -> Any:
 
 
 def _unset_variables(
-    error: RuntimeError, text: str, source: str, variables: Dict[str, str]
-) -> Optional[ConfigurationError]:
+    error: RuntimeError, text: str, source: str, variables: dict[str, str]
+) -> ConfigurationError | None:
     first = _UNDEFINED.search(str(error))
     if first is None:
         return None

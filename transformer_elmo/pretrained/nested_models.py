@@ -11,8 +11,9 @@ Archives of others carry nothing: then the shapes of the weights say what the mo
 
 import hashlib
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,15 +44,11 @@ class Embedder(NamedTuple):
     """
     A token embedder over a language model in the config of a model on top.
 
-    # Attributes
-
-    path : `str`
-        Its dotted key.
-    section : `Dict[str, Any]`
+    `path`: its dotted key.
     """
 
     path: str
-    section: Dict[str, Any]
+    section: dict[str, Any]
 
     @property
     def archive_file(self) -> str:
@@ -59,12 +56,12 @@ class Embedder(NamedTuple):
         return str(self.section.get("archive_file"))
 
     @property
-    def boundaries(self) -> Tuple[str, ...]:
+    def boundaries(self) -> tuple[str, ...]:
         """The tokens around each sentence."""
         return tuple(self.section.get("bos_eos_tokens", BOUNDARIES) or ())
 
 
-def embedders_in(experiment: Mapping[str, Any]) -> List[Embedder]:
+def embedders_in(experiment: Mapping[str, Any]) -> list[Embedder]:
     """All token embedders over language models in the config of a model."""
     return list(_embedders(experiment.get("model"), "model"))
 
@@ -95,24 +92,15 @@ def folder_of(run: Path, archive_file: str) -> Path:
     return run / FOLDER / key
 
 
-def carried_config(folder: Path, shown: str) -> Dict[str, Any]:
+def carried_config(folder: Path, shown: str) -> dict[str, Any]:
     """
-    # Parameters
-
-    folder : `Path`
-        See :func:`folder_of`.
-    shown : `str`
-        What messages call the archive.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no config, or it can't be read.
+    `folder`: see :func:`folder_of`. `shown`: what messages call the archive. Raises
+    `ConfigurationError` if there is no config, or it can't be read.
     """
     return read_json(folder / CONFIG, f"{folder.parent.name}/{folder.name}/{CONFIG} of {shown}")
 
 
-def sections_of(experiment: Mapping[str, Any]) -> Dict[str, Any]:
+def sections_of(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """What is carried of a language model's config."""
     return {name: experiment[name] for name in SECTIONS if name in experiment}
 
@@ -120,16 +108,12 @@ def sections_of(experiment: Mapping[str, Any]) -> Dict[str, Any]:
 _OF_EMBEDDER = re.compile(r"(.*?)\._lm\.")
 
 
-def inner_weights(weights: Mapping[str, torch.Tensor], path: str) -> Dict[str, torch.Tensor]:
+def inner_weights(weights: Mapping[str, torch.Tensor], path: str) -> dict[str, torch.Tensor]:
     """
     The weights of the language model in a model on top of it, by their names in archives.
 
-    # Parameters
-
-    weights : `Mapping[str, torch.Tensor]`
-        Of the model on top.
-    path : `str`
-        The dotted key of its token embedder: weights have its last part in their names.
+    `weights`: of the model on top. `path`: the dotted key of its token embedder: weights have its
+    last part in their names.
     """
     prefixes = sorted({m[0] for m in map(_OF_EMBEDDER.match, weights) if m})
     name = path.rpartition(".")[2]
@@ -140,27 +124,19 @@ def inner_weights(weights: Mapping[str, torch.Tensor], path: str) -> Dict[str, t
 
 
 def inferred_config(
-    shapes: Mapping[str, Shape], boundaries: Tuple[str, ...] = BOUNDARIES
-) -> Optional[ModelConfig]:
+    shapes: Mapping[str, Shape], boundaries: tuple[str, ...] = BOUNDARIES
+) -> ModelConfig | None:
     """
     What a language model is, by the shapes of its weights. They don't tell the activation after its
     convolutions, which is taken to be a ReLU, as in all published models.
 
-    # Parameters
-
-    shapes : `Mapping[str, Shape]`
-        Of the weights, by their names in archives.
-    boundaries : `Tuple[str, ...]`, optional (default = `("<S>", "</S>")`)
-
-    # Returns
-
-    `ModelConfig`, optional
-        `None` if these aren't the weights of a bidirectional transformer.
+    `shapes`: of the weights, by their names in archives. Returns `None` if these aren't the weights
+    of a bidirectional transformer.
     """
     transformer = "_contextualizer._forward_transformer.layers"
     hidden = shapes.get(f"{transformer}.0.feed_forward.w_1.weight")
     found = re.compile(r"_text_field_embedder\.token_embedder_(.+?)\.(.+)")
-    of_words: Dict[str, Dict[str, Shape]] = {}
+    of_words: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
         match = found.fullmatch(name)
         if match:
@@ -183,11 +159,11 @@ def inferred_config(
     )
 
 
-def _characters(shapes: Mapping[str, Shape]) -> Optional[CharactersConfig]:
+def _characters(shapes: Mapping[str, Shape]) -> CharactersConfig | None:
     encoder = "_encoder._module"
     embedding = shapes.get("_embedding._module.weight")
     projection = shapes.get(f"{encoder}._projection.weight")
-    filters: List[Tuple[int, int]] = []
+    filters: list[tuple[int, int]] = []
     while (shape := shapes.get(f"{encoder}.char_conv_{len(filters)}.weight")) is not None:
         filters.append((shape[2], shape[0]))
     if embedding is None or projection is None or not filters:
@@ -206,7 +182,7 @@ def _characters(shapes: Mapping[str, Shape]) -> Optional[CharactersConfig]:
     )
 
 
-def _softmax(shapes: Mapping[str, Shape], dim: int) -> Optional[SoftmaxConfig]:
+def _softmax(shapes: Mapping[str, Shape], dim: int) -> SoftmaxConfig | None:
     for suffix in ("", ".weight"):
         weight = shapes.get(f"_softmax_loss.softmax_w{suffix}")
         if weight is None:

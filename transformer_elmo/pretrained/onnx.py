@@ -23,9 +23,10 @@ model's precision and the type of the folder's weights.
 
 import logging
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -82,12 +83,7 @@ def graph_module(model: LanguageModel) -> ReferenceModel:
 
 
 def check_packages() -> None:
-    """
-    # Raises
-
-    `ConfigurationError`
-        If what writes the graph isn't there.
-    """
+    """Raises `ConfigurationError` if what writes the graph isn't there."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -108,11 +104,7 @@ def write_onnx(model: LanguageModel, folder: Path) -> None:
     Writes `model.onnx` into a model folder, and what it takes and gives into the folder's card.
     Weights of more than 1 GiB are beside it, in `model.onnx.data`.
 
-    # Parameters
-
-    model : `LanguageModel`
-        With its config.
-    folder : `Path`
+    `model`: with its config.
     """
     module = graph_module(model)
     batch, words = (torch.export.Dim(name, min=1) for name in ("batch", "words"))
@@ -155,7 +147,7 @@ def _card(model: LanguageModel) -> str:
     """What the folder's card says of the graph, for those without this package, too."""
     words, text = model.config.words, model.config.text
     if isinstance(words, CharactersConfig):
-        single: Dict[str, int] = {**BOUNDARY_WORDS, **words.own_characters}
+        single: dict[str, int] = {**BOUNDARY_WORDS, **words.own_characters}
         exceptions = ", ".join(f"{number + 1} for `{word}`" for word, number in single.items())
         name, shape = "characters", f"batch, words, {MAX_WORD_LENGTH}"
         meaning = (

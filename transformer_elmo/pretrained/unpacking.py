@@ -7,9 +7,9 @@ import shutil
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Collection, Dict, Iterator, Optional, Set, Union
 
 from overrides import overrides
 
@@ -46,21 +46,14 @@ MAX_ATTRIBUTES = 1_000
 MAX_REST = 16 << 20
 
 # Folders that hold an unpacked archive, and the archive, for messages that a user can read.
-_unpacked_from: Dict[str, str] = {}
+_unpacked_from: dict[str, str] = {}
 
 
 def size_limit() -> int:
     """
-    # Returns
-
-    `int`
-        The most bytes that an archive may unpack to: 32 GB, or what the environment variable
-        `TRANSFORMER_ELMO_MAX_ARCHIVE_GB` says.
-
-    # Raises
-
-    `ConfigurationError`
-        If it isn't a positive number.
+    Returns the most bytes that an archive may unpack to: 32 GB, or what the environment variable
+    `TRANSFORMER_ELMO_MAX_ARCHIVE_GB` says. Raises `ConfigurationError` if it isn't a positive
+    number.
     """
     text = os.environ.get(LIMIT_VARIABLE, "").strip()
     try:
@@ -75,28 +68,19 @@ def size_limit() -> int:
 
 
 def unpack(
-    archive: Union[str, os.PathLike],
-    directory: Union[str, os.PathLike],
+    archive: str | os.PathLike,
+    directory: str | os.PathLike,
     left_out: Collection[str] = (),
 ) -> None:
     """
     Unpacks a `.tar.gz` file. Every member is looked at before a byte of it is written; owners,
     modes and times aren't restored.
 
-    # Parameters
-
-    archive : `Union[str, os.PathLike]`
-    directory : `Union[str, os.PathLike]`
-        Must exist.
-    left_out : `Collection[str]`, optional (default = `()`)
-        Names of members that aren't written.
-
-    # Raises
-
-    `ConfigurationError`
-        If the file isn't a gzip-compressed tar file, or ends too soon; if a member is a link or a
-        device, would lie outside the directory, or has a name that no file can have; if there are
-        more members, headers or bytes than a model archive has, or than the disk has room for.
+    `directory`: must exist. `left_out`: names of members that aren't written. Raises
+    `ConfigurationError` if the file isn't a gzip-compressed tar file, or ends too soon; if a member
+    is a link or a device, would lie outside the directory, or has a name that no file can have; if
+    there are more members, headers or bytes than a model archive has, or than the disk has room
+    for.
     """
     check_can_read(archive)
     seen = _Seen(archive, size_limit(), Path(directory))
@@ -129,7 +113,7 @@ def _write(
     stream: "_Stream",
     member: tarfile.TarInfo,
     target: Path,
-    archive: Union[str, os.PathLike],
+    archive: str | os.PathLike,
 ) -> None:
     try:
         if member.isdir():
@@ -158,22 +142,17 @@ def _write(
 class _Seen:
     """What an archive has had so far, and whether that is more than a model archive has."""
 
-    def __init__(self, archive: Union[str, os.PathLike], limit: int, directory: Path) -> None:
+    def __init__(self, archive: str | os.PathLike, limit: int, directory: Path) -> None:
         self.members = 0
         self._archive = archive
         self._limit = limit
         self._directory = directory
         self._size = os.path.getsize(archive)
         self._total = 0
-        self._folders: Set[PurePosixPath] = set()
+        self._folders: set[PurePosixPath] = set()
 
     def add(self, member: tarfile.TarInfo, path: PurePosixPath, num_common: int) -> None:
-        """
-        # Raises
-
-        `ConfigurationError`
-            If it is too much.
-        """
+        """Raises `ConfigurationError` if it is too much."""
         archive, name = self._archive, member.name
         self.members += 1
         self._total += max(member.size, 0)
@@ -214,9 +193,9 @@ class _Seen:
 class _Stream(gzip.GzipFile):
     """An archive's bytes, in pieces that memory has room for."""
 
-    def __init__(self, archive: Union[str, os.PathLike]) -> None:
+    def __init__(self, archive: str | os.PathLike) -> None:
         super().__init__(archive, "rb")
-        self._headers: Optional[int] = 0
+        self._headers: int | None = 0
 
     @contextmanager
     def reading_content(self) -> Iterator[None]:
@@ -226,7 +205,7 @@ class _Stream(gzip.GzipFile):
         self._headers = headers
 
     @overrides(check_signature=False)
-    def read(self, size: Optional[int] = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= CHUNK:
             raise self._no_header(-1 if size is None else size)
         if self._headers is not None:
@@ -242,7 +221,7 @@ class _Stream(gzip.GzipFile):
         )
 
 
-def _check_sum(stream: _Stream, archive: Union[str, os.PathLike]) -> None:
+def _check_sum(stream: _Stream, archive: str | os.PathLike) -> None:
     """Reads on to the end of the compressed stream, where its checksum is, and is checked."""
     left = MAX_REST
     try:
@@ -260,7 +239,7 @@ def _check_sum(stream: _Stream, archive: Union[str, os.PathLike]) -> None:
             raise
 
 
-def _path(member: tarfile.TarInfo, archive: Union[str, os.PathLike]) -> PurePosixPath:
+def _path(member: tarfile.TarInfo, archive: str | os.PathLike) -> PurePosixPath:
     """Where a member goes, in the folder that the archive is unpacked to."""
     name = member.name
     # A backslash or a drive is a path on some systems only, and no model archive has one.
@@ -290,7 +269,7 @@ def _encoded(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _incomplete(archive: Union[str, os.PathLike], error: Exception) -> ConfigurationError:
+def _incomplete(archive: str | os.PathLike, error: Exception) -> ConfigurationError:
     folder = Path(archive).absolute().parent
     message = f"{archive} ({os.path.getsize(archive):,} bytes) is not a complete .tar.gz file" + (
         f" ({error})" if str(error) else ""
@@ -305,29 +284,20 @@ def _incomplete(archive: Union[str, os.PathLike], error: Exception) -> Configura
     )
 
 
-def archive_of(directory: Union[str, os.PathLike]) -> Optional[str]:
-    """
-    # Returns
-
-    `str`, optional
-        The archive that was unpacked to `directory`, if one was.
-    """
+def archive_of(directory: str | os.PathLike) -> str | None:
+    """Returns the archive that was unpacked to `directory`, if one was."""
     return _unpacked_from.get(os.path.realpath(directory))
 
 
 @contextmanager
 def extracted_archive(
-    resolved_archive_file: Union[str, os.PathLike], cleanup: bool = True
+    resolved_archive_file: str | os.PathLike, cleanup: bool = True
 ) -> Iterator[str]:
     """
     Does what AllenNLP's function of this name does, with `unpack`. If that fails, nothing stays
     behind.
 
-    # Parameters
-
-    resolved_archive_file : `Union[str, os.PathLike]`
-    cleanup : `bool`, optional (default = `True`)
-        Whether to remove the folder on leaving the context.
+    `cleanup`: whether to remove the folder on leaving the context.
     """
     directory = tempfile.mkdtemp()
     key = os.path.realpath(directory)

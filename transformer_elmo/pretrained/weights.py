@@ -9,8 +9,9 @@ import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, Mapping, Optional
+from typing import Any
 
 import torch
 
@@ -39,13 +40,8 @@ class Unchecked:
     """
     What is still to be looked at.
 
-    # Parameters
-
-    weights : `Mapping[str, torch.Tensor]`
-        As they were read. In whatever model they are now, these tensors are looked at.
-    sums : `Sums`
-    shown : `str`
-        What messages call the file.
+    `weights`: as they were read. In whatever model they are now, these tensors are looked at.
+    `shown`: what messages call the file.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], sums: Sums, shown: str) -> None:
@@ -57,10 +53,8 @@ class Unchecked:
         """
         Looks at all of them, the first time.
 
-        # Raises
-
-        `ConfigurationError`
-            If one has another checksum than when it was written, or isn't finite.
+        Raises `ConfigurationError` if one has another checksum than when it was written, or isn't
+        finite.
         """
         for name, (tensor, version) in self._weights.items():
             # What somebody has written to since is theirs.
@@ -78,14 +72,11 @@ def _no_sums(name: str, tensor: torch.Tensor) -> Collection[int]:
     return ()
 
 
-class Weights(Dict[str, torch.Tensor]):
+class Weights(dict[str, torch.Tensor]):
     """
     Weights by their names in archives.
 
-    # Attributes
-
-    unchecked : `Unchecked`
-        Those that nobody has looked at yet: the softmax's.
+    `unchecked`: those that nobody has looked at yet: the softmax's.
     """
 
     unchecked: Unchecked
@@ -98,23 +89,9 @@ class Weights(Dict[str, torch.Tensor]):
 
 def checked(weights: Mapping[str, torch.Tensor], sums: Sums, shown: str) -> Weights:
     """
-    # Parameters
-
-    weights : `Mapping[str, torch.Tensor]`
-        By their names in archives.
-    sums : `Sums`
-    shown : `str`
-        What messages call the file.
-
-    # Returns
-
-    `Weights`
-        All but the softmax's have been looked at.
-
-    # Raises
-
-    `ConfigurationError`
-        If a weight has another checksum, or isn't finite.
+    `weights`: by their names in archives. `shown`: what messages call the file. Returns all but the
+    softmax's have been looked at. Raises `ConfigurationError` if a weight has another checksum, or
+    isn't finite.
     """
     later = {name: tensor for name, tensor in weights.items() if name.startswith(SOFTMAX)}
     for name, tensor in weights.items():
@@ -158,23 +135,18 @@ def checksum(tensor: torch.Tensor) -> int:
     return zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
 
 
-def metadata_of(weights: Mapping[str, torch.Tensor], more: Mapping[str, bytes]) -> Dict[str, str]:
+def metadata_of(weights: Mapping[str, torch.Tensor], more: Mapping[str, bytes]) -> dict[str, str]:
     """
     The metadata of a safetensors file: the checksums of its weights, and of files beside it.
 
-    # Parameters
-
-    weights : `Mapping[str, torch.Tensor]`
-        As they are written.
-    more : `Mapping[str, bytes]`
-        Contents of other files by their names.
+    `weights`: as they are written. `more`: contents of other files by their names.
     """
     sums = {name: checksum(tensor) for name, tensor in weights.items()}
     sums.update({name: zlib.crc32(content) for name, content in more.items()})
     return {"format": "pt", METADATA: json.dumps(sums)}
 
 
-def sums_of_metadata(metadata: Optional[Mapping[str, str]]) -> Dict[str, int]:
+def sums_of_metadata(metadata: Mapping[str, str] | None) -> dict[str, int]:
     """
     Of the metadata of a safetensors file, the checksums by name; none where another program wrote
     it.
@@ -191,15 +163,12 @@ def sums_of_zip(path: Path, shown: str) -> Sums:
     The checksums in a file that `torch.save` wrote; none in those that are no zip archives, as
     before 2020.
 
-    # Raises
-
-    `ConfigurationError`
-        If what the file says of its weights is damaged itself.
+    Raises `ConfigurationError` if what the file says of its weights is damaged itself.
     """
     check_can_read(path, shown)
     if not zipfile.is_zipfile(path):
         return lambda name, tensor: ()
-    by_size: Dict[int, Dict[int, None]] = {}
+    by_size: dict[int, dict[int, None]] = {}
     try:
         with zipfile.ZipFile(path) as file:
             for member in file.infolist():

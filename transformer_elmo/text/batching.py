@@ -2,8 +2,9 @@
 Which sentences make a batch, in which order the batches come, and which process takes which.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Iterable, Iterator, List, Optional, Protocol, Tuple, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,7 @@ def random_order(length: int, seed: int, *path: int) -> Indices:
     """
     A random permutation that depends on the arguments alone.
 
-    # Parameters
-
-    length : `int`
-    seed : `int`
-    path : `int`
-        What the permutation is for: a different path gives an independent one.
+    `path`: what the permutation is for: a different path gives an independent one.
     """
     # NumPy promises that the raw numbers of a bit generator stay the same from version to version,
     # which it does not for `Generator.permutation`.
@@ -32,34 +28,24 @@ def random_order(length: int, seed: int, *path: int) -> Indices:
 
 def cut_into_batches(
     lengths: NDArray[np.int64],
-    max_tokens: Optional[int],
-    batch_size: Optional[int],
-    shuffle: Optional[Tuple[int, ...]] = None,
-) -> List[Indices]:
+    max_tokens: int | None,
+    batch_size: int | None,
+    shuffle: tuple[int, ...] | None = None,
+) -> list[Indices]:
     """
     Cuts sentences into batches of about equal length.
 
-    # Parameters
-
-    lengths : `NDArray[int64]`
-        Shape `(num_sentences,)`: the padded length that a sentence asks for.
-    max_tokens : `int`, optional
-        The most tokens that a batch may have, padding included. A longer sentence goes alone.
-    batch_size : `int`, optional
-        The most sentences that a batch may have.
-    shuffle : `Tuple[int, ...]`, optional (default = `None`)
-        A seed and a path (see :func:`random_order`): sentences of the same length and whole batches
-        are shuffled by it. By default both keep their order, short sentences first.
-
-    # Returns
-
-    `List[NDArray[int64]]`
-        The indices of each batch's sentences. Each sentence is in exactly one.
+    `lengths`: shape `(num_sentences,)`: the padded length that a sentence asks for. `max_tokens`:
+    the most tokens that a batch may have, padding included. A longer sentence goes alone.
+    `batch_size`: the most sentences that a batch may have. `shuffle`: a seed and a path (see
+    :func:`random_order`): sentences of the same length and whole batches are shuffled by it. By
+    default both keep their order, short sentences first. Returns the indices of each batch's
+    sentences. Each sentence is in exactly one.
     """
     order = np.arange(len(lengths)) if shuffle is None else random_order(len(lengths), *shuffle, 0)
     order = order[np.argsort(lengths[order], kind="stable")]
     ascending = lengths[order]
-    batches: List[Indices] = []
+    batches: list[Indices] = []
     begin = 0
     while begin < len(order):
         most = len(order) - begin
@@ -86,7 +72,7 @@ class Batch(Protocol):
     def num_padded_tokens(self) -> int:
         """The sentences times the longest one's length."""
 
-    def split(self, num_sentences: int) -> Tuple[Any, Any]:
+    def split(self, num_sentences: int) -> tuple[Any, Any]:
         """The batch cut after so many sentences."""
 
     def merge(self, other: Any) -> Any:
@@ -101,17 +87,12 @@ class Round(Generic[BatchT]):
     """
     A batch for each process, and where the sequence can be taken up again after them.
 
-    # Attributes
-
-    batches : `List[BatchT]`
-    resume_at : `BatchT`, optional
-        A sequence begun at this batch is dealt out the same from there on, but for the first
-        `num_skipped` rounds. `None` after the last round.
-    num_skipped : `int`
+    `resume_at`: a sequence begun at this batch is dealt out the same from there on, but for the
+    first `num_skipped` rounds. `None` after the last round.
     """
 
-    batches: List[BatchT]
-    resume_at: Optional[BatchT]
+    batches: list[BatchT]
+    resume_at: BatchT | None
     num_skipped: int = 0
 
 
@@ -123,23 +104,11 @@ def deal_rounds(batches: Iterator[BatchT], world_size: int) -> Iterator[Round[Ba
     each process has one more. Only where all of those are single sentences, some of them share a
     batch.
 
-    # Parameters
-
-    batches : `Iterator[BatchT]`
-    world_size : `int`
-
-    # Returns
-
-    `Iterator[Round[BatchT]]`
-
-    # Raises
-
-    `ConfigurationError`
-        If there are fewer sentences than processes.
+    Raises `ConfigurationError` if there are fewer sentences than processes.
     """
     # A round is held back until the one after it is complete.
-    held: List[BatchT] = []
-    dealt: List[BatchT] = []
+    held: list[BatchT] = []
+    dealt: list[BatchT] = []
     for batch in batches:
         dealt.append(batch)
         if len(dealt) == world_size:
@@ -185,8 +154,8 @@ def regrouped(rounds: Iterable[Round[BatchT]], world_size: int) -> Iterator[Roun
     place of the round that their last batch comes from. What is left at the end is dealt out as
     `deal_rounds` does.
     """
-    held: Optional[Round[BatchT]] = None
-    rest: List[BatchT] = []
+    held: Round[BatchT] | None = None
+    rest: list[BatchT] = []
     for of_round in rounds:
         rest += of_round.batches
         while len(rest) >= world_size:

@@ -18,9 +18,10 @@ import lzma
 import os
 import re
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, cast
+from typing import IO, Any, Union, cast
 
 from overrides import overrides
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 PathOrStr = Union[str, "os.PathLike[str]"]
 DataPath = Union[PathOrStr, Sequence[PathOrStr]]
 
-TextOrWords = Union[str, List[str]]
+TextOrWords = Union[str, list[str]]
 Sentence = Union[TextOrWords, Sequence[str], Mapping[str, Any]]
 """A text for a tokenizer, its words, or either under a name that :func:`sentence_in` knows."""
 
@@ -57,29 +58,16 @@ _SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
 
 
-def find_shards(data_path: DataPath) -> List[Path]:
+def find_shards(data_path: DataPath) -> list[Path]:
     """
     Lists the files that a path stands for.
 
-    # Parameters
-
-    data_path : `str`, `PathLike`, or a list of them
-        A file; a directory, whose files are taken in the order of their names (hidden files and
-        sub-folders are skipped); a glob, likewise in order; or a URL (`http://`, `https://`,
-        `s3://` and whatever else the library `cached_path` knows), which is downloaded once. A
-        list is taken in its own order.
-
-    # Returns
-
-    `List[Path]`
-        At least one file.
-
-    # Raises
-
-    `ConfigurationError`
-        If nothing is found, a URL can't be fetched, or a path is no file (a pipe, for example,
-        can't be read once for each epoch). The message names the path, and the environment
-        variables that hold it.
+    `data_path`: a file; a directory, whose files are taken in the order of their names (hidden
+    files and sub-folders are skipped); a glob, likewise in order; or a URL (`http://`, `https://`,
+    `s3://` and whatever else the library `cached_path` knows), which is downloaded once. A list is
+    taken in its own order. Returns at least one file. Raises `ConfigurationError` if nothing is
+    found, a URL can't be fetched, or a path is no file (a pipe, for example, can't be read once for
+    each epoch). The message names the path, and the environment variables that hold it.
     """
     if isinstance(data_path, (list, tuple)):
         if not data_path:
@@ -125,10 +113,7 @@ def fetch(url: str) -> Path:
     """
     The file that an address leads to, downloaded once.
 
-    # Raises
-
-    `ConfigurationError`
-        If it can't be had.
+    Raises `ConfigurationError` if it can't be had.
     """
     try:
         return Path(downloaded(url))
@@ -157,10 +142,8 @@ def read_sentences(shard: PathOrStr) -> Iterator[TextOrWords]:
     The sentences of one file of UTF-8, plain or compressed by gzip, bzip2, xz or zstd: each a text,
     or the words that a line of JSON has. Blank lines are skipped; the log says how many.
 
-    # Raises
-
-    `ConfigurationError`
-        If the file can't be read to its end or isn't UTF-8; see also :func:`parse_line`.
+    Raises `ConfigurationError` if the file can't be read to its end or isn't UTF-8; see also
+    :func:`parse_line`.
     """
     blank_lines = 0
     for number, line in enumerate(_lines_of_shard(shard), start=1):
@@ -186,7 +169,7 @@ def _lines_of_shard(shard: PathOrStr) -> Iterator[str]:
         yield from lines
 
 
-def split_lines(text: str) -> List[str]:
+def split_lines(text: str) -> list[str]:
     """
     The lines of a text without their ends: `\\n`, or `\\r\\n`. What comes after the last end is a
     line unless it is empty.
@@ -214,8 +197,8 @@ def has_json(text: str) -> bool:
 def parse_line(
     line: str,
     input_format: str = "auto",
-    number: Optional[int] = None,
-    shard: Optional[PathOrStr] = None,
+    number: int | None = None,
+    shard: PathOrStr | None = None,
 ) -> TextOrWords:
     """
     A sentence from a line: the line itself; or JSON, as :func:`sentence_in` has it.
@@ -224,10 +207,7 @@ def parse_line(
     or `["`, or is `[]`; but for `{"` without spaces, it must be readable as JSON besides. `number`
     and `shard` say in messages where it stands.
 
-    # Raises
-
-    `ConfigurationError`
-        If it should be JSON and isn't, or holds no sentence.
+    Raises `ConfigurationError` if it should be JSON and isn't, or holds no sentence.
     """
     if input_format not in INPUT_FORMATS:
         raise ConfigurationError(
@@ -256,7 +236,7 @@ def parse_line(
     )
 
 
-def sentence_in(value: Any) -> Optional[TextOrWords]:
+def sentence_in(value: Any) -> TextOrWords | None:
     """
     What counts as a sentence, everywhere: a text; a sequence of words, also an array or a column of
     them; or a mapping with `tokens` or `words`, a sequence, or with `sentence` or `text`, a text.
@@ -302,27 +282,13 @@ def has_sentences(shard: PathOrStr) -> bool:
 
 
 def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
-    """
+    r"""
     Reads a file as blocks of whole lines.
 
-    # Parameters
-
-    shard : `str` or `PathLike`
-        A file, plain or compressed.
-    offset : `int`, optional (default = `0`)
-        Where to begin: a number of (uncompressed) bytes, at the beginning of a line.
-    block_size : `int`, optional (default = `2**20`)
-        A block has about this many bytes, more if a line has.
-
-    # Returns
-
-    `Iterator[bytes]`
-        Together they are the file. All but the last one end with `\\n`.
-
-    # Raises
-
-    `ConfigurationError`
-        If the file can't be read to its end, or is an archive of files.
+    `shard`: a file, plain or compressed. `offset`: where to begin: a number of (uncompressed)
+    bytes, at the beginning of a line. `block_size`: a block has about this many bytes, more if a
+    line has. Returns together they are the file. All but the last one end with `\n`. Raises
+    `ConfigurationError` if the file can't be read to its end, or is an archive of files.
     """
     check_can_read(shard)
     try:
@@ -334,7 +300,7 @@ def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE)
                     offset -= skipped
             # The pieces of a line that is longer than a block are kept apart until its end is seen:
             # joined one by one they would be copied again and again.
-            pending: List[bytes] = []
+            pending: list[bytes] = []
             is_first = offset == 0
             while block := file.read(block_size):
                 if is_first:
@@ -375,19 +341,9 @@ def decode(block: bytes, shard: PathOrStr, line_number: int) -> str:
     """
     Decodes a block of lines as UTF-8. A byte-order mark before the first line is no part of it.
 
-    # Parameters
-
-    block : `bytes`
-        Whole lines.
-    shard : `str` or `PathLike`
-        The file that it comes from, for the message.
-    line_number : `int`
-        The number of its first line in that file, counted from 1, for the message.
-
-    # Raises
-
-    `ConfigurationError`
-        If it isn't UTF-8. The message has the file, the line and the way on.
+    `block`: whole lines. `shard`: the file that it comes from, for the message. `line_number`: the
+    number of its first line in that file, counted from 1, for the message. Raises
+    `ConfigurationError` if it isn't UTF-8. The message has the file, the line and the way on.
     """
     try:
         text = block.decode("utf-8")
@@ -417,11 +373,8 @@ def open_shard(shard: PathOrStr) -> IO[bytes]:
     """
     Opens a file for reading bytes, through the decompressor that its first bytes ask for.
 
-    # Raises
-
-    `ConfigurationError`
-        If its name promises a compression that it doesn't have, or zstd is needed and not
-        installed.
+    Raises `ConfigurationError` if its name promises a compression that it doesn't have, or zstd is
+    needed and not installed.
     """
     path = Path(shard)
     file = open(path, "rb")  # noqa: SIM115 (whoever asked for it closes it)
@@ -525,18 +478,9 @@ _SAMPLE = 2**16
 
 
 class Shards:
-    """
-    # Parameters
+    """Raises `ConfigurationError` if a file can't be looked at."""
 
-    paths : `List[Path]`
-
-    # Raises
-
-    `ConfigurationError`
-        If a file can't be looked at.
-    """
-
-    def __init__(self, paths: List[Path]) -> None:
+    def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
         self._seen = {path: _look_at(path) for path in paths}
         self.num_bytes = sum(self._seen[path][0] for path in paths)
@@ -562,11 +506,8 @@ class Shards:
 
     def check(self, path: Path) -> None:
         """
-        # Raises
-
-        `ConfigurationError`
-            If a file is gone or may not be what it was: an epoch of two different corpora would
-            look like any other.
+        Raises `ConfigurationError` if a file is gone or may not be what it was: an epoch of two
+        different corpora would look like any other.
         """
         size, time = _look_at(path)
         if size != self._seen[path][0]:
@@ -582,7 +523,7 @@ class Shards:
             )
 
 
-def _look_at(path: Path) -> Tuple[int, int]:
+def _look_at(path: Path) -> tuple[int, int]:
     with errors_of_reading(path):
         status = os.stat(path)
     return status.st_size, status.st_mtime_ns

@@ -1,17 +1,9 @@
 """Sentences on their way through a model: lines to words, words to arrays, batches in order."""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import (
     AbstractSet,
     Any,
-    Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    Tuple,
     TypeVar,
 )
 
@@ -38,17 +30,10 @@ class WordReader:
     Turns sentences into what a model takes: words, boundary tokens around them, numbers. Reading
     from several threads is safe.
 
-    # Parameters
-
-    vocabulary : `WordList`
-    start_tokens, end_tokens : `Sequence[str]`
-        What the model was trained to see around each sentence.
-    split : `Callable[[str], List[str]]`, optional (default = `str.split`)
-        From a text to its words.
-    own_characters : `Mapping[str, int]`, optional (default = `None`)
-        See `transformer_elmo.text.word_table.character_ids`.
-    lowercase : `bool`, optional (default = `False`)
-        Whether the vocabulary's words are in lower case.
+    `start_tokens`, `end_tokens`: what the model was trained to see around each sentence. `split`:
+    from a text to its words. `own_characters`: see
+    `transformer_elmo.text.word_table.character_ids`. `lowercase`: whether the vocabulary's words
+    are in lower case.
     """
 
     def __init__(
@@ -56,8 +41,8 @@ class WordReader:
         vocabulary: WordList,
         start_tokens: Sequence[str] = (),
         end_tokens: Sequence[str] = (),
-        split: Callable[[str], List[str]] = str.split,
-        own_characters: Optional[Mapping[str, int]] = None,
+        split: Callable[[str], list[str]] = str.split,
+        own_characters: Mapping[str, int] | None = None,
         lowercase: bool = False,
     ) -> None:
         self.vocabulary = vocabulary
@@ -65,34 +50,25 @@ class WordReader:
         self.split = split
         self._own_characters = own_characters
         self._lowercase = lowercase
-        self._token_ids: Optional[TokenIds] = None
+        self._token_ids: TokenIds | None = None
 
-    def words(self, sentence: Sentence) -> List[str]:
+    def words(self, sentence: Sentence) -> list[str]:
         """The words of a sentence, without boundary tokens; a `TypeError` if it isn't one."""
         return words_of(sentence, self.split)
 
-    def with_boundaries(self, words: Sequence[str]) -> List[str]:
+    def with_boundaries(self, words: Sequence[str]) -> list[str]:
         """The tokens that the model reads for a sentence of these words."""
         return [*self.start_tokens, *words, *self.end_tokens]
 
     def arrays(
         self, sentences: Sequence[Sequence[str]], with_ids: bool = True
-    ) -> Dict[str, NDArray[Any]]:
+    ) -> dict[str, NDArray[Any]]:
         """
-        # Parameters
-
-        sentences : `Sequence[Sequence[str]]`
-            Their tokens, boundary tokens included.
-        with_ids : `bool`, optional (default = `True`)
-            Whether the vocabulary's numbers are wanted.
-
-        # Returns
-
-        `Dict[str, NDArray]`
-            `characters`, shape `(num_distinct + 1, 50)`, one row for each distinct word and an
-            empty one before them; `word_index`, shape `(batch_size, timesteps)`, the row of each
-            word, 0 where padded; `lengths`, shape `(batch_size,)`; and `token_ids`, shape
-            `(batch_size, timesteps)`, if wanted.
+        `sentences`: their tokens, boundary tokens included. `with_ids`: whether the vocabulary's
+        numbers are wanted. Returns `characters`, shape `(num_distinct + 1, 50)`, one row for each
+        distinct word and an empty one before them; `word_index`, shape `(batch_size, timesteps)`,
+        the row of each word, 0 where padded; `lengths`, shape `(batch_size,)`; and `token_ids`,
+        shape `(batch_size, timesteps)`, if wanted.
         """
         index, distinct = indexed_words(sentences)
         characters = np.zeros((len(distinct) + 1, character_ids([]).shape[1]), dtype=np.int64)
@@ -109,7 +85,7 @@ class WordReader:
         return arrays
 
 
-def words_of(sentence: Sentence, split: Callable[[str], List[str]]) -> List[str]:
+def words_of(sentence: Sentence, split: Callable[[str], list[str]]) -> list[str]:
     """The words of a sentence; a `TypeError` if it isn't one."""
     found = checked_sentence(sentence)
     return split(found) if isinstance(found, str) else found
@@ -145,13 +121,10 @@ def checked_sentences(sentences: Iterable[Sentence]) -> Iterable[Sentence]:
 
 def indexed_words(sentences: Sequence[Sequence[str]]) -> Any:
     """
-    # Returns
-
-    `Tuple[NDArray[int64], List[str]]`
-        For each word of a padded batch, shape `(batch_size, timesteps)`, its place among the
-        distinct ones, counted from 1, and 0 where padded; and the distinct words.
+    Returns for each word of a padded batch, shape `(batch_size, timesteps)`, its place among the
+    distinct ones, counted from 1, and 0 where padded; and the distinct words.
     """
-    row: Dict[str, int] = {}
+    row: dict[str, int] = {}
     index = np.zeros((len(sentences), max(map(len, sentences), default=0)), dtype=np.int64)
     for number, sentence in enumerate(sentences):
         index[number, : len(sentence)] = [row.setdefault(w, len(row) + 1) for w in sentence]
@@ -161,7 +134,7 @@ def indexed_words(sentences: Sequence[Sequence[str]]) -> Any:
 def in_batches(
     items: Iterable[ItemT],
     length: Callable[[ItemT], int],
-    run: Callable[[List[ItemT]], List[ResultT]],
+    run: Callable[[list[ItemT]], list[ResultT]],
     max_tokens: int,
     wanted: Callable[[ItemT], bool] = lambda item: True,
     begin: Callable[[], None] = lambda: None,
@@ -170,35 +143,18 @@ def in_batches(
     Runs a function over batches of items of about equal length, and gives its results in the items'
     order. Items are taken as they are needed: there may be any number of them.
 
-    # Parameters
-
-    items : `Iterable[ItemT]`
-    length : `Callable[[ItemT], int]`
-        An item's number of tokens.
-    run : `Callable[[List[ItemT]], List[ResultT]]`
-        Gives one result for each item of a batch.
-    max_tokens : `int`
-        The most tokens of a batch, padding included. A longer item goes alone.
-    wanted : `Callable[[ItemT], bool]`, optional (default = all)
-        Whether an item's result is given, which is so for all that follow an item for which it is.
-        What is run is the same from the beginning of a section on, whatever is wanted in it.
-    begin : `Callable[[], None]`, optional
-        Called at the beginning of each section, a number of batches.
-
-    # Returns
-
-    `Iterator[ResultT]`
-
-    # Raises
-
-    `ValueError`
-        If `max_tokens` isn't positive.
+    `length`: an item's number of tokens. `run`: gives one result for each item of a batch.
+    `max_tokens`: the most tokens of a batch, padding included. A longer item goes alone. `wanted`:
+    whether an item's result is given, which is so for all that follow an item for which it is. What
+    is run is the same from the beginning of a section on, whatever is wanted in it. `begin`: called
+    at the beginning of each section, a number of batches. Raises `ValueError` if `max_tokens` isn't
+    positive.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}.")
 
-    def results(held: List[ItemT], lengths: List[int]) -> Iterator[ResultT]:
-        found: Dict[int, ResultT] = {}
+    def results(held: list[ItemT], lengths: list[int]) -> Iterator[ResultT]:
+        found: dict[int, ResultT] = {}
         for batch in cut_into_batches(np.asarray(lengths, dtype=np.int64), max_tokens, None):
             indices = batch.tolist()
             found.update(zip(indices, run([held[i] for i in indices])))
@@ -207,7 +163,7 @@ def in_batches(
             if wanted(item):
                 yield result
 
-    section: List[Tuple[List[ItemT], List[int]]] = []
+    section: list[tuple[list[ItemT], list[int]]] = []
     for number, sorted_together in enumerate(_sorted_together(items, length, max_tokens)):
         if number % SECTION == 0:
             section = []
@@ -221,10 +177,10 @@ def in_batches(
 
 def _sorted_together(
     items: Iterable[ItemT], length: Callable[[ItemT], int], max_tokens: int
-) -> Iterator[Tuple[List[ItemT], List[int]]]:
+) -> Iterator[tuple[list[ItemT], list[int]]]:
     """Items, and how many tokens each has, in lists of some batches' worth."""
-    held: List[ItemT] = []
-    lengths: List[int] = []
+    held: list[ItemT] = []
+    lengths: list[int] = []
     num_tokens = 0
     for item in items:
         held.append(item)

@@ -15,9 +15,10 @@ import logging
 import queue
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ T = TypeVar("T")
 SECONDS_TO_END = 2.0
 
 # The threads that haven't been told to end, each with its way to be told.
-_running: Dict[threading.Thread, threading.Event] = {}
+_running: dict[threading.Thread, threading.Event] = {}
 
 
 @atexit.register
@@ -59,22 +60,12 @@ def prefetch(make_iterator: Callable[[], Iterator[T]], depth: int, name: str) ->
     """
     Runs an iterator in a thread.
 
-    # Parameters
-
-    make_iterator : `Callable[[], Iterator[T]]`
-        Called in the thread.
-    depth : `int`
-        How many items the thread may be ahead.
-    name : `str`
-        The name of the thread, for whoever looks at a running process.
-
-    # Returns
-
-    `Iterator[T]`
-        The same items. An exception in the thread is raised here, after the items before it. When
-        this iterator is closed, or forgotten, the thread ends, at the next item if it is busy.
+    `make_iterator`: called in the thread. `depth`: how many items the thread may be ahead. `name`:
+    the name of the thread, for whoever looks at a running process. Returns the same items. An
+    exception in the thread is raised here, after the items before it. When this iterator is closed,
+    or forgotten, the thread ends, at the next item if it is busy.
     """
-    items: queue.Queue[Tuple[str, Any]] = queue.Queue(maxsize=depth)
+    items: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
     def put(kind: str, value: Any) -> bool:
@@ -150,9 +141,9 @@ class TextChunk:
     end: Place
     # Each piece is some whole lines of one shard, with its path and the number of the first of
     # them.
-    pieces: List[Tuple[bytes, Path, int]]
+    pieces: list[tuple[bytes, Path, int]]
 
-    def texts(self) -> Iterator[Tuple[str, Path, int]]:
+    def texts(self) -> Iterator[tuple[str, Path, int]]:
         """The pieces, decoded."""
         for block, shard, line_number in self.pieces:
             yield decode(block, shard, line_number), shard, line_number
@@ -177,24 +168,12 @@ def read_chunks(
     """
     Reads shards, one after the other, as chunks.
 
-    # Parameters
-
-    shards : `Sequence[Path]`
-    max_lines : `int`
-        The lines of a chunk. The last one may have fewer.
-    start : `Place`, optional
-        Where to begin. At the start of a chunk, the same chunks follow as if the one before it
-        had been read.
-    max_bytes : `int`, optional (default = `2**26`)
-        A chunk is complete when it has this many bytes, whatever the number of its lines.
-    check : `Callable[[Path], None]`, optional
-        Called with each shard before and after it is read; raises if something is wrong with it.
-
-    # Returns
-
-    `Iterator[TextChunk]`
+    `max_lines`: the lines of a chunk. The last one may have fewer. `start`: where to begin. At the
+    start of a chunk, the same chunks follow as if the one before it had been read. `max_bytes`: a
+    chunk is complete when it has this many bytes, whatever the number of its lines. `check`: called
+    with each shard before and after it is read; raises if something is wrong with it.
     """
-    pieces: List[Tuple[bytes, Path, int]] = []
+    pieces: list[tuple[bytes, Path, int]] = []
     place = start
     num_lines = num_bytes = 0
     for shard in range(start.shard, len(shards)):
@@ -261,7 +240,7 @@ class WordsChunk:
     # ends.
     starts: NDArray[np.int64]
     # The words of the rows from `num_known` on.
-    new_words: List[str]
+    new_words: list[str]
     num_known: int
     num_dropped: int = 0
     num_blank: int = 0
@@ -293,16 +272,10 @@ class WordsEncoder:
     """
     From text to rows of a table, and from rows to the arrays of a batch.
 
-    # Parameters
-
-    table : `WordTable`
-    start_words, end_words : `Sequence[str]`
-        Put around each sentence. The table keeps their rows: they are among its vocabulary or its
-        `other_words`.
-    split : `Callable[[List[str]], Iterator[List[str]]]`, optional (default = `None`)
-        From lines to their words; by default words are what `str.split` makes.
-    distinct_words : `bool`, optional (default = `False`)
-        See :meth:`~transformer_elmo.text.word_table.WordTable.arrays`.
+    `start_words`, `end_words`: put around each sentence. The table keeps their rows: they are among
+    its vocabulary or its `other_words`. `split`: from lines to their words; by default words are
+    what `str.split` makes. `distinct_words`: see
+    :meth:`~transformer_elmo.text.word_table.WordTable.arrays`.
     """
 
     def __init__(
@@ -310,7 +283,7 @@ class WordsEncoder:
         table: WordTable,
         start_words: Sequence[str] = (),
         end_words: Sequence[str] = (),
-        split: Optional[Callable[[List[str]], Iterator[List[str]]]] = None,
+        split: Callable[[list[str]], Iterator[list[str]]] | None = None,
         distinct_words: bool = False,
     ) -> None:
         self._table = table
@@ -318,16 +291,10 @@ class WordsEncoder:
         self._end_rows = table.encode(end_words)
         self._split = split
         self._distinct_words = distinct_words
-        self._loaded: Optional[WordsChunk] = None
+        self._loaded: WordsChunk | None = None
 
-    def encode(self, chunk: TextChunk, max_words: Optional[int]) -> WordsChunk:
-        """
-        # Parameters
-
-        chunk : `TextChunk`
-        max_words : `int`, optional
-            Sentences of more words are dropped.
-        """
+    def encode(self, chunk: TextChunk, max_words: int | None) -> WordsChunk:
+        """`max_words`: sentences of more words are dropped."""
         all_rows, all_lengths = [], []
         for text, shard, line_number in chunk.texts():
             if self._split is None and not has_json(text):
@@ -352,22 +319,19 @@ class WordsEncoder:
         new_words = self._table.forget_new_words()
         return WordsChunk(rows, starts, new_words, self._table.num_known, num_dropped, num_blank)
 
-    def _words(self, sentences: List[TextOrWords]) -> Iterator[List[str]]:
+    def _words(self, sentences: list[TextOrWords]) -> Iterator[list[str]]:
         texts = [sentence for sentence in sentences if isinstance(sentence, str)]
         split = map(str.split, texts) if self._split is None else self._split(texts)
         return (next(split) if isinstance(s, str) else s for s in sentences)
 
     def arrays(
         self, chunk: WordsChunk, begin: int, end: int
-    ) -> Tuple[Dict[str, Dict[str, NDArray[Any]]], NDArray[np.int64]]:
+    ) -> tuple[dict[str, dict[str, NDArray[Any]]], NDArray[np.int64]]:
         """
         The batch of the sentences from `begin` to `end` (not included).
 
-        # Returns
-
-        `Tuple[Dict[str, Dict[str, NDArray]], NDArray[int64]]`
-            The batch as `WordTable.arrays` gives it, and the lengths of its sentences with start
-            and end words, shape `(batch_size,)`.
+        Returns the batch as `WordTable.arrays` gives it, and the lengths of its sentences with
+        start and end words, shape `(batch_size,)`.
         """
         if self._loaded is not chunk:
             self._table.put_new_words(chunk.new_words)
@@ -388,7 +352,7 @@ class WordsEncoder:
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[Iterator[TextChunk]], Iterator[Tuple[TextChunk, Chunk]]]
+Encode = Callable[[Iterator[TextChunk]], Iterator[tuple[TextChunk, Chunk]]]
 """Encodes chunks of text, in order."""
 
 
@@ -407,12 +371,12 @@ class Position:
     # Rounds from there on that have been dealt out already.
     num_skipped: int = 0
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As `from_json` takes it."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Dict[str, Any]) -> "Position":
+    def from_json(cls, value: dict[str, Any]) -> "Position":
         """Also what earlier versions wrote, under their names."""
         value = {"chunk_number" if k == "window_number" else k: v for k, v in value.items()}
         return cls(**{**value, "place": Place(**value["place"])})
@@ -436,7 +400,7 @@ class PlannedBatch:
         """The sentences times the longest one's length."""
         return len(self) * int(self.chunk.lengths()[self.begin : self.end].max())
 
-    def split(self, num_sentences: int) -> Tuple["PlannedBatch", "PlannedBatch"]:
+    def split(self, num_sentences: int) -> tuple["PlannedBatch", "PlannedBatch"]:
         """
         Cuts the batch after so many sentences.
         """
@@ -455,48 +419,29 @@ class PlannedBatch:
 @dataclass(frozen=True)
 class Schedule:
     """
-    # Parameters
-
-    max_tokens : `int`, optional
-        The most tokens of a batch, padding included.
-    batch_size : `int`, optional
-        The most sentences of a batch.
-    shuffle : `bool`
-        If `False`, shards and chunks come in order, and the batches of a chunk from short sentences
-        to long ones.
-    seed : `int`
-    max_lines : `int`
-        The lines of a chunk.
-    limit : `int`, optional
-        Only the first so many sentences.
-    num_boundary_tokens : `int`
-        What each sentence has beside its words.
-    min_length : `int`
-        What sentences are padded to at least.
+    `max_tokens`: the most tokens of a batch, padding included. `batch_size`: the most sentences of
+    a batch. `shuffle`: if `False`, shards and chunks come in order, and the batches of a chunk from
+    short sentences to long ones. `max_lines`: the lines of a chunk. `limit`: only the first so many
+    sentences. `num_boundary_tokens`: what each sentence has beside its words. `min_length`: what
+    sentences are padded to at least.
     """
 
-    max_tokens: Optional[int] = None
-    batch_size: Optional[int] = None
+    max_tokens: int | None = None
+    batch_size: int | None = None
     shuffle: bool = True
     seed: int = 0
     max_lines: int = 32768
-    limit: Optional[int] = None
+    limit: int | None = None
     num_boundary_tokens: int = 0
     min_length: int = 0
 
     def plan(
         self, shards: Shards, position: Position, encode: Encode, report: "Report"
-    ) -> Iterator[List[PlannedBatch]]:
+    ) -> Iterator[list[PlannedBatch]]:
         """
         The batches from a position to the end of its pass, a list of them for each chunk.
 
-        # Parameters
-
-        shards : `Shards`
-        position : `Position`
-        encode : `Encode`
-        report : `Report`
-            Told of what goes by.
+        `report`: told of what goes by.
         """
         pass_number = position.pass_number
         paths = shards.paths
@@ -525,7 +470,7 @@ class Schedule:
                 break
         report.end(position.num_sentences, len(paths))
 
-    def _cut(self, chunk: Chunk, lengths: Any, position: Position) -> List[PlannedBatch]:
+    def _cut(self, chunk: Chunk, lengths: Any, position: Position) -> list[PlannedBatch]:
         path = (self.seed, position.pass_number, 1, position.chunk_number)
         batches = cut_into_batches(
             np.maximum(lengths + self.num_boundary_tokens, self.min_length),
@@ -547,25 +492,19 @@ class Report:
     """
     What the log says of a pass.
 
-    # Parameters
-
-    data_path : `Any`
-        The corpus, as the user named it.
-    max_length : `int`, optional
-        Sentences of more tokens are dropped.
-    quiet : `bool`, optional (default = `False`)
-        Whether nothing is logged.
+    `data_path`: the corpus, as the user named it. `max_length`: sentences of more tokens are
+    dropped. `quiet`: whether nothing is logged.
     """
 
     data_path: Any
-    max_length: Optional[int]
+    max_length: int | None
     quiet: bool = False
     num_words: int = 0
     num_dropped: int = 0
     num_blank: int = 0
     _shard: int = -1
 
-    def at(self, pass_number: int, shard: int, paths: List[Path]) -> None:
+    def at(self, pass_number: int, shard: int, paths: list[Path]) -> None:
         """Where the number of batches isn't known, this is how to see what is left."""
         if self.quiet or len(paths) < 2 or shard == self._shard:
             return
@@ -585,12 +524,7 @@ class Report:
         self.num_blank += chunk.num_blank
 
     def end(self, num_sentences: int, num_files: int) -> None:
-        """
-        # Raises
-
-        `ConfigurationError`
-            If there was no sentence.
-        """
+        """Raises `ConfigurationError` if there was no sentence."""
         if num_sentences == 0:
             dropped = ""
             if self.num_dropped:

@@ -8,9 +8,10 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +43,7 @@ class WordList:
     """
     A vocabulary: words numbered from 1 on; 0 is padding.
 
-    # Parameters
-
-    words : `Sequence[str]`
-    unknown_word : `str`, optional (default = `"@@UNKNOWN@@"`)
-        The one that stands for all others.
+    `unknown_word`: the one that stands for all others.
     """
 
     def __init__(self, words: Sequence[str], unknown_word: str = UNKNOWN) -> None:
@@ -68,12 +65,12 @@ class WordList:
         return PADDING if number == 0 else self.words[number - 1]
 
     @cached_property
-    def ids(self) -> Dict[str, int]:
+    def ids(self) -> dict[str, int]:
         """The number of each word."""
         return {word: number for number, word in enumerate(self.words, start=1)}
 
     @property
-    def unknown(self) -> Optional[int]:
+    def unknown(self) -> int | None:
         """The number of all words that aren't in the list; `None` if none stands for them."""
         return self.ids.get(self.unknown_word)
 
@@ -81,22 +78,12 @@ class WordList:
     def read(
         cls,
         path: Union[str, "os.PathLike[str]"],
-        shown: Optional[str] = None,
+        shown: str | None = None,
         unknown_word: str = UNKNOWN,
     ) -> "WordList":
         """
-        # Parameters
-
-        path : `str` or `PathLike`
-            A file of one word a line, as AllenNLP's vocabularies have them.
-        shown : `str`, optional (default = `path`)
-            What messages call it.
-        unknown_word : `str`, optional (default = `"@@UNKNOWN@@"`)
-
-        # Raises
-
-        `ConfigurationError`
-            If it isn't there, or not UTF-8.
+        `path`: a file of one word a line, as AllenNLP's vocabularies have them. `shown`: what
+        messages call it. Raises `ConfigurationError` if it isn't there, or not UTF-8.
         """
         try:
             content = read_bytes(path, shown)
@@ -115,10 +102,7 @@ class WordList:
         """
         Writes AllenNLP's vocabulary folder.
 
-        # Parameters
-
-        folder : `Path`
-            Must be there.
+        `folder`: must be there.
         """
         text = "".join(self.lines())
         (folder / f"{NAMESPACE}.txt").write_text(text, encoding="utf-8", newline="\n")
@@ -134,28 +118,16 @@ def count_words(
     start_tokens: Iterable[str] = (),
     end_tokens: Iterable[str] = (),
     quiet: bool = False,
-    max_words: Optional[int] = None,
-) -> Dict[str, int]:
+    max_words: int | None = None,
+) -> dict[str, int]:
     """
     Counts the words of a corpus, which are what `str.split` makes of its lines.
 
-    # Parameters
-
-    data_path : `str` or `List[str]`
-        What :func:`~transformer_elmo.text.corpus.find_shards` takes.
-    start_tokens : `Iterable[str]`, optional (default = `()`)
-        Counted once before the words of each line that isn't blank.
-    end_tokens : `Iterable[str]`, optional (default = `()`)
-        Counted once after the words of each line that isn't blank.
-    quiet : `bool`, optional (default = `False`)
-        If `True`, there is no progress bar.
-    max_words : `int`, optional (default = `None`)
-        Lines of more words are left out.
-
-    # Returns
-
-    `Dict[str, int]`
-        In the order in which the words first occur.
+    `data_path`: what :func:`~transformer_elmo.text.corpus.find_shards` takes. `start_tokens`:
+    counted once before the words of each line that isn't blank. `end_tokens`: counted once after
+    the words of each line that isn't blank. `quiet`: if `True`, there is no progress bar.
+    `max_words`: lines of more words are left out. Returns in the order in which the words first
+    occur.
     """
     boundary_tokens = [*start_tokens, *end_tokens]
     counter = _WordCounter()
@@ -185,7 +157,7 @@ def count_words(
     return counts
 
 
-def _without_long_lines(text: str, max_words: int) -> Tuple[str, int]:
+def _without_long_lines(text: str, max_words: int) -> tuple[str, int]:
     """
     A text without its lines of more than so many words, and how many there were.
     """
@@ -214,13 +186,13 @@ class _WordCounter:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._hash_table: Optional[WordHashTable] = None
-        self._words: List[str] = []
+        self._hash_table: WordHashTable | None = None
+        self._words: list[str] = []
         self._by_row = np.zeros(0, dtype=np.int64)
-        self._rows: List[NDArray[np.int32]] = []
+        self._rows: list[NDArray[np.int32]] = []
         self._num_rows = 0
 
-    def add(self, words: List[str]) -> None:
+    def add(self, words: list[str]) -> None:
         self._counts.update(words)
 
     def add_text(self, text: str) -> None:
@@ -246,7 +218,7 @@ class _WordCounter:
             self._by_row += np.bincount(np.concatenate(self._rows), minlength=len(self._by_row))
         self._rows, self._num_rows = [], 0
 
-    def total(self) -> Dict[str, int]:
+    def total(self) -> dict[str, int]:
         """
         All counts so far, in the order in which the words first occurred.
         """
@@ -293,7 +265,7 @@ def write_vocabulary(
     data_path: DataPath,
     directory: Union[str, "os.PathLike[str]"],
     min_count: int = 3,
-    max_vocab_size: Optional[int] = None,
+    max_vocab_size: int | None = None,
     force: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -302,30 +274,12 @@ def write_vocabulary(
     holds `</S>`, `<S>`, `@@UNKNOWN@@` and then the words by falling frequency, those of the same
     frequency by their code points.
 
-    # Parameters
-
-    data_path : `str` or `List[str]`
-        What :func:`~transformer_elmo.text.corpus.find_shards` takes.
-    directory : `str` or `PathLike`
-        The folder to write.
-    min_count : `int`, optional (default = `3`)
-        Words that occur less often are left out.
-    max_vocab_size : `int`, optional (default = `None`)
-        The most words to keep, beside the three special ones.
-    force : `bool`, optional (default = `False`)
-        Whether to replace a folder that isn't empty.
-    quiet : `bool`, optional (default = `False`)
-        If `True`, there is no progress bar.
-
-    # Returns
-
-    `int`
-        The number of lines of `tokens.txt`.
-
-    # Raises
-
-    `ConfigurationError`
-        If the folder isn't empty and `force` is false, or no word is left.
+    `data_path`: what :func:`~transformer_elmo.text.corpus.find_shards` takes. `directory`: the
+    folder to write. `min_count`: words that occur less often are left out. `max_vocab_size`: the
+    most words to keep, beside the three special ones. `force`: whether to replace a folder that
+    isn't empty. `quiet`: if `True`, there is no progress bar. Returns the number of lines of
+    `tokens.txt`. Raises `ConfigurationError` if the folder isn't empty and `force` is false, or no
+    word is left.
     """
     with folder_written_whole(Path(directory), replace=force) as folder:
         words = _frequent_words(data_path, min_count, max_vocab_size, quiet)
@@ -334,13 +288,13 @@ def write_vocabulary(
 
 
 def _frequent_words(
-    data_path: DataPath, min_count: int, max_vocab_size: Optional[int], quiet: bool
+    data_path: DataPath, min_count: int, max_vocab_size: int | None, quiet: bool
 ) -> WordList:
     special = ["</S>", "<S>", UNKNOWN]
     counts = count_words(data_path, quiet=quiet)
     # `<UNK>` is how the billion-word corpus writes the unknown word.
     left_out = {*special, PADDING, "<UNK>"}
-    kept: List[Tuple[str, int]] = [
+    kept: list[tuple[str, int]] = [
         (word, count)
         for word, count in counts.items()
         if count >= min_count and word not in left_out
@@ -354,23 +308,14 @@ def _frequent_words(
     return WordList(special + [word for word, _ in kept[:max_vocab_size]])
 
 
-def extended_words(old: Sequence[str], counts: Mapping[str, int], min_count: int = 3) -> List[str]:
+def extended_words(old: Sequence[str], counts: Mapping[str, int], min_count: int = 3) -> list[str]:
     """
     An old vocabulary with the words of new text, by falling frequency in that text: a sampled
     softmax draws the first words most often. Old words of the same frequency keep their order, and
     those that the text doesn't have come last.
 
-    # Parameters
-
-    old : `Sequence[str]`
-    counts : `Mapping[str, int]`
-        How often each word occurs in the new text.
-    min_count : `int`, optional (default = `3`)
-        New words that occur less often are left out.
-
-    # Returns
-
-    `List[str]`
+    `counts`: how often each word occurs in the new text. `min_count`: new words that occur less
+    often are left out.
     """
     known = set(old)
     new = (w for w, count in counts.items() if count >= min_count and w not in known)

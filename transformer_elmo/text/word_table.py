@@ -12,7 +12,8 @@ hashes, so the answer is exact.
 """
 
 import itertools
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,20 +38,12 @@ BOUNDARY_WORDS = {"<S>": BEGIN_SENTENCE, "</S>": END_SENTENCE}
 
 
 def character_ids(
-    words: Sequence[str], own_characters: Optional[Mapping[str, int]] = None
+    words: Sequence[str], own_characters: Mapping[str, int] | None = None
 ) -> NDArray[np.int64]:
     """
-    # Parameters
-
-    words : `Sequence[str]`
-    own_characters : `Mapping[str, int]`, optional (default = `None`)
-        Words that are a single character, by its id (without the one added): `tokens_to_add` of
-        AllenNLP's indexer.
-
-    # Returns
-
-    `NDArray[int64]`
-        Shape `(num_words, 50)`. Longer words are cut; what is no UTF-8 is left out.
+    `own_characters`: words that are a single character, by its id (without the one added):
+    `tokens_to_add` of AllenNLP's indexer. Returns shape `(num_words, 50)`. Longer words are cut;
+    what is no UTF-8 is left out.
     """
     encoded = [word.encode("utf-8", "ignore")[:MOST_BYTES] for word in words]
     single = {**BOUNDARY_WORDS, **(own_characters or {})}
@@ -82,10 +75,7 @@ class Column:
     """
     What is known of every word under one name.
 
-    # Parameters
-
-    min_padding_length : `int`, optional (default = `0`)
-        Sentences are padded at least to this length.
+    `min_padding_length`: sentences are padded at least to this length.
     """
 
     key: str
@@ -98,7 +88,7 @@ class Column:
         """What the column says of words, shape `(num_words, ...)`."""
         raise NotImplementedError
 
-    def put(self, first_row: int, words: List[str]) -> None:
+    def put(self, first_row: int, words: list[str]) -> None:
         """Gives words the rows from `first_row` on."""
         end = first_row + len(words)
         if end > len(self.table):
@@ -124,15 +114,8 @@ class TokenIds(Column):
     """
     The number of each word in a vocabulary.
 
-    # Parameters
-
-    ids : `Mapping[str, int]`
-        The vocabulary. The word for padding may be in it, as 0; a word of that spelling in a text
-        is unknown.
-    unknown : `int`, optional
-        The id of all words outside it; with `None` such a word is an error.
-    lowercase : `bool`, optional (default = `False`)
-    min_padding_length : `int`, optional (default = `0`)
+    `ids`: the vocabulary. The word for padding may be in it, as 0; a word of that spelling in a
+    text is unknown. `unknown`: the id of all words outside it; with `None` such a word is an error.
     """
 
     key = "tokens"
@@ -140,7 +123,7 @@ class TokenIds(Column):
     def __init__(
         self,
         ids: Mapping[str, int],
-        unknown: Optional[int],
+        unknown: int | None,
         lowercase: bool = False,
         min_padding_length: int = 0,
     ) -> None:
@@ -167,19 +150,12 @@ class TokenIds(Column):
 
 
 class CharacterIds(Column):
-    """
-    The characters of each word: see :func:`character_ids`.
-
-    # Parameters
-
-    own_characters : `Mapping[str, int]`, optional (default = `None`)
-    min_padding_length : `int`, optional (default = `0`)
-    """
+    """The characters of each word: see :func:`character_ids`."""
 
     key = "elmo_tokens"
 
     def __init__(
-        self, own_characters: Optional[Mapping[str, int]] = None, min_padding_length: int = 0
+        self, own_characters: Mapping[str, int] | None = None, min_padding_length: int = 0
     ) -> None:
         super().__init__(min_padding_length)
         self._own_characters = dict(own_characters or {})
@@ -200,12 +176,8 @@ class WordTable:
     :meth:`forget_new_words`: a corpus has no end of them, and the table must not grow with the
     corpus.
 
-    # Parameters
-
-    columns : `Mapping[str, Column]`
-        By the names that :meth:`arrays` gives.
-    other_words : `Sequence[str]`, optional (default = `()`)
-        Words that keep their rows although the vocabulary may lack them.
+    `columns`: by the names that :meth:`arrays` gives. `other_words`: words that keep their rows
+    although the vocabulary may lack them.
     """
 
     def __init__(self, columns: Mapping[str, Column], other_words: Sequence[str] = ()) -> None:
@@ -238,22 +210,13 @@ class WordTable:
         """
         return np.fromiter(map(self._rows.__getitem__, words), np.int32, len(words))
 
-    def encode_lines(self, text: str) -> Tuple[Rows, NDArray[np.int64]]:
-        """
+    def encode_lines(self, text: str) -> tuple[Rows, NDArray[np.int64]]:
+        r"""
         The rows of the words of a text, which are what `str.split` makes of it, and the number of
         words in each of its lines. Lines without words are left out.
 
-        # Parameters
-
-        text : `str`
-            Lines that end with `\\n`.
-
-        # Returns
-
-        rows : `Rows`
-            Shape `(num_words,)`.
-        lengths : `NDArray[int64]`
-            Shape `(num_sentences,)`; all positive, together `num_words`.
+        `text`: lines that end with `\n`. Returns shape `(num_words,)`. Returns shape
+        `(num_sentences,)`; all positive, together `num_words`.
         """
         rows, starts, ends, data = self._hash_table.find(text)
         unknown = np.flatnonzero(rows == PADDING_ROW)
@@ -263,14 +226,11 @@ class WordTable:
         lengths = np.diff(np.searchsorted(starts, line_ends), prepend=0)
         return rows, lengths[lengths > 0]
 
-    def forget_new_words(self) -> List[str]:
+    def forget_new_words(self) -> list[str]:
         """
         Takes back the rows of the words that are not in the vocabulary.
 
-        # Returns
-
-        `List[str]`
-            Those words: the first had row `num_known`, and so on.
+        Returns those words: the first had row `num_known`, and so on.
         """
         new_words = self._rows.new_words
         for word in new_words:
@@ -279,7 +239,7 @@ class WordTable:
         self._rows.next_row = self._num_known
         return new_words
 
-    def put_new_words(self, words: List[str]) -> None:
+    def put_new_words(self, words: list[str]) -> None:
         """
         Gives words outside the vocabulary the rows from `num_known` on, in place of those that have
         them, for :meth:`arrays`.
@@ -289,30 +249,20 @@ class WordTable:
 
     def arrays(
         self, rows: NDArray[Any], distinct_words: bool = False
-    ) -> Dict[str, Dict[str, NDArray[Any]]]:
+    ) -> dict[str, dict[str, NDArray[Any]]]:
         """
         What AllenNLP's indexers give for a padded batch of words.
 
-        # Parameters
-
-        rows : `NDArray[int]`
-            Shape `(batch_size, timesteps)`; 0 where padded.
-        distinct_words : `bool`, optional (default = `False`)
-            If `True`, characters come once for each distinct word of the batch, with an index that
-            says where it is.
-
-        # Returns
-
-        `Dict[str, Dict[str, NDArray]]`
-            For each column by its name. Token ids are `tokens`, shape `(batch_size, timesteps)`;
-            characters are `elmo_tokens`, shape `(batch_size, timesteps, 50)`. With
-            `distinct_words`,
-            `elmo_tokens` has shape `(num_distinct_words + 1, 50)`, its row 0 is all zero, and
-            `word_index`, shape `(batch_size, timesteps)`, says which row each word is, 0 where
-            padded.
+        `rows`: shape `(batch_size, timesteps)`; 0 where padded. `distinct_words`: if `True`,
+        characters come once for each distinct word of the batch, with an index that says where it
+        is. Returns for each column by its name. Token ids are `tokens`, shape `(batch_size,
+        timesteps)`; characters are `elmo_tokens`, shape `(batch_size, timesteps, 50)`. With
+        `distinct_words`, `elmo_tokens` has shape `(num_distinct_words + 1, 50)`, its row 0 is all
+        zero, and `word_index`, shape `(batch_size, timesteps)`, says which row each word is, 0
+        where padded.
         """
-        result: Dict[str, Dict[str, NDArray[Any]]] = {}
-        distinct: Optional[Tuple[NDArray[Any], NDArray[Any]]] = None
+        result: dict[str, dict[str, NDArray[Any]]] = {}
+        distinct: tuple[NDArray[Any], NDArray[Any]] | None = None
         for name, column in self._columns.items():
             padded = _pad(rows, column.min_padding_length)
             if distinct_words and isinstance(column, CharacterIds):
@@ -323,7 +273,7 @@ class WordTable:
                 result[name] = {column.key: column.take(padded)}
         return result
 
-    def _distinct(self, rows: NDArray[Any]) -> Tuple[NDArray[Any], NDArray[Any]]:
+    def _distinct(self, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         # Each row remembers the last position that has it, which needs no sorting.
         flat = rows.reshape(-1)
         num_rows = int(flat.max(initial=0)) + 1
@@ -340,13 +290,13 @@ class WordTable:
         return words, index.reshape(rows.shape)
 
 
-class _Interner(Dict[str, int]):
+class _Interner(dict[str, int]):
     """
     A dictionary that gives a word that it doesn't have the next number.
     """
 
     next_row: int
-    new_words: List[str]
+    new_words: list[str]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -388,12 +338,7 @@ class WordHashTable:
     """
     A hash table from words to rows.
 
-    # Parameters
-
-    words : `Sequence[str]`
-        Distinct words.
-    first_row : `int`
-        The row of the first one, at least 1. The others follow.
+    `words`: distinct words. `first_row`: the row of the first one, at least 1. The others follow.
     """
 
     def __init__(self, words: Sequence[str], first_row: int) -> None:
@@ -427,21 +372,12 @@ class WordHashTable:
 
     def find(
         self, text: str
-    ) -> Tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], bytes]:
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], bytes]:
         """
-        # Parameters
-
-        text : `str`
-
-        # Returns
-
-        rows : `NDArray[int32]`
-            Shape `(num_words,)`: the row of each word of `text.split()`; 0 if it has none or is
-            longer than 16 bytes.
-        starts, ends : `NDArray[int64]`
-            Shape `(num_words,)`: where each word begins and ends in `data`.
-        data : `bytes`
-            The text as UTF-8, with plain spaces for all the spaces of more than one byte.
+        Returns shape `(num_words,)`: the row of each word of `text.split()`; 0 if it has none or is
+        longer than 16 bytes. Returns shape `(num_words,)`: where each word begins and ends in
+        `data`. Returns the text as UTF-8, with plain spaces for all the spaces of more than one
+        byte.
         """
         if not text.isascii():
             for space in _WIDE_SPACES:
@@ -497,7 +433,7 @@ class WordHashTable:
 
 def _numbers(
     data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> Tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """
     The first eight bytes of words, and the last eight of those that have more.
     """
@@ -515,7 +451,7 @@ def _numbers(
     return heads.astype(np.uint64, copy=False), tails.astype(np.uint64, copy=False)
 
 
-def words_at(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> List[str]:
+def words_at(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[str]:
     """
     The words that begin and end there.
     """

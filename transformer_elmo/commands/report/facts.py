@@ -1,9 +1,10 @@
 """A training run in a few lines: how it went, by its metrics.json, and its config."""
 
 import math
+from collections.abc import Iterator
 from datetime import timedelta
 from statistics import median
-from typing import Any, Dict, Iterator, List, NamedTuple
+from typing import Any, NamedTuple
 
 from transformer_elmo.commands.report.heat_map import AFTER, BEFORE
 from transformer_elmo.commands.report.training_log import TrainingLog
@@ -39,21 +40,14 @@ _ESSENTIALS = (
 
 
 class Fact(NamedTuple):
-    """
-    # Attributes
-
-    name : `str`
-    value : `str`
-    note : `str`
-        What there is to say about it.
-    """
+    """`note`: what there is to say about it."""
 
     name: str
     value: str
     note: str = ""
 
 
-def results_of(log: TrainingLog) -> List[Fact]:
+def results_of(log: TrainingLog) -> list[Fact]:
     """How a run went; nothing of one that has had no epoch yet."""
     facts = []
     epoch, best = log.number("epoch"), log.number("best_epoch")
@@ -111,7 +105,7 @@ def _number(number: float) -> str:
     return f"{number:,}" if isinstance(number, int) else f"{number:,.4f}"
 
 
-def config_of(config: Dict[str, Any]) -> List[Fact]:
+def config_of(config: dict[str, Any]) -> list[Fact]:
     """The essentials of a config."""
     return [
         Fact(name, value if isinstance(value, str) else json_text(value))
@@ -121,7 +115,7 @@ def config_of(config: Dict[str, Any]) -> List[Fact]:
     ]
 
 
-def _found(value: Any, path: List[str]) -> Iterator[Any]:
+def _found(value: Any, path: list[str]) -> Iterator[Any]:
     """Pairs of a dotted path and what stands there."""
     if not path:
         yield "", value

@@ -5,7 +5,6 @@ can be copied, and have what else there is to say about them in a note that open
 
 import math
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
 
 from transformer_elmo.commands.report.style import BITS_PER_SHADE, BY_DAY, shade_of
 from transformer_elmo.commands.report.text import (
@@ -34,12 +33,8 @@ class Passage:
     """
     A sentence to show.
 
-    # Attributes
-
-    scores : `SentenceScores`
-        With the likeliest words of each place.
-    first, end : `int`
-        Where its words are among the tokens; those around them are boundary tokens.
+    `scores`: with the likeliest words of each place. `first`, `end`: where its words are among the
+    tokens; those around them are boundary tokens.
     """
 
     scores: SentenceScores
@@ -47,7 +42,7 @@ class Passage:
     end: int
 
     @property
-    def words(self) -> List[str]:
+    def words(self) -> list[str]:
         return self.scores.tokens[self.first : self.end]
 
 
@@ -63,13 +58,7 @@ def scale() -> str:
 
 
 def heat_map(passage: Passage, number: int) -> str:
-    """
-    # Parameters
-
-    passage : `Passage`
-    number : `int`
-        Among those of the page, from 1.
-    """
+    """`number`: among those of the page, from 1."""
     scores = passage.scores
     words = passage.words
     direction = direction_of(words) or "ltr"
@@ -92,7 +81,7 @@ def heat_map(passage: Passage, number: int) -> str:
     )
 
 
-def _views(scores: SentenceScores) -> List[Tuple[str, WordScores]]:
+def _views(scores: SentenceScores) -> list[tuple[str, WordScores]]:
     views = [(BEFORE, scores.forward)]
     return views if scores.backward is None else [*views, (AFTER, scores.backward)]
 
@@ -103,7 +92,7 @@ def _key(scores: SentenceScores) -> str:
     return f'<span class="w key" dir="ltr" lang="en"><span class="c">&nbsp;{rows}</span></span>'
 
 
-def _rows(cells: List[Tuple[str, str]]) -> str:
+def _rows(cells: list[tuple[str, str]]) -> str:
     """What stands under a word, one or two texts and the names of their looks."""
     places = ["upper", "lower"][-len(cells) :]
     return "".join(
@@ -145,7 +134,7 @@ def _rest(token: str) -> str:
     return "…" if len(cut(token, LONGEST_WORD)) < len(token) else ""
 
 
-def _number(log_prob: Optional[float]) -> Tuple[str, str]:
+def _number(log_prob: float | None) -> tuple[str, str]:
     """A surprisal, and its shade."""
     if log_prob is None:
         return "–", "none"

@@ -1,7 +1,8 @@
 """How much of each layer of a language model the model on top of it has learned to use."""
 
 import re
-from typing import Dict, List, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -15,35 +16,22 @@ class Mixture(NamedTuple):
     """
     A weighted sum of layers.
 
-    # Attributes
-
-    name : `str`
-        Of the module that has it.
-    weights : `List[float]`
-        One a layer, from the word vectors to the top; they add up to one.
-    factor : `float`
-        What the sum is multiplied by.
+    `name`: of the module that has it. `weights`: one a layer, from the word vectors to the top;
+    they add up to one. `factor`: what the sum is multiplied by.
     """
 
     name: str
-    weights: List[float]
+    weights: list[float]
     factor: float
 
 
-def mixtures_in(weights: Weights) -> List[Mixture]:
+def mixtures_in(weights: Weights) -> list[Mixture]:
     """
-    # Parameters
-
-    weights : `Mapping[str, torch.Tensor]`
-        A model's, by name.
-
-    # Returns
-
-    `List[Mixture]`
-        Those that are among them; none for a model that uses one layer only.
+    `weights`: a model's, by name. Returns those that are among them; none for a model that uses one
+    layer only.
     """
-    scalars: Dict[str, Dict[int, float]] = {}
-    names: Dict[str, str] = {}
+    scalars: dict[str, dict[int, float]] = {}
+    names: dict[str, str] = {}
     for name, tensor in weights.items():
         match = _SCALAR_MIX.fullmatch(name)
         if match and tensor.numel() == 1:

@@ -1,7 +1,7 @@
 """The report as one HTML page: functions from what is in it to text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import List, Sequence
 
 from transformer_elmo.commands.report.facts import Fact
 from transformer_elmo.commands.report.heat_map import Passage, heat_map, scale
@@ -16,41 +16,21 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 @dataclass(frozen=True)
 class Report:
     """
-    # Attributes
-
-    title : `str`
-    results : `List[Fact]`
-    config : `List[Fact]`
-    remarks : `List[str]`
-        What can't be shown, and why.
-    passages : `List[Passage]`
-        Sentences and what a language model says of them.
-    passages_from : `str`
-        Where these were found.
-    mixtures : `List[Mixture]`
-        The learned layer weights.
+    `remarks`: what can't be shown, and why. `passages`: sentences and what a language model says of
+    them. `passages_from`: where these were found. `mixtures`: the learned layer weights.
     """
 
     title: str
-    results: List[Fact] = field(default_factory=list)
-    config: List[Fact] = field(default_factory=list)
-    remarks: List[str] = field(default_factory=list)
-    passages: List[Passage] = field(default_factory=list)
+    results: list[Fact] = field(default_factory=list)
+    config: list[Fact] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    passages: list[Passage] = field(default_factory=list)
     passages_from: str = ""
-    mixtures: List[Mixture] = field(default_factory=list)
+    mixtures: list[Mixture] = field(default_factory=list)
 
 
 def page(report: Report) -> str:
-    """
-    # Parameters
-
-    report : `Report`
-
-    # Returns
-
-    `str`
-        One HTML file, which needs nothing beside it.
-    """
+    """Returns one HTML file, which needs nothing beside it."""
     title = escaped(report.title)
     parts = [
         f"<h1>{title}</h1>",
@@ -144,7 +124,7 @@ def _bars(mixture: Mixture) -> str:
     )
 
 
-def layer_names(count: int) -> List[str]:
+def layer_names(count: int) -> list[str]:
     """What the layers are called: the words, those between, and the top."""
     names = ["words", *(f"layer {number}" for number in range(1, count))]
     return [*names[:-1], "top"] if count > 1 else names

@@ -1,8 +1,8 @@
 """Parts of the report that can't be made, each with a reason that a reader can use."""
 
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, Type
 
 from transformer_elmo.errors import first_line
 
@@ -14,21 +14,12 @@ class MissingPartError(Exception):
 
 
 @contextmanager
-def else_missing(reason: str, *errors: Type[Exception]) -> Iterator[None]:
+def else_missing(reason: str, *errors: type[Exception]) -> Iterator[None]:
     """
     Makes one line of what goes wrong in the block.
 
-    # Parameters
-
-    reason : `str`
-        What can't be done, the beginning of that line.
-    errors : `Type[Exception]`
-        Those that aren't to end the command.
-
-    # Raises
-
-    `MissingPartError`
-        In place of one of `errors`.
+    `reason`: what can't be done, the beginning of that line. `errors`: those that aren't to end the
+    command. Raises `MissingPartError` in place of one of `errors`.
     """
     try:
         yield

@@ -7,7 +7,7 @@ import json
 import logging
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 
@@ -50,7 +50,7 @@ def write_report(
     folder: Path,
     output: Path,
     *,
-    sentences: Optional[str] = None,
+    sentences: str | None = None,
     num_sentences: int = 3,
     force: bool = False,
     device: int = -1,
@@ -58,33 +58,13 @@ def write_report(
     """
     What `transformer-elmo report` and `allennlp lm-report` do.
 
-    # Parameters
-
-    folder : `Path`
-        The `--serialization-dir` of `allennlp train`, an archive (`model.tar.gz`), or a model
-        folder.
-    output : `Path`
-        The HTML file to write.
-    sentences : `str`, optional (default = `None`)
-        Text to take the sentences of the heat maps from, one a line, as they come. By default they
-        are chosen from the config's validation data.
-    num_sentences : `int`, optional (default = `3`)
-        How many sentences to show.
-    force : `bool`, optional (default = `False`)
-        Whether `output` may be replaced.
-    device : `int`, optional (default = `-1`)
-        A GPU's number, or -1 for the CPU.
-
-    # Returns
-
-    `Path`
-        The file.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no run in `folder` or nothing to show of it, `output` is there already or
-        can't be written, or `sentences` can't be read.
+    `folder`: the `--serialization-dir` of `allennlp train`, an archive (`model.tar.gz`), or a model
+    folder. `output`: the HTML file to write. `sentences`: text to take the sentences of the heat
+    maps from, one a line, as they come. By default they are chosen from the config's validation
+    data. `num_sentences`: how many sentences to show. `force`: whether `output` may be replaced.
+    `device`: a GPU's number, or -1 for the CPU. Returns the file. Raises `ConfigurationError` if
+    there is no run in `folder` or nothing to show of it, `output` is there already or can't be
+    written, or `sentences` can't be read.
     """
     if num_sentences < 0:
         raise ConfigurationError(f"The number of sentences can't be negative: {num_sentences}.")
@@ -113,11 +93,11 @@ def write_report(
 
 
 def _of_model_folder(
-    folder: Path, sentences: Optional[str], num_sentences: int, device: int
+    folder: Path, sentences: str | None, num_sentences: int, device: int
 ) -> Report:
     config, card = model_folder.read_config(folder)
-    remarks: List[str] = []
-    passages: List[Passage] = []
+    remarks: list[str] = []
+    passages: list[Passage] = []
     if sentences is None:
         remarks.append("A model folder holds no text. Name one with --sentences for heat maps.")
     elif num_sentences:
@@ -131,17 +111,11 @@ def _of_model_folder(
 
 
 def _report(
-    run: Path, source: Path, sentences: Optional[str], num_sentences: int, device: int
+    run: Path, source: Path, sentences: str | None, num_sentences: int, device: int
 ) -> Report:
     """
-    # Parameters
-
-    run : `Path`
-        A folder.
-    source : `Path`
-        Itself, or the archive that was unpacked to it.
-    sentences, num_sentences, device
-        Those of :func:`write_report`.
+    `run`: a folder. `source`: itself, or the archive that was unpacked to it. `sentences`,
+    `num_sentences`, `device`: those of :func:`write_report`.
     """
     log = read_training_log(run)
     known = (run / name for name in WEIGHTS if (run / name).is_file())
@@ -152,8 +126,8 @@ def _report(
             "no weights."
         )
     remarks = _state_of_training(log)
-    passages: List[Passage] = []
-    mixtures: List[Mixture] = []
+    passages: list[Passage] = []
+    mixtures: list[Mixture] = []
     text = sentences or log.config.get("validation_data_path")
     try:
         if weights is None:
@@ -185,7 +159,7 @@ def _title(run: Path, source: Path) -> str:
     return f"Model {path.parent.name}/{path.name}"
 
 
-def _state_of_training(log: TrainingLog) -> List[str]:
+def _state_of_training(log: TrainingLog) -> list[str]:
     if log.final or not log.epochs:
         return []
     return [
@@ -194,7 +168,7 @@ def _state_of_training(log: TrainingLog) -> List[str]:
     ]
 
 
-def _looked_into(weights: Path, config: Dict[str, Any]) -> Tuple[bool, List[Mixture]]:
+def _looked_into(weights: Path, config: dict[str, Any]) -> tuple[bool, list[Mixture]]:
     """
     Whether these are the weights of a language model, and the mixtures of layers among them. The
     config's word is taken for it that they are; where it has another, the weights have the last

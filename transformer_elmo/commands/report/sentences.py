@@ -1,9 +1,10 @@
 """The sentences of the heat maps: found in a text, and scored by the model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterable, List
+from typing import Any
 
 from transformer_elmo.commands.report.heat_map import MOST_WORDS, Passage
 from transformer_elmo.commands.report.remarks import MissingPartError, else_missing
@@ -29,14 +30,9 @@ class Wanted:
     """
     Which sentences are to be shown.
 
-    # Attributes
-
-    text : `Any`
-        A path, or whatever else a config names its data by; `None` if there is none.
-    is_asked_for : `bool`
-        Whether the user has named the text: then its first sentences are shown, whatever they are,
-        and it is an error if it can't be read.
-    count : `int`
+    `text`: a path, or whatever else a config names its data by; `None` if there is none.
+    `is_asked_for`: whether the user has named the text: then its first sentences are shown,
+    whatever they are, and it is an error if it can't be read.
     """
 
     text: Any
@@ -44,22 +40,11 @@ class Wanted:
     count: int
 
 
-def passages_of(model: Path, wanted: Wanted, device: int) -> List[Passage]:
+def passages_of(model: Path, wanted: Wanted, device: int) -> list[Passage]:
     """
-    # Parameters
-
-    model : `Path`
-        A language model, in an archive or a folder.
-    wanted : `Wanted`
-    device : `int`
-        A GPU's number, or -1.
-
-    # Raises
-
-    `MissingPartError`
-        If the model or the text can't be opened.
-    `ConfigurationError`
-        If the text can't be and was asked for.
+    `model`: a language model, in an archive or a folder. `device`: a GPU's number, or -1. Raises
+    `MissingPartError` if the model or the text can't be opened. Raises `ConfigurationError` if the
+    text can't be and was asked for.
     """
     if not wanted.text:
         raise MissingPartError(
@@ -84,22 +69,14 @@ def passages_of(model: Path, wanted: Wanted, device: int) -> List[Passage]:
     return [_passage(scores, words) for scores, words in zip(scored, chosen)]
 
 
-def worth_showing(sentences: Iterable[List[str]], count: int) -> List[List[str]]:
+def worth_showing(sentences: Iterable[list[str]], count: int) -> list[list[str]]:
     """
-    # Parameters
-
-    sentences : `Iterable[List[str]]`
-        Their words. No more of them are taken than are needed.
-    count : `int`
-
-    # Returns
-
-    `List[List[str]]`
-        The first sentences of middle length and mostly of words. If there are too few, as in a
-        text that nobody has split into words, others make up for them.
+    `sentences`: their words. No more of them are taken than are needed. Returns the first sentences
+    of middle length and mostly of words. If there are too few, as in a text that nobody has split
+    into words, others make up for them.
     """
-    chosen: List[List[str]] = []
-    others: List[List[str]] = []
+    chosen: list[list[str]] = []
+    others: list[list[str]] = []
     for words in islice(sentences, LOOKED_THROUGH):
         if len(words) in SHOWN_LENGTHS and 2 * sum(map(is_of_letters, words)) > len(words):
             chosen.append(words)
@@ -110,7 +87,7 @@ def worth_showing(sentences: Iterable[List[str]], count: int) -> List[List[str]]
     return [*chosen, *others][:count]
 
 
-def _passage(scores: SentenceScores, words: List[str]) -> Passage:
+def _passage(scores: SentenceScores, words: list[str]) -> Passage:
     """A sentence with its words told from the boundary tokens around them."""
     places = range(len(scores.tokens) - len(words) + 1)
     first = next((n for n in places if scores.tokens[n : n + len(words)] == words), 0)

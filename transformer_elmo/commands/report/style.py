@@ -1,12 +1,10 @@
 """How the report looks: one hue, from what was expected to what was not, by day and by night."""
 
-from typing import List, Tuple
-
 BITS_PER_SHADE = 2
 
 # A colour and that of text on it, for 0 to 2 bits, 2 to 4 bits, ..., and everything beyond. Each
 # text is readable on its colour: a contrast of at least 4.5.
-Shades = List[Tuple[str, str]]
+Shades = list[tuple[str, str]]
 
 BY_DAY: Shades = [
     ("#f0f5fb", "#1b2733"),

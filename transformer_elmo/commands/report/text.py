@@ -5,7 +5,7 @@ invisible, and its order is its own affair.
 
 import html
 import unicodedata
-from typing import Iterable, Optional
+from collections.abc import Iterable
 
 # What joins letters, or keeps them from joining, in Persian, Hindi and their neighbours.
 _JOINERS = "\u200c\u200d"
@@ -20,11 +20,8 @@ _REPLACEMENT = "\ufffd"
 
 def escaped(text: str) -> str:
     """
-    # Returns
-
-    `str`
-        HTML that shows `text`. Control characters, which HTML has no place for, are shown by
-        pictures (of NUL: U+2400), and what isn't a character by U+FFFD.
+    Returns HTML that shows `text`. Control characters, which HTML has no place for, are shown by
+    pictures (of NUL: U+2400), and what isn't a character by U+FFFD.
     """
     return html.escape("".join(map(_visible, text)))
 
@@ -79,13 +76,10 @@ def _is_mark(character: str) -> bool:
     return unicodedata.category(character)[0] == "M" or character in _JOINERS
 
 
-def direction_of(texts: Iterable[str]) -> Optional[str]:
+def direction_of(texts: Iterable[str]) -> str | None:
     """
-    # Returns
-
-    `str`, optional
-        "ltr" or "rtl", whichever the first character asks for that asks for any; `None` if none
-        does, as in a number.
+    Returns "ltr" or "rtl", whichever the first character asks for that asks for any; `None` if none
+    does, as in a number.
     """
     for text in texts:
         for character in text:

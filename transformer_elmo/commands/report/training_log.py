@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import read_json
@@ -15,33 +15,27 @@ _DURATION = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 @dataclass(frozen=True)
 class TrainingLog:
     """
-    # Attributes
-
-    config : `Dict[str, Any]`
-        `config.json`.
-    epochs : `List[Dict[str, Any]]`
-        The files `metrics_epoch_*.json`, in order.
-    final : `Dict[str, Any]`
-        `metrics.json`; empty before training ends.
+    `config`: `config.json`. `epochs`: the files `metrics_epoch_*.json`, in order. `final`:
+    `metrics.json`; empty before training ends.
     """
 
-    config: Dict[str, Any]
-    epochs: List[Dict[str, Any]] = field(default_factory=list)
-    final: Dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any]
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    final: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def latest(self) -> Dict[str, Any]:
+    def latest(self) -> dict[str, Any]:
         """The metrics that count: those of the end, or else of the last epoch so far."""
         return self.final or (self.epochs[-1] if self.epochs else {})
 
-    def number(self, name: str) -> Optional[float]:
+    def number(self, name: str) -> float | None:
         """One of the latest metrics, if it is there and a number."""
         value = self.latest.get(name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return value if is_number else None
 
     @property
-    def epoch_durations(self) -> List[float]:
+    def epoch_durations(self) -> list[float]:
         """How long each epoch took, in seconds: what its file says, less what that before says."""
         durations = []
         before = 0.0
@@ -63,15 +57,8 @@ class TrainingLog:
 
 def read_training_log(folder: Path) -> TrainingLog:
     """
-    # Parameters
-
-    folder : `Path`
-        The `--serialization-dir` of `allennlp train`, or what an archive was unpacked to.
-
-    # Raises
-
-    `ConfigurationError`
-        If a file isn't what it should be, or there is no `config.json`.
+    `folder`: the `--serialization-dir` of `allennlp train`, or what an archive was unpacked to.
+    Raises `ConfigurationError` if a file isn't what it should be, or there is no `config.json`.
     """
     epochs = []
     for path in folder.iterdir():
@@ -86,11 +73,11 @@ def read_training_log(folder: Path) -> TrainingLog:
     return TrainingLog(config, epochs, _json(folder / "metrics.json") or {})
 
 
-def _json(path: Path) -> Optional[Dict[str, Any]]:
+def _json(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def seconds(duration: Any) -> Optional[float]:
+def seconds(duration: Any) -> float | None:
     """A duration as AllenNLP writes it, `1 day, 2:03:04.5`; `None` for anything else."""
     match = _DURATION.fullmatch(duration) if isinstance(duration, str) else None
     if match is None:

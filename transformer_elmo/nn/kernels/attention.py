@@ -6,8 +6,9 @@ hand.
 import functools
 import inspect
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Callable, Optional
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -38,17 +39,9 @@ def causal_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: Dropout
 ) -> torch.Tensor:
     """
-    # Parameters
-
-    query, key, value : `torch.Tensor`
-        Shape `(batch_size, num_heads, timesteps, dim)`.
-    dropout : `Dropout`
-        On the attention probabilities.
-
-    # Returns
-
-    `torch.Tensor`
-        The same shape. Each position has looked at itself and those before it.
+    `query`, `key`, `value`: shape `(batch_size, num_heads, timesteps, dim)`. `dropout`: on the
+    attention probabilities. Returns the same shape. Each position has looked at itself and those
+    before it.
     """
     if _better_written_out(query, dropout):
         taken("attention", "written out")
@@ -98,7 +91,7 @@ def written_out_attention(
 
 
 @functools.lru_cache(maxsize=1)
-def attention_of_sentences() -> Optional[Callable[..., torch.Tensor]]:
+def attention_of_sentences() -> Callable[..., torch.Tensor] | None:
     """PyTorch's attention without padding, made causal; `None` where PyTorch has none yet."""
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -117,12 +110,7 @@ def can_skip_padding(rows: torch.Tensor, num_heads: int, dropout: Dropout) -> bo
     Whether `unpadded_attention` can be used: in half precision on a GPU, without dropout and
     without gradients.
 
-    # Parameters
-
-    rows : `torch.Tensor`
-        Shape `(num_tokens, 3 * num_heads * dim)`: queries, keys and values.
-    num_heads : `int`
-    dropout : `Dropout`
+    `rows`: shape `(num_tokens, 3 * num_heads * dim)`: queries, keys and values.
     """
     return (
         rows.device.type in DEVICES_WITHOUT_PADDING
@@ -163,19 +151,9 @@ def unpadded_attention(heads: torch.Tensor, bounds: torch.Tensor, longest: int) 
     """
     What `causal_attention` computes without dropout, for sentences one behind the other.
 
-    # Parameters
-
-    heads : `torch.Tensor`
-        Shape `(num_tokens, 3, num_heads, dim)`: queries, keys and values.
-    bounds : `torch.Tensor`
-        Shape `(num_sentences + 1,)`, 32-bit integers: where each sentence begins, and the end.
-    longest : `int`
-        How many tokens the longest one has.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_tokens, num_heads, dim)`.
+    `heads`: shape `(num_tokens, 3, num_heads, dim)`: queries, keys and values. `bounds`: shape
+    `(num_sentences + 1,)`, 32-bit integers: where each sentence begins, and the end. `longest`: how
+    many tokens the longest one has. Returns shape `(num_tokens, num_heads, dim)`.
     """
     taken("attention", "without padding")
     attention = attention_of_sentences()

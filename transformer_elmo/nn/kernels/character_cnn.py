@@ -4,7 +4,8 @@ The convolutions of a character CNN and their maxima over a word.
 
 import functools
 import math
-from typing import Any, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -12,24 +13,15 @@ from torch.nn import functional as F
 
 from transformer_elmo.nn.kernels.compiled import taken
 
-Convolution = Tuple[torch.Tensor, torch.Tensor]
+Convolution = tuple[torch.Tensor, torch.Tensor]
 """A weight of shape `(num_filters, dim, width)` and a bias of shape `(num_filters,)`."""
 
 
 def max_over_windows(characters: torch.Tensor, convolutions: Sequence[Convolution]) -> torch.Tensor:
     """
-    # Parameters
-
-    characters : `torch.Tensor`
-        Shape `(num_words, num_characters, dim)`: vectors of characters.
-    convolutions : `Sequence[Convolution]`
-        Weights in the precision of the products.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_words, total number of filters)`: the largest value of each filter over all
-        windows of a word.
+    `characters`: shape `(num_words, num_characters, dim)`: vectors of characters. `convolutions`:
+    weights in the precision of the products. Returns shape `(num_words, total number of filters)`:
+    the largest value of each filter over all windows of a word.
     """
     if characters.device.type == "cpu":
         # A width at a time does no more than it must.
@@ -90,20 +82,20 @@ class _OneMatrix(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         dim = ctx.shapes[0][1]
         places = _places_of_weights(grad.view(grad.size(0), -1, dim), ctx.shapes)
         return tuple(place.transpose(1, 2) for place in places)
 
 
-def _places_of_weights(matrix: torch.Tensor, shapes: Sequence[torch.Size]) -> List[torch.Tensor]:
+def _places_of_weights(matrix: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
     rows = matrix.split([shape[0] for shape in shapes])
     return [part[:, : shape[2]] for part, shape in zip(rows, shapes)]
 
 
 @functools.lru_cache(maxsize=16)
 def _beyond_the_word(
-    shapes: Tuple[Tuple[int, int], ...], dtype: torch.dtype, device: torch.device
+    shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
     """
     Shape `(widest - 1, num_filters)`: for the last positions of a word, minus infinity where a
@@ -138,7 +130,7 @@ class _MaxOfProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight, places = ctx.saved_tensors
         num_words, num_filters = grad.shape
         spread = grad.new_zeros(num_words, ctx.num_windows, num_filters)

@@ -9,10 +9,11 @@ listen.
 
 import inspect
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import update_wrapper
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Optional
 
 import torch
 
@@ -41,12 +42,8 @@ class Compilable:
     """
     A function that can be compiled: as a decorator, `@compilable("rows", ...)`.
 
-    # Parameters
-
-    function : `Callable`
-    rows : `str`
-        The arguments whose first dimension is another one in each batch. All other shapes are those
-        of weights: for each, the function is compiled anew.
+    `rows`: the arguments whose first dimension is another one in each batch. All other shapes are
+    those of weights: for each, the function is compiled anew.
     """
 
     def __init__(self, function: Callable[..., Any], *rows: str) -> None:
@@ -86,12 +83,7 @@ def taken(kernel: str, way: str) -> None:
 
 @contextmanager
 def watched() -> Iterator["Counter[str]"]:
-    """
-    # Returns
-
-    `Counter[str]`
-        How often each kernel went each way ("linear: oneDNN") within the block.
-    """
+    """Returns how often each kernel went each way ("linear: oneDNN") within the block."""
     global _listening
     before, _listening = _listening, Counter()
     try:

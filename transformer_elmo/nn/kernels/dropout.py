@@ -1,6 +1,6 @@
 """Dropout that costs little more on a CPU than reading its input."""
 
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,19 +30,11 @@ def random_patterns(like: torch.Tensor) -> torch.Tensor:
     return numbers[: like.numel()].view(like.shape)
 
 
-def drop_threshold(p: float) -> Tuple[Optional[float], float]:
+def drop_threshold(p: float) -> tuple[float | None, float]:
     """
-    # Parameters
-
-    p : `float`
-        A probability.
-
-    # Returns
-
-    `Tuple[Optional[float], float]`
-        The number that a share `p` of bfloat16's bit patterns do not exceed, and that share as it
-        really is, a multiple of 2^-16. `None` where there is no such number, for
-        probabilities of more than 0.99.
+    `p`: a probability. Returns the number that a share `p` of bfloat16's bit patterns do not
+    exceed, and that share as it really is, a multiple of 2^-16. `None` where there is no such
+    number, for probabilities of more than 0.99.
     """
     count = round(p * 2**16)
     # In rising order: the negative patterns from infinity to zero, the positive ones from zero on.
@@ -74,7 +66,7 @@ class _CpuDropout(torch.autograd.Function):
     def forward(
         ctx: Any,
         tensor: torch.Tensor,
-        residual: Optional[torch.Tensor],
+        residual: torch.Tensor | None,
         threshold: float,
         scale: float,
     ) -> torch.Tensor:
@@ -88,7 +80,7 @@ class _CpuDropout(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (patterns,) = ctx.saved_tensors
         kept = _zero_where_dropped(grad, patterns, ctx.threshold).mul_(ctx.scale)
         return kept, grad if ctx.needs_input_grad[1] else None, None, None
@@ -110,7 +102,7 @@ class _CpuDropoutOfRelu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (kept,) = ctx.saved_tensors
         return _zero_where_dropped(grad, kept, 0.0).mul_(ctx.scale), None, None
 
@@ -119,32 +111,18 @@ class Dropout(torch.nn.Dropout):
     """
     `torch.nn.Dropout`, faster on a CPU, and with an optional tensor to add the result to.
 
-    # Parameters
-
-    p : `float`, optional (default = `0.5`)
-        The probability of an element to become zero. On a CPU it is rounded to a multiple of
-        2^-16, and what remains is scaled accordingly; which elements it is depends on the seed and
-        not on the precision.
+    `p`: the probability of an element to become zero. On a CPU it is rounded to a multiple of
+    2^-16, and what remains is scaled accordingly; which elements it is depends on the seed and not
+    on the precision.
     """
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
     @overrides(check_signature=False)
-    def forward(
-        self, tensor: torch.Tensor, residual: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
+    def forward(self, tensor: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """
-        # Parameters
-
-        tensor : `torch.Tensor`
-        residual : `torch.Tensor`, optional (default = `None`)
-            Of the same shape: added to what remains of `tensor`.
-
-        # Returns
-
-        `torch.Tensor`
-            Of the same shape.
+        `residual`: of the same shape: added to what remains of `tensor`. Returns of the same shape.
         """
         threshold, scale = self._cpu_threshold(tensor)
         if threshold is None:
@@ -159,21 +137,14 @@ class Dropout(torch.nn.Dropout):
         """
         The dropout of the tensor's ReLU. The tensor itself may be overwritten.
 
-        # Parameters
-
-        tensor : `torch.Tensor`
-
-        # Returns
-
-        `torch.Tensor`
-            Of the same shape.
+        Returns of the same shape.
         """
         threshold, scale = self._cpu_threshold(tensor)
         if threshold is None:
             return F.dropout(F.relu_(tensor), self.p, self.training)
         return _CpuDropoutOfRelu.apply(tensor, threshold, scale)
 
-    def _cpu_threshold(self, tensor: torch.Tensor) -> Tuple[Optional[float], float]:
+    def _cpu_threshold(self, tensor: torch.Tensor) -> tuple[float | None, float]:
         """The threshold and the scale of what remains; `None` where PyTorch's own way is taken."""
         if not (self.training and self.p > 0.0):
             return None, 1.0

@@ -3,7 +3,7 @@ Rows taken to other places. Everything but attention works on a matrix of tokens
 its rows are moved by one gather each way.
 """
 
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 class _MovedRows(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, source: torch.Tensor, index: torch.Tensor, back: Optional[torch.Tensor]
+        ctx: Any, source: torch.Tensor, index: torch.Tensor, back: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(index, back)
         ctx.num_rows = source.size(0)
@@ -23,7 +23,7 @@ class _MovedRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         index, back = ctx.saved_tensors
         if back is not None:
             return grad.index_select(0, back), None, None
@@ -32,26 +32,14 @@ class _MovedRows(torch.autograd.Function):
 
 
 def gather_rows(
-    source: torch.Tensor, index: torch.Tensor, back: Optional[torch.Tensor] = None
+    source: torch.Tensor, index: torch.Tensor, back: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
     `source[index]`, where each row of `source` that matters goes to one place that matters. The
     gradient of PyTorch's own indexing must expect repeats, and adds rows up one by one.
 
-    # Parameters
-
-    source : `torch.Tensor`
-        Shape `(num_rows, ...)`.
-    index : `torch.Tensor`
-        Shape `(num_moved,)`. Without `back` it has no repeats, and rows that are not in it have no
-        gradient.
-    back : `torch.Tensor`, optional (default = `None`)
-        Shape `(num_rows,)`: which row of the result the gradient of each row of `source` is taken
-        from.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_moved, ...)`.
+    `source`: shape `(num_rows, ...)`. `index`: shape `(num_moved,)`. Without `back` it has no
+    repeats, and rows that are not in it have no gradient. `back`: shape `(num_rows,)`: which row of
+    the result the gradient of each row of `source` is taken from. Returns shape `(num_moved, ...)`.
     """
     return _MovedRows.apply(source, index, back)

@@ -8,9 +8,10 @@ seven there.
 """
 
 import functools
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Iterator, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 
@@ -40,14 +41,8 @@ def int8_is_wanted() -> bool:
 
 class Int8Weight(NamedTuple):
     """
-    # Attributes
-
-    packed : `torch.Tensor`
-        In oneDNN's own order.
-    scales : `torch.Tensor`
-        Shape `(output_dim,)`, float32.
-    zeros : `torch.Tensor`
-        Shape `(output_dim,)`: the integers that stand for zero.
+    `packed`: in oneDNN's own order. `scales`: shape `(output_dim,)`, float32. `zeros`: shape
+    `(output_dim,)`: the integers that stand for zero.
     """
 
     packed: torch.Tensor
@@ -61,7 +56,7 @@ class Int8Weight(NamedTuple):
 
 
 @functools.cache
-def largest_weight() -> Optional[int]:
+def largest_weight() -> int | None:
     """
     The largest integer that this machine's products can have in a weight; `None` where PyTorch has
     no such products. Tried once with the largest numbers, whose sums have to be exact.
@@ -90,23 +85,15 @@ def largest_weight() -> Optional[int]:
 
 
 def int8_weight(weight: torch.Tensor) -> Int8Weight:
-    """
-    # Parameters
-
-    weight : `torch.Tensor`
-        Shape `(output_dim, input_dim)`, float32.
-    """
+    """`weight`: shape `(output_dim, input_dim)`, float32."""
     integers, scales = rounded_weight(weight)
     return _packed(integers, scales)
 
 
-def rounded_weight(weight: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+def rounded_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    # Returns
-
-    `Tuple[torch.Tensor, torch.Tensor]`
-        Integers of `weight`'s shape, and the scale of each row of them. Their product is within
-        half a scale of `weight`.
+    Returns integers of `weight`'s shape, and the scale of each row of them. Their product is within
+    half a scale of `weight`.
     """
     largest = largest_weight()
     assert largest is not None
@@ -122,18 +109,8 @@ def _packed(integers: torch.Tensor, scales: torch.Tensor) -> Int8Weight:
 
 def int8_linear(rows: torch.Tensor, weight: Int8Weight, bias: torch.Tensor) -> torch.Tensor:
     """
-    # Parameters
-
-    rows : `torch.Tensor`
-        Shape `(num_rows, input_dim)`, float32, at least one row.
-    weight : `Int8Weight`
-    bias : `torch.Tensor`
-        Shape `(output_dim,)`.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_rows, output_dim)`, float32.
+    `rows`: shape `(num_rows, input_dim)`, float32, at least one row. `bias`: shape `(output_dim,)`.
+    Returns shape `(num_rows, output_dim)`, float32.
     """
     taken("linear", "int8")
     return int8_product(rows, weight).add_(bias)

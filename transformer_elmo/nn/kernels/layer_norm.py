@@ -3,7 +3,7 @@ Layer normalization (Ba et al. 2016) with AllenNLP's numbers: it divides by the 
 itself, guarded only against being exactly zero.
 """
 
-from typing import List, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
@@ -14,7 +14,7 @@ from transformer_elmo.nn.kernels.weight_casts import cast_weights
 EPSILON = 1e-26
 
 
-def norms_in_precision(dtype: torch.dtype, weights: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+def norms_in_precision(dtype: torch.dtype, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """
     Gammas and betas for rows of a type. Only a CPU's kernel takes rows and weights of two types.
     """
@@ -28,12 +28,8 @@ def layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) ->
     Layer normalization over the last dimension, in the tensor's own type. Means and deviations
     are float32 inside, whatever that is.
 
-    # Parameters
-
-    tensor : `torch.Tensor`
-        Shape `(..., dim)`.
-    gamma, beta : `torch.Tensor`
-        Shape `(dim,)`, as :func:`norms_in_precision` gives them, or of another type.
+    `tensor`: shape `(..., dim)`. `gamma`, `beta`: shape `(dim,)`, as :func:`norms_in_precision`
+    gives them, or of another type.
     """
     # Autocast would make the result float32, only to have the next product round it again.
     with torch.autocast(tensor.device.type, enabled=False):

@@ -11,7 +11,7 @@ weight out in its own order. A weight that stands still can be laid out once: se
 
 import math
 import os
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Union
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -65,10 +65,7 @@ def packed(weight: torch.Tensor) -> torch.Tensor:
     A copy of a weight in oneDNN's own order, for `linear` without a gradient; the weight itself
     where that isn't possible.
 
-    # Parameters
-
-    weight : `torch.Tensor`
-        Shape `(output_dim, input_dim)`.
+    `weight`: shape `(output_dim, input_dim)`.
     """
     if not can_pack(weight):
         return weight
@@ -84,7 +81,7 @@ FEWEST_ROWS = {"rows": 2, "columns": 8}
 _ROWS_WORTH_A_COPY = 1024
 
 
-def layout(weight: torch.Tensor) -> Optional[str]:
+def layout(weight: torch.Tensor) -> str | None:
     """
     "rows" if a matrix lies in memory row after row, "columns" if column after column, both without
     gaps; `None` for any other layout.
@@ -97,7 +94,7 @@ def layout(weight: torch.Tensor) -> Optional[str]:
 
 
 def product(
-    rows: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
     `torch.nn.functional.linear` for matrices of any layout, without a gradient: from shapes
@@ -125,7 +122,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
         return (
@@ -140,20 +137,9 @@ def linear(rows: torch.Tensor, weight: Weight, bias: torch.Tensor) -> torch.Tens
     """
     `torch.nn.functional.linear` for a matrix.
 
-    # Parameters
-
-    rows : `torch.Tensor`
-        Shape `(num_rows, input_dim)`.
-    weight : `Weight`
-        Shape `(output_dim, input_dim)`; or, without a gradient and for at least one row, what
-        `packed` or `int8_weight` made of it.
-    bias : `torch.Tensor`
-        Shape `(output_dim,)`.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_rows, output_dim)`.
+    `rows`: shape `(num_rows, input_dim)`. `weight`: shape `(output_dim, input_dim)`; or, without a
+    gradient and for at least one row, what `packed` or `int8_weight` made of it. `bias`: shape
+    `(output_dim,)`. Returns shape `(num_rows, output_dim)`.
     """
     if isinstance(weight, Int8Weight):
         return int8_linear(rows, weight, bias)

@@ -7,8 +7,9 @@ A step of Adam, by PyTorch's kernel for the whole update of a tensor, for gradie
 """
 
 from collections import defaultdict
+from collections.abc import MutableMapping
 from functools import reduce
-from typing import Any, DefaultDict, Dict, List, MutableMapping, Optional, Tuple
+from typing import Any
 
 import torch
 from torch.optim.adam import adam
@@ -20,37 +21,28 @@ from transformer_elmo.nn.kernels.sparse_gradients import merged_rows
 FUSED_DEVICES = ("cpu", "cuda")
 
 # A tensor to update with its gradient and its two moments, all of one shape.
-_Update = Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+_Update = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def update_group(
-    group: Dict[str, Any],
+    group: dict[str, Any],
     states: MutableMapping[torch.Tensor, Any],
-    found_inf: Optional[torch.Tensor] = None,
-) -> List[Dict[str, Any]]:
+    found_inf: torch.Tensor | None = None,
+) -> list[dict[str, Any]]:
     """
     One step of Adam (Kingma and Ba 2015) for the parameters that have a gradient. Of one with a
     sparse gradient, only the rows in it are read and written: the others keep their values, and
     their moments don't decay.
 
-    # Parameters
-
-    group : `Dict[str, Any]`
-        The "params", and their "lr", "betas" and "eps".
-    states : `MutableMapping[torch.Tensor, Any]`
-        For each parameter the number of its steps and its two moments; empty at first.
-    found_inf : `torch.Tensor`, optional (default = `None`)
-        A scalar on the parameters' device: where it is 1, nothing changes but the numbers of steps.
-
-    # Returns
-
-    `List[Dict[str, Any]]`
-        The states of the parameters that had a gradient.
+    `group`: the "params", and their "lr", "betas" and "eps". `states`: for each parameter the
+    number of its steps and its two moments; empty at first. `found_inf`: a scalar on the
+    parameters' device: where it is 1, nothing changes but the numbers of steps. Returns the states
+    of the parameters that had a gradient.
     """
-    stepped: List[Dict[str, Any]] = []
+    stepped: list[dict[str, Any]] = []
     # One kernel takes one device and one number of steps.
-    updates: DefaultDict[Tuple[torch.device, int], List[_Update]] = defaultdict(list)
-    rows_to_write: List[Tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    updates: defaultdict[tuple[torch.device, int], list[_Update]] = defaultdict(list)
+    rows_to_write: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for parameter in group["params"]:
         if parameter.grad is None:
             continue
@@ -78,7 +70,7 @@ def update_group(
     return stepped
 
 
-def _rows(gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+def _rows(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The rows of a sparse gradient and their values. The update isn't linear in the gradient, so rows
     of the same number have to be added up before it.
@@ -92,11 +84,11 @@ def _rows(gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def _fused_adam(
-    updates: List[_Update],
-    group: Dict[str, Any],
+    updates: list[_Update],
+    group: dict[str, Any],
     device: torch.device,
     step: int,
-    found_inf: Optional[torch.Tensor],
+    found_inf: torch.Tensor | None,
 ) -> None:
     beta1, beta2 = group["betas"]
     # The kernel counts the step itself.
@@ -141,15 +133,7 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     Matrices with about the same singular vectors, and singular values between 0.7 and 1.2: by the
     Newton-Schulz iteration of Jordan et al. (2024).
 
-    # Parameters
-
-    matrices : `torch.Tensor`
-        Shape (number, rows, columns).
-
-    # Returns
-
-    `torch.Tensor`
-        Of the same shape; in bfloat16 on a GPU.
+    `matrices`: shape (number, rows, columns). Returns of the same shape; in bfloat16 on a GPU.
     """
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     result = matrices / norms.clamp(min=_SMALLEST_NORM)
@@ -181,7 +165,7 @@ def _by_squares(matrices: torch.Tensor) -> torch.Tensor:
     """
     a, b, c = COEFFICIENTS
     square = _square(matrices)
-    factors: List[torch.Tensor] = []
+    factors: list[torch.Tensor] = []
     for _ in range(ITERATIONS):
         if factors:
             square = factors[-1] @ square @ factors[-1]
@@ -199,30 +183,21 @@ def _square(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def update_matrices(
-    group: Dict[str, Any],
+    group: dict[str, Any],
     states: MutableMapping[torch.Tensor, Any],
-    found_inf: Optional[torch.Tensor] = None,
+    found_inf: torch.Tensor | None = None,
 ) -> None:
     """
     One step of Muon (Jordan et al. 2024), with Nesterov's momentum, for the matrices that have a
     gradient. The update of a matrix is as large in the root of its mean square as Adam's usually
     is (Liu et al. 2025), so that Adam's learning rates fit.
 
-    # Parameters
-
-    group : `Dict[str, Any]`
-        The "params", of two dimensions each, and their "lr" and "momentum".
-    states : `MutableMapping[torch.Tensor, Any]`
-        For each parameter the moving average of its gradient; empty at first.
-    found_inf : `torch.Tensor`, optional (default = `None`)
-        A scalar on the parameters' device: where it is 1, nothing changes.
-
-    # Raises
-
-    `ConfigurationError`
-        If a gradient is sparse.
+    `group`: the "params", of two dimensions each, and their "lr" and "momentum". `states`: for each
+    parameter the moving average of its gradient; empty at first. `found_inf`: a scalar on the
+    parameters' device: where it is 1, nothing changes. Raises `ConfigurationError` if a gradient is
+    sparse.
     """
-    alike: DefaultDict[Tuple[Any, ...], List[torch.Tensor]] = defaultdict(list)
+    alike: defaultdict[tuple[Any, ...], list[torch.Tensor]] = defaultdict(list)
     for parameter in group["params"]:
         if parameter.grad is None:
             continue
@@ -242,11 +217,11 @@ def update_matrices(
 
 
 def _update(
-    parameters: List[torch.Tensor],
-    kept: List[torch.Tensor],
+    parameters: list[torch.Tensor],
+    kept: list[torch.Tensor],
     decay: float,
     rate: float,
-    found_inf: Optional[torch.Tensor],
+    found_inf: torch.Tensor | None,
 ) -> None:
     gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
     averages = torch.stack(kept)

@@ -4,7 +4,8 @@ without a matrix of logits that outgrows the memory.
 """
 
 import math
-from typing import Any, Iterator, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -38,19 +39,9 @@ def block_of_logits(
     embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
     """
-    # Parameters
-
-    embeddings : `torch.Tensor`
-        Shape `(num_tokens, embedding_dim)`, in the precision of the product.
-    weight : `torch.Tensor`
-        Shape `(num_words, embedding_dim)`.
-    bias : `torch.Tensor`
-        Shape `(num_words,)`.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_tokens, num_words)`, float32.
+    `embeddings`: shape `(num_tokens, embedding_dim)`, in the precision of the product. `weight`:
+    shape `(num_words, embedding_dim)`. `bias`: shape `(num_words,)`. Returns shape `(num_tokens,
+    num_words)`, float32.
     """
     if embeddings.dtype == torch.float32:
         return product(embeddings, weight.float(), bias.float())
@@ -59,14 +50,11 @@ def block_of_logits(
 
 def blocks_of_logits(
     embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-) -> Iterator[Tuple[int, torch.Tensor]]:
+) -> Iterator[tuple[int, torch.Tensor]]:
     """
     All logits, block by block of words. Parameters are those of :func:`block_of_logits`.
 
-    # Returns
-
-    `Iterator[Tuple[int, torch.Tensor]]`
-        The number of a block's first word, and its logits.
+    Returns the number of a block's first word, and its logits.
     """
     block = words_per_block(embeddings.size(0), embeddings.device)
     for start in range(0, weight.size(0), block):
@@ -81,21 +69,9 @@ def exact_token_losses(
     `logsumexp(logits) - logits[target]` over all words, in bounded memory: beyond weights and
     inputs a few blocks of logits, whatever the batch and the vocabulary.
 
-    # Parameters
-
-    embeddings : `torch.Tensor`
-        Shape `(num_tokens, embedding_dim)`.
-    weight : `torch.Tensor`
-        Shape `(num_words, embedding_dim)`.
-    bias : `torch.Tensor`
-        Shape `(num_words,)`.
-    targets : `torch.Tensor`
-        Shape `(num_tokens,)`: rows of `weight`.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_tokens,)`, float32, in nats.
+    `embeddings`: shape `(num_tokens, embedding_dim)`. `weight`: shape `(num_words, embedding_dim)`.
+    `bias`: shape `(num_words,)`. `targets`: shape `(num_tokens,)`: rows of `weight`. Returns shape
+    `(num_tokens,)`, float32, in nats.
     """
     dtype = products_dtype(embeddings)
     # Blocks of tokens as well as of words, so that a huge batch still has wide blocks of words.
@@ -122,29 +98,11 @@ def sampled_token_losses(
     The loss of each target against sampled words (Jean et al. 2015): each logit less the log of its
     word's expected count among the samples.
 
-    # Parameters
-
-    embeddings : `torch.Tensor`
-        Shape `(num_tokens, embedding_dim)`.
-    weight : `torch.Tensor`
-        Shape `(num_words, embedding_dim)`.
-    bias : `torch.Tensor`
-        Shape `(num_words,)` or `(num_words, 1)`.
-    targets : `torch.Tensor`
-        Shape `(num_tokens,)`: rows of `weight`.
-    target_log_counts : `torch.Tensor`
-        Shape `(num_tokens,)`.
-    sampled_ids : `torch.Tensor`
-        Shape `(num_samples,)`: distinct and sorted.
-    sampled_log_counts : `torch.Tensor`
-        Shape `(num_samples,)`.
-    sparse : `bool`
-        Whether the gradients of `weight` and `bias` are sparse.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_tokens,)`, float32, in nats.
+    `embeddings`: shape `(num_tokens, embedding_dim)`. `weight`: shape `(num_words, embedding_dim)`.
+    `bias`: shape `(num_words,)` or `(num_words, 1)`. `targets`: shape `(num_tokens,)`: rows of
+    `weight`. `target_log_counts`: shape `(num_tokens,)`. `sampled_ids`: shape `(num_samples,)`:
+    distinct and sorted. `sampled_log_counts`: shape `(num_samples,)`. `sparse`: whether the
+    gradients of `weight` and `bias` are sparse. Returns shape `(num_tokens,)`, float32, in nats.
     """
     return _SampledTokenLoss.apply(
         embeddings,
@@ -184,7 +142,7 @@ class _ExactTokenLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         embeddings, weight, bias, targets, log_normalizers = ctx.saved_tensors
         needs_embeddings, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad = grad.float().unsqueeze(-1)
@@ -310,7 +268,7 @@ class _SampledTokenLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (
             embeddings,
             targets,
@@ -357,26 +315,14 @@ def _probabilities_in_blocks(
     column: torch.Tensor,
     hit: torch.Tensor,
     target_logits: torch.Tensor,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    # Parameters
-
-    logits : `torch.Tensor`
-        Shape `(num_tokens, num_samples)`, without the bias. Probabilities take their place.
-    bias : `torch.Tensor`
-        Shape `(num_samples,)`, float32.
-    column, hit : `torch.Tensor`
-        Shapes `(num_tokens, 1)`: where each token's target would be among the samples, and whether
-        it is there.
-    target_logits : `torch.Tensor`
-        Shape `(num_tokens,)`, float32.
-
-    # Returns
-
-    `Tuple[torch.Tensor, torch.Tensor, torch.Tensor]`
-        The exponentials of the logits less the token's largest, 0 for a hit; and of shape
-        `(num_tokens,)` the logs of the normalizers, the target's own part included, and the factors
-        that make the exponentials probabilities.
+    `logits`: shape `(num_tokens, num_samples)`, without the bias. Probabilities take their place.
+    `bias`: shape `(num_samples,)`, float32. `column`, `hit`: shapes `(num_tokens, 1)`: where each
+    token's target would be among the samples, and whether it is there. `target_logits`: shape
+    `(num_tokens,)`, float32. Returns the exponentials of the logits less the token's largest, 0 for
+    a hit; and of shape `(num_tokens,)` the logs of the normalizers, the target's own part included,
+    and the factors that make the exponentials probabilities.
     """
     num_tokens, num_samples = logits.shape
     penalty = torch.zeros_like(hit, dtype=torch.float32).masked_fill_(hit, -math.inf)
@@ -410,7 +356,7 @@ def _probabilities_at_once(
     column: torch.Tensor,
     hit: torch.Tensor,
     target_logits: torch.Tensor,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `_probabilities_in_blocks`; compiled, it reads the logits once."""
     columns = torch.arange(logits.size(1), device=logits.device)
     with_bias = (logits.float() + bias).masked_fill((columns == column) & hit, -math.inf)
@@ -427,7 +373,7 @@ def _gradient_rows(
     sampled_ids: torch.Tensor,
     sampled: torch.Tensor,
     sparse: bool,
-) -> Tuple[torch.Tensor, torch.Tensor, bool]:
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """
     Which words have a gradient, their gradients, and whether each word comes once. Words that are
     targets more than once are added up here on a CPU, where that halves what follows. Elsewhere the

@@ -2,7 +2,7 @@
 Gradients that have few rows, each with its number, and not the zeros between them.
 """
 
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,24 +15,15 @@ def several_processes() -> bool:
 
 def rows_averaged_over_processes(
     ids: torch.Tensor, values: torch.Tensor
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The mean over processes of gradients of which each process has some rows; a row that a process
     lacks counts as zero. All processes must call this together. It works with gloo and with NCCL,
     whose own reduction of sparse tensors PyTorch's DistributedDataParallel doesn't offer.
 
-    # Parameters
-
-    ids : `torch.Tensor`
-        Shape `(num_rows,)`: which rows, each once. Their number may differ between processes.
-    values : `torch.Tensor`
-        Shape `(num_rows, dim)`.
-
-    # Returns
-
-    `Tuple[torch.Tensor, torch.Tensor]`
-        The union of all processes' ids, sorted, and the mean of their values, the same on all of
-        them to the last bit.
+    `ids`: shape `(num_rows,)`: which rows, each once. Their number may differ between processes.
+    `values`: shape `(num_rows, dim)`. Returns the union of all processes' ids, sorted, and the mean
+    of their values, the same on all of them to the last bit.
     """
     num_processes = dist.get_world_size()
     counts = _gathered(torch.tensor([ids.numel()], device=ids.device))
@@ -57,7 +48,7 @@ def rows_averaged_over_processes(
     return union, mean.div_(num_processes)
 
 
-def _gathered(tensor: torch.Tensor) -> List[torch.Tensor]:
+def _gathered(tensor: torch.Tensor) -> list[torch.Tensor]:
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor)
     return parts
@@ -68,18 +59,9 @@ def merged_rows(ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     Adds up the rows of a gradient that belong to the same row of a parameter, without waiting for
     the device to say how many there are.
 
-    # Parameters
-
-    ids : `torch.Tensor`
-        Shape `(num_rows,)`: which rows, some of them more than once.
-    values : `torch.Tensor`
-        Shape `(num_rows, ...)`.
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `(num_rows, ...)`: for each row the sum over all with its number. Rows of the same
-        number are equal, so that it doesn't matter which of them is used in the end.
+    `ids`: shape `(num_rows,)`: which rows, some of them more than once. `values`: shape `(num_rows,
+    ...)`. Returns shape `(num_rows, ...)`: for each row the sum over all with its number. Rows of
+    the same number are equal, so that it doesn't matter which of them is used in the end.
     """
     ascending, order = ids.sort()
     first = torch.ones_like(ascending)
@@ -94,16 +76,8 @@ def clip_norm(parameters: Sequence[torch.Tensor], max_norm: float) -> torch.Tens
     """
     `torch.nn.utils.clip_grad_norm_`, which knows no sparse gradients, for gradients of both kinds.
 
-    # Parameters
-
-    parameters : `Sequence[torch.Tensor]`
-        Their gradients change in place.
-    max_norm : `float`
-
-    # Returns
-
-    `torch.Tensor`
-        Shape `()`: the norm of all gradients together, as it was.
+    `parameters`: their gradients change in place. Returns shape `()`: the norm of all gradients
+    together, as it was.
     """
     values = []
     for parameter in parameters:

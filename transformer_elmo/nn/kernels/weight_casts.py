@@ -3,7 +3,8 @@ Weights in the precision of the matrix products, all of a stack at once. Cast on
 hundreds of small kernels a step, which a GPU's host takes longer to launch than the GPU to run.
 """
 
-from typing import Any, List, Optional, Sequence, Tuple, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -32,8 +33,8 @@ class _Cast(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, dtype: torch.dtype, sizes: Tuple[int, ...], *weights: torch.Tensor
-    ) -> Tuple[torch.Tensor, ...]:
+        ctx: Any, dtype: torch.dtype, sizes: tuple[int, ...], *weights: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         # What isn't used has no gradient, and not one of zeros.
         ctx.set_materialize_grads(False)
         ctx.dtype, left = weights[0].dtype, iter(weights)
@@ -44,8 +45,8 @@ class _Cast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Optional[torch.Tensor]) -> Tuple[Optional[torch.Tensor], ...]:
-        sources: List[Optional[torch.Tensor]] = []
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        sources: list[torch.Tensor | None] = []
         for grad, shapes in zip(grads, ctx.groups):
             if grad is None:
                 sources.extend([None] * len(shapes))
@@ -62,22 +63,19 @@ class _Cast(torch.autograd.Function):
 
 def _stretch(
     like: torch.Tensor, dtype: torch.dtype, groups: Sequence[Sequence[torch.Size]]
-) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """
-    # Returns
-
-    `Tuple[List[torch.Tensor], List[torch.Tensor]]`
-        Tensors of all the shapes one after the other in memory, and each group of them as one
-        tensor, joined along the first dimension.
+    Returns tensors of all the shapes one after the other in memory, and each group of them as one
+    tensor, joined along the first dimension.
     """
-    sizes: List[int] = []
+    sizes: list[int] = []
     for shapes in groups:
         numbers = [shape.numel() for shape in shapes]
         sizes += [*numbers, -sum(numbers) % _ALIGNMENT]
     memory = like.new_empty(sum(sizes), dtype=dtype)
     stretches = iter(memory.split(sizes))
-    parts: List[torch.Tensor] = []
-    joined: List[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
+    joined: list[torch.Tensor] = []
     begin = 0
     for shapes in groups:
         parts += [next(stretches).view(shape) for shape in shapes]
@@ -92,21 +90,13 @@ def _stretch(
 
 def cast_weights(
     dtype: torch.dtype, groups: Sequence[Sequence[torch.Tensor]]
-) -> List[torch.Tensor]:
+) -> list[torch.Tensor]:
     """
-    # Parameters
-
-    dtype : `torch.dtype`
-    groups : `Sequence[Sequence[torch.Tensor]]`
-        Weights; those of one group are of the same shape but for their first dimension.
-
-    # Returns
-
-    `List[torch.Tensor]`
-        Each group as one tensor of that type, joined along the first dimension. Gradients have the
-        weights' own type.
+    `groups`: weights; those of one group are of the same shape but for their first dimension.
+    Returns each group as one tensor of that type, joined along the first dimension. Gradients have
+    the weights' own type.
     """
-    results: List[Optional[torch.Tensor]] = [
+    results: list[torch.Tensor | None] = [
         group[0] if len(group) == 1 and group[0].dtype == dtype else None for group in groups
     ]
     missing = [number for number, result in enumerate(results) if result is None]
@@ -114,10 +104,10 @@ def cast_weights(
         to_make = [groups[number] for number in missing]
         for number, made in zip(missing, _made(dtype, to_make)):
             results[number] = made
-    return cast(List[torch.Tensor], results)
+    return cast(list[torch.Tensor], results)
 
 
-def _made(dtype: torch.dtype, groups: List[Sequence[torch.Tensor]]) -> Sequence[torch.Tensor]:
+def _made(dtype: torch.dtype, groups: list[Sequence[torch.Tensor]]) -> Sequence[torch.Tensor]:
     flat = [weight for group in groups for weight in group]
     if flat[0].device.type == "cpu" and all(weight.dtype == dtype for weight in flat):
         taken("precision", "one by one")

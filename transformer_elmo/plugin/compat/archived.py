@@ -124,11 +124,8 @@ _OTHER_NAMES = re.compile(r"^\s*(Missing|Unexpected) key(?:s|\(s\) in state_dict
 @contextmanager
 def _weights_that_fit(source: str) -> Iterator[None]:
     """
-    # Raises
-
-    `ConfigurationError`
-        In place of what torch and AllenNLP raise in the block for weights of another model, which
-        is a line for each of them.
+    Raises `ConfigurationError` in place of what torch and AllenNLP raise in the block for weights
+    of another model, which is a line for each of them.
     """
     try:
         yield

@@ -147,10 +147,7 @@ def check_class_names(config: Any, source: str) -> None:
     AllenNLP calls whatever a config's `type` names by a dotted path. In an archive, which somebody
     else may have written, that must be a class made to be built from a config.
 
-    # Raises
-
-    `ConfigurationError`
-        If it names anything else.
+    Raises `ConfigurationError` if it names anything else.
     """
     allowed = (
         FromParams,

@@ -51,10 +51,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     Checks a language model's config for `allennlp train`; of another model's, what it names of this
     package.
 
-    # Raises
-
-    `ConfigurationError`
-        If a key isn't there, or its value is of a wrong type: the message has the dotted key.
+    Raises `ConfigurationError` if a key isn't there, or its value is of a wrong type: the message
+    has the dotted key.
     """
     check, sections = _Check(is_of_language_model(config)), dict(config)
     for key, annotation in _OF_TRAINING.items():

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Union
+from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import read_json
@@ -11,22 +11,11 @@ NAMES_FILE = "files_to_archive.json"
 FOLDER = "fta"
 
 
-def archived_files(directory: Union[str, os.PathLike]) -> Dict[str, Path]:
+def archived_files(directory: str | os.PathLike) -> dict[str, Path]:
     """
-    # Parameters
-
-    directory : `Union[str, os.PathLike]`
-        Where an archive was unpacked to.
-
-    # Returns
-
-    `Dict[str, Path]`
-        The file for each dotted key of the config that names one. Empty for archives of AllenNLP 2.
-
-    # Raises
-
-    `ConfigurationError`
-        If a file isn't in the archive's folder for such files, or the list of them is damaged.
+    `directory`: where an archive was unpacked to. Returns the file for each dotted key of the
+    config that names one. Empty for archives of AllenNLP 2. Raises `ConfigurationError` if a file
+    isn't in the archive's folder for such files, or the list of them is damaged.
     """
     names = Path(directory) / NAMES_FILE
     folder = (Path(directory) / FOLDER).resolve()
@@ -42,13 +31,10 @@ def archived_files(directory: Union[str, os.PathLike]) -> Dict[str, Path]:
     return {key: file for key, file in files.items() if file.is_file()}
 
 
-def find_key(config: Any, key: str) -> List[Any]:
+def find_key(config: Any, key: str) -> list[Any]:
     """
-    # Returns
-
-    `List[Any]`
-        The object that holds the dotted `key`, and the last part of the key (a number in a list).
-        Empty where the config has no such key.
+    Returns the object that holds the dotted `key`, and the last part of the key (a number in a
+    list). Empty where the config has no such key.
     """
     holder, place = None, config
     name: Any = ""

@@ -1,13 +1,13 @@
 """How sentences become batches, in words that fit iterators and data loaders."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.report import Report, is_true
 from transformer_elmo.pretrained.legacy.sections import LANGUAGE_MODELING_LOADER
 
 # An iterator's keys: the value of each, and the dotted key where it was found.
-Said = Dict[str, Tuple[Any, str]]
+Said = dict[str, tuple[Any, str]]
 
 # The limit of a batch counts a text's tokens; these are the padding keys that say so.
 TOKEN_KEYS = ("num_tokens", "tokens_length")
@@ -35,40 +35,26 @@ OLD_BATCH_SIZE = 32
 @dataclass
 class Batching:
     """
-    # Parameters
-
-    bucketed : `bool`
-        Whether sentences of like length come together.
-    batch_size : `int`
-        Sentences in a batch, at most.
-    max_tokens : `int`
-        Tokens in a batch, at most, padding included.
-    instances_per_epoch, batches_per_epoch, max_instances_in_memory, num_workers : `int`
-    sorting_keys : `List[str]`
-        Names of fields.
-    padding_noise : `float`
-    drop_last, shuffle : `bool`
-    slow_words : `bool`
-        Whether splitting sentences into words is work enough for several processes.
-    kept : `Dict[str, Any]`
-        Other keys of a data loader.
-    said : `Said`
-        What an iterator says, if it has been taken over.
+    `bucketed`: whether sentences of like length come together. `batch_size`: sentences in a batch,
+    at most. `max_tokens`: tokens in a batch, at most, padding included. `sorting_keys`: names of
+    fields. `slow_words`: whether splitting sentences into words is work enough for several
+    processes. `kept`: other keys of a data loader. `said`: what an iterator says, if it has been
+    taken over.
     """
 
     bucketed: bool = True
-    batch_size: Optional[int] = None
-    max_tokens: Optional[int] = None
-    instances_per_epoch: Optional[int] = None
-    batches_per_epoch: Optional[int] = None
-    max_instances_in_memory: Optional[int] = None
-    sorting_keys: Optional[List[str]] = None
-    padding_noise: Optional[float] = None
+    batch_size: int | None = None
+    max_tokens: int | None = None
+    instances_per_epoch: int | None = None
+    batches_per_epoch: int | None = None
+    max_instances_in_memory: int | None = None
+    sorting_keys: list[str] | None = None
+    padding_noise: float | None = None
     drop_last: bool = False
     shuffle: bool = True
-    num_workers: Optional[int] = None
+    num_workers: int | None = None
     slow_words: bool = False
-    kept: Dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
     said: Said = field(default_factory=dict)
 
     def update(self, said: Said, report: Report) -> None:
@@ -92,9 +78,9 @@ class Batching:
             elif value and key != "output_queue_size":
                 report.dropped(path, value, DROPPED_KEYS[key])
 
-    def language_modeling_loader(self, report: Report) -> Dict[str, Any]:
+    def language_modeling_loader(self, report: Report) -> dict[str, Any]:
         """The config of a `language_modeling` data loader that batches like this."""
-        loader: Dict[str, Any] = {"type": LANGUAGE_MODELING_LOADER, **self.kept}
+        loader: dict[str, Any] = {"type": LANGUAGE_MODELING_LOADER, **self.kept}
         self._add(loader, "max_tokens", "batch_size", "max_instances_in_memory")
         self._add_epoch(loader, report)
         if not self.shuffle:
@@ -111,9 +97,9 @@ class Batching:
             self._drop(key, reason, report)
         return loader
 
-    def stock_loader(self, report: Report) -> Dict[str, Any]:
+    def stock_loader(self, report: Report) -> dict[str, Any]:
         """The config of AllenNLP 2's own data loader that batches like this."""
-        loader: Dict[str, Any] = {}
+        loader: dict[str, Any] = {}
         if self.max_tokens is not None or self.bucketed:
             loader["batch_sampler"] = self._sampler(report)
         else:
@@ -126,8 +112,8 @@ class Batching:
         self._add_epoch(loader, report)
         return {**self.kept, **loader}
 
-    def _sampler(self, report: Report) -> Dict[str, Any]:
-        sampler: Dict[str, Any]
+    def _sampler(self, report: Report) -> dict[str, Any]:
+        sampler: dict[str, Any]
         if self.max_tokens is not None:
             sampler = {"type": "max_tokens_sampler", "max_tokens": self.max_tokens}
             self._drop("batch_size", "maximum_samples_per_batch limits the batch", report)
@@ -145,10 +131,10 @@ class Batching:
         self._add(sampler, "padding_noise")
         return sampler
 
-    def _add(self, loader: Dict[str, Any], *keys: str) -> None:
+    def _add(self, loader: dict[str, Any], *keys: str) -> None:
         loader.update({key: getattr(self, key) for key in keys if getattr(self, key) is not None})
 
-    def _add_epoch(self, loader: Dict[str, Any], report: Report) -> None:
+    def _add_epoch(self, loader: dict[str, Any], report: Report) -> None:
         if self.instances_per_epoch is None:
             self._add(loader, "batches_per_epoch")
         elif self.max_tokens is None and self.batch_size is not None:
@@ -163,7 +149,7 @@ class Batching:
             report.dropped(path, value, reason)
 
 
-def of_language_modeling_loader(loader: Dict[str, Any], path: str, report: Report) -> Batching:
+def of_language_modeling_loader(loader: dict[str, Any], path: str, report: Report) -> Batching:
     """How a `language_modeling` data loader makes batches."""
     said = {key: value for key, value in loader.items() if key in LANGUAGE_MODELING_KEYS}
     kept = {key: value for key, value in loader.items() if key != "type" and key not in said}
@@ -172,7 +158,7 @@ def of_language_modeling_loader(loader: Dict[str, Any], path: str, report: Repor
     return Batching(**said, kept=kept)
 
 
-def of_stock_loader(loader: Dict[str, Any], path: str, report: Report) -> Batching:
+def of_stock_loader(loader: dict[str, Any], path: str, report: Report) -> Batching:
     """How AllenNLP 2's data loader makes batches."""
     sampler = loader.get("batch_sampler") or {}
     sampler = {"type": sampler} if isinstance(sampler, str) else sampler
@@ -196,7 +182,7 @@ def of_stock_loader(loader: Dict[str, Any], path: str, report: Report) -> Batchi
     return batching
 
 
-def whole_number(value: Any, path: str, report: Report) -> Optional[int]:
+def whole_number(value: Any, path: str, report: Report) -> int | None:
     """`value`, which may be a string, as a number above zero; `None` if it isn't one."""
     try:
         if not isinstance(value, bool) and int(value) == float(value) and int(value) > 0:
@@ -207,7 +193,7 @@ def whole_number(value: Any, path: str, report: Report) -> Optional[int]:
     return None
 
 
-def _token_limit(value: Any, path: str, report: Report) -> Optional[int]:
+def _token_limit(value: Any, path: str, report: Report) -> int | None:
     if value is None:
         return None
     if not isinstance(value, (list, tuple)) or len(value) != 2:
@@ -220,8 +206,8 @@ def _token_limit(value: Any, path: str, report: Report) -> Optional[int]:
     return whole_number(limit, path, report)
 
 
-def _field_names(sorting_keys: Any, path: str, report: Report) -> List[str]:
-    names: Dict[str, None] = {}
+def _field_names(sorting_keys: Any, path: str, report: Report) -> list[str]:
+    names: dict[str, None] = {}
     for i, pair in enumerate(report.as_list(sorting_keys or [], path)):
         name = pair[0] if isinstance(pair, (list, tuple)) and len(pair) == 2 else pair
         if isinstance(name, str):

@@ -1,7 +1,8 @@
 """Whole configs of AllenNLP 0.x, and what they are in AllenNLP 2."""
 
 import copy
-from typing import Any, Collection, Dict, List, Optional, Tuple
+from collections.abc import Collection
+from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.legacy.batching import OLD_BATCH_SIZE
@@ -25,27 +26,15 @@ from transformer_elmo.pretrained.legacy.vocabulary import modern_vocabulary
 
 
 def modernize(
-    config: Dict[str, Any], overridden: Collection[str] = ()
-) -> Tuple[Dict[str, Any], List[Change]]:
+    config: dict[str, Any], overridden: Collection[str] = ()
+) -> tuple[dict[str, Any], list[Change]]:
     """
     Turns an AllenNLP 0.x config into the AllenNLP 2 config that means the same.
 
-    # Parameters
-
-    config : `Dict[str, Any]`
-        It isn't changed. One with nothing old in it comes back as it is, the same object.
-    overridden : `Collection[str]`, optional (default = `()`)
-        Dotted keys that come from an override: these must have an effect.
-
-    # Returns
-
-    `Tuple[Dict[str, Any], List[Change]]`
-        The modern config, and what was changed.
-
-    # Raises
-
-    `ConfigurationError`
-        If a key can't be understood, or an override has no meaning; it names the dotted key.
+    `config`: it isn't changed. One with nothing old in it comes back as it is, the same object.
+    `overridden`: dotted keys that come from an override: these must have an effect. Returns the
+    modern config, and what was changed. Raises `ConfigurationError` if a key can't be understood,
+    or an override has no meaning; it names the dotted key.
     """
     report = Report(overridden)
     modern = _modernized(config, report)
@@ -55,12 +44,10 @@ def modernize(
     return modern, report.changes
 
 
-def legacy_keys(config: Any) -> List[str]:
+def legacy_keys(config: Any) -> list[str]:
     """
-    # Returns
-
-    `List[str]`
-        The dotted keys that only AllenNLP 0.x could have understood. None: the config isn't old.
+    Returns the dotted keys that only AllenNLP 0.x could have understood. None: the config isn't
+    old.
     """
     report = Report()
     if isinstance(config, dict):
@@ -68,7 +55,7 @@ def legacy_keys(config: Any) -> List[str]:
     return report.legacy_keys
 
 
-def _modernized(config: Dict[str, Any], report: Report) -> Dict[str, Any]:
+def _modernized(config: dict[str, Any], report: Report) -> dict[str, Any]:
     try:
         return _converted(copy.deepcopy(config), report)
     except RecursionError:
@@ -76,10 +63,10 @@ def _modernized(config: Dict[str, Any], report: Report) -> Dict[str, Any]:
         raise ConfigurationError("The config has too many objects within one another.") from None
 
 
-def _converted(old: Dict[str, Any], report: Report) -> Dict[str, Any]:
+def _converted(old: dict[str, Any], report: Report) -> dict[str, Any]:
     _check_keys(old, report.if_old)
-    parts: Dict[str, Any] = {}
-    lazy: Dict[str, bool] = {}
+    parts: dict[str, Any] = {}
+    lazy: dict[str, bool] = {}
     for key in READERS:
         if key in old:
             parts[key], lazy[key] = modern_reader(old[key], key, report)
@@ -95,7 +82,7 @@ def _converted(old: Dict[str, Any], report: Report) -> Dict[str, Any]:
         parts["data_loader"] = {**old["data_loader"], "shuffle": False}
     loaders = _loaders({**old, **parts}, lazy, trainer.shuffle, report)
 
-    new: Dict[str, Any] = {}
+    new: dict[str, Any] = {}
     for key, value in old.items():
         if key in ITERATORS:
             new.update(loaders.get(key, {}))
@@ -108,7 +95,7 @@ def _converted(old: Dict[str, Any], report: Report) -> Dict[str, Any]:
     return new
 
 
-def _check_keys(old: Dict[str, Any], report: Report) -> None:
+def _check_keys(old: dict[str, Any], report: Report) -> None:
     for key, value in old.items():
         if key not in TOP_LEVEL_KEYS and key not in ITERATORS and "type" not in old:
             report.refused(key, value, "a config has no such key.")
@@ -117,10 +104,10 @@ def _check_keys(old: Dict[str, Any], report: Report) -> None:
 
 
 def _loaders(
-    config: Dict[str, Any], lazy: Dict[str, bool], shuffle: bool, report: Report
-) -> Dict[str, Dict[str, Any]]:
+    config: dict[str, Any], lazy: dict[str, bool], shuffle: bool, report: Report
+) -> dict[str, dict[str, Any]]:
     """For each iterator, the data loaders that take its place in the config, by their keys."""
-    loaders: Dict[str, Dict[str, Any]] = {}
+    loaders: dict[str, dict[str, Any]] = {}
     for key, new_key in ITERATORS.items():
         if key not in config:
             continue
@@ -141,7 +128,7 @@ def _loaders(
     return loaders
 
 
-def _batch_size(old: Dict[str, Any], report: Report) -> Optional[int]:
+def _batch_size(old: dict[str, Any], report: Report) -> int | None:
     """How many instances a batch has, where all have the same number."""
     loader, size = old.get("data_loader"), None
     if isinstance(loader, dict):

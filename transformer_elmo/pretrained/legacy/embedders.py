@@ -6,7 +6,7 @@ In AllenNLP 2 every embedder takes the indexer of its own name, and every indexe
 """
 
 import copy
-from typing import Any, Dict, List, Set
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.readers import SPACY_READERS
 from transformer_elmo.pretrained.legacy.report import Report
@@ -33,30 +33,18 @@ def is_flat_embedder(value: Any) -> bool:
     return bool(embedders) and all(isinstance(v, dict) for v in embedders.values())
 
 
-def _without_options(embedder: Dict[str, Any], *others: str) -> Dict[str, Any]:
+def _without_options(embedder: dict[str, Any], *others: str) -> dict[str, Any]:
     return {key: value for key, value in embedder.items() if key not in (*OPTIONS, *others)}
 
 
 def modern_embedder(
-    key: str, old: Any, path: str, readers: List[Dict[str, Any]], report: Report
+    key: str, old: Any, path: str, readers: list[dict[str, Any]], report: Report
 ) -> Any:
     """
-    # Parameters
-
-    key : `str`
-        What the model calls it.
-    old : `Any`
-        The value of `key`, which needn't be a text field embedder.
-    path : `str`
-    readers : `List[Dict[str, Any]]`
-        The modern configs of the readers. Where an embedder was mapped to an indexer of another
-        name, that indexer is added here under the embedder's.
-    report : `Report`
-
-    # Returns
-
-    `Any`
-        The modern config; `old` itself if it isn't an old text field embedder.
+    `key`: what the model calls it. `old`: the value of `key`, which needn't be a text field
+    embedder. `readers`: the modern configs of the readers. Where an embedder was mapped to an
+    indexer of another name, that indexer is added here under the embedder's. Returns the modern
+    config; `old` itself if it isn't an old text field embedder.
     """
     if not isinstance(old, dict):
         return old
@@ -68,7 +56,7 @@ def modern_embedder(
     flat = is_flat_embedder(old)
     if flat:
         embedders = _without_options(old, "type")
-        modern: Dict[str, Any] = {"type": old["type"]} if "type" in old else {}
+        modern: dict[str, Any] = {"type": old["type"]} if "type" in old else {}
         modern["token_embedders"] = embedders
         for name, embedder in embedders.items():
             report.moved(f"{path}.{name}", embedder, f"{path}.token_embedders.{name}", embedder)
@@ -83,10 +71,10 @@ def modern_embedder(
 
 
 def _match_indexers(
-    old: Dict[str, Any],
-    embedders: Dict[str, Any],
+    old: dict[str, Any],
+    embedders: dict[str, Any],
     path: str,
-    readers: List[Dict[str, Any]],
+    readers: list[dict[str, Any]],
     report: Report,
 ) -> None:
     """Gives every embedder an indexer, and every indexer an embedder, as the old options had it."""
@@ -107,7 +95,7 @@ def _match_indexers(
             report.added(at, embedders[name], "every indexer has an embedder")
 
 
-def _indexers(reader: Dict[str, Any], report: Report) -> Dict[str, Any]:
+def _indexers(reader: dict[str, Any], report: Report) -> dict[str, Any]:
     while isinstance(reader.get("base_reader"), dict):
         reader = reader["base_reader"]
     key = "token_indexers"
@@ -120,16 +108,16 @@ def _indexers(reader: Dict[str, Any], report: Report) -> Dict[str, Any]:
 
 def _rename_indexers(
     mapping: Any,
-    embedders: Dict[str, Any],
+    embedders: dict[str, Any],
     path: str,
-    readers: List[Dict[str, Any]],
+    readers: list[dict[str, Any]],
     report: Report,
 ) -> None:
     """
     Gives every embedder an indexer of its own name. The embedder keeps its name because the weights
     have it.
     """
-    added: Set[str] = set()
+    added: set[str] = set()
     for embedder, said in report.as_object(mapping, path).items():
         at = f"{path}.{embedder}"
         names = _indexer_names(said, embedders.get(embedder))
@@ -158,7 +146,7 @@ def _rename_indexers(
         report.moved(at, said, f"dataset_reader.token_indexers.{embedder}", f"as {name}")
 
 
-def _indexer_names(said: Any, embedder: Any) -> List[Any]:
+def _indexer_names(said: Any, embedder: Any) -> list[Any]:
     names = list(said.values()) if isinstance(said, dict) else said
     # `null` is for an argument that isn't given.
     names = [n for n in names if n is not None] if isinstance(names, list) else [names]

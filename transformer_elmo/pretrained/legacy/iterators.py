@@ -1,7 +1,7 @@
 """Iterators of AllenNLP 0.x and the data loaders that batch as they did."""
 
 import copy
-from typing import Any, Dict, Optional
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.batching import (
     DROPPED_KEYS,
@@ -64,24 +64,11 @@ def flattened_iterator(iterator: Any, path: str, report: Report) -> Said:
 
 
 def data_loader(
-    config: Dict[str, Any], key: str, lazy: bool, shuffle: bool, report: Report
-) -> Dict[str, Any]:
+    config: dict[str, Any], key: str, lazy: bool, shuffle: bool, report: Report
+) -> dict[str, Any]:
     """
-    # Parameters
-
-    config : `Dict[str, Any]`
-        A config that is modern but for its iterators.
-    key : `str`
-        One of the `ITERATORS`.
-    lazy : `bool`
-        Whether its reader was to stream.
-    shuffle : `bool`
-    report : `Report`
-
-    # Returns
-
-    `Dict[str, Any]`
-        The config of the data loader that batches alike.
+    `config`: a config that is modern but for its iterators. `key`: one of the `ITERATORS`. `lazy`:
+    whether its reader was to stream. Returns the config of the data loader that batches alike.
     """
     reader = config.get(reader_key(config, ITERATORS[key]))
     tokenizer = type_of(reader.get("tokenizer")) if isinstance(reader, dict) else ""
@@ -99,15 +86,12 @@ def data_loader(
     return loader
 
 
-def evaluation_loader(loader: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+def evaluation_loader(loader: dict[str, Any]) -> dict[str, Any] | None:
     """
     What validation and evaluation need of the loader made for training: every instance once, in the
     order of the file where the batches keep it.
 
-    # Returns
-
-    `Dict[str, Any]`, optional
-        `None` if the loader itself will do.
+    Returns `None` if the loader itself will do.
     """
     new = copy.deepcopy(loader)
     for key in ("batches_per_epoch", "shuffle"):
@@ -123,36 +107,22 @@ def evaluation_loader(loader: Dict[str, Any]) -> Optional[Dict[str, Any]]:
 
 
 def overridden_loader(
-    config: Dict[str, Any], key: str, override: Any, path: str, report: Report
-) -> Dict[str, Any]:
+    config: dict[str, Any], key: str, override: Any, path: str, report: Report
+) -> dict[str, Any]:
     """
     A modern data loader under an old iterator's override.
 
-    # Parameters
-
-    config : `Dict[str, Any]`
-        A modern config.
-    key : `str`
-        The data loader's, which needn't be there.
-    override : `Any`
-        What the user says of the iterator.
-    path : `str`
-        The dotted key that the user calls it by.
-    report : `Report`
-        Gets an error if the data loader is of a kind that the override can't be applied to, or a
-        key has no meaning.
-
-    # Returns
-
-    `Dict[str, Any]`
-        The data loader's config.
+    `config`: a modern config. `key`: the data loader's, which needn't be there. `override`: what
+    the user says of the iterator. `path`: the dotted key that the user calls it by. `report`: gets
+    an error if the data loader is of a kind that the override can't be applied to, or a key has no
+    meaning. Returns the data loader's config.
     """
     said = flattened_iterator(override, path, report)
     loader = config.get(key)
     loader = {"type": loader} if isinstance(loader, str) else loader
     loader = {} if loader is None else report.as_object(loader, key)
     kind = loader.get("type", "multiprocess")
-    new: Dict[str, Any] = {}
+    new: dict[str, Any] = {}
     if kind == LANGUAGE_MODELING_LOADER:
         batching = of_language_modeling_loader(loader, key, report)
         batching.update(said, report)
@@ -170,8 +140,8 @@ def overridden_loader(
 
 
 def _over_stock_loader(
-    loader: Dict[str, Any], path: str, said: Said, language_modeling: bool, report: Report
-) -> Dict[str, Any]:
+    loader: dict[str, Any], path: str, said: Said, language_modeling: bool, report: Report
+) -> dict[str, Any]:
     batching = of_stock_loader(loader, path, report)
     had_limit = batching.max_tokens is not None
     batching.update(said, report)

@@ -1,7 +1,8 @@
 """What overrides do to a config: how AllenNLP 0.9 merged them, and how AllenNLP 2 does."""
 
 import copy
-from typing import Any, Dict, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.legacy.iterators import LANGUAGE_MODELING_ONLY_KEYS
@@ -19,19 +20,12 @@ class UnusedOverrideError(ConfigurationError, ValueError):
     """
 
 
-def unflattened(overrides: Dict[str, Any]) -> Dict[str, Any]:
+def unflattened(overrides: dict[str, Any]) -> dict[str, Any]:
     """
-    # Returns
-
-    `Dict[str, Any]`
-        `overrides` with dotted keys nested: `{"a.b": 1}` is `{"a": {"b": 1}}`.
-
-    # Raises
-
-    `ConfigurationError`
-        If one of them is of a key within what another one says is no object.
+    Returns `overrides` with dotted keys nested: `{"a.b": 1}` is `{"a": {"b": 1}}`. Raises
+    `ConfigurationError` if one of them is of a key within what another one says is no object.
     """
-    nested: Dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for key, value in overrides.items():
         place = nested
         *above, last = key.split(".")
@@ -47,12 +41,7 @@ def unflattened(overrides: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def merged(original: Any, override: Any) -> Any:
-    """
-    # Returns
-
-    `Any`
-        `original` under `override`, merged at every depth, as AllenNLP 0.9 did it.
-    """
+    """Returns `original` under `override`, merged at every depth, as AllenNLP 0.9 did it."""
     if isinstance(original, dict) and isinstance(override, dict):
         new = {
             key: merged(value, override[key]) if key in override else value
@@ -66,30 +55,16 @@ def merged(original: Any, override: Any) -> Any:
     return copy.deepcopy(override)
 
 
-def with_overrides(config: Any, overrides: Dict[str, Any], path: str = "") -> Any:
+def with_overrides(config: Any, overrides: dict[str, Any], path: str = "") -> Any:
     """
-    # Parameters
-
-    config : `Any`
-        An object or a list.
-    overrides : `Dict[str, Any]`
-        A key replaces what stands there; a dotted key goes further in, by the numbers of items
-        where there is a list. Only an object gets new keys, and these can't be dotted.
-    path : `str`, optional (default = `""`)
-        Where the config itself stands.
-
-    # Returns
-
-    `Any`
-        A copy of the config under the overrides, as AllenNLP 2 applies them.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no place for one of them; it names the key.
+    `config`: an object or a list. `overrides`: a key replaces what stands there; a dotted key goes
+    further in, by the numbers of items where there is a list. Only an object gets new keys, and
+    these can't be dotted. `path`: where the config itself stands. Returns a copy of the config
+    under the overrides, as AllenNLP 2 applies them. Raises `ConfigurationError` if there is no
+    place for one of them; it names the key.
     """
     items = config.items() if isinstance(config, dict) else ()
-    new: Dict[Any, Any] = {}
+    new: dict[Any, Any] = {}
     unused = set(overrides)
     for key, value in enumerate(config) if isinstance(config, list) else items:
         name = f"{key}."

@@ -1,6 +1,6 @@
 """Models of AllenNLP 0.x configs: their names, initializers, regularizers and own keys."""
 
-from typing import Any, Dict, List
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.embedders import modern_embedder
 from transformer_elmo.pretrained.legacy.report import Report
@@ -34,7 +34,7 @@ LAYER_NORM_KEYS = ("do_layer_norm", "layer_norm")
 # similarity function; it is a matrix attention now, with names of its own for the same keys.
 MATRIX_ATTENTION_MODELS = ("bidaf", "decomposable_attention", "esim")
 _DIMENSIONS = {"tensor_1_dim": "matrix_1_dim", "tensor_2_dim": "matrix_2_dim"}
-SIMILARITY_FUNCTIONS: Dict[str, Dict[str, str]] = {
+SIMILARITY_FUNCTIONS: dict[str, dict[str, str]] = {
     "linear": {k: k for k in (*_DIMENSIONS, "combination", "activation")},
     "bilinear": {**_DIMENSIONS, "activation": "activation"},
     "dot_product": {},
@@ -42,21 +42,11 @@ SIMILARITY_FUNCTIONS: Dict[str, Dict[str, str]] = {
 }
 
 
-def modern_model(old: Any, readers: List[Dict[str, Any]], report: Report) -> Any:
+def modern_model(old: Any, readers: list[dict[str, Any]], report: Report) -> Any:
     """
-    # Parameters
-
-    old : `Any`
-        The config of the model.
-    readers : `List[Dict[str, Any]]`
-        The modern configs of the readers, which get token indexers by other names where the
-        model's embedders need them.
-    report : `Report`
-
-    # Returns
-
-    `Any`
-        The modern config of the model.
+    `old`: the config of the model. `readers`: the modern configs of the readers, which get token
+    indexers by other names where the model's embedders need them. Returns the modern config of the
+    model.
     """
     if not isinstance(old, dict):
         return old
@@ -77,7 +67,7 @@ def modern_model(old: Any, readers: List[Dict[str, Any]], report: Report) -> Any
     return modern
 
 
-def _language_model(model: Dict[str, Any], report: Report) -> None:
+def _language_model(model: dict[str, Any], report: Report) -> None:
     for key, reason in DROPPED_LANGUAGE_MODEL_KEYS.items():
         if key in model:
             report.dropped(f"model.{key}", model.pop(key), reason)
@@ -94,7 +84,7 @@ def _language_model(model: Dict[str, Any], report: Report) -> None:
         report.needless("model.bidirectional", model.pop("bidirectional"), "the type says it")
 
 
-def _matrix_attention(similarity: Any, path: str, report: Report) -> Dict[str, Any]:
+def _matrix_attention(similarity: Any, path: str, report: Report) -> dict[str, Any]:
     similarity = similarity if isinstance(similarity, dict) else {"type": similarity}
     # The old default.
     kind = similarity.get("type", "dot_product")
@@ -103,7 +93,7 @@ def _matrix_attention(similarity: Any, path: str, report: Report) -> Dict[str, A
         advice = f"AllenNLP 2 has only {', '.join(SIMILARITY_FUNCTIONS)}."
         report.refused(f"{path}.type", kind, advice)
         return {}
-    modern: Dict[str, Any] = {"type": kind}
+    modern: dict[str, Any] = {"type": kind}
     for key, value in similarity.items():
         if key in keys:
             modern[keys[key]] = value
@@ -114,13 +104,13 @@ def _matrix_attention(similarity: Any, path: str, report: Report) -> Dict[str, A
     return modern
 
 
-def _modern_part(part: Any, path: str, readers: List[Dict[str, Any]], report: Report) -> Any:
+def _modern_part(part: Any, path: str, readers: list[dict[str, Any]], report: Report) -> Any:
     """Converts what may lie at any depth of a model."""
     if isinstance(part, list):
         return [_modern_part(p, f"{path}.{i}", readers, report) for i, p in enumerate(part)]
     if not isinstance(part, dict):
         return part
-    modern: Dict[str, Any] = {}
+    modern: dict[str, Any] = {}
     for key, value in part.items():
         at = f"{path}.{key}"
         if key in ("initializer", "regularizer") and isinstance(value, list):
@@ -150,10 +140,10 @@ def _modern_type(name: str, path: str, report: Report) -> str:
     return RENAMED_TYPES[name]
 
 
-def _applicator(pairs: List[Any], path: str, report: Report) -> Dict[str, Any]:
+def _applicator(pairs: list[Any], path: str, report: Report) -> dict[str, Any]:
     """Initializers or regularizers, which were a list of pairs."""
-    regexes: List[Any] = []
-    prevented: List[Any] = []
+    regexes: list[Any] = []
+    prevented: list[Any] = []
     for i, pair in enumerate(pairs):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             advice = "expected a pair of a regular expression and what applies."
@@ -162,7 +152,7 @@ def _applicator(pairs: List[Any], path: str, report: Report) -> Dict[str, Any]:
             prevented.append(pair[0])
         else:
             regexes.append([*pair])
-    modern: Dict[str, Any] = {"regexes": regexes}
+    modern: dict[str, Any] = {"regexes": regexes}
     if prevented:
         modern["prevent_regexes"] = prevented
     report.moved(path, pairs, path, modern)

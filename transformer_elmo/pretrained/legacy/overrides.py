@@ -1,7 +1,7 @@
 """Overrides given on the command line, old or new in spelling, over configs old or new."""
 
 import copy
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.config import legacy_keys, modernize
 from transformer_elmo.pretrained.legacy.embedders import is_embedder_key, is_flat_embedder
@@ -46,8 +46,8 @@ NOT_EVALUATED = {
 
 
 def apply_overrides(
-    config: Dict[str, Any], overrides: Dict[str, Any]
-) -> Tuple[Dict[str, Any], List[Change]]:
+    config: dict[str, Any], overrides: dict[str, Any]
+) -> tuple[dict[str, Any], list[Change]]:
     """
     A config under overrides, modern in the end.
 
@@ -55,15 +55,8 @@ def apply_overrides(
     didn't have. Over a modern config, overrides of `iterator` and `validation_iterator` change the
     data loaders, and all others are applied as AllenNLP 2 does it.
 
-    # Returns
-
-    `Tuple[Dict[str, Any], List[Change]]`
-        The modern config, and what was changed in it and in the overrides.
-
-    # Raises
-
-    `ConfigurationError`
-        If an override has no meaning; it names the key.
+    Returns the modern config, and what was changed in it and in the overrides. Raises
+    `ConfigurationError` if an override has no meaning; it names the key.
     """
     for key, value in overrides.items():
         known = top(key) in {*TOP_LEVEL_KEYS, *ITERATORS, *config}
@@ -87,8 +80,8 @@ def apply_overrides(
 
 
 def _over_old(
-    config: Dict[str, Any], overrides: Dict[str, Any]
-) -> Tuple[Dict[str, Any], List[str]]:
+    config: dict[str, Any], overrides: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
     """The old config under nested overrides, and the dotted keys that these gave."""
     overrides = dict(overrides)
     if "iterator" in overrides and "validation_iterator" in config:
@@ -96,7 +89,7 @@ def _over_old(
         of_validation = overrides.get("validation_iterator", {})
         overrides["validation_iterator"] = merged(overrides["iterator"], of_validation)
     new = dict(config)
-    overridden: List[str] = []
+    overridden: list[str] = []
     for key in sorted(overrides, key=lambda key: key == "validation_iterator"):
         value, original = overrides[key], config.get(key)
         if key in ITERATORS:
@@ -112,8 +105,8 @@ def _over_old(
 
 
 def _over_modern(
-    config: Dict[str, Any], overrides: Dict[str, Any]
-) -> Tuple[Dict[str, Any], List[Change]]:
+    config: dict[str, Any], overrides: dict[str, Any]
+) -> tuple[dict[str, Any], list[Change]]:
     of_iterators = {k: v for k, v in overrides.items() if top(k) in ITERATORS}
     rest = {k: v for k, v in overrides.items() if k not in of_iterators}
     for key, value in rest.items():
@@ -135,7 +128,7 @@ def _over_modern(
     return new, changes + report.changes
 
 
-def _folded(override: Any, original: Any, base: str, outer: Tuple[str, ...]) -> Any:
+def _folded(override: Any, original: Any, base: str, outer: tuple[str, ...]) -> Any:
     """
     An override in the shape of what it goes over: with or without the wrapper that ran several
     processes.
@@ -171,7 +164,7 @@ def _with_embedders_as_in(original: Any, override: Any) -> Any:
     """
     if not isinstance(original, dict) or not isinstance(override, dict):
         return override
-    fitted: Dict[str, Any] = {}
+    fitted: dict[str, Any] = {}
     for key, value in override.items():
         old = original.get(key)
         if is_embedder_key(key) and isinstance(old, dict) and isinstance(value, dict):
@@ -187,7 +180,7 @@ def _with_embedders_as_in(original: Any, override: Any) -> Any:
     return fitted
 
 
-def shared_with_validation(config: Dict[str, Any], overrides: Dict[str, Any]) -> Dict[str, Any]:
+def shared_with_validation(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """
     The overrides of a model being opened. Of the two data loaders that its config may have,
     evaluation uses the one for validation, so what is said of `data_loader`, and of it alone, is
@@ -208,7 +201,7 @@ def shared_with_validation(config: Dict[str, Any], overrides: Dict[str, Any]) ->
     return {**overrides, **meant}
 
 
-def _has_place(loader: Dict[str, Any], path: List[str]) -> bool:
+def _has_place(loader: dict[str, Any], path: list[str]) -> bool:
     """Whether there is a place in `loader` for what goes to `path` in a loader of another kind."""
     if path[:1] == ["batch_sampler"] and "batch_size" in loader:
         return False
@@ -218,12 +211,10 @@ def _has_place(loader: Dict[str, Any], path: List[str]) -> bool:
     return isinstance(place, dict)
 
 
-def check_evaluation_overrides(overrides: Dict[str, Any]) -> None:
+def check_evaluation_overrides(overrides: dict[str, Any]) -> None:
     """
-    # Raises
-
-    `ConfigurationError`
-        If `allennlp evaluate` would not look at one of the overrides; it names the key.
+    Raises `ConfigurationError` if `allennlp evaluate` would not look at one of the overrides; it
+    names the key.
     """
     for key, value in overrides.items():
         if top(key) in NOT_EVALUATED and set(leaves(value, key)) != {"trainer.cuda_device"}:

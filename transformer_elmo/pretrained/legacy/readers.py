@@ -1,6 +1,6 @@
 """Dataset readers and token indexers of AllenNLP 0.x configs."""
 
-from typing import Any, Dict, Tuple
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.report import Report, is_true
 from transformer_elmo.pretrained.legacy.sections import LANGUAGE_MODELING_READER, type_of
@@ -40,25 +40,20 @@ TAG_INDEXERS = {
 }
 
 
-def modern_reader(old: Any, path: str, report: Report) -> Tuple[Any, bool]:
-    """
-    # Returns
-
-    `Tuple[Any, bool]`
-        The reader's modern config, and whether the old one read lazily.
-    """
+def modern_reader(old: Any, path: str, report: Report) -> tuple[Any, bool]:
+    """Returns the reader's modern config, and whether the old one read lazily."""
     reader, lazy = _modern_reader(old, path, report)
     refuse_boundaries(reader, path, report.if_old)
     return reader, lazy
 
 
-def _modern_reader(old: Any, path: str, report: Report) -> Tuple[Any, bool]:
+def _modern_reader(old: Any, path: str, report: Report) -> tuple[Any, bool]:
     if not isinstance(old, dict):
         return old, False
     if old.get("type") == "multiprocess":
         return _without_processes(old, path, report), True
     kind = type_of(old)
-    modern: Dict[str, Any] = {}
+    modern: dict[str, Any] = {}
     for key, value in old.items():
         at = f"{path}.{key}"
         if key == "lazy":
@@ -78,7 +73,7 @@ def _modern_reader(old: Any, path: str, report: Report) -> Tuple[Any, bool]:
     return modern, is_true(old.get("lazy"))
 
 
-def _without_processes(old: Dict[str, Any], path: str, report: Report) -> Any:
+def _without_processes(old: dict[str, Any], path: str, report: Report) -> Any:
     base = old.get("base_reader")
     if base is None:
         report.refused(path, old, "a multiprocess reader needs a base_reader.")
@@ -126,7 +121,7 @@ def _modern_indexer(old: Any, path: str, report: Report) -> Any:
     if kind not in TAG_INDEXERS:
         return old
     feature, namespace = TAG_INDEXERS[kind]
-    modern: Dict[str, Any] = {
+    modern: dict[str, Any] = {
         "type": "single_id",
         "namespace": old.get("namespace", namespace),
         "feature_name": "pos_" if is_true(old.get("coarse_tags")) else feature,

@@ -2,8 +2,9 @@
 
 import json
 import logging
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Collection, Dict, Iterable, List, NoReturn, Optional, Type, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from transformer_elmo.errors import ConfigurationError
 
@@ -19,26 +20,15 @@ class Change:
     """
     One thing that was said in an AllenNLP 0.x config.
 
-    # Parameters
-
-    path : `str`
-        The dotted key that held it.
-    value : `Any`
-        What it held.
-    new_path : `str`, optional (default = `None`)
-        The dotted key that says it now; `None` where nothing does.
-    new_value : `Any`, optional (default = `None`)
-    reason : `str`, optional (default = `""`)
-    dropped : `bool`, optional (default = `False`)
-        Whether a meaning was lost. A key that says what happens anyway has no `new_path`, and
-        isn't dropped.
-    added : `bool`, optional (default = `False`)
-        Whether the key is new: it says what was understood without saying.
+    `path`: the dotted key that held it. `value`: what it held. `new_path`: the dotted key that says
+    it now; `None` where nothing does. `dropped`: whether a meaning was lost. A key that says what
+    happens anyway has no `new_path`, and isn't dropped. `added`: whether the key is new: it says
+    what was understood without saying.
     """
 
     path: str
     value: Any
-    new_path: Optional[str] = None
+    new_path: str | None = None
     new_value: Any = None
     reason: str = ""
     dropped: bool = False
@@ -64,26 +54,18 @@ class Report:
     AllenNLP 0.x had such a key. What it records through `if_old` shows nothing, because AllenNLP 2
     may well be told the same; it counts only if something else shows that the config is old.
 
-    # Parameters
-
-    overridden : `Collection[str]`, optional (default = `()`)
-        Dotted keys that the user gave in an override. What a user says now must have an effect, so
-        that dropping one of these is an error, where a key of an old config is dropped with a
-        warning.
-    changes : `List[Change]`
-    errors : `List[ConfigurationError]`
-        What can't be converted. None of these is raised on the way: the config may turn out not
-        to be old.
-    legacy_keys : `List[str]`
-        The dotted keys that show that the config is old.
-    conditional : `bool`, optional (default = `False`)
-        Whether what is recorded counts only if something else shows that the config is old.
+    `overridden`: dotted keys that the user gave in an override. What a user says now must have an
+    effect, so that dropping one of these is an error, where a key of an old config is dropped with
+    a warning. `errors`: what can't be converted. None of these is raised on the way: the config may
+    turn out not to be old. `legacy_keys`: the dotted keys that show that the config is old.
+    `conditional`: whether what is recorded counts only if something else shows that the config is
+    old.
     """
 
     overridden: Collection[str] = ()
-    changes: List[Change] = field(default_factory=list)
-    errors: List[ConfigurationError] = field(default_factory=list)
-    legacy_keys: List[str] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    errors: list[ConfigurationError] = field(default_factory=list)
+    legacy_keys: list[str] = field(default_factory=list)
     conditional: bool = False
 
     @property
@@ -116,7 +98,7 @@ class Report:
         self.errors.append(_error(path, value, advice))
         self._is_legacy(path)
 
-    def as_number(self, value: Any, kind: Type[Number], path: str) -> Optional[Number]:
+    def as_number(self, value: Any, kind: type[Number], path: str) -> Number | None:
         """`value`, or what it says as a string, as a number. `None` and an error if it is none."""
         try:
             return kind(value)
@@ -124,14 +106,14 @@ class Report:
             self.refused(path, value, "expected a number.")
             return None
 
-    def as_object(self, value: Any, path: str) -> Dict[str, Any]:
+    def as_object(self, value: Any, path: str) -> dict[str, Any]:
         """`value` if it is an object. An empty one if it isn't, which is recorded."""
         if isinstance(value, dict):
             return value
         self.refused(path, value, "expected an object.")
         return {}
 
-    def as_list(self, value: Any, path: str) -> List[Any]:
+    def as_list(self, value: Any, path: str) -> list[Any]:
         """`value` if it is a list. An empty one if it isn't, which is recorded."""
         if isinstance(value, (list, tuple)):
             return [*value]
@@ -176,11 +158,7 @@ def log_changes(changes: Iterable[Change], source: str = "") -> None:
     """
     Writes one line for each change: losses as warnings, the others as information.
 
-    # Parameters
-
-    changes : `Iterable[Change]`
-    source : `str`, optional (default = `""`)
-        The file that the config is from: a model may bring another one's along.
+    `source`: the file that the config is from: a model may bring another one's along.
     """
     of_source = f" of {source}" if source else ""
     for change in changes:

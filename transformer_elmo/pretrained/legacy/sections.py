@@ -1,6 +1,6 @@
 """The sections of a config: their names, old and new, and what can be said of one at a glance."""
 
-from typing import Any, Dict
+from typing import Any
 
 READERS = ("dataset_reader", "validation_dataset_reader")
 ITERATORS = {"iterator": "data_loader", "validation_iterator": "validation_data_loader"}
@@ -49,13 +49,13 @@ def type_of(section: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def reader_key(config: Dict[str, Any], loader: str) -> str:
+def reader_key(config: dict[str, Any], loader: str) -> str:
     """The key of the reader that the data loader at the key `loader` serves."""
     is_for_validation = loader == "validation_data_loader" and READERS[1] in config
     return READERS[1] if is_for_validation else READERS[0]
 
 
-def reads_sentences(config: Dict[str, Any], loader: str) -> bool:
+def reads_sentences(config: dict[str, Any], loader: str) -> bool:
     """
     Whether the data loader at the key `loader` of a modern config has plain sentences for a
     language model, so that it can be of the type `language_modeling`.

@@ -1,7 +1,7 @@
 """Configs that AllenNLP and allennlp-models evaluate by themselves, without this package."""
 
 import copy
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.batching import of_language_modeling_loader
 from transformer_elmo.pretrained.legacy.iterators import evaluation_loader
@@ -26,25 +26,14 @@ _MODEL_KEYS = {
 _KEEPS_LONG = "keep_long_sentences"
 
 
-def without_this_package(config: Dict[str, Any]) -> Tuple[Dict[str, Any], List[Change]]:
+def without_this_package(config: dict[str, Any]) -> tuple[dict[str, Any], list[Change]]:
     """
     Writes AllenNLP's data loaders in place of those of type "language_modeling", the language
     model's type as allennlp-models has it, and leaves out keys that only this package's model has.
 
-    # Parameters
-
-    config : `Dict[str, Any]`
-        A modern config. It isn't changed.
-
-    # Returns
-
-    `Tuple[Dict[str, Any], List[Change]]`
-        The new config, and what was changed.
-
-    # Raises
-
-    `ConfigurationError`
-        If a loader's batches have no such form, or the model computes what allennlp-models can't.
+    `config`: a modern config. It isn't changed. Returns the new config, and what was changed.
+    Raises `ConfigurationError` if a loader's batches have no such form, or the model computes what
+    allennlp-models can't.
     """
     new, report = copy.deepcopy(config), Report()
     if isinstance(new.get("model"), dict):
@@ -65,7 +54,7 @@ def without_this_package(config: Dict[str, Any]) -> Tuple[Dict[str, Any], List[C
     return new, report.changes
 
 
-def _make_model_stock(model: Dict[str, Any], report: Report) -> None:
+def _make_model_stock(model: dict[str, Any], report: Report) -> None:
     kind = model.get("type")
     if kind not in LANGUAGE_MODELS:
         return
@@ -85,7 +74,7 @@ def _make_model_stock(model: Dict[str, Any], report: Report) -> None:
             report.refused(path, activation, "allennlp-models has no other than relu.")
 
 
-def _stock_loader(config: Dict[str, Any], key: str, report: Report) -> Dict[str, Any]:
+def _stock_loader(config: dict[str, Any], key: str, report: Report) -> dict[str, Any]:
     """The loader that takes the place of the one at `key`. It may need another reader."""
     old = report.as_object(config[key], key)
     loader = dict(old)
@@ -103,7 +92,7 @@ def _stock_loader(config: Dict[str, Any], key: str, report: Report) -> Dict[str,
     return stock
 
 
-def _keep_long_sentences(config: Dict[str, Any], key: str, report: Report) -> None:
+def _keep_long_sentences(config: dict[str, Any], key: str, report: Report) -> None:
     """What one of our loaders does by itself takes a reader without a limit in AllenNLP."""
     reader = config.get(reader_key(config, key))
     path = f"{key}.{_KEEPS_LONG}"

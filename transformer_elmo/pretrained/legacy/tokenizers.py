@@ -1,6 +1,6 @@
 """Tokenizers of AllenNLP 0.x configs."""
 
-from typing import Any, Dict, Union
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.report import Report
 
@@ -30,7 +30,7 @@ def is_default_tokenizer(key: str, value: Any) -> bool:
     return is_of_words and isinstance(value, dict) and value.keys() <= WORD_TOKENIZER_KEYS
 
 
-def modern_tokenizer(old: Union[str, Dict[str, Any]], path: str, report: Report) -> Dict[str, Any]:
+def modern_tokenizer(old: str | dict[str, Any], path: str, report: Report) -> dict[str, Any]:
     """
     The tokenizer that splits as the `word_splitter` did. `start_tokens` and `end_tokens` stay in it
     even where its class has no such keys; `modern_reader` finds them another place.
@@ -57,7 +57,7 @@ def modern_tokenizer(old: Union[str, Dict[str, Any]], path: str, report: Report)
     return modern
 
 
-def _splitter(splitter: Any, tokenizer_path: str, report: Report) -> Dict[str, Any]:
+def _splitter(splitter: Any, tokenizer_path: str, report: Report) -> dict[str, Any]:
     """
     The tokenizer that splits alike. There must be one: other tokens are another input, which a
     trained model wasn't trained for.
@@ -84,7 +84,7 @@ def _splitter(splitter: Any, tokenizer_path: str, report: Report) -> Dict[str, A
     return {"type": kind}
 
 
-def move_boundaries(reader: Dict[str, Any], path: str, report: Report) -> None:
+def move_boundaries(reader: dict[str, Any], path: str, report: Report) -> None:
     """
     Moves the tokens that a tokenizer can't add any more to its reader. Those of the tokenizer lie
     inside those of the reader.

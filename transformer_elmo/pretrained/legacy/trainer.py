@@ -1,8 +1,9 @@
 """Trainers of AllenNLP 0.x configs: what each of their keys says now."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.report import Report, is_true, refuse
 from transformer_elmo.pretrained.legacy.sections import type_of
@@ -21,7 +22,7 @@ TRAINER_KEYS = {
     "max_bad_steps",
 }
 # AllenNLP 0.x read numbers out of strings, which is what the environment has.
-NUMBERS: Dict[str, Any] = {
+NUMBERS: dict[str, Any] = {
     **dict.fromkeys("patience num_epochs num_gradient_accumulation_steps cuda_device".split(), int),
     **dict.fromkeys("summary_interval histogram_interval log_batch_size_period".split(), int),
     **dict.fromkeys("grad_norm grad_clipping model_save_interval".split(), float),
@@ -60,38 +61,25 @@ class Trainer:
     """
     A modern trainer, and what the old one held that belongs elsewhere now.
 
-    # Parameters
-
-    config : `Any`
-        Its own keys. Not an object where the old one wasn't.
-    batch_size : `int`, optional (default = `None`)
-        Of the data loader, if there is one number for all batches.
-    shuffle : `bool`, optional (default = `True`)
-        Belongs to the data loader.
-    cuda_devices : `List[Any]`, optional (default = `None`)
-        Belongs to the top-level key `distributed`.
-    parts : `Dict[str, Dict[str, Any]]`
-        What belongs to a callback and to the checkpointer.
+    `config`: its own keys. Not an object where the old one wasn't. `batch_size`: of the data
+    loader, if there is one number for all batches. `shuffle`: belongs to the data loader.
+    `cuda_devices`: belongs to the top-level key `distributed`. `parts`: what belongs to a callback
+    and to the checkpointer.
     """
 
     config: Any
-    batch_size: Optional[int] = None
+    batch_size: int | None = None
     shuffle: bool = True
-    cuda_devices: Optional[List[Any]] = None
-    parts: Dict[str, Dict[str, Any]] = field(
+    cuda_devices: list[Any] | None = None
+    parts: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {TENSORBOARD: {}, CHECKPOINTER: {}}
     )
 
 
-def modern_trainer(old: Any, batch_size: Optional[int], report: Report) -> Trainer:
+def modern_trainer(old: Any, batch_size: int | None, report: Report) -> Trainer:
     """
-    # Parameters
-
-    old : `Any`
-        The config of the trainer.
-    batch_size : `int`, optional
-        Of the data loader, if there is one number for all batches.
-    report : `Report`
+    `old`: the config of the trainer. `batch_size`: of the data loader, if there is one number for
+    all batches.
     """
     if not isinstance(old, dict) or not _is_plain(old):
         return Trainer(old)
@@ -127,17 +115,9 @@ def check_trainer_keys(trainer: Any, path: str = "trainer") -> None:
     """
     Finds the misspelled keys of a modern trainer, which AllenNLP 2 would ignore.
 
-    # Parameters
-
-    trainer : `Any`
-        Its config. Only that of AllenNLP's own trainer is looked at.
-    path : `str`, optional (default = `"trainer"`)
-        Its dotted key.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is a key that the trainer doesn't take; it names the one that is most like it.
+    `trainer`: its config. Only that of AllenNLP's own trainer is looked at. `path`: its dotted key.
+    Raises `ConfigurationError` if there is a key that the trainer doesn't take; it names the one
+    that is most like it.
     """
     if not isinstance(trainer, dict) or trainer.get("type", MODERN_TYPE) != MODERN_TYPE:
         return
@@ -147,7 +127,7 @@ def check_trainer_keys(trainer: Any, path: str = "trainer") -> None:
             refuse(f"{path}.{key}", value, UNKNOWN_KEY + (f" Is it {near[0]}?" if near else ""))
 
 
-def _is_plain(trainer: Dict[str, Any]) -> bool:
+def _is_plain(trainer: dict[str, Any]) -> bool:
     """Whether a trainer is AllenNLP's own."""
     return trainer.get("type", "default") in ("default", "callback", MODERN_TYPE)
 
@@ -231,7 +211,7 @@ def _replaced_by(name: str) -> Rule:
     return rule
 
 
-RULES: Dict[str, Rule] = {
+RULES: dict[str, Rule] = {
     "type": _type,
     "cuda_device": _cuda_device,
     "shuffle": _shuffle,
@@ -272,7 +252,7 @@ def _checkpointer(old: Any, trainer: Trainer, report: Report) -> None:
             trainer.parts[CHECKPOINTER][key] = value
 
 
-def _without_callbacks(old: Dict[str, Any], report: Report) -> Dict[str, Any]:
+def _without_callbacks(old: dict[str, Any], report: Report) -> dict[str, Any]:
     """The trainer whose parts were callbacks, as one with keys."""
     report.moved("trainer.type", "callback", "trainer.type", MODERN_TYPE)
     new = {key: value for key, value in old.items() if key not in ("type", "callbacks")}

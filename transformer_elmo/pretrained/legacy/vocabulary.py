@@ -1,6 +1,6 @@
 """Vocabularies of AllenNLP 0.x configs."""
 
-from typing import Any, Dict, Optional
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.report import Report, is_true
 
@@ -13,7 +13,7 @@ SPECIAL_TOKEN_KEYS = {"padding_token", "oov_token"}
 LEGACY_KEYS = ("directory_path", "extend")
 
 
-def modern_vocabulary(old: Dict[str, Any], report: Report) -> Optional[Dict[str, Any]]:
+def modern_vocabulary(old: dict[str, Any], report: Report) -> dict[str, Any] | None:
     """
     The modern section; `None` where nothing is left to say. Old vocabularies had no types:
     `directory_path` and `extend` said what the types `from_files` and `extend` say.
@@ -27,7 +27,7 @@ def modern_vocabulary(old: Dict[str, Any], report: Report) -> Optional[Dict[str,
     return old
 
 
-def _of_a_modern_type(old: Dict[str, Any], report: Report) -> Dict[str, Any]:
+def _of_a_modern_type(old: dict[str, Any], report: Report) -> dict[str, Any]:
     modern = {key: value for key, value in old.items() if key not in LEGACY_KEYS}
     for key in LEGACY_KEYS:
         if key == "directory_path" and key in old and "directory" not in old:
@@ -38,13 +38,13 @@ def _of_a_modern_type(old: Dict[str, Any], report: Report) -> Dict[str, Any]:
     return modern
 
 
-def _of_the_default_type(old: Dict[str, Any], report: Report) -> Optional[Dict[str, Any]]:
+def _of_the_default_type(old: dict[str, Any], report: Report) -> dict[str, Any] | None:
     for key in old:
         if key not in {"type", *LEGACY_KEYS, *COUNTING_KEYS, *SPECIAL_TOKEN_KEYS}:
             report.if_old.refused(f"vocabulary.{key}", old[key], "a vocabulary has no such key.")
     directory = old.get("directory_path")
     extend = is_true(old.get("extend", False))
-    modern: Dict[str, Any] = {}
+    modern: dict[str, Any] = {}
     if "type" in old:
         report.if_old.needless("vocabulary.type", old["type"], "it is the default")
     if directory:

@@ -1,7 +1,7 @@
 """Weights of AllenNLP 0.x under the names that AllenNLP 2 has for them."""
 
 import re
-from typing import Any, Dict, Tuple
+from typing import Any
 
 from transformer_elmo.pretrained.legacy.config import legacy_keys
 from transformer_elmo.pretrained.legacy.model import MATRIX_ATTENTION_MODELS
@@ -10,7 +10,7 @@ from transformer_elmo.pretrained.legacy.sections import type_of
 _MATRIX_ATTENTION = (("_matrix_attention._similarity_function.", "_matrix_attention."),)
 
 # For each type of model: what names began with, and what they begin with now.
-RENAMED: Dict[str, Tuple[Tuple[str, str], ...]] = {
+RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
     **dict.fromkeys(MATRIX_ATTENTION_MODELS, _MATRIX_ATTENTION),
     "coref": (
         ("_mention_pruner._scorer.0.", "_mention_feedforward."),
@@ -22,20 +22,11 @@ RENAMED: Dict[str, Tuple[Tuple[str, str], ...]] = {
 _LSTM_STEP = re.compile(r"(.+)\.((?:input|state)_linearity\.(?:weight|bias))")
 
 
-def modern_weights(weights: Dict[str, Any], config: Any) -> Dict[str, Any]:
+def modern_weights(weights: dict[str, Any], config: Any) -> dict[str, Any]:
     """
-    # Parameters
-
-    weights : `Dict[str, Any]`
-        Tensors by name.
-    config : `Any`
-        The config of the experiment that they are from.
-
-    # Returns
-
-    `Dict[str, Any]`
-        The same tensors in the same order, under the names that they have in AllenNLP 2. If the
-        config isn't old, the same object.
+    `weights`: tensors by name. `config`: the config of the experiment that they are from. Returns
+    the same tensors in the same order, under the names that they have in AllenNLP 2. If the config
+    isn't old, the same object.
     """
     if not legacy_keys(config):
         return weights
