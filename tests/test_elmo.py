@@ -168,6 +168,24 @@ def test_fill_where_the_tokenizer_knows_no_gaps(elmo, lm_archive):
     assert list(probabilities) == pytest.approx([c.probability for c in expected], rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["archive", "folder", "overrides"])
+def test_without_a_softmax(elmo, lm_archive, tmp_path, kind):
+    options = {}
+    if kind == "overrides":
+        options = {"overrides": {"model.dropout": 0.1}}
+    elif kind == "folder":
+        elmo.save(tmp_path / "folder")
+    path = tmp_path / "folder" if kind == "folder" else lm_archive
+    bare = TransformerElmo.open(path, softmax=False, **options)
+    assert not any("softmax" in name for name in bare.model.state_dict())
+    for one, two in zip(bare.embed(SENTENCES), elmo.embed(SENTENCES)):
+        assert np.allclose(one, two, atol=1e-5)
+    with pytest.raises(ConfigurationError, match="no softmax"):
+        bare.score(["the cat"])
+    bare.save(tmp_path / "saved")
+    assert TransformerElmo.open(tmp_path / "saved").dim == elmo.dim
+
+
 def test_threads(elmo):
     expected = elmo.embed(SENTENCES)
     perplexity = elmo.perplexity(SENTENCES)

@@ -122,7 +122,9 @@ def plugin(module: str, needed_for: str) -> Any:
     return importlib.import_module(f"transformer_elmo.plugin.{module}")
 
 
-def opened(path: str, overrides: Any, weights_file: str | None) -> tuple[Any, Any] | None:
+def opened(
+    path: str, softmax: bool, overrides: Any, weights_file: str | None
+) -> tuple[Any, Any] | None:
     """What AllenNLP makes of an archive: a model and its reader. `None` without AllenNLP."""
     if load():
         return None
@@ -131,7 +133,7 @@ def opened(path: str, overrides: Any, weights_file: str | None) -> tuple[Any, An
     from transformer_elmo.plugin import loading
 
     try:
-        return loading.opened(path, overrides, weights_file)
+        return loading.opened(path, softmax, overrides, weights_file)
     except AllenNLPError as error:
         raise ConfigurationError(str(error)) from error
 

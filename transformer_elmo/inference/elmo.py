@@ -164,6 +164,7 @@ class TransformerElmo:
         device: str | int | torch.device | None = None,
         precision: str | None = None,
         *,
+        softmax: bool = True,
         compile: bool | None = None,
         overrides: str | dict[str, Any] | None = None,
         weights_file: str | None = None,
@@ -181,6 +182,9 @@ class TransformerElmo:
         precision : `str`, optional (default = the model's)
             "float32" or "bfloat16" for the matrix products, or "int8" for those of the
             contextualizer, on a CPU and without gradients: faster, and not quite the same vectors.
+        softmax : `bool`, optional (default = `True`)
+            `False` leaves the softmax out: vectors alone, a quarter of the memory for the
+            billion-word model.
         compile : `bool`, optional (default = the model's)
             Whether what works row by row is compiled by `torch.compile`, on a GPU: the first batch
             takes some 15 seconds more. On a CPU it changes nothing.
@@ -205,7 +209,7 @@ class TransformerElmo:
                 f"The path of the language model is empty.{variables_with(name)} {EXPECTED}"
             )
         with becoming_a_model(name):
-            model, reader = _opened(name, overrides, weights_file)
+            model, reader = _opened(name, softmax, overrides, weights_file)
         if precision is not None:
             model.precision = precision
         if compile is not None:
@@ -938,15 +942,17 @@ def _num_tokens_of(job: Job) -> int:
     return len(job.tokens)
 
 
-def _opened(path: str, overrides: Any, weights_file: str | None) -> tuple[Any, SentenceReader]:
+def _opened(
+    path: str, softmax: bool, overrides: Any, weights_file: str | None
+) -> tuple[Any, SentenceReader]:
     special = overrides is not None or weights_file is not None
     if model_folder.is_model_folder(path) and not special:
-        opened = model_folder.open_folder(path)
+        opened = model_folder.open_folder(path, softmax)
         return opened.model, opened.reader
     refusal: NotStandardError | None = None
     if not special:
         try:
-            archive = archived_models.open_archive(path)
+            archive = archived_models.open_archive(path, softmax)
             if archive is not None:
                 return archive.model, archive.reader
         except NotStandardError as error:
@@ -956,7 +962,7 @@ def _opened(path: str, overrides: Any, weights_file: str | None) -> tuple[Any, S
             f"There is no archive {path}.{variables_with(path)} {EXPECTED} The current "
             f"directory is {os.getcwd()}."
         )
-    found = with_allennlp.opened(path, overrides, weights_file)
+    found = with_allennlp.opened(path, softmax, overrides, weights_file)
     if found is not None:
         return found
     raise refusal or ConfigurationError(

@@ -1,6 +1,7 @@
 """Language models out of archives, set up for what is wanted of them."""
 
 import os
+from contextlib import nullcontext
 from typing import Any, Dict, Optional, Tuple, Union
 
 from allennlp.common.checks import ConfigurationError as AllenNLPError
@@ -9,6 +10,7 @@ from allennlp.models.archival import Archive, load_archive
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import EXPECTED
+from transformer_elmo.nn.softmax import softmaxes
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.sentences import DatasetSentenceReader, EncodingModel, adapted
 from transformer_elmo.text.corpus import variables_with
@@ -67,12 +69,16 @@ def load_language_model(
 
 
 def opened(
-    path: str, overrides: Union[str, Dict[str, Any], None], weights_file: Optional[str]
+    path: str,
+    softmax: bool,
+    overrides: Union[str, Dict[str, Any], None],
+    weights_file: Optional[str],
 ) -> Tuple[EncodingModel, DatasetSentenceReader]:
     """A language model and its reader, out of whatever AllenNLP opens."""
     if isinstance(overrides, str):
         overrides = _parsed(overrides)
-    archive, _ = load_language_model(path, "TransformerElmo", overrides, weights_file)
+    with nullcontext() if softmax else softmaxes("left out"):
+        archive, _ = load_language_model(path, "TransformerElmo", overrides, weights_file)
     found = adapted(archive.model, archive.validation_dataset_reader, None)
     assert found is not None
     return found
