@@ -35,6 +35,7 @@ from transformer_elmo.pretrained.folder import (
     reader_of,
 )
 from transformer_elmo.pretrained.legacy import log_changes, modernize
+from transformer_elmo.pretrained.legacy.own_names import with_own_names, with_stock_names
 from transformer_elmo.pretrained.nested_models import (
     EMBEDDERS,
     carried_config,
@@ -209,14 +210,32 @@ def adapted_from(experiment: Mapping[str, Any]) -> str | None:
 
 def trains_language_model(experiment: Mapping[str, Any]) -> bool:
     """Whether a config's model is a language model, also one that began as another."""
-    if adapted_from(experiment) is not None:
-        return True
+    return adapted_from(experiment) is not None or is_language_model(_with_base(experiment))
+
+
+def contains_language_model(experiment: Mapping[str, Any]) -> bool:
+    """Whether a config's model is a language model or has one in it, at any depth."""
+    whole = _with_base(experiment)
+    ours = adapted_from(experiment) is not None or is_language_model(whole)
+    return ours or bool(embedders_in(whole))
+
+
+def own_names(experiment: dict[str, Any]) -> dict[str, Any]:
+    """
+    A modern config with this package's variants in place of AllenNLP's parts (`OWN_NAMES`), if it
+    contains a language model. Other configs are given back as they are.
+    """
+    return with_own_names(experiment) if contains_language_model(experiment) else experiment
+
+
+def _with_base(experiment: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config with the model of the archive that it names; as it is if that can't be read."""
     base = base_of(experiment)
     try:
-        return is_language_model(with_its_model(dict(experiment), base) if base else experiment)
+        return with_its_model(dict(experiment), base) if base else experiment
     except ConfigurationError:
         # Whoever opens the archive says what is wrong with it.
-        return False
+        return experiment
 
 
 def with_own_sections(
@@ -325,7 +344,7 @@ def read_experiment(folder: Path, shown: str) -> dict[str, Any]:
     """
     modern, changes = modernize(archived_config(folder, shown))
     log_changes(changes, shown)
-    return with_own_sections(modern, folder, shown)
+    return with_own_sections(with_stock_names(modern)[0], folder, shown)
 
 
 def archived_config(folder: Path, shown: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Configs that AllenNLP and allennlp-models evaluate by themselves, without this package."""
 
-import copy
 from typing import Any
 
 from transformer_elmo.pretrained.legacy.batching import of_language_modeling_loader
 from transformer_elmo.pretrained.legacy.iterators import evaluation_loader
+from transformer_elmo.pretrained.legacy.own_names import with_stock_names
 from transformer_elmo.pretrained.legacy.report import Change, Report
 from transformer_elmo.pretrained.legacy.sections import (
     ITERATORS,
@@ -35,7 +35,8 @@ def without_this_package(config: dict[str, Any]) -> tuple[dict[str, Any], list[C
     Raises `ConfigurationError` if a loader's batches have no such form, or the model computes what
     allennlp-models can't.
     """
-    new, report = copy.deepcopy(config), Report()
+    new, renamed = with_stock_names(config)
+    report = Report(changes=renamed)
     if isinstance(new.get("model"), dict):
         _make_model_stock(new["model"], report)
     if type_of(config.get("evaluation")) == LANGUAGE_MODELING_LOADER:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.legacy.conftest import CONFIGS
+from tests.pretrained.legacy.conftest import CONFIGS
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.legacy import (
     apply_overrides,

@@ -1,0 +1,75 @@
+"""Our variants of AllenNLP's parts: for language models, and for models with one in them."""
+
+import json
+
+import pytest
+
+from transformer_elmo.pretrained.archive import own_names
+from transformer_elmo.pretrained.legacy.own_names import with_stock_names
+
+LM = {"type": "bidirectional-language-model"}
+ON_TOP = {
+    "type": "simple_tagger",
+    "text_field_embedder": {"token_embedders": {"elmo": {"type": "language_model_token_embedder"}}},
+}
+TEXT = json.dumps(
+    {
+        "dataset_reader": {
+            "type": "multitask",
+            "readers": [{"tokenizer": {"type": "spacy", "pos_tags": False}}],
+            "source_tokenizer": "spacy",
+            "target_tokenizer": {"type": "just_spaces"},
+            "token_indexers": {"c": {"type": "characters", "character_tokenizer": {}}},
+        },
+        "vocabulary": {"type": "from_files", "directory": "words"},
+        "spacy": "from_files",
+    }
+)
+
+
+@pytest.mark.parametrize("model", [LM, ON_TOP, {"type": "from_pretrained_lm", "archive_file": "a"}])
+def test_there_and_back(model):
+    config = {**json.loads(TEXT), "model": model}
+    new = own_names(config)
+    assert new == {
+        **json.loads(
+            TEXT.replace('"type": "spacy"', '"type": "lm_spacy"')
+            .replace('tokenizer": "spacy"', 'tokenizer": "lm_spacy"')
+            .replace('"type": "from_files"', '"type": "lm_from_files"')
+        ),
+        "model": model,
+    }
+    assert own_names(new) == new
+    stock, changes = with_stock_names(new)
+    assert stock == config == {**json.loads(TEXT), "model": model}
+    assert {change.path for change in changes} == {
+        "dataset_reader.readers.0.tokenizer",
+        "dataset_reader.source_tokenizer",
+        "vocabulary",
+    }
+
+
+def test_the_default_tokenizer():
+    config = {"dataset_reader": {"tokenizer": {"pos_tags": False}}, "model": LM}
+    tokenizer = own_names(config)["dataset_reader"]["tokenizer"]
+    assert tokenizer == {"type": "lm_spacy", "pos_tags": False}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "simple_tagger"},
+        "simple_tagger",
+        None,
+        {"type": "from_archive", "archive_file": "none"},
+    ],
+)
+def test_others_are_left_alone(model):
+    config = {**json.loads(TEXT), "model": model}
+    assert own_names(config) is config
+
+
+def test_a_model_that_began_as_another(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"dataset_reader": {}, "model": LM}))
+    config = {**json.loads(TEXT), "model": {"type": "from_archive", "archive_file": str(tmp_path)}}
+    assert own_names(config)["vocabulary"]["type"] == "lm_from_files"
