@@ -154,9 +154,7 @@ checksum() { cksum | tr ' ' '-'; }
 key=$({
     cat pyproject.toml scripts/setup.sh
     grep '^__version__' transformer_elmo/__init__.py
-    cat transformer_elmo/torchvision_stand_in/*.py
-    cat transformer_elmo/torchvision_stand_in/files/torchvision/*.py
-    cat transformer_elmo/torchvision_stand_in/files/torchvision/ops/*.py
+    cat transformer_elmo/torchvision_stand_in.py
     printf '%s\n' "$torch_version" "$TORCH_INDEX_URL" "$USE_SYSTEM_TORCH"
 } | checksum)
 

@@ -37,8 +37,6 @@ def imports() -> Dict[str, Set[str]]:
     paths = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
         for path in PACKAGE.rglob("*.py")
-        # No modules of ours, but what is copied.
-        if "files" not in path.relative_to(PACKAGE).parts
     }
     paths = {name.removesuffix("__init__").rstrip("."): path for name, path in paths.items()}
     graph: Dict[str, Set[str]] = {}

@@ -1,9 +1,0 @@
-"""Stand-in for `torchvision.ops`: see the package above."""
-
-from typing import Any
-
-from torchvision import missing
-
-
-def __getattr__(name: str) -> Any:
-    raise missing("torchvision.ops", name)
