@@ -54,6 +54,37 @@ def test_killed_after_its_last_epoch(space, run):
     assert (run / "model.tar.gz").exists()
 
 
+def as_version_0_2_0(run):
+    """Its first epoch, as that version wrote it: another trainer, and a state in two parts."""
+    for path in [*run.glob("*_e2_b0*"), run / "metrics_epoch_1.json", run / "metrics.json"]:
+        path.unlink()
+    config = json.loads((run / "config.json").read_text())
+    del config["trainer"]["type"]
+    (run / "config.json").write_text(json.dumps(config))
+    path = run / "training_state_e1_b0.th"
+    state = torch.load(path)
+    (number,) = [n for n, part in enumerate(state["callbacks"]) if "total_batches" in part]
+    whole = state["callbacks"].pop(number)
+    names = ("total_batches", "train", "random", "validation")
+    guard = {"bad_steps": 0, "vocabulary": {}, "step": whole["step"], "data": whole["train"]}
+    state["callbacks"] = [
+        {name: whole[name] for name in names},
+        *state["callbacks"],
+        guard,
+    ]
+    torch.save(state, path)
+    # Its checksum was of another file.
+    (run / "checksums_e1_b0.sha256").unlink()
+
+
+def test_a_run_of_version_0_2_0_goes_on(space, run):
+    expected = torch.load(run / "best.th")
+    as_version_0_2_0(run)
+    train(space / "config.json", run, recover=True)
+    for name, weight in torch.load(run / "best.th").items():
+        assert torch.equal(weight, expected[name]), name
+
+
 def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog):
     (run / "model.tar.gz").unlink()
     text = str(space / "valid.txt")

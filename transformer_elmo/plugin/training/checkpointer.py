@@ -12,7 +12,7 @@ import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Pattern, Set, Tuple, cast
+from typing import IO, Any, Dict, List, Mapping, Optional, Pattern, Set, Tuple, cast
 
 import torch
 import torch.distributed as dist
@@ -113,15 +113,18 @@ class CrashSafeCheckpointer(Checkpointer):
         if all(path.is_file() for path in (model_path, training_path, sums_path)):
             return
         check_numbers(state.model_state, str(model_path))
-        _check_room(model_path, state)
         written = [training_path, sums_path]
         try:
             with written_whole(training_path, advice=ADVICE) as file:
                 training_sum = dump(state.trainer_state, file)
             sums = {training_path.name: training_sum}
-            with written_whole(
-                model_path, before=lambda: _write_sums(sums_path, sums), advice=ADVICE
-            ) as file:
+
+            def write_sums() -> None:
+                # As `sha256sum --check` takes it.
+                lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
+                write_text(sums_path, "".join(lines))
+
+            with written_whole(model_path, before=write_sums, advice=ADVICE) as file:
                 sums[model_path.name] = dump(state.model_state, file)
         except BaseException:
             for path in written:
@@ -362,41 +365,11 @@ def _sum_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_sums(path: Path, sums: Dict[str, str]) -> None:
-    # As `sha256sum --check` takes it.
-    write_text(path, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
-
-
 def _read_sums(path: Path) -> Optional[Dict[str, str]]:
     if not path.exists():
         return None
     lines = path.read_text(encoding="utf-8").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-
-
-def _check_room(path: Path, state: TrainerCheckpoint) -> None:
-    """Raises `ConfigurationError` if the disk has less room than the checkpoint takes."""
-    storages = {}
-    for tensor in _tensors([state.model_state, state.trainer_state]):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-    needed, free = sum(storages.values()), shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise ConfigurationError(
-            f"{path} and its training state can't be written: they take {needed:,} bytes, and "
-            f"{free:,} are free on the disk, {needed - free:,} too few. Make room. {ADVICE}"
-        )
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _tensors(part)
 
 
 def _name(place: Place) -> str:
