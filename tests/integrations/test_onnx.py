@@ -359,11 +359,11 @@ def test_wrong_sentences_and_layers(exported):
                     call(sentence)
     wrong: List[Any] = ["middle", 3, -4, True, None]
     for layers in wrong:
-        with pytest.raises(ConfigurationError, match=r"to 2 \(top\)"):
+        with pytest.raises(ValueError, match=r"to 2 \(top\)"):
             ours.embed(["the"], layers)
     with pytest.raises(ValueError, match="3 numbers"):
         ours.embed(["the"], weights=[1.0])
-    with pytest.raises(ValueError, match="3 numbers"):
+    with pytest.raises(ValueError, match="weights are for layers"):
         ours.embed(["the"], "top", weights=[1.0, 1.0, 1.0])
 
 

@@ -27,6 +27,7 @@ from transformer_elmo.files import (
     write_text,
     written_whole,
 )
+from transformer_elmo.optional import needed
 from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -386,14 +387,7 @@ class VectorsFile:
 
 
 def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise ConfigurationError(
-            "HDF5 files are written by h5py, which isn't installed: pip install h5py. Or choose "
-            ".npz or .npy."
-        ) from None
-    return h5py
+    return needed("h5py", "Writing HDF5", otherwise="Or choose .npz or .npy.")
 
 
 class _Disk(io.RawIOBase):

@@ -13,13 +13,8 @@ from flair.embeddings.base import ScalarMix, TokenEmbeddings, register_embedding
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.inference.vectors import Layers
-from transformer_elmo.integrations.opening import (
-    one_vector_a_word,
-    open_for_vectors,
-    vector_dim,
-)
 from transformer_elmo.pretrained.config import ModelConfig
-from transformer_elmo.pretrained.folder import Opened, check_vocabulary, reader_of
+from transformer_elmo.pretrained.folder import check_vocabulary, reader_of
 from transformer_elmo.text.vocabulary import WordList
 
 # What messages call the source of a model that isn't in a folder.
@@ -37,7 +32,7 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
 
     # Parameters
 
-    folder : `str`, `PathLike` or `Opened`, required.
+    folder : `str` or `PathLike`, required.
         A model folder, a `model.tar.gz`, the folder of a training run, or a URL.
     layers : `str` or `int`, optional (default = `"mix"`)
         "mix" is a weighted sum of all layers, times a factor; weights and factor are learned with
@@ -58,7 +53,7 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
 
     def __init__(
         self,
-        folder: Union[str, "os.PathLike[str]", Opened],
+        folder: Union[str, "os.PathLike[str]", TransformerElmo],
         layers: Layers = "mix",
         fine_tune: bool = False,
         *,
@@ -66,21 +61,29 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
         max_tokens: int = 2000,
     ) -> None:
         super().__init__()
-        opened = folder if isinstance(folder, Opened) else open_for_vectors(folder)
+        # Only `from_params` has a model at hand.
+        self.elmo = (
+            folder
+            if isinstance(folder, TransformerElmo)
+            else TransformerElmo.open(folder, "cpu", softmax=False, max_tokens=max_tokens)
+        )
         # A module of this one, so that flair moves it, saves it and hands it to the optimizer.
-        self.model = opened.model.requires_grad_(fine_tune)
-        self.elmo = TransformerElmo(self.model, opened.reader, max_tokens=max_tokens)
+        self.model = self.elmo.model.requires_grad_(fine_tune)
+        if getattr(self.model, "config", None) is None:
+            raise ConfigurationError(
+                f"{folder} has parts that a model folder has no place for: flair couldn't save it."
+            )
         self.layers = self.elmo.checked_layers(layers)
         self.mix = ScalarMix(self.elmo.num_layers, trainable=True) if layers == "mix" else None
         self.fine_tune = fine_tune
         self.static_embeddings = not fine_tune and self.mix is None
-        self.name = name or _name(folder, self.layers, self.model)
+        self.name = name or _name(Path(str(folder)).name, self.layers, self.model)
         self.to(flair.device)
         self.eval()
 
     @property
     def embedding_length(self) -> int:
-        return vector_dim(self.elmo.num_layers, self.elmo.dim, self.layers)
+        return self.elmo.dim * (self.elmo.num_layers if self.layers == "all" else 1)
 
     def train(self, mode: bool = True) -> "TransformerElmoEmbeddings":
         super().train(mode)
@@ -104,11 +107,11 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
             "all" if self.mix is not None else self.layers,
             track_gradients=self.fine_tune and torch.is_grad_enabled(),
         )
-        for sentence, of_sentence in zip(sentences, vectors):
+        for sentence, rows in zip(sentences, vectors):
             if self.mix is not None:
-                rows = self.mix(list(of_sentence))
-            else:
-                rows = one_vector_a_word(of_sentence, self.layers)
+                rows = self.mix(list(rows))
+            elif self.layers == "all":
+                rows = torch.cat(tuple(rows), -1)
             for token, vector in zip(sentence.tokens, rows):
                 token.set_embedding(self.name, vector)
         return sentences
@@ -133,39 +136,30 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> "TransformerElmoEmbeddings":
         """
-        The embeddings that :meth:`to_params` describes; their weights are to be loaded.
-
-        # Raises
-
-        `ConfigurationError`
-            If it doesn't describe any.
+        The embeddings that :meth:`to_params` describes; their weights are to be loaded. Raises
+        `ConfigurationError` if it doesn't describe any.
         """
         options = {k: v for k, v in params.items() if k != "class"}
         try:
-            config = ModelConfig.from_json(
-                options.pop("config"), f"{SAVED}: config"
-            ).without_softmax()
+            config = ModelConfig.from_json(options.pop("config"), f"{SAVED}: config")
+            config = config.without_softmax()
             vocabulary = WordList(options.pop("vocabulary"))
-            card, layers = options.pop("card"), options.pop("layers")
+            card, layers, most = map(options.pop, ("card", "layers", "max_tokens"))
         except KeyError as error:
             raise ConfigurationError(f"{SAVED} have no {error}: they are damaged.") from None
         check_vocabulary(config, vocabulary, SAVED)
         # Whatever torch's default type is now: the weights that come into it are of float32.
         model = config.build().float()
         model.config, model.card = config, card
-        opened = Opened(model, reader_of(config, vocabulary), config, card)
-        return cls(opened, layers, **options)
+        elmo = TransformerElmo(model, reader_of(config, vocabulary), max_tokens=most)
+        return cls(elmo, layers, **options)
 
 
-def _name(folder: Any, layers: Layers, model: torch.nn.Module) -> str:
+def _name(folder: str, layers: Layers, model: torch.nn.Module) -> str:
     """Different for different models, since flair takes vectors of one name for the same."""
     weights = hashlib.sha256()
     for parameter in model.parameters():
         # The small ones are enough: norms and biases.
         if parameter.dim() == 1:
             weights.update(parameter.detach().cpu().numpy().tobytes())
-    shown = "model" if isinstance(folder, Opened) else Path(os.fspath(folder)).name
-    return f"transformer-elmo-{shown}-{layers}-{weights.hexdigest()[:8]}"
-
-
-__all__ = ["TransformerElmoEmbeddings"]
+    return f"transformer-elmo-{folder}-{layers}-{weights.hexdigest()[:8]}"

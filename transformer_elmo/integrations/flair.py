@@ -13,22 +13,20 @@ print([token.embedding.shape for token in sentence])
 
 from typing import TYPE_CHECKING, Any
 
+from transformer_elmo.optional import needed
+
 if TYPE_CHECKING:
     from transformer_elmo.integrations._flair import TransformerElmoEmbeddings
+
+__all__ = ["TransformerElmoEmbeddings"]
 
 
 def __getattr__(name: str) -> Any:
     # AllenNLP's `--include-package` imports this module. flair, which takes seconds, is imported
-    # only by who wants it.
+    # only by who wants it. (Files of taggers name the module `_flair`, which thus keeps its name.)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        from transformer_elmo.integrations import _flair
-    except ImportError as error:
-        raise ImportError(
-            f"{__name__} can't import flair ({error}). Install it: pip install flair"
-        ) from error
+    needed("flair", __name__)
+    from transformer_elmo.integrations import _flair
+
     return getattr(_flair, name)
-
-
-__all__ = ["TransformerElmoEmbeddings"]

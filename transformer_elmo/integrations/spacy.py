@@ -19,31 +19,18 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, Union
+from typing import Any, Union
 
 import numpy as np
 import srsly
-import torch
 from spacy.language import Language
 from spacy.pipeline import Pipe
 from spacy.tokens import Doc, Span, Token
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.inference.elmo import TransformerElmo, device_of
-from transformer_elmo.integrations.opening import (
-    one_vector_a_word,
-    open_for_vectors,
-    vector_dim,
-)
+from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.nn.forks import one_thread_in_forks
-from transformer_elmo.pretrained.folder import (
-    CONFIG,
-    VOCABULARY,
-    WEIGHTS,
-    Opened,
-    open_folder,
-    save_folder,
-)
+from transformer_elmo.pretrained.folder import CONFIG, VOCABULARY, WEIGHTS
 
 Part = Union[Doc, Span, Token]
 
@@ -51,28 +38,17 @@ Part = Union[Doc, Span, Token]
 @dataclass(frozen=True)
 class TensorHooks:
     """
-    The hooks, which take all they need from the document: they can be pickled with it.
-
-    # Parameters
-
-    dim : `int`
-        The dimension of a token's vector.
+    The hooks, which take all they need from the document: they can be pickled with it. `dim`: the
+    dimension of a token's vector.
     """
 
     dim: int
 
     def vector(self, part: Part) -> np.ndarray:
         """
-        # Returns
-
-        `np.ndarray`
-            Shape `(dim,)`: a token's row, or the mean of a span's or a document's rows, as spaCy
-            has it; whitespace counts, with zeros. Zeros if there is no token.
-
-        # Raises
-
-        `ConfigurationError`
-            If the document's tensor is no longer the one that the hooks are for.
+        Shape `(dim,)`: a token's row, or the mean of a span's or a document's rows, as spaCy has
+        it; whitespace counts, with zeros. Zeros if there is no token. Raises `ConfigurationError`
+        if the document's tensor is no longer the one that the hooks are for.
         """
         doc = part if isinstance(part, Doc) else part.doc
         if doc.tensor.shape != (len(doc), self.dim):
@@ -96,12 +72,7 @@ class TensorHooks:
     def similarity(self, part: Part, other: Any) -> float:
         """
         The cosine of two vectors, 0 if one is zero. A word in two places is not the same, unlike
-        spaCy's own similarity.
-
-        # Raises
-
-        `ValueError`
-            If `other` has another kind of vector.
+        spaCy's own similarity. Raises `ValueError` if `other` has another kind of vector.
         """
         one, two = self.vector(part), np.asarray(other.vector)
         if one.shape != two.shape:
@@ -157,13 +128,6 @@ def add_hooks(doc: Doc) -> Doc:
 FOLDER = "model"
 
 
-class _Words(NamedTuple):
-    """A sentence's words, and where they stand in the document: whitespace is no word."""
-
-    places: list[int]
-    words: list[str]
-
-
 class TransformerElmoComponent(Pipe):
     """
     Sets `doc.tensor` to a vector for each token, and with it the vectors and similarities of
@@ -201,12 +165,8 @@ class TransformerElmoComponent(Pipe):
         max_tokens: int,
         device: int | str | None,
     ) -> None:
-        self.name = name
-        self.path = path
-        self.layers = layers
-        self.max_tokens = max_tokens
-        self.device = device
-        self._opened: Opened | None = None
+        self.name, self.path, self.layers = name, path, layers
+        self.max_tokens, self.device = max_tokens, device
         self._elmo: TransformerElmo | None = None
         # Each of several processes may open the model for itself.
         one_thread_in_forks()
@@ -221,16 +181,13 @@ class TransformerElmoComponent(Pipe):
         `ConfigurationError` or `ValueError`
             If there is none at the path, or it has no such layer; if there is no such device.
         """
-        if self._elmo is None:
-            self._use(open_for_vectors(self.path or ""))
-        assert self._elmo is not None
-        return self._elmo
+        return self._elmo or self._open(self.path or "")
 
-    def _use(self, opened: Opened) -> None:
-        model = opened.model.to(device_of(self.device))
-        elmo = TransformerElmo(model, opened.reader, max_tokens=self.max_tokens)
+    def _open(self, path: str | Path) -> TransformerElmo:
+        elmo = TransformerElmo.open(path, self.device, softmax=False, max_tokens=self.max_tokens)
         elmo.checked_layers(self.layers)
-        self._opened, self._elmo = opened, elmo
+        self._elmo = elmo
+        return elmo
 
     def initialize(
         self, get_examples: Callable[[], Iterable[Any]], *, nlp: Language | None = None
@@ -245,16 +202,8 @@ class TransformerElmoComponent(Pipe):
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
         """
-        # Parameters
-
-        stream : `Iterable[Doc]`
-        batch_size : `int`, optional (default = `128`)
-            Documents whose sentences are sorted into batches together.
-
-        # Returns
-
-        `Iterator[Doc]`
-            The documents themselves, in order, with vectors.
+        The documents themselves, in order, with vectors. The sentences of `batch_size` documents
+        are sorted into batches together.
         """
         docs = iter(stream)
         while waiting := deque(islice(docs, batch_size)):
@@ -268,17 +217,16 @@ class TransformerElmoComponent(Pipe):
         Takes documents away one by one, as their vectors are there: whoever reads them one by one
         needs the memory of some, and not of all.
         """
-        elmo = self.elmo
-        plans = [_sentences(doc) for doc in waiting]
-        vectors = elmo.embed_stream(
-            (sentence.words for plan in plans for sentence in plan), self.layers
-        )
-        dim = vector_dim(elmo.num_layers, elmo.dim, self.layers)
-        for plan in plans:
+        found = [_sentences(doc) for doc in waiting]
+        words = ([word for _, word in sentence] for of_doc in found for sentence in of_doc)
+        vectors = self.elmo.embed_stream(words, self.layers)
+        dim = self.elmo.dim * (self.elmo.num_layers if self.layers == "all" else 1)
+        for of_doc in found:
             tensor: np.ndarray = np.zeros((len(waiting[0]), dim), dtype=np.float32)
-            for sentence in plan:
-                rows = torch.from_numpy(next(vectors))
-                tensor[sentence.places] = one_vector_a_word(rows, self.layers).numpy()
+            for sentence in of_doc:
+                rows = next(vectors)
+                places = [place for place, _ in sentence]
+                tensor[places] = np.concatenate(rows, -1) if self.layers == "all" else rows
             doc = waiting.popleft()
             doc.tensor = tensor
             yield add_hooks(doc)
@@ -287,35 +235,19 @@ class TransformerElmoComponent(Pipe):
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
         """
-        Writes the model to a folder.
-
-        # Parameters
-
-        path : `str` or `Path`
-        exclude : `Iterable[str]`, optional
-            spaCy's, for components with parts that can be left out. This one has none.
-
-        # Raises
-
-        `ConfigurationError`
-            If there is no model, or the folder can't be written.
+        Writes the model to a folder. `exclude` is spaCy's, for components with parts that can be
+        left out. Raises `ConfigurationError` if there is no model, or the folder can't be written.
         """
-        self.elmo  # noqa: B018 (it opens the model)
-        assert self._opened is not None
-        save_folder(self._opened, Path(path) / FOLDER, with_softmax=False, replace_existing=True)
+        self.elmo.save(Path(path) / FOLDER, with_softmax=False, replace=True)
 
     def from_disk(
         self, path: str | Path, *, exclude: Iterable[str] = ()
     ) -> "TransformerElmoComponent":
         """
-        Reads what :meth:`to_disk` has written. Parameters are the same.
-
-        # Raises
-
-        `ConfigurationError`
-            If there is no such thing, or it is damaged.
+        Reads what :meth:`to_disk` has written. Raises `ConfigurationError` if there is no such
+        thing, or it is damaged.
         """
-        self._use(open_folder(Path(path) / FOLDER, with_softmax=False))
+        self._open(Path(path) / FOLDER)
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
@@ -348,16 +280,15 @@ class TransformerElmoComponent(Pipe):
 _FILES = (CONFIG, VOCABULARY, WEIGHTS)
 
 
-def _sentences(doc: Doc) -> list[_Words]:
+def _sentences(doc: Doc) -> list[list[tuple[int, str]]]:
+    """
+    The places and the words of each sentence; whitespace is no word. Tokens would keep documents.
+    """
     if not isinstance(doc, Doc):
         raise TypeError(f"Expected a spaCy Doc, got {type(doc).__name__} {doc!r:.80}.")
     spans = doc.sents if doc.has_annotation("SENT_START") else [doc[:]]
-    found = []
-    for span in spans:
-        words = [token for token in span if not token.is_space]
-        if words:
-            found.append(_Words([token.i for token in words], [token.text for token in words]))
-    return found
+    found = ([(token.i, token.text) for token in span if not token.is_space] for span in spans)
+    return [sentence for sentence in found if sentence]
 
 
 @Language.factory(

@@ -35,6 +35,7 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.config import CharactersConfig
 from transformer_elmo.nn.language_model import LanguageModel
 from transformer_elmo.nn.reference import ReferenceModel
+from transformer_elmo.optional import needed
 from transformer_elmo.pretrained.folder import CARD
 from transformer_elmo.text.word_table import (
     BEGIN_WORD,
@@ -55,7 +56,7 @@ MOST_WITHIN = 2**30
 # The first with `torch.onnx.export(dynamic_shapes=...)`.
 _FIRST_TORCH = (2, 6)
 
-INSTALL = "pip install onnx onnxscript onnxruntime"
+PACKAGES = "onnx onnxscript onnxruntime"
 
 
 class DistinctWords(torch.nn.Module):
@@ -84,13 +85,8 @@ def graph_module(model: LanguageModel) -> ReferenceModel:
 
 def check_packages() -> None:
     """Raises `ConfigurationError` if what writes the graph isn't there."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigurationError(
-            f"ONNX needs the packages onnx and onnxscript ({error}): {INSTALL}"
-        ) from None
+    for name in ("onnx", "onnxscript"):
+        needed(name, "ONNX", install=PACKAGES)
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < _FIRST_TORCH:
         raise ConfigurationError(
@@ -183,5 +179,5 @@ elmo = OnnxElmo("path/of/this/folder")
 vectors = elmo.embed(["It is raining ."])
 ```
 
-Needs `{INSTALL}`.
+Needs `pip install {PACKAGES}`.
 """

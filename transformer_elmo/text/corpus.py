@@ -27,6 +27,7 @@ from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_read, errors_of_reading
+from transformer_elmo.optional import needed
 from transformer_elmo.with_allennlp import downloaded
 
 logger = logging.getLogger(__name__)
@@ -416,13 +417,9 @@ def _compression_of(head: bytes) -> str:
 
 
 def _open_zstd(file: IO[bytes], path: Path) -> IO[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise ConfigurationError(
-            f"{path} is compressed by zstd. Install its reader with `pip install zstandard`, or "
-            f"decompress the file with `unzstd {path.name}`."
-        ) from None
+    zstandard = needed(
+        "zstandard", f"Reading {path}", otherwise=f"Or decompress the file: unzstd {path.name}"
+    )
     # A buffer in front makes short reads whole ones.
     return io.BufferedReader(_ZstdFile(file, zstandard), BLOCK_SIZE)
 
