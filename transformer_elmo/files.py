@@ -4,19 +4,16 @@ the disk, and nothing is left behind when that fails. And files that are read: w
 message, which says why.
 """
 
-import errno
 import io
 import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Union
 
-from overrides import overrides
 from safetensors import SafetensorError
 
 from transformer_elmo.errors import ConfigurationError, first_line
@@ -40,7 +37,6 @@ class _File(io.FileIO):
 
     error: OSError | None = None
 
-    @overrides(check_signature=False)
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
@@ -122,11 +118,7 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def check_can_make_folder(path: Path, replace: bool = False) -> None:
-    """
-    Looks before minutes of work whether `folder_written_whole` could write a folder after them.
-
-    Raises `ConfigurationError` if it couldn't.
-    """
+    """Raises the errors of `folder_written_whole` before minutes of work instead of after them."""
     _check_not_taken(path, replace)
     parent = _existing_parent(path.absolute().parent)
     probe = _temporary(parent / path.name)
@@ -145,43 +137,33 @@ def _check_not_taken(path: Path, replace: bool) -> None:
 @contextmanager
 def errors_of_disk(path: Path, advice: str = REPEAT) -> Iterator[None]:
     """
-    What the system says while `path` is being written, in one message, with advice for later.
-
-    Raises `ConfigurationError` for an `OSError` of the block: the disk is full, there is no
-    permission, ...
+    What the system says while `path` is being written, as a `ConfigurationError` with advice for
+    later: the disk is full, there is no permission, ...
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # Libraries in between have words of their own for a full disk, and not always the number.
-        if _number(error) == errno.ENOSPC or "No space left" in str(error):
+        reason = _reason(error)
+        # Libraries in between have words of their own for it, and not always the number.
+        if "No space left" in f"{reason} {error}":
             free = shutil.disk_usage(_existing_parent(path)).free
-            raise ConfigurationError(
-                f"{path} can't be written: no space is left for all of it on its disk ({free:,} "
-                f"bytes are free now). Make room. {advice}"
-            ) from error
-        raise ConfigurationError(f"{path} can't be written: {_reason(error)}. {advice}") from error
-
-
-def _number(error: Exception) -> int | None:
-    # In Rust's words, the number is at the end.
-    said = re.search(r"\(os error (\d+)\)", str(error))
-    return getattr(error, "errno", None) or (int(said[1]) if said else None)
+            reason = (
+                f"no space is left for all of it on its disk ({free:,} bytes are free now). Make "
+                "room"
+            )
+        raise ConfigurationError(f"{path} can't be written: {reason}. {advice}") from error
 
 
 def _reason(error: Exception) -> str:
-    number = _number(error)
+    # In Rust's words, the number is at the end.
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    number = getattr(error, "errno", None) or (int(said[1]) if said else None)
     return os.strerror(number) if number else first_line(error)
 
 
 @contextmanager
 def errors_of_reading(path: PathLike, shown: str | None = None) -> Iterator[None]:
-    """
-    What the system says while `path`, which messages call `shown`, is being read, in one message.
-
-    Raises `ConfigurationError` for an `OSError` of the block: there is no such file, there is no
-    permission, ...
-    """
+    """As `errors_of_disk`, while `path`, which messages call `shown`, is being read."""
     try:
         yield
     except OSError as error:
@@ -189,13 +171,10 @@ def errors_of_reading(path: PathLike, shown: str | None = None) -> Iterator[None
 
 
 def check_can_read(path: PathLike, shown: str | None = None) -> None:
-    """
-    Raises `ConfigurationError` if `path` isn't a file, or may not be read. Of a pipe or a device
-    there is no end.
-    """
+    """Raises `ConfigurationError` if `path` isn't a file that may be read."""
     with errors_of_reading(path, shown):
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            # There is no end of them.
             raise ConfigurationError(f"{shown or path} can't be read: it is a pipe or a device.")
         open(path, "rb").close()
 
@@ -210,7 +189,6 @@ def read_bytes(path: PathLike, shown: str | None = None) -> bytes:
 def read_json(path: PathLike, shown: str | None = None) -> dict[str, Any]:
     """
     The object in a file of JSON, with the comments and the commas at the end that AllenNLP reads.
-    Nothing in it is evaluated.
 
     Raises `ConfigurationError` if it can't be read, or is something else.
     """
@@ -241,12 +219,7 @@ def _blank(match: "re.Match[str]") -> str:
 
 
 def check_can_write(path: Path) -> None:
-    """
-    Looks before hours of work whether `path` could be written after them.
-
-    Raises `ConfigurationError` if its folder isn't there or can't be written to, or it is itself a
-    folder.
-    """
+    """Raises `ConfigurationError` before hours of work if `path` can't be written after them."""
     if not path.parent.is_dir():
         raise ConfigurationError(f"There is no folder {path.parent} to write {path.name} to.")
     if path.is_dir():
@@ -259,20 +232,14 @@ def check_can_write(path: Path) -> None:
 
 
 def remove_left_behind(folder: Path, name: str = "") -> None:
-    """
-    Removes what processes that are gone left half-written.
-
-    `name`: the name that it should have got. By default, any.
-    """
+    """Removes what processes that are gone left half-written of `name`, by default of any."""
     # Other machines may share the folder.
-    middle = f".{os.uname().nodename}."
+    middle = re.escape(f".{os.uname().nodename}.")
+    pattern = re.compile(rf"\.{re.escape(name) or '.+'}{middle}(\d+){re.escape(_SUFFIX)}", re.S)
     for left in os.listdir(folder) if folder.is_dir() else ():
-        if not (left.startswith(f".{name}") and left.endswith(_SUFFIX)):
-            continue
-        wanted, found, process = left[1 : -len(_SUFFIX)].rpartition(middle)
-        if found and wanted == (name or wanted) and process.isdigit():
-            if not _is_running(int(process)):
-                _remove(folder / left)
+        found = pattern.fullmatch(left)
+        if found and not _is_running(int(found[1])):
+            _remove(folder / left)
 
 
 def _temporary(path: Path) -> Path:
@@ -287,7 +254,7 @@ def _is_running(process: int) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        return True
+        pass
     return True
 
 

@@ -35,11 +35,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory(thoroughly: bool = True) -> None:
     """
-    Gives back what nobody uses. To be called outside the `except` block: an exception that is being
-    handled holds all that the calls below it have made.
-
-    `thoroughly`: whether to look for objects that hold each other, too, which takes some tenths of
-    a second.
+    Gives back what nobody uses; `thoroughly`, also objects that hold each other, which takes some
+    tenths of a second. Not in an `except` block: its exception holds what the calls below it made.
     """
     if thoroughly:
         gc.collect()
@@ -48,25 +45,14 @@ def free_memory(thoroughly: bool = True) -> None:
 
 
 def out_of_memory(shape: str, advice: str) -> ConfigurationError:
-    """
-    What to raise where there is nothing left to split.
-
-    `shape`: what was too large, as in "a batch of 64 sentences x 30 tokens". `advice`: a sentence
-    that says what to change.
-    """
+    """What to raise where there is nothing left to split; `shape`: what was too large."""
     return ConfigurationError(f"Memory ran out for {shape}. {advice}")
-
-
-def one_sentence(num_tokens: int) -> str:
-    """The shape of what can't be split."""
-    return f"one sentence of {num_tokens:,} tokens by itself"
 
 
 def said_of(error: BaseException) -> str:
     """What to say where nobody knows what was too large."""
-    return (
-        f"Memory ran out ({first_line(error)}). Use smaller batches, or a device with more memory."
-    )
+    said = first_line(error)
+    return f"Memory ran out ({said}). Use smaller batches, or a device with more memory."
 
 
 class BatchSplitter:
@@ -89,13 +75,12 @@ class BatchSplitter:
         forget: Callable[[], None] = lambda: None,
     ) -> list[ResultT]:
         """
-        `function`: from items to a result. It is called again with some of the items after it has
-        run out of memory, so it must leave nothing behind until it returns. `items`: a batch.
-        Slices of it are the parts. `length`: an item's number of tokens, for messages. `key`: what
-        to lower, for the warning. `alone`: what to do about a single sentence that is too long, for
-        the error. `forget`: drops what is kept and could be made again. Returns the function's
-        results for the parts, in the items' order. A single one if all went well. Raises
-        `ConfigurationError` if memory runs out for a single item.
+        The results of `function` for slices of `items`, in order; a single one if all went well.
+
+        `function`: called again with some of the items after memory ran out in it, so it leaves
+        nothing behind until it returns. `length`: an item's number of tokens. `key`: what to lower,
+        for the warning. `alone`: what to do about a single sentence that is too long, for the
+        `ConfigurationError`. `forget`: drops what is kept and could be made again.
         """
 
         def halves(part: Any, is_first: bool) -> list[ResultT]:
@@ -108,7 +93,7 @@ class BatchSplitter:
             free_memory(is_first)
             longest = max(map(length, part), default=0)
             if len(part) < 2:
-                raise out_of_memory(one_sentence(longest), alone)
+                raise out_of_memory(f"one sentence of {longest:,} tokens by itself", alone)
             if is_first:
                 self.warn(len(part), longest, key)
             middle = len(part) // 2
@@ -117,11 +102,7 @@ class BatchSplitter:
         return halves(items, True)
 
     def warn(self, num_sentences: int, num_tokens: int, key: str) -> None:
-        """
-        Counts a batch that is about to be split.
-
-        `num_sentences`, `num_tokens`: its shape, padding included. `key`: what to lower.
-        """
+        """Counts a batch of this shape that is about to be split; `key`: what to lower."""
         self.num_split += 1
         if self.num_split & (self.num_split - 1):
             return

@@ -97,8 +97,8 @@ def install(target: Path, search_path: list[str]) -> str:
                     "the one that was built for your torch, or uninstall it, and run this again"
                 )
         # What is there is left of one that was uninstalled in part.
-        with folder_written_whole(target, replace=True) as folder:
-            (folder / "__init__.py").write_text(STAND_IN, encoding="utf-8")
+        with folder_written_whole(target, replace=True) as package:
+            (package / "__init__.py").write_text(STAND_IN, encoding="utf-8")
     done = "is in" if was_there else "is put into"
     return f"a stand-in for AllenNLP's imports {done} {target.parent} ({reason})"
 

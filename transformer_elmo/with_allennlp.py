@@ -30,20 +30,15 @@ INSTALL = f"""Install it, in a checkout of transformer-elmo:
 # allennlp-models, too: it must not be in the middle of its own import when the plugin comes.
 _FOLLOWED = ("allennlp", "allennlp_models")
 
+_Run = Callable[[ModuleType], None]
+
 _why_not: str | None = None
 
 
 class AroundImport(MetaPathFinder):
-    """
-    Has modules of the given names run by `run(usual, module)`, and found as everybody else finds
-    them.
-    """
+    """Has modules of some names run by `run(usual, module)`, and found as others find them."""
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        run: Callable[[Callable[[ModuleType], None], ModuleType], None],
-    ) -> None:
+    def __init__(self, names: Sequence[str], run: "Callable[[_Run, ModuleType], None]") -> None:
         self.names = names
         self._run = run
 
@@ -74,16 +69,13 @@ def follow_allennlp() -> None:
         sys.meta_path.insert(0, AroundImport(_FOLLOWED, _run_before_plugin))
 
 
-def _run_before_plugin(usual: Callable[[ModuleType], None], module: ModuleType) -> None:
+def _run_before_plugin(usual: _Run, module: ModuleType) -> None:
     usual(module)
     load()
 
 
 def load() -> str:
-    """
-    Imports the plugin, if that hasn't been tried before. Returns an empty text, or why there is no
-    plugin, to go after "AllenNLP,".
-    """
+    """Imports the plugin, once. Returns why there is none, to go after "AllenNLP,", or nothing."""
     global _why_not
     if _why_not is None:
         # What is imported now imports AllenNLP, and that the plugin again.
@@ -111,11 +103,7 @@ def _said(error: Exception) -> str:
 
 
 def plugin(module: str, needed_for: str) -> Any:
-    """
-    A module of the plugin.
-
-    Raises `ImportError` with advice where AllenNLP isn't.
-    """
+    """A module of the plugin; an `ImportError` with advice where AllenNLP isn't."""
     why_not = load()
     if why_not:
         raise ImportError(f"{needed_for} needs AllenNLP, {why_not}. {INSTALL}")
@@ -152,25 +140,18 @@ def tokenizer_of(tokenizer: Any) -> Callable[[str], list[str]]:
     why_not = load()
     if why_not:
         name = tokenizer.get("type") if isinstance(tokenizer, dict) else tokenizer
-        return _Unknown(str(name), why_not)
+        # Lists of words don't need it.
+        return partial(_no_tokenizer, str(name), why_not)
     from transformer_elmo.plugin import sentences
 
     return sentences.allennlp_tokenizer(tokenizer)
 
 
-class _Unknown:
-    """A tokenizer that isn't here; lists of words don't need it."""
-
-    def __init__(self, name: str, why_not: str) -> None:
-        self.name = name
-        self._why_not = why_not
-
-    def __call__(self, text: str) -> list[str]:
-        raise ConfigurationError(
-            f"Text is to be split by AllenNLP's tokenizer {self.name!r}, which needs AllenNLP, "
-            f"{self._why_not}. Give sentences as lists of words, or say how to split them: "
-            'tokenizer="just_spaces".'
-        )
+def _no_tokenizer(name: str, why_not: str, text: str) -> list[str]:
+    raise ConfigurationError(
+        f"Text is to be split by AllenNLP's tokenizer {name!r}, which needs AllenNLP, {why_not}. "
+        'Give sentences as lists of words, or say how to split them: tokenizer="just_spaces".'
+    )
 
 
 def downloaded(url: str) -> str:
@@ -199,8 +180,8 @@ def is_registered(name: str) -> bool:
 
 def progress_bar(**options: Any) -> Any:
     """
-    From tqdm's options (`total`, `desc`, `initial`, `unit`, ...) to an object with `update` and
-    `close`. Under AllenNLP it is AllenNLP's, which can write for log files.
+    From tqdm's options to an object with `update` and `close`; under AllenNLP it is AllenNLP's,
+    which can write for log files.
     """
     if sys.modules.get("allennlp"):
         from allennlp.common.tqdm import Tqdm
