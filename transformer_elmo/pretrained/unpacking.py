@@ -11,8 +11,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from overrides import overrides
-
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_read
 
@@ -23,171 +21,83 @@ LIMIT_VARIABLE = "TRANSFORMER_ELMO_MAX_ARCHIVE_GB"
 # The billion-word model unpacks to less than 2 GB.
 DEFAULT_LIMIT_GB = 32.0
 
-# A model archive has some ten files. Folders count, those too that only a longer path implies: each
-# takes room and time.
-MAX_MEMBERS = 2_000
+# A model archive has some ten files, in folders of folders of folders at most. Each takes time.
+MAX_FILES = 2_000
+MAX_DEPTH = 100
 
-# What a file system takes of a name, and of a path in the folder for temporary files.
-MAX_NAME = 255
-MAX_PATH = 1_000
-
-# Weights are hardly smaller when they are compressed. From this size on, an archive that unpacks to
-# so many times its own size is no model's.
-BOMB_BYTES = 2_000_000_000
-BOMB_RATIO = 200
-
-# Contents are read in pieces of this many bytes. Long names and the like are read whole before a
-# member is known; none of a real archive's has so many, nor have all of them together.
-CHUNK = 1 << 16
-MAX_HEADERS = 16 << 20
+# Contents are read in smaller pieces. Long names and the like are read whole before a member is
+# known; none of a real archive's is so long, or has so many attributes.
+MAX_HEADER = 1 << 16
 MAX_ATTRIBUTES = 1_000
 
 # What may come after the last member: tar fills up its last block, of 10 kB by default.
 MAX_REST = 16 << 20
 
+# What gzip, zlib and tarfile make of a file that isn't one of theirs, or was cut off.
+_DAMAGE = (
+    *(EOFError, tarfile.TarError, gzip.BadGzipFile, zlib.error),
+    *(ValueError, OverflowError, LookupError, RecursionError),
+)
+
 # Folders that hold an unpacked archive, and the archive, for messages that a user can read.
 _unpacked_from: dict[str, str] = {}
 
 
-def size_limit() -> int:
-    """
-    Returns the most bytes that an archive may unpack to: 32 GB, or what the environment variable
-    `TRANSFORMER_ELMO_MAX_ARCHIVE_GB` says. Raises `ConfigurationError` if it isn't a positive
-    number.
-    """
+def size_limit() -> float:
+    """The most bytes that an archive may unpack to."""
     text = os.environ.get(LIMIT_VARIABLE, "").strip()
     try:
         gigabytes = float(text) if text else DEFAULT_LIMIT_GB
-        if not gigabytes > 0:
-            raise ValueError
-        return int(gigabytes * 1e9)
-    except (ValueError, OverflowError):
-        raise ConfigurationError(
-            f"{LIMIT_VARIABLE} = {text!r}: expected a positive number of gigabytes."
-        ) from None
+        if 0 < gigabytes < float("inf"):
+            return gigabytes * 1e9
+    except ValueError:
+        pass
+    raise ConfigurationError(f"{LIMIT_VARIABLE} = {text!r}: expected a positive number of GB.")
 
 
 def unpack(
-    archive: str | os.PathLike,
-    directory: str | os.PathLike,
-    left_out: Collection[str] = (),
+    archive: str | os.PathLike, directory: str | os.PathLike, left_out: Collection[str] = ()
 ) -> None:
     """
-    Unpacks a `.tar.gz` file. Every member is looked at before a byte of it is written; owners,
-    modes and times aren't restored.
+    Unpacks a `.tar.gz` file to a directory that exists, but for the members named in `left_out`.
+    Every member is looked at before a byte of it is written; owners, modes and times aren't
+    restored.
 
-    `directory`: must exist. `left_out`: names of members that aren't written. Raises
-    `ConfigurationError` if the file isn't a gzip-compressed tar file, or ends too soon; if a member
-    is a link or a device, would lie outside the directory, or has a name that no file can have; if
-    there are more members, headers or bytes than a model archive has, or than the disk has room
-    for.
+    Raises `ConfigurationError` if it isn't a gzip-compressed tar file, or ends too soon; if there
+    is in it what a model archive hasn't; if it is larger than the limit, or than the disk.
     """
     check_can_read(archive)
-    seen = _Seen(archive, size_limit(), Path(directory))
+    limit, num_bytes, num_files = size_limit(), 0, 0
     try:
         with _Stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            # Where this Python has it. What is refused below is more than that does.
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
             for member in tar:
-                path = _path(member, archive)
-                seen.add(member, path, len(tar.pax_headers))
+                num_bytes += max(member.size, 0)
+                num_files += len(PurePosixPath(member.name).parts)
+                _check(archive, member, len(tar.pax_headers))
+                if num_files > MAX_FILES:
+                    raise _refusal(archive, f"has more than {MAX_FILES:,} files and folders")
+                if num_bytes > limit:
+                    raise ConfigurationError(
+                        f"{archive} unpacks to more than {limit / 1e9:g} GB (up to its member "
+                        f"{member.name!r} it declares {num_bytes / 1e9:.1f} GB). If you trust it, "
+                        f"raise the limit: export {LIMIT_VARIABLE}=..."
+                    )
                 if member.name not in left_out:
-                    _write(tar, stream, member, Path(directory, path), archive)
-            _check_sum(stream, archive)
-    except (
-        EOFError,
-        tarfile.TarError,
-        gzip.BadGzipFile,
-        zlib.error,
-        # What tarfile makes of numbers, text and chains of headers that are none.
-        ValueError,
-        OverflowError,
-        LookupError,
-        RecursionError,
-    ) as error:
+                    tar.extract(member, directory, set_attrs=False)
+            _check_rest(archive, stream)
+    except ConfigurationError:
+        raise
+    except _DAMAGE as error:
         raise _incomplete(archive, error) from None
-    if not seen.members:
-        raise ConfigurationError(f"{archive} is an empty .tar.gz file, not a model archive.")
-
-
-def _write(
-    tar: tarfile.TarFile,
-    stream: "_Stream",
-    member: tarfile.TarInfo,
-    target: Path,
-    archive: str | os.PathLike,
-) -> None:
-    try:
-        if member.isdir():
-            target.mkdir(parents=True, exist_ok=True)
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        content = tar.extractfile(member)
-        assert content is not None
-        with stream.reading_content(), content, open(target, "wb") as file:
-            shutil.copyfileobj(content, file, CHUNK)
-    except (FileExistsError, IsADirectoryError, NotADirectoryError):
-        raise ConfigurationError(
-            f"{archive} has a file and a folder of the same name ({member.name})."
-        ) from None
     except OSError as error:
-        if isinstance(error, gzip.BadGzipFile) or error.errno is None:
-            raise
         raise ConfigurationError(
-            f"{archive} can't be unpacked to {target}: {os.strerror(error.errno)}. With the "
-            "environment variable TMPDIR, name a folder that has room."
+            f"{archive} can't be unpacked to {directory}: {error.strerror}. If there is no room, "
+            "name a folder that has it with the environment variable TMPDIR."
         ) from None
-    if target.stat().st_size != member.size:
-        raise EOFError
-
-
-class _Seen:
-    """What an archive has had so far, and whether that is more than a model archive has."""
-
-    def __init__(self, archive: str | os.PathLike, limit: int, directory: Path) -> None:
-        self.members = 0
-        self._archive = archive
-        self._limit = limit
-        self._directory = directory
-        self._size = os.path.getsize(archive)
-        self._total = 0
-        self._folders: set[PurePosixPath] = set()
-
-    def add(self, member: tarfile.TarInfo, path: PurePosixPath, num_common: int) -> None:
-        """Raises `ConfigurationError` if it is too much."""
-        archive, name = self._archive, member.name
-        self.members += 1
-        self._total += max(member.size, 0)
-        above = path if member.isdir() else path.parent
-        while above.parts and above not in self._folders:
-            self._folders.add(above)
-            above = above.parent
-        if self.members + len(self._folders) > MAX_MEMBERS:
-            raise ConfigurationError(
-                f"{archive} has more than {MAX_MEMBERS:,} files and folders, and a model archive "
-                "has some ten. Don't trust this file."
-            )
-        if len(member.pax_headers) + num_common > MAX_ATTRIBUTES:
-            raise ConfigurationError(
-                f"{archive} has more than {MAX_ATTRIBUTES:,} attributes for its member {name!r}, "
-                "and a model archive has none. Don't trust this file."
-            )
-        if self._total > self._limit:
-            raise ConfigurationError(
-                f"{archive} unpacks to more than {self._limit / 1e9:g} GB (up to its member "
-                f"{name!r} it declares {self._total / 1e9:.1f} GB). If you trust it, raise the "
-                f"limit: export {LIMIT_VARIABLE}=..."
-            )
-        if self._total > max(BOMB_BYTES, BOMB_RATIO * self._size):
-            raise ConfigurationError(
-                f"{archive} ({self._size:,} bytes) unpacks to {self._total / 1e9:.1f} GB: weights "
-                "can't be compressed so far. Don't trust this file."
-            )
-        free = shutil.disk_usage(self._directory).free
-        if member.size > free:
-            raise ConfigurationError(
-                f"{archive} can't be unpacked to {self._directory}: {member.name} needs "
-                f"{member.size:,} bytes there, and {free:,} are free. With the environment "
-                "variable TMPDIR, name a folder that has room."
-            )
+    if not num_files:
+        raise ConfigurationError(f"{archive} is an empty .tar.gz file, not a model archive.")
 
 
 class _Stream(gzip.GzipFile):
@@ -195,78 +105,42 @@ class _Stream(gzip.GzipFile):
 
     def __init__(self, archive: str | os.PathLike) -> None:
         super().__init__(archive, "rb")
-        self._headers: int | None = 0
 
-    @contextmanager
-    def reading_content(self) -> Iterator[None]:
-        """As long as this lasts, what is read is no header."""
-        headers, self._headers = self._headers, None
-        yield
-        self._headers = headers
-
-    @overrides(check_signature=False)
     def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= CHUNK:
-            raise self._no_header(-1 if size is None else size)
-        if self._headers is not None:
-            self._headers += size
-            if self._headers > MAX_HEADERS:
-                raise self._no_header(self._headers)
+        if size is None or not 0 <= size <= MAX_HEADER:
+            raise _refusal(self.name, f"has a header of {size:,} bytes")
         return super().read(size)
 
-    def _no_header(self, size: int) -> ConfigurationError:
-        return ConfigurationError(
-            f"{self.name} has a header of {size:,} bytes, which is no model archive's. "
-            "Don't trust this file."
-        )
+
+def _check(archive: str | os.PathLike, member: tarfile.TarInfo, num_common: int) -> None:
+    parts = PurePosixPath(member.name).parts
+    num_attributes = len(member.pax_headers) + num_common
+    for is_wrong, reason in (
+        ("/" in parts or ".." in parts, "would lie outside the folder it is unpacked to"),
+        (len(parts) > MAX_DEPTH, f"lies in more than {MAX_DEPTH} folders"),
+        (not (member.isreg() or member.isdir()) or member.issparse(), "is a link or a device"),
+        (num_attributes > MAX_ATTRIBUTES, f"has more than {MAX_ATTRIBUTES:,} attributes"),
+    ):
+        if is_wrong:
+            raise _refusal(archive, f"has a member {member.name[:200]!r} that {reason}")
 
 
-def _check_sum(stream: _Stream, archive: str | os.PathLike) -> None:
+def _check_rest(archive: str | os.PathLike, stream: _Stream) -> None:
     """Reads on to the end of the compressed stream, where its checksum is, and is checked."""
-    left = MAX_REST
     try:
-        with stream.reading_content():
-            while rest := stream.read(CHUNK):
-                left -= len(rest)
-                if left < 0:
-                    raise ConfigurationError(
-                        f"{archive} goes on for more than {MAX_REST:,} bytes after its last "
-                        "member, which no model archive does. Don't trust this file."
-                    )
+        for _ in range(MAX_REST // MAX_HEADER):
+            if not stream.read(MAX_HEADER):
+                return
     except gzip.BadGzipFile as error:
         # What somebody appended to a complete file does no harm.
-        if "Not a gzipped file" not in str(error):
-            raise
+        if "Not a gzipped file" in str(error):
+            return
+        raise
+    raise _refusal(archive, f"goes on for more than {MAX_REST:,} bytes after its last member")
 
 
-def _path(member: tarfile.TarInfo, archive: str | os.PathLike) -> PurePosixPath:
-    """Where a member goes, in the folder that the archive is unpacked to."""
-    name = member.name
-    # A backslash or a drive is a path on some systems only, and no model archive has one.
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
-        if parts or name not in ("", "."):
-            raise ConfigurationError(
-                f"{archive} has a member {name!r}, which would lie outside the folder it is "
-                "unpacked to. "
-                "Don't trust this file."
-            )
-    size, longest = len(_encoded(name)), max((len(_encoded(part)) for part in parts), default=0)
-    if size > MAX_PATH or longest > MAX_NAME or "\0" in name:
-        raise ConfigurationError(
-            f"{archive} has a member with a name of {len(name):,} characters, {name[:40]!r}..., "
-            "which is no model archive's. Don't trust this file."
-        )
-    if not (member.isreg() or member.isdir()):
-        raise ConfigurationError(
-            f"{archive} has a member {name!r} that is a link or a device. A model archive has only "
-            "files and folders; don't trust this file."
-        )
-    return PurePosixPath(*parts)
-
-
-def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+def _refusal(archive: object, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"{archive} {reason}, which no model archive does. Don't trust it.")
 
 
 def _incomplete(archive: str | os.PathLike, error: Exception) -> ConfigurationError:
@@ -285,7 +159,7 @@ def _incomplete(archive: str | os.PathLike, error: Exception) -> ConfigurationEr
 
 
 def archive_of(directory: str | os.PathLike) -> str | None:
-    """Returns the archive that was unpacked to `directory`, if one was."""
+    """The archive that was unpacked to `directory`, if one was."""
     return _unpacked_from.get(os.path.realpath(directory))
 
 
@@ -296,8 +170,6 @@ def extracted_archive(
     """
     Does what AllenNLP's function of this name does, with `unpack`. If that fails, nothing stays
     behind.
-
-    `cleanup`: whether to remove the folder on leaving the context.
     """
     directory = tempfile.mkdtemp()
     key = os.path.realpath(directory)

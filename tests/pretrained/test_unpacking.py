@@ -1,8 +1,6 @@
-import errno
 import gzip
 import io
 import os
-import shutil
 import tarfile
 import time
 
@@ -60,9 +58,7 @@ def test_unpacks_files_and_folders(write, folder):
     assert stat.st_uid == os.getuid()
 
 
-@pytest.mark.parametrize(
-    "name", ["/absolute.txt", "../above.txt", "a/../../b.txt", "c:/x", "..\\x"]
-)
+@pytest.mark.parametrize("name", ["/absolute.txt", "../above.txt", "a/../../b.txt"])
 def test_nothing_lands_outside(write, folder, name):
     path = write(member("config.json"), member(name))
     with pytest.raises(ConfigurationError, match="outside the folder"):
@@ -70,13 +66,13 @@ def test_nothing_lands_outside(write, folder, name):
     assert {p.name for p in folder.parent.rglob("*")} <= {"folder", "config.json"}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
-)
+LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+
+
+@pytest.mark.parametrize("kind", [*LINKS, tarfile.GNUTYPE_SPARSE])
 def test_links_and_devices_are_refused(write, folder, kind):
     path = write(member("weights.th", b"", type=kind, linkname="/etc/passwd"))
-    with pytest.raises(ConfigurationError, match=r"weights\.th.*link or a device"):
+    with pytest.raises(ConfigurationError, match=r"weights\.th.*link or a device|not a complete"):
         unpack(path, folder)
     assert not os.path.lexists(folder / "weights.th")
 
@@ -92,10 +88,19 @@ def test_a_bomb_is_refused_before_it_is_written(write, folder, monkeypatch):
     assert (folder / "weights.th").stat().st_size == 2_000_000
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "folder/" * 600 + "a", "東" * 100])
-def test_names_that_no_file_can_have(write, folder, name):
-    with pytest.raises(ConfigurationError, match=f"name of {len(name):,} characters"):
-        unpack(write(member(name)), folder)
+@pytest.mark.parametrize(
+    "names, reason",
+    [
+        (["a" * 300], "File name too long"),
+        (["東" * 100], "File name too long"),
+        (["folder/" * 600 + "a"], "in more than 100 folders"),
+        (["a", "a/b"], "Not a directory"),
+    ],
+)
+def test_names_that_no_file_can_have(write, folder, names, reason):
+    with pytest.raises(ConfigurationError, match=rf"model\.tar\.gz .*{reason}") as error:
+        unpack(write(*map(member, names)), folder)
+    assert "\n" not in str(error.value)
 
 
 def test_a_header_is_no_place_for_a_bomb(write, folder):
@@ -164,17 +169,12 @@ def _as_file(part):
     return io.BytesIO(part) if isinstance(part, bytes) else part
 
 
-def test_no_room_on_the_disk(write, folder, monkeypatch):
+def test_no_room_on_the_disk(write, folder, no_larger_files):
     path = write(member("config.json"), member("weights.th", os.urandom(3000)))
-    usage = shutil.disk_usage(folder)._replace(free=1000)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(ConfigurationError, match=r"weights\.th needs 3,000 bytes.*1,000 are"):
-            unpack(path, folder)
-    monkeypatch.setattr(
-        shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
-    )
-    with pytest.raises(ConfigurationError, match=r"model\.tar\.gz can't be unpacked.*No space"):
+    with (
+        no_larger_files(1000),
+        pytest.raises(ConfigurationError, match="can't be unpacked.*File too large.*TMPDIR"),
+    ):
         unpack(path, folder)
 
 
@@ -183,12 +183,6 @@ def test_a_limit_that_is_no_number_is_an_error(write, folder, monkeypatch, limit
     monkeypatch.setenv(LIMIT_VARIABLE, limit)
     with pytest.raises(ConfigurationError, match=LIMIT_VARIABLE):
         unpack(write(member("a")), folder)
-
-
-def test_a_file_where_a_folder_is(write, folder):
-    path = write(member("a"), member("a/b"))
-    with pytest.raises(ConfigurationError, match=r"same name \(a/b\)"):
-        unpack(path, folder)
 
 
 class TestDamage:
