@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from allennlp.commands import main as allennlp
 
+from tests.pretrained.test_standing_alone import TAGGED
 from tests.small_lm import DIM
-from tests.test_standing_alone import TAGGED
 from transformer_elmo import TransformerElmo
 from transformer_elmo.commands.cli import main as transformer_elmo
 

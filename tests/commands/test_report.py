@@ -21,7 +21,7 @@ from transformer_elmo.commands.report.report import write_report
 from transformer_elmo.commands.report.sentences import worth_showing
 from transformer_elmo.commands.report.training_log import TrainingLog, read_training_log
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.pretrained.archive import read_weights
+from transformer_elmo.pretrained.weights import read_weights
 
 
 @pytest.fixture

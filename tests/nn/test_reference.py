@@ -28,6 +28,7 @@ from transformer_elmo.pretrained.config import (
     WordIdsConfig,
     core_name,
 )
+from transformer_elmo.pretrained.weights import shapes_of
 from transformer_elmo.text.word_table import character_ids
 
 NUM_WORDS = 40
@@ -208,10 +209,10 @@ def test_beyond_the_table_of_positions(monkeypatch):
 @pytest.mark.parametrize("changes", [{}, {"num_samples": None, "sparse_embeddings": False}])
 def test_equals_the_peer(vocabulary, changes):
     peer = peer_model(vocabulary, model_config(**changes)).eval()
-    num_words = vocabulary.get_vocab_size()
-    config = model_config_of(experiment_config(model=model_config(**changes)), num_words)
+    shapes = shapes_of(peer.state_dict())
+    config = model_config_of(experiment_config(model=model_config(**changes)), shapes)
     plain = ReferenceModel(config).eval()
-    weights = {core_name(name, config.words_name): w for name, w in peer.state_dict().items()}
+    weights = {core_name(name, config): w for name, w in peer.state_dict().items()}
     plain.load_state_dict({name: weight for name, weight in weights.items() if name})
     # Of one length: the peer lets padding predict a word.
     batch = tensors(["the cat sat on", "a 東京 flew .", "don't sad mat unheard-of"], vocabulary)

@@ -26,6 +26,7 @@ from allennlp.models.archival import load_archive
 from allennlp.training.callbacks import TrainerCallback
 
 from tests.peer_lm import peer_model
+from tests.pretrained.test_standing_alone import TAGGED, tagger_config
 from tests.small_lm import (
     DIM,
     experiment_config,
@@ -33,7 +34,6 @@ from tests.small_lm import (
     tensors,
     write_archive,
 )
-from tests.test_standing_alone import TAGGED, tagger_config
 from transformer_elmo import ConfigurationError, TransformerElmo
 from transformer_elmo.commands.cli import main
 

@@ -173,7 +173,7 @@ def test_no_room_on_the_disk(write, folder, no_larger_files):
     path = write(member("config.json"), member("weights.th", os.urandom(3000)))
     with (
         no_larger_files(1000),
-        pytest.raises(ConfigurationError, match="can't be unpacked.*File too large.*TMPDIR"),
+        pytest.raises(ConfigurationError, match=r"can't be unpacked.*File too large.*TMPDIR"),
     ):
         unpack(path, folder)
 

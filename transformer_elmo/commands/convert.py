@@ -14,7 +14,7 @@ import torch
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, write_text, written_whole
-from transformer_elmo.pretrained.archive import CONFIG, WEIGHTS, archived_config, read_weights
+from transformer_elmo.pretrained.archive import CONFIG, WEIGHTS, archived_config
 from transformer_elmo.pretrained.jsonnet import evaluated_file
 from transformer_elmo.pretrained.legacy import (
     Change,
@@ -26,6 +26,7 @@ from transformer_elmo.pretrained.legacy import (
 )
 from transformer_elmo.pretrained.legacy.archived_files import FOLDER, NAMES_FILE
 from transformer_elmo.pretrained.unpacking import unpack
+from transformer_elmo.pretrained.weights import read_weights
 
 DESCRIPTION = """
 Write the AllenNLP 2 form of a config (.jsonnet, .json) or of a model archive (.tar.gz) of AllenNLP

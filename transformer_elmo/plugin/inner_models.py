@@ -3,7 +3,6 @@ Language models for token embedders: from archives, and from what the archive of
 carries of them (see `transformer_elmo.pretrained.nested_models`).
 """
 
-import logging
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
@@ -18,19 +17,13 @@ from transformer_elmo.nn.softmax import softmaxes
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.loading import ALL_LAYERS, load_language_model
 from transformer_elmo.pretrained import nested_models as carried_models
-from transformer_elmo.pretrained.allennlp_config import experiment_of
 from transformer_elmo.pretrained.archive import (
     archived_config,
     last_checkpoint,
-    read_weights,
-    shapes_of,
-    weights_path,
     with_its_model,
 )
 from transformer_elmo.pretrained.nested_models import Embedder, folder_of
 from transformer_elmo.pretrained.unpacking import archive_of
-
-logger = logging.getLogger(__name__)
 
 
 class InnerModel(NamedTuple):
@@ -106,16 +99,15 @@ def _carry(
 def _without_weights(folder: Path, archive_file: str, precision: Optional[str]) -> InnerModel:
     shown = archive_of(folder) or str(folder)
     carried = folder_of(folder, archive_file)
-    if carried.is_dir():
-        config = carried_models.carried_config(carried, shown)
-        section = config.get("vocabulary") or {}
-        vocab = Vocabulary.from_files(
-            str(carried / carried_models.VOCABULARY),
-            section.get("padding_token"),
-            section.get("oov_token"),
-        )
-    else:
-        config, vocab = _guessed(folder, archive_file, shown), Vocabulary()
+    if not carried.is_dir():
+        raise _embedder(folder, archive_file, shown).not_there(shown)
+    config = carried_models.carried_config(carried, shown)
+    section = config.get("vocabulary") or {}
+    vocab = Vocabulary.from_files(
+        str(carried / carried_models.VOCABULARY),
+        section.get("padding_token"),
+        section.get("oov_token"),
+    )
     params = Params({"model": config["model"], "dataset_reader": config["dataset_reader"]})
     for key, value in (*ALL_LAYERS.items(), ("model.precision", precision)):
         *above, last = key.split(".")
@@ -131,29 +123,6 @@ def _without_weights(folder: Path, archive_file: str, precision: Optional[str]) 
     return InnerModel(model, reader)
 
 
-def _guessed(folder: Path, archive_file: str, shown: str) -> Dict[str, Any]:
-    """The config of a language model of which nothing is left but its weights."""
-    embedder = _embedder(folder, archive_file, shown)
-    weights = read_weights(weights_path(folder, shown), shown=shown)
-    inner = carried_models.inner_weights(weights, embedder.path)
-    config = carried_models.inferred_config(shapes_of(inner), embedder.boundaries)
-    if config is None or not hasattr(config.words, "filters"):
-        raise ConfigurationError(
-            f"{shown} was trained with the language model {archive_file}, which isn't there, and "
-            "its weights alone don't say what that is. Say where it is now: -o "
-            f'\'{{"{embedder.path}.archive_file": "..."}}\'.'
-        )
-    logger.warning(
-        "%s was trained with the language model %s, which isn't there any more: what it is comes "
-        "from the shapes of its weights, with ReLU after its convolutions. If that is wrong, say "
-        'where it is now: -o \'{"%s.archive_file": "..."}\'.',
-        shown,
-        archive_file,
-        embedder.path,
-    )
-    return experiment_of(config)
-
-
 def _embedder(folder: Path, archive_file: str, shown: str) -> Embedder:
     """The one in the model on top that asks."""
     try:
@@ -162,4 +131,4 @@ def _embedder(folder: Path, archive_file: str, shown: str) -> Embedder:
         found = []
     named = [embedder for embedder in found if embedder.archive_file == archive_file]
     path = "model.text_field_embedder.token_embedders.elmo"
-    return (named or found or [Embedder(path, {})])[0]
+    return (named or found or [Embedder(path, {"archive_file": archive_file})])[0]

@@ -6,7 +6,6 @@ AllenNLP: its config read as plain JSON, its weights mapped into memory.
 import json
 import logging
 import os
-import pickle
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,14 +15,14 @@ from typing import Any
 
 import torch
 
-from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
-from transformer_elmo.files import check_can_read, read_json
+from transformer_elmo.errors import ConfigurationError, becoming_a_model
+from transformer_elmo.files import read_json
 from transformer_elmo.pretrained.allennlp_config import (
     NotStandardError,
     experiment_of,
     model_config_of,
 )
-from transformer_elmo.pretrained.config import CharactersConfig, ModelConfig, Shape
+from transformer_elmo.pretrained.config import ModelConfig
 from transformer_elmo.pretrained.folder import VOCABULARY as WORDS
 from transformer_elmo.pretrained.folder import WEIGHTS as MODEL_WEIGHTS
 from transformer_elmo.pretrained.folder import (
@@ -41,19 +40,13 @@ from transformer_elmo.pretrained.nested_models import (
     carried_config,
     embedders_in,
     folder_of,
-    inferred_config,
     inner_weights,
     is_language_model,
 )
 from transformer_elmo.pretrained.unpacking import extracted_archive, unpack
-from transformer_elmo.pretrained.weights import SOFTMAX, Weights, checked, sums_of_zip
+from transformer_elmo.pretrained.weights import Weights, read_weights, shapes_of
 from transformer_elmo.text.corpus import fetch
-from transformer_elmo.text.vocabulary import (
-    NAMESPACE,
-    NAMESPACES_WITHOUT_PADDING,
-    UNKNOWN,
-    WordList,
-)
+from transformer_elmo.text.vocabulary import NAMESPACE, NAMESPACES_WITHOUT_PADDING, WordList
 
 logger = logging.getLogger(__name__)
 
@@ -105,14 +98,14 @@ def _open_run(folder: Path, shown: str, with_softmax: bool) -> Opened:
     if not is_language_model(experiment):
         return _open_inner(folder, experiment, shown)
     weights = _weights_in(folder, shown, with_softmax)
-    config = model_config_of(experiment, softmax_rows(shapes_of(weights)))
+    config = model_config_of(experiment, shapes_of(weights))
     vocabulary = _resolved_words(folder, shown)
     return _put_together(config, weights, vocabulary, shown, _card(experiment, folder))
 
 
 def _put_together(
     config: ModelConfig,
-    weights: dict[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
     vocabulary: WordList,
     shown: str,
     card: dict[str, Any],
@@ -312,29 +305,14 @@ def _open_inner(folder: Path, experiment: dict[str, Any], shown: str) -> Opened:
     carried = folder_of(folder, embedder.archive_file)
     if carried.is_dir():
         inner, _ = modernize(carried_config(carried, shown))
-        config = model_config_of(inner, None)
+        config = model_config_of(inner, shapes_of(weights))
         return _put_together(config, weights, _vocabulary(carried, shown), source, {})
-    if Path(embedder.archive_file).exists():
-        opened = open_archive(embedder.archive_file, with_softmax=False)
-        assert opened is not None
-        words = opened.reader.vocabulary
-        return _put_together(opened.config, weights, words, source, opened.card)
-    guessed = inferred_config(shapes_of(weights), embedder.boundaries)
-    if guessed is None or not isinstance(guessed.words, CharactersConfig):
-        raise ConfigurationError(
-            f"{shown} needs the language model that its config calls {embedder.archive_file}, "
-            "which isn't there any more, for the words that it knows. Put it back, or say where it "
-            "is now: -o "
-            f'\'{{"{embedder.path}.archive_file": "..."}}\'.'
-        )
-    logger.warning(
-        "%s was trained with the language model %s, which isn't there any more: what it is comes "
-        "from the shapes of its weights, with ReLU after its convolutions.",
-        shown,
-        embedder.archive_file,
-    )
-    words = WordList([*embedder.boundaries, UNKNOWN])
-    return _put_together(guessed, weights, words, source, {})
+    if not Path(embedder.archive_file).exists():
+        raise embedder.not_there(shown)
+    opened = open_archive(embedder.archive_file, with_softmax=False)
+    assert opened is not None
+    words = opened.reader.vocabulary
+    return _put_together(opened.config, weights, words, source, opened.card)
 
 
 def read_experiment(folder: Path, shown: str) -> dict[str, Any]:
@@ -395,70 +373,6 @@ def _weights_in(folder: Path, shown: str, with_softmax: bool = True) -> Weights:
     return read_weights(path, with_softmax, f"{path.name} of {shown}")
 
 
-def read_weights(path: Path, with_softmax: bool = True, shown: str | None = None) -> Weights:
-    """
-    `path`: a file that torch wrote. No pickle in it is run. `shown`: what messages call it. Returns
-    on the CPU, mapped from the file where it allows that. Raises `ConfigurationError` if it holds
-    anything but tensors, is damaged, or has a NaN in it.
-    """
-    shown = shown or str(path)
-    # An archive has a checksum as well, but its weights may have been damaged before.
-    sums = sums_of_zip(path, shown)
-    return checked(
-        {n: t for n, t in _tensors(path, shown).items() if with_softmax or not _is_softmax(n)},
-        sums,
-        shown,
-    )
-
-
-def read_shapes(path: Path, shown: str) -> dict[str, Shape]:
-    """The shapes of the weights in a file, as `read_weights` reads it, which aren't looked at."""
-    return shapes_of(_tensors(path, shown))
-
-
-def _tensors(path: Path, shown: str) -> dict[str, torch.Tensor]:
-    check_can_read(path, shown)
-    try:
-        state = _loaded(path)
-    except pickle.UnpicklingError as error:
-        raise ConfigurationError(
-            f"{shown} holds something other than tensors, or is damaged, and is not loaded because "
-            f"that could run a program hidden in it: {first_line(error)}"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ConfigurationError(
-            f"{shown} is not a file of weights, or is damaged: {first_line(error)}"
-        ) from None
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
-    ):
-        raise ConfigurationError(
-            f"{shown} holds a {type(state).__name__} where names of tensors and tensors were "
-            "expected."
-        )
-    return state
-
-
-def _is_softmax(name: str) -> bool:
-    return name.startswith(SOFTMAX)
-
-
-def _loaded(path: Path) -> Any:
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    try:
-        return torch.load(path, mmap=True, **options)
-    except RuntimeError as error:
-        # Files from before 2020 are no zip archives, and can't be mapped.
-        if "mmap can only be used" not in str(error):
-            raise
-        return torch.load(path, **options)
-
-
-def shapes_of(weights: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
-    """The shapes of weights by their names."""
-    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
-
-
 def _vocabulary(folder: Path, shown: str) -> WordList:
     directory = folder / VOCABULARY
     if not directory.is_dir():
@@ -471,14 +385,6 @@ def _vocabulary(folder: Path, shown: str) -> WordList:
         raise NotStandardError(f"{shown}: its vocabulary has no padding.")
     name = f"{NAMESPACE}.txt"
     return WordList.read(directory / name, f"{VOCABULARY}/{name} of {shown}")
-
-
-def softmax_rows(shapes: Mapping[str, Shape]) -> int | None:
-    """A row for each word, and one that nobody uses; `None` without a softmax."""
-    for name, shape in shapes.items():
-        if re.fullmatch(r"_softmax_loss\.softmax_b(\.weight)?", name) and shape:
-            return shape[0]
-    return None
 
 
 def _card(experiment: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -6,16 +6,9 @@ check that weights fit before anything is made.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, astuple, dataclass, field, fields, replace
 from types import UnionType
-from typing import (
-    Any,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -30,11 +23,10 @@ from transformer_elmo.nn.language_model import LanguageModel
 from transformer_elmo.nn.softmax import SampledSoftmaxLoss, Softmax, SoftmaxLoss
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 from transformer_elmo.nn.word_encoder import WordEmbedding, WordEncoder
+from transformer_elmo.pretrained.weights import Shape
 from transformer_elmo.text.word_table import MAX_WORD_LENGTH, WORD_PADDING
 
 ConfigT = TypeVar("ConfigT")
-
-Shape = tuple[int, ...]
 
 # Of integers, where it isn't 1. Each character has a row; no rows are as many as the vocabulary's.
 _LEAST = {
@@ -87,50 +79,43 @@ class ModelConfig:
         `source`: the file that it is from, for messages. Raises `ConfigurationError` if it isn't
         what `to_json` gives; the message names the key.
         """
-        value = _object(value, source)
+        value = dict(_object(value, source))
         words = _object(value.get("words"), f"{source}.words")
-        kind: type[Any] = CharactersConfig if "filters" in words else WordIdsConfig
-        parts = {
-            "words": _filled(kind, words, f"{source}.words"),
-            "contextualizer": _filled(
-                ContextualizerConfig, value.get("contextualizer"), f"{source}.contextualizer"
-            ),
-            "text": _filled(TextConfig, value.get("text"), f"{source}.text"),
+        parts: dict[str, type[Any]] = {
+            "words": CharactersConfig if "filters" in words else WordIdsConfig,
+            "contextualizer": ContextualizerConfig,
+            "text": TextConfig,
+            "softmax": SoftmaxConfig,
         }
-        if value.get("softmax") is not None:
-            parts["softmax"] = _filled(SoftmaxConfig, value["softmax"], f"{source}.softmax")
-        rest = {k: v for k, v in value.items() if k not in (*parts, "softmax")}
-        return _filled(cls, {**rest, **parts}, source)
+        for key, kind in parts.items():
+            if key != "softmax" or value.get(key) is not None:
+                value[key] = _filled(kind, value.get(key), f"{source}.{key}")
+        return _filled(cls, value, source)
 
     def without_softmax(self) -> "ModelConfig":
         """The same model for vectors alone."""
-        return ModelConfig(**{**_shallow(self), "softmax": None})
+        return replace(self, softmax=None)
 
     def check_shapes(self, shapes: Mapping[str, Shape], source: str) -> None:
         """
         `shapes`: of the weights, by the names of `core_name`. Raises `ConfigurationError` if these
         are the weights of another model; it names what differs first.
         """
-        found = {
-            "contextualizer.num_layers": _count(
-                shapes, r"contextualizer\._forward_transformer\.layers\.(\d+)\."
-            ),
-            "words.filters": _count(shapes, r"words\.convolutions\.(\d+)\."),
-            "words.num_highway": _count(shapes, r"words\.highways\.(\d+)\."),
-        }
-        expected = {"contextualizer.num_layers": self.contextualizer.num_layers}
-        # Positions are worked out for it.
+        layers = _count(shapes, r"contextualizer\._forward_transformer\.layers\.(\d+)\.")
+        sizes = [("contextualizer.num_layers", self.contextualizer.num_layers, layers)]
         gamma = shapes.get("contextualizer._forward_transformer.norm.gamma")
         if gamma:
-            expected["contextualizer.input_dim"] = self.contextualizer.input_dim
-            found["contextualizer.input_dim"] = gamma[0]
+            # Positions are worked out for it.
+            sizes.append(("contextualizer.input_dim", self.contextualizer.input_dim, gamma[0]))
         if isinstance(self.words, CharactersConfig):
-            expected["words.filters"] = len(self.words.filters)
-            expected["words.num_highway"] = self.words.num_highway
-        for name, number in expected.items():
-            if found[name] != number:
+            filters = _count(shapes, r"words\.convolutions\.(\d+)\.")
+            highways = _count(shapes, r"words\.highways\.(\d+)\.")
+            sizes.append(("words.filters", len(self.words.filters), filters))
+            sizes.append(("words.num_highway", self.words.num_highway, highways))
+        for name, expected, found in sizes:
+            if expected != found:
                 raise ConfigurationError(
-                    f"{source}: the config has {number} {name}, the weights {found[name]}."
+                    f"{source}: the config has {expected} {name}, the weights {found}."
                 )
         check_sizes(asdict(self), shapes, source)
 
@@ -142,7 +127,7 @@ class ModelConfig:
         """
         words: torch.nn.Module
         if isinstance(self.words, CharactersConfig):
-            arguments = _shallow(self.words)
+            arguments = asdict(self.words)
             own = arguments.pop("own_characters")
             if max(own.values(), default=0) + 1 >= self.words.num_characters:
                 raise ConfigurationError(
@@ -159,27 +144,18 @@ class ModelConfig:
         else:
             words = WordEmbedding(self.words.num_embeddings, self.words.embedding_dim)
         contextualizer = BidirectionalTransformer(self.contextualizer)
-        if words.output_dim != contextualizer.input_dim:
+        dim = contextualizer.input_dim
+        if words.output_dim != dim:
             raise ConfigurationError(
                 f"Word vectors have {words.output_dim} dimensions, but the contextualizer's "
-                f"input_dim is {contextualizer.input_dim}."
+                f"input_dim is {dim}."
             )
-        return LanguageModel(
-            words,
-            contextualizer,
-            self._softmax(contextualizer.input_dim),
-            self.dropout,
-            self.precision,
-        )
-
-    def _softmax(self, dim: int) -> Softmax | None:
-        if self.softmax is None:
-            return None
-        if self.softmax.num_samples is None:
-            return SoftmaxLoss(self.softmax.num_words, dim)
-        return SampledSoftmaxLoss(
-            self.softmax.num_words, dim, self.softmax.num_samples, self.softmax.sparse
-        )
+        softmax: Softmax | None = None
+        if self.softmax is not None:
+            rows, samples, sparse = astuple(self.softmax)
+            softmax = SampledSoftmaxLoss(rows, dim, samples, sparse) if samples else None
+            softmax = softmax or SoftmaxLoss(rows, dim)
+        return LanguageModel(words, contextualizer, softmax, self.dropout, self.precision)
 
 
 # Keys of sizes, beside those that end with `_dim`.
@@ -225,10 +201,6 @@ def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def _shallow(config: Any) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in fields(config)}
-
-
 def _object(value: Any, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigurationError(f"{source}: expected an object, got {value!r:.80}.")
@@ -247,13 +219,10 @@ def _filled(kind: type[ConfigT], value: Any, source: str) -> ConfigT:
     for name, of in known.items():
         if name not in value and of.default is MISSING and of.default_factory is MISSING:
             raise ConfigurationError(f"{source}: the key {name!r} is missing.")
-    types = get_type_hints(kind)
-    return kind(
-        **{
-            name: _typed(v, types[name], f"{source}.{name}", _LEAST.get(name, 1))
-            for name, v in value.items()
-        }
-    )
+    types, result = get_type_hints(kind), {}
+    for name, v in value.items():
+        result[name] = _typed(v, types[name], f"{source}.{name}", _LEAST.get(name, 1))
+    return kind(**result)
 
 
 def _typed(value: Any, wanted: Any, source: str, least: int) -> Any:
@@ -287,51 +256,36 @@ def _typed(value: Any, wanted: Any, source: str, least: int) -> Any:
     raise ConfigurationError(f"{source}: expected {name}, got {value!r:.80}.")
 
 
-# Names of weights. Archives call them as AllenNLP's modules do, since 2018; so does the model
-# folder.
-
-_IN_WORDS = (
-    (r"_embedding\._module\.weight", "embedding.weight"),
-    (r"_encoder\._module\.char_conv_(\d+)\.(\w+)", r"convolutions.\1.\2"),
-    (r"_encoder\._module\._highways\._layers\.(\d+)\.(\w+)", r"highways.\1.\2"),
-    (r"_encoder\._module\._projection\.(\w+)", r"projection.\1"),
-    (r"_encoder\._module\._layer_norm\.(\w+)", r"norm.\1"),
-    (r"weight", "embedding.weight"),
-)
-_PREFIXES = {"_contextualizer.": "contextualizer.", "_softmax_loss.": "softmax."}
+# How names of weights begin in archives, as AllenNLP's modules have called them since 2018 and the
+# model folder does, and in `LanguageModel`.
+_NAMES = {"_contextualizer.": "contextualizer.", "_softmax_loss.": "softmax."}
+_NAMES_IN_WORDS = {
+    "_embedding._module.": "embedding.",
+    "_encoder._module.char_conv_": "convolutions.",
+    "_encoder._module._highways._layers.": "highways.",
+    "_encoder._module._projection.": "projection.",
+    "_encoder._module._layer_norm.": "norm.",
+}
 
 
-def core_name(name: str, words_name: str) -> str | None:
-    """
-    `name`: of a weight in an archive. `words_name`: see `ModelConfig`. Returns what `LanguageModel`
-    calls it; `None` if it has no such weight.
-    """
-    for old, new in _PREFIXES.items():
+def _names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    yield from _NAMES.items()
+    by_characters = isinstance(config.words, CharactersConfig)
+    for old, new in (_NAMES_IN_WORDS if by_characters else {"": "embedding."}).items():
+        yield f"_text_field_embedder.token_embedder_{config.words_name}.{old}", f"words.{new}"
+
+
+def core_name(name: str, config: ModelConfig) -> str | None:
+    """What `LanguageModel` calls a weight of an archive; `None` if it has no such weight."""
+    for old, new in _names(config):
         if name.startswith(old):
-            return new + name[len(old) :]
-    prefix = f"_text_field_embedder.token_embedder_{words_name}."
-    if name.startswith(prefix):
-        for pattern, replacement in _IN_WORDS:
-            match = re.fullmatch(pattern, name[len(prefix) :])
-            if match:
-                return "words." + match.expand(replacement)
+            return new + name.removeprefix(old)
     return None
 
 
-def archive_name(name: str, words_name: str, by_characters: bool = True) -> str:
+def archive_name(name: str, config: ModelConfig) -> str:
     """The inverse of :func:`core_name`."""
-    for old, new in _PREFIXES.items():
+    for old, new in _names(config):
         if name.startswith(new):
-            return old + name[len(new) :]
-    part = name[len("words.") :]
-    for pattern, replacement in (
-        (r"embedding\.weight", "_embedding._module.weight" if by_characters else "weight"),
-        (r"convolutions\.(\d+)\.(\w+)", r"_encoder._module.char_conv_\1.\2"),
-        (r"highways\.(\d+)\.(\w+)", r"_encoder._module._highways._layers.\1.\2"),
-        (r"projection\.(\w+)", r"_encoder._module._projection.\1"),
-        (r"norm\.(\w+)", r"_encoder._module._layer_norm.\1"),
-    ):
-        match = re.fullmatch(pattern, part)
-        if match:
-            return f"_text_field_embedder.token_embedder_{words_name}." + match.expand(replacement)
+            return old + name.removeprefix(new)
     raise KeyError(name)

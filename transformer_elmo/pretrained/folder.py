@@ -10,19 +10,18 @@ A language model as a folder that needs no AllenNLP to be opened:
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Union
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from transformer_elmo import with_allennlp
-from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
-from transformer_elmo.files import check_can_read, folder_written_whole, json_text, read_json
+from transformer_elmo.errors import ConfigurationError, becoming_a_model
+from transformer_elmo.files import folder_written_whole, json_text, read_json
 from transformer_elmo.nn.batch import BatchReader
 from transformer_elmo.nn.language_model import LanguageModel
 from transformer_elmo.nn.softmax import softmaxes
@@ -34,22 +33,18 @@ from transformer_elmo.pretrained.config import (
     core_name,
 )
 from transformer_elmo.pretrained.weights import (
-    SOFTMAX,
     Weights,
-    checked,
     damaged,
     is_finite,
     metadata_of,
-    sums_of_metadata,
+    read_weights,
+    recorded_sums,
+    shapes_of,
 )
 from transformer_elmo.text.vocabulary import WordList
 
-CONFIG, WEIGHTS, VOCABULARY, CARD = (
-    "config.json",
-    "model.safetensors",
-    "vocabulary.txt",
-    "README.md",
-)
+CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.txt"
+CARD = "README.md"
 FORMAT = "transformer-elmo model folder"
 VERSION = 1
 
@@ -119,21 +114,6 @@ def open_folder(folder: Union[str, "os.PathLike[str]"], with_softmax: bool = Tru
     return Opened(model, reader_of(config, vocabulary), config, card)
 
 
-def read_weights(path: Path, with_softmax: bool = True) -> Weights:
-    """
-    Returns mapped from the file. Raises `ConfigurationError` if the file is no such file, is
-    damaged, or has a NaN in it.
-    """
-    with _opened_weights(path) as file:
-        weights = {
-            name: file.get_tensor(name)
-            for name in file.keys()  # noqa: SIM118 (it is no dictionary)
-            if with_softmax or not name.startswith(SOFTMAX)
-        }
-        sums = sums_of_metadata(file.metadata())
-    return checked(weights, lambda name, _: (sums[name],) if name in sums else (), str(path))
-
-
 def read_vocabulary(folder: Path, config: ModelConfig) -> WordList:
     """
     Raises `ConfigurationError` if the folder has no vocabulary, or one of other words than its
@@ -142,8 +122,7 @@ def read_vocabulary(folder: Path, config: ModelConfig) -> WordList:
     path = folder / VOCABULARY
     vocabulary = WordList.read(path)
     check_vocabulary(config, vocabulary, str(folder))
-    with _opened_weights(folder / WEIGHTS) as file:
-        expected = sums_of_metadata(file.metadata()).get(VOCABULARY)
+    expected = recorded_sums(folder / WEIGHTS).get(VOCABULARY)
     if expected is not None and zlib.crc32(_text_of(vocabulary)) != expected:
         raise damaged(
             str(path), f"these {len(vocabulary):,} words aren't those that the model was saved with"
@@ -153,18 +132,6 @@ def read_vocabulary(folder: Path, config: ModelConfig) -> WordList:
 
 def _text_of(vocabulary: WordList) -> bytes:
     return "".join(vocabulary.lines()).encode("utf-8")
-
-
-@contextmanager
-def _opened_weights(path: Path) -> Iterator[Any]:
-    check_can_read(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"{path} is not a file of weights, or is damaged: {first_line(error)}"
-        ) from None
 
 
 def model_of(
@@ -178,12 +145,13 @@ def model_of(
     """
     state: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
-        core = core_name(name, config.words_name)
-        if core is not None and (config.softmax is not None or not core.startswith("softmax.")):
-            # Rows of the softmax stay as they are: they are many, and few of them are used.
-            small = not core.startswith("softmax.")
-            state[core] = tensor.float() if small else tensor
-    config.check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, source)
+        core = core_name(name, config)
+        if core is not None and not core.startswith("softmax."):
+            state[core] = tensor.float()
+        elif core is not None and config.softmax is not None:
+            # Its rows stay as they are: they are many, and few of them are used.
+            state[core] = tensor
+    config.check_shapes(shapes_of(state), source)
     with torch.device("meta"), softmaxes("to be loaded"):
         model = config.build()
     try:
@@ -261,16 +229,20 @@ def save_folder(
     """
     if dtype not in DTYPES:
         raise ConfigurationError(f"dtype must be one of {', '.join(DTYPES)}: got {dtype!r}.")
-    config = opened.config if with_softmax else opened.config.without_softmax()
-    if with_softmax and opened.model.softmax is None:
+    config = opened.config
+    if not with_softmax or opened.model.softmax is None:
         config = config.without_softmax()
-    by_characters = isinstance(config.words, CharactersConfig)
     weights = {
-        archive_name(name, config.words_name, by_characters): tensor.detach()
+        archive_name(name, config): tensor.detach()
         for name, tensor in opened.model.state_dict().items()
         if config.softmax is not None or not name.startswith("softmax.")
     }
-    _check_finite(weights)
+    for name, tensor in weights.items():
+        if not is_finite(tensor):
+            raise ConfigurationError(
+                f"The weight {name} has a NaN or an infinity in it: this model is broken. Take an "
+                "earlier checkpoint."
+            )
     vocabulary = _text_of(opened.reader.vocabulary)
     with folder_written_whole(Path(folder), replace_existing) as target:
         written = {n: t.to("cpu", DTYPES[dtype]).contiguous() for n, t in weights.items()}
@@ -289,15 +261,6 @@ def save_folder(
         (target / CARD).write_text(card, encoding="utf-8")
         if more is not None:
             more(target)
-
-
-def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    for name, tensor in weights.items():
-        if not is_finite(tensor):
-            raise ConfigurationError(
-                f"The weight {name} has a NaN or an infinity in it: this model is broken. Take an "
-                "earlier checkpoint."
-            )
 
 
 def model_card(opened: Opened, dtype: str) -> str:
@@ -346,18 +309,3 @@ elmo = TransformerElmo.open("path/of/this/folder")
 Needs the Python package transformer-elmo: `pip install PATH`, where PATH is a checkout of its
 repository, or `git+` and the repository's address.
 """
-
-
-__all__ = [
-    "Opened",
-    "check_number_of_words",
-    "check_vocabulary",
-    "is_model_folder",
-    "model_of",
-    "open_folder",
-    "read_config",
-    "read_vocabulary",
-    "read_weights",
-    "reader_of",
-    "save_folder",
-]

@@ -5,29 +5,18 @@ folder:
 
     language_models/KEY/config.json    the config of the language model's archive
     language_models/KEY/vocabulary/    its vocabulary
-
-Archives of others carry nothing: then the shapes of the weights say what the model is.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import read_json
 from transformer_elmo.pretrained.allennlp_config import LANGUAGE_MODELS
-from transformer_elmo.pretrained.config import (
-    CharactersConfig,
-    ContextualizerConfig,
-    ModelConfig,
-    Shape,
-    SoftmaxConfig,
-    TextConfig,
-    WordIdsConfig,
-)
 
 FOLDER = "language_models"
 CONFIG, VOCABULARY = "config.json", "vocabulary"
@@ -36,8 +25,6 @@ EMBEDDERS = ("bidirectional_lm_token_embedder", "language_model_token_embedder")
 
 # What of an archive's config says what its model is and how it reads.
 SECTIONS = ("dataset_reader", "model", "vocabulary")
-
-BOUNDARIES = ("<S>", "</S>")
 
 
 class Embedder(NamedTuple):
@@ -55,10 +42,13 @@ class Embedder(NamedTuple):
         """Where the language model was when the model on top was trained."""
         return str(self.section.get("archive_file"))
 
-    @property
-    def boundaries(self) -> tuple[str, ...]:
-        """The tokens around each sentence."""
-        return tuple(self.section.get("bos_eos_tokens", BOUNDARIES) or ())
+    def not_there(self, shown: str) -> ConfigurationError:
+        """What to say where the archive of the model on top, `shown`, doesn't carry it."""
+        return ConfigurationError(
+            f"{shown} needs the language model that its config calls {self.archive_file}, which "
+            "isn't there any more: archives of earlier versions, and of others, don't carry it. "
+            f'Put it back, or say where it is now: -o \'{{"{self.path}.archive_file": "..."}}\'.'
+        )
 
 
 def embedders_in(experiment: Mapping[str, Any]) -> list[Embedder]:
@@ -105,9 +95,6 @@ def sections_of(experiment: Mapping[str, Any]) -> dict[str, Any]:
     return {name: experiment[name] for name in SECTIONS if name in experiment}
 
 
-_OF_EMBEDDER = re.compile(r"(.*?)\._lm\.")
-
-
 def inner_weights(weights: Mapping[str, torch.Tensor], path: str) -> dict[str, torch.Tensor]:
     """
     The weights of the language model in a model on top of it, by their names in archives.
@@ -115,81 +102,9 @@ def inner_weights(weights: Mapping[str, torch.Tensor], path: str) -> dict[str, t
     `weights`: of the model on top. `path`: the dotted key of its token embedder: weights have its
     last part in their names.
     """
-    prefixes = sorted({m[0] for m in map(_OF_EMBEDDER.match, weights) if m})
+    prefixes = sorted({f"{name.partition('._lm.')[0]}._lm." for name in weights if "._lm." in name})
     name = path.rpartition(".")[2]
     fitting = [p for p in prefixes if p.endswith((f".token_embedder_{name}._lm.", f".{name}._lm."))]
     for prefix in (fitting or prefixes)[:1]:
         return {n[len(prefix) :]: t for n, t in weights.items() if n.startswith(prefix)}
     return {}
-
-
-def inferred_config(
-    shapes: Mapping[str, Shape], boundaries: tuple[str, ...] = BOUNDARIES
-) -> ModelConfig | None:
-    """
-    What a language model is, by the shapes of its weights. They don't tell the activation after its
-    convolutions, which is taken to be a ReLU, as in all published models.
-
-    `shapes`: of the weights, by their names in archives. Returns `None` if these aren't the weights
-    of a bidirectional transformer.
-    """
-    transformer = "_contextualizer._forward_transformer.layers"
-    hidden = shapes.get(f"{transformer}.0.feed_forward.w_1.weight")
-    found = re.compile(r"_text_field_embedder\.token_embedder_(.+?)\.(.+)")
-    of_words: dict[str, dict[str, Shape]] = {}
-    for name, shape in shapes.items():
-        match = found.fullmatch(name)
-        if match:
-            of_words.setdefault(match[1], {})[match[2]] = shape
-    if hidden is None or len(of_words) != 1:
-        return None
-    ((words_name, word_shapes),) = of_words.items()
-    words: Any = _characters(word_shapes)
-    if words is None:
-        if set(word_shapes) != {"weight"}:
-            return None
-        words = WordIdsConfig(word_shapes["weight"][0], word_shapes["weight"][1])
-    layers = {int(m[1]) for m in map(re.compile(rf"{transformer}\.(\d+)\.").match, shapes) if m}
-    text = TextConfig(
-        start_tokens=list(boundaries[:1]), end_tokens=list(boundaries[1:] if boundaries else [])
-    )
-    contextualizer = ContextualizerConfig(hidden[1], hidden[0], len(layers))
-    return ModelConfig(
-        words, contextualizer, text, _softmax(shapes, hidden[1]), words_name=words_name
-    )
-
-
-def _characters(shapes: Mapping[str, Shape]) -> CharactersConfig | None:
-    encoder = "_encoder._module"
-    embedding = shapes.get("_embedding._module.weight")
-    projection = shapes.get(f"{encoder}._projection.weight")
-    filters: list[tuple[int, int]] = []
-    while (shape := shapes.get(f"{encoder}.char_conv_{len(filters)}.weight")) is not None:
-        filters.append((shape[2], shape[0]))
-    if embedding is None or projection is None or not filters:
-        return None
-    highways = [shape for name, shape in shapes.items() if "_highways" in name and len(shape) == 2]
-    num_filters = sum(number for _, number in filters)
-    after_cnn = bool(highways) and highways[0][1] != num_filters
-    return CharactersConfig(
-        embedding[0],
-        embedding[1],
-        filters,
-        len(highways),
-        projection[0],
-        projection_location="after_cnn" if after_cnn else "after_highway",
-        do_layer_norm=f"{encoder}._layer_norm.gamma" in shapes,
-    )
-
-
-def _softmax(shapes: Mapping[str, Shape], dim: int) -> SoftmaxConfig | None:
-    for suffix in ("", ".weight"):
-        weight = shapes.get(f"_softmax_loss.softmax_w{suffix}")
-        if weight is None:
-            continue
-        (rows,) = {*weight} - {dim} or {dim}
-        if not suffix and weight[0] == dim:
-            return SoftmaxConfig(rows)
-        # How many were drawn matters in training alone.
-        return SoftmaxConfig(rows, min(8192, rows - 1), bool(suffix))
-    return None

@@ -21,12 +21,8 @@ from transformer_elmo.commands.report.training_log import TrainingLog, read_trai
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, write_text
 from transformer_elmo.pretrained import folder as model_folder
-from transformer_elmo.pretrained.archive import (
-    in_place_of_archive,
-    last_checkpoint,
-    read_weights,
-    unpacked,
-)
+from transformer_elmo.pretrained.archive import in_place_of_archive, last_checkpoint, unpacked
+from transformer_elmo.pretrained.weights import read_weights
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,13 @@ from transformer_elmo.pretrained.config import check_sizes
 from transformer_elmo.pretrained.legacy import modern_weights
 from transformer_elmo.pretrained.nested_models import is_language_model
 from transformer_elmo.pretrained.unpacking import archive_of, extracted_archive
-from transformer_elmo.pretrained.weights import SOFTMAX
+from transformer_elmo.pretrained.weights import (
+    SOFTMAX,
+    read_shapes,
+    read_weights,
+    shapes_of,
+    softmax_rows,
+)
 from transformer_elmo.text.vocabulary import (
     NAMESPACE,
     NAMESPACES_WITHOUT_PADDING,
@@ -106,9 +112,9 @@ def _load_model(
         archived_models.check_base_exists(base, source)
     section = config.as_dict(quiet=True).get("model")
     if is_language_model({"model": section}) and os.path.isfile(weights_path):
-        shapes = archived_models.read_shapes(Path(weights_path), _shown(weights_path))
+        shapes = read_shapes(Path(weights_path), _shown(weights_path))
         check_sizes(section, shapes, source)
-        _check_words(folder / "vocabulary", archived_models.softmax_rows(shapes), source)
+        _check_words(folder / "vocabulary", softmax_rows(shapes), source)
     with _weights_that_fit(source):
         return stock(config, weights_path, serialization_dir, cuda_device)
 
@@ -168,10 +174,10 @@ def no_gpu(number: Optional[int] = None) -> str:
 
 def _model_of_folder(config: Params, folder: Path, cuda_device: int) -> Model:
     with_softmax = making_softmaxes() != "left out"
-    weights = model_folder.read_weights(folder / model_folder.WEIGHTS, with_softmax).check()
+    weights = read_weights(folder / model_folder.WEIGHTS, with_softmax).check()
     has_softmax = any(name.startswith(SOFTMAX) for name in weights)
     words = model_folder.read_vocabulary(folder, model_folder.read_config(folder)[0])
-    shapes = archived_models.shapes_of(weights)
+    shapes = shapes_of(weights)
     check_sizes(config.as_dict(quiet=True).get("model"), shapes, str(folder))
     vocab: Vocabulary = vocabulary_of(words)
     with softmaxes("to be loaded" if has_softmax else "left out"), _weights_that_fit(str(folder)):
@@ -192,9 +198,7 @@ def _read_state_dict(
     if not os.path.exists(path):
         raise ConfigurationError(f"There is no weights file {path}.")
     with_softmax = making_softmaxes() != "left out" or archive is None
-    state: Dict[str, torch.Tensor] = archived_models.read_weights(
-        Path(path), with_softmax, _shown(path)
-    ).check()
+    state: Dict[str, torch.Tensor] = read_weights(Path(path), with_softmax, _shown(path)).check()
     if strip_prefix is not None or ignore is not None:
         # What is there has just been seen to be tensors.
         return stock(path, strip_prefix, ignore, strict, cuda_device)

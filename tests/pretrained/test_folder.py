@@ -20,8 +20,6 @@ from allennlp.data import DatasetReader
 from allennlp.models.archival import load_archive
 from allennlp.modules.token_embedders import TokenEmbedder
 from allennlp.predictors import Predictor
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -45,8 +43,9 @@ from transformer_elmo.pretrained.config import (
     core_name,
 )
 from transformer_elmo.pretrained.folder import open_folder
+from transformer_elmo.pretrained.weights import shapes_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = [*random_sentences(12, seed=8), "", "a", "Größe 東京 unheard-of " + "x" * 80]
 
 
@@ -454,23 +453,18 @@ def test_the_model_card(archive, tmp_path):
     assert (tmp_path / "again" / "README.md").read_text() == card
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
-@given(
-    words_name=st.text("abc_1", min_size=1),
-    by_characters=st.booleans(),
-    part=st.sampled_from(
-        [
-            *("embedding.weight", "convolutions.3.weight", "highways.1.bias", "norm.gamma"),
-            *("projection.weight", "projection.bias", "norm.beta", "convolutions.11.bias"),
-        ]
-    ),
-)
-def test_names_of_weights_go_both_ways(words_name, by_characters, part):
-    if not by_characters:
-        part = "embedding.weight"
-    name = f"words.{part}"
-    assert core_name(archive_name(name, words_name, by_characters), words_name) == name
-    assert core_name("_last_average_loss", words_name) is None
+@pytest.mark.parametrize("name", MODELS)
+def test_names_of_weights_go_both_ways(make_model, name):
+    names = make_model(**MODELS[name]).state_dict().keys() - {"_last_average_loss"}
+    indexers = {"tokens": {"type": "single_id"}}
+    config = experiment_config(model=MODELS[name])
+    if name == "word ids":
+        config["dataset_reader"]["token_indexers"] = indexers
+    model = model_config_of(config, shapes_of(make_model(**MODELS[name]).state_dict()))
+    core = {core_name(name, model) for name in names}
+    assert core == model.build().state_dict().keys()
+    assert {archive_name(name, model) for name in core} == names
+    assert core_name("_last_average_loss", model) is None
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu_squared"])
@@ -488,7 +482,7 @@ def test_an_activation_is_written_where_it_is_not_the_original_one(activation):
     section = experiment_of(config)["model"]["contextualizer"]
     assert section.get("activation", "relu") == activation
     assert ("activation" in section) == (activation != "relu")
-    assert model_config_of(experiment_of(config), None).contextualizer == config.contextualizer
+    assert model_config_of(experiment_of(config), {}).contextualizer == config.contextualizer
 
 
 @contextmanager
