@@ -1,5 +1,5 @@
 // Transformer ELMo on the One Billion Word corpus, as in Peters et al. 2018, "Dissecting Contextual Word Embeddings".
-// README.md, "The billion-word run", says how to get the data and the vocabulary.
+// docs/billion-word.md says how to get the data and the vocabulary.
 //
 // Several GPUs:         -o '{"distributed": {"cuda_devices": [0, 1]}}'
 // Without validation:   -o '{"validation_data_path": null}'

@@ -1,5 +1,5 @@
 // A language model of your own text, of a million to a hundred million words: choose the size in the file's SIZE.
-// README.md, "Your own text", goes from a folder of text to vectors.
+// docs/own-text.md goes from a folder of text to vectors.
 local billion = import 'bidirectional_language_model.jsonnet';
 
 // By the number of words in the training text, about: '1M', '10M' or '100M'.
