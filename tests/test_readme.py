@@ -1,99 +1,240 @@
-"""The Python in the README does what it says, copied from there."""
+"""README.md and the pages of docs/: what they say to type works, copied from there."""
 
+import io
+import json
+import os
 import re
 import shlex
 import shutil
 import sys
+from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
-from allennlp.commands import main
+from allennlp.commands import main as allennlp
+from allennlp.commands import parse_args
 
-from tests.small_lm import DIM
+from tests.small_lm import DIM, random_sentences
 from transformer_elmo import TransformerElmo
+from transformer_elmo.commands.cli import main as transformer_elmo
+from transformer_elmo.pretrained.jsonnet import evaluated_file
 
-ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
+PAGES["docs/README.md"] = PAGES.pop("README.md")
+PAGES["README.md"] = README.read_text("utf-8")
+
+# What the Python of each page prints, some of it.
+PRINTED = {
+    "README.md": [f"(6, {2 * DIM})\n", "['"],
+    "python.md": ["['", f" {2 * DIM}\n", "raining"],
+    "command-line.md": [],
+    "allennlp.md": ["Seattle", "allennlp.commands.train.train_model - "],
+    "flair-spacy-onnx.md": ["torch.Size", "0.", f"(7, {2 * DIM})"],
+}
+
+
+def python_of(page):
+    return re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def commands_of(page, section=""):
+    """What is indented and begins with a command."""
+    text = PAGES[page].partition(section)[2].partition("\n## ")[0] if section else PAGES[page]
+    pattern = r"^(?: {4}|- | {6,7})((?:export|echo|allennlp|transformer-elmo|torchrun|srun) .*)$"
+    return re.findall(pattern, text, re.MULTILINE)
+
+
+def run(command, monkeypatch):
+    """A line as a shell runs it, without what `allennlp` does to find plugins."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "export":
+        for name, value in (word.split("=", 1) for word in words[1:]):
+            monkeypatch.setenv(name, value)
+        return
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
+        if words[0] == "echo":
+            stdin = io.TextIOWrapper(io.BytesIO(f"{words[1]}\n".encode()), encoding="utf-8")
+            patch.setattr(sys, "stdin", stdin)
+            words = words[words.index("|") + 1 :]
+        into = words[words.index(">") + 1] if ">" in words else None
+        words = words[: words.index(">")] if into else words
+        patch.setattr("allennlp.commands.import_plugins", lambda: None)
+        patch.setattr(sys, "argv", words)
+        if words[0] == "allennlp":
+            allennlp()
+        else:
+            assert words[0] == "transformer-elmo" and transformer_elmo(words[1:]) == 0, command
+    printed = output.buffer.getvalue().decode()
+    if into:
+        Path(into).write_text(printed, encoding="utf-8")
+    return printed
 
 
 @pytest.fixture
-def in_a_folder_with_an_archive(lm_archive, tmp_path, monkeypatch):
-    (tmp_path / "output_path").mkdir()
-    (tmp_path / "output_path" / "model.tar.gz").symlink_to(lm_archive)
-    (tmp_path / "held-out.txt").write_text("the dog ran\nit was happy .\n")
+def work(tmp_path, monkeypatch, lm_archive):
+    """A folder with the files that the Python of the pages opens."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def in_a_folder_with_a_model_folder(in_a_folder_with_an_archive):
-    TransformerElmo.open("output_path/model.tar.gz").save("elmo")
-    shutil.rmtree("output_path")
-
-
-def block_with(*parts):
-    (block,) = [block for block in BLOCKS if all(part in block for part in parts)]
-    return block
-
-
-def test_the_beginning(in_a_folder_with_a_model_folder, capsys):
-    exec(block_with('TransformerElmo.open("elmo")', "one row for each word"), {})
-    assert capsys.readouterr().out == f"(6, {2 * DIM})\n"
-
-
-def test_calling_the_embedder_directly(in_a_folder_with_an_archive, capsys):
-    names = {}
-    exec(block_with("BidirectionalLanguageModelTokenEmbedder"), names)
-    assert names["embeddings"].shape == (6, names["lm_embedder"].get_output_dim())
-    assert isinstance(names["embeddings"], torch.Tensor)
-    assert "Seattle" in capsys.readouterr().out
-
-
-def test_the_python_api(in_a_folder_with_an_archive, capsys):
-    names = {}
-    exec(block_with("elmo.perplexity("), names)
-    assert [len(rows) for rows in names["vectors"]] == [6, 3]
-    assert names["layers"].shape[:2] == (3, 6)
-    assert len(names["scores"].tokens) == 8
-    assert len(capsys.readouterr().out.splitlines()) == 4
-    exec(block_with("elmo.nearest("), names)
-    assert "raining" in capsys.readouterr().out
+    Path("output_path").mkdir()
+    Path("output_path/model.tar.gz").symlink_to(lm_archive)
+    TransformerElmo.open(lm_archive).save("elmo")
+    Path("held-out.txt").write_text("the dog ran\nit was happy .\n")
+    Path("text.txt").write_text("the tree\n\nit was unheard-of\n")
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    "library, printed", [("flair", "torch.Size"), ("spacy", "."), ("onnx", f"(7, {2 * DIM})")]
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * ("flair" in page)) for page in PRINTED],
 )
-def test_other_libraries(in_a_folder_with_a_model_folder, capsys, library, printed):
-    for name in {"onnx": ["onnx", "onnxscript", "onnxruntime"]}.get(library, [library]):
-        pytest.importorskip(name)
-    if library == "spacy":
-        block = block_with("import spacy")
-    else:
-        block = block_with(f"transformer_elmo.integrations.{library}")
-    exec(block, {})
-    assert printed in capsys.readouterr().out
+def test_python(page, work, monkeypatch, capsys):
+    if page == "command-line.md":
+        for command in commands_of(page)[:2]:
+            run(command, monkeypatch)
+    names, skipped = {}, []
+    for block in python_of(page):
+        libraries = re.findall(r"^ *(?:import|from) (\w+)", block, re.MULTILINE)
+        if "OnnxElmo" in block:
+            libraries += ["onnx", "onnxscript", "onnxruntime"]
+        missing = [name for name in libraries if find_spec(name) is None]
+        skipped += missing
+        if not missing:
+            exec(block, names)
+    printed = capsys.readouterr().out
+    if skipped:
+        pytest.skip(f"without {', '.join(skipped)}")
+    for text in PRINTED[page]:
+        assert text in printed
+    for expected in re.findall(r"this prints\n\n```\n(.*?)```", PAGES[page], re.DOTALL):
+        assert printed.endswith(expected.replace("256)", f"{2 * DIM})"))
 
 
-def test_the_commands_and_what_they_write(in_a_folder_with_an_archive, monkeypatch, capsys):
-    """`allennlp`, but for its search for plugins."""
-    readme = (ROOT / "README.md").read_text()
-    Path("text.txt").write_text("the tree\n\nit was unheard-of\n")
+def test_all_python_is_run():
+    assert {page for page in PAGES if python_of(page)} == set(PRINTED)
+
+
+def test_your_own_text(tmp_path, monkeypatch):
+    """What is made of the text needs neither it nor the folder that it was made in."""
+    (tmp_path / "work" / "text").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    for number in range(2):
+        text = "\n".join(random_sentences(40, seed=number))
+        Path(f"text/{number}.txt").write_text(text, encoding="utf-8")
+    held_out = "\n".join(random_sentences(10, seed=7))
+    commands = commands_of("README.md", "## Train on your own text")
+    plain = [command.partition("#")[0].strip() for command in commands]
+    assert commands_of("own-text.md") == plain
+    vocab, config, export, train, *use = commands
+    Path("held-out.txt").write_text(held_out, encoding="utf-8")
+    for command in (vocab, config, export):
+        run(command, monkeypatch)
+    mine = Path("mine.jsonnet")
+    # Fewer samples than the vocabulary has words, and two epochs.
+    mine.write_text(
+        re.sub(r"samples: 1024, epochs: 10", "samples: 8, epochs: 2", mine.read_text("utf-8")),
+        encoding="utf-8",
+    )
+    run(train, monkeypatch)
+    away = tmp_path / "away"
+    away.mkdir()
+    for name in ("model", "held-out.txt"):
+        shutil.move(name, away)
+    monkeypatch.chdir(away)
+    shutil.rmtree(tmp_path / "work")
+    printed = [run(command, monkeypatch) for command in use]
+    assert len(json.loads(printed[1])["gaps"]) == 2
+    assert np.load("vectors.npz")["vectors"].shape[1] == 512
+
+
+def test_adapting(tmp_path, monkeypatch, lm_archive):
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/model.tar.gz").symlink_to(lm_archive)
+    new = "the owl flew over the barn .\nan owl and a cat sat in the barn .\nan owl ran .\n"
+    Path("new.txt").write_text(new * 5)
+    Path("new-held-out.txt").write_text(new)
+    for name in ("tagged.txt", "tagged-held-out.txt"):
+        Path(name).write_text("the###D dog###N ran###V .###.\na###D cat###N sat###V\n")
+    commands = commands_of("adapting.md")
+    # Of the model that is here.
+    commands = [c.replace('input_size": 512', f'input_size": {2 * DIM}') for c in commands]
+    printed = {command: run(command, monkeypatch) for command in commands}
+    before = TransformerElmo.open("model/model.tar.gz")
+    elmo = TransformerElmo.open("adapted/model.tar.gz")
+    assert "owl" in elmo.vocab and "owl" not in before.vocab
+    (compared,) = [text for command, text in printed.items() if " compare " in command]
+    assert "B's perplexity is 0." in compared
+    assert Path("tagger/model.tar.gz").exists()
+
+
+@pytest.mark.parametrize("size, dim, layers", [("1M", 256, 2), ("10M", 512, 3), ("100M", 512, 6)])
+def test_sizes_of_own_text(tmp_path, capsys, size, dim, layers):
+    (row,) = re.findall(rf"^\| {size} \| (.*) \|$", PAGES["own-text.md"], re.MULTILINE)
+    assert row.startswith(f"{dim} | {layers} | ")
+    assert transformer_elmo(["config", "own_text"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("local SIZE = '1M';") == 1
+    (tmp_path / "mine.jsonnet").write_text(text.replace("SIZE = '1M'", f"SIZE = '{size}'"))
+    names = ("TRAIN", "HELDOUT", "VOCAB")
+    variables = {f"BIDIRECTIONAL_LM_{name}_PATH": "there" for name in names}
+    config = evaluated_file(tmp_path / "mine.jsonnet", variables)
+    embedders = config["model"]["text_field_embedder"]["token_embedders"]
+    contextualizer = config["model"]["contextualizer"]
+    projected = embedders["token_characters"]["encoder"]["projection_dim"]
+    assert projected == contextualizer["input_dim"] == dim
+    assert contextualizer["num_layers"] == layers
+    assert config["trainer"]["learning_rate_scheduler"]["model_size"] == dim
+
+
+def test_every_command_has_arguments_that_it_takes(tmp_path, monkeypatch, capsys):
+    """Those of files that aren't there end with a message, and not with usage."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("allennlp.commands.import_plugins", lambda: None)
-    for name in ("predict", "embed"):
-        (command,) = re.findall(rf"^    (allennlp {name} output_path.*)$", readme, re.MULTILINE)
-        monkeypatch.setattr(sys, "argv", shlex.split(command))
-        main()
-    capsys.readouterr()
-    exec(block_with("scores.jsonl"), {})
-    (expected,) = re.findall(r"this prints\n\n```\n(.*?)```", readme, re.DOTALL)
-    assert capsys.readouterr().out == expected.replace("256)", f"{2 * DIM})")
+    lines = [line for page in PAGES for line in commands_of(page)]
+    lines += re.findall(r"^\| `(transformer-elmo .*?)`", "\n".join(PAGES.values()), re.MULTILINE)
+    assert len(lines) > 30
+    for line in lines:
+        words = shlex.split(line.partition(" > ")[0], comments=True)
+        if words[0] in ("export", "echo"):
+            continue
+        if "transformer-elmo" in words:
+            if words[1] != "config":
+                assert transformer_elmo(words[1:]) == 1, line
+        else:
+            monkeypatch.setattr(sys, "argv", words[words.index("allennlp") :])
+            parse_args(prog="allennlp")
 
 
-def test_every_block_is_run():
-    assert len(BLOCKS) == 8
+def anchors(text):
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_every_named_file_exists():
-    readme = (ROOT / "README.md").read_text()
-    for name in re.findall(r"(?:\./)?((?:scripts|training_config)/[\w/.-]+\.\w+)", readme):
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_named_is_there(page):
+    text = PAGES[page]
+    path = README if page == "README.md" else ROOT / "docs" / page.removeprefix("docs/")
+    for name in re.findall(r"(?:\./)?((?:scripts|training_config)/[\w/.-]+\.\w+)", text):
         assert (ROOT / name).exists(), name
+    for link in re.findall(r"\]\(([^):]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = path if not name else (path.parent / name).resolve()
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target.read_text("utf-8")), link
+    for name in re.findall(r"docs/[\w-]+\.md", text):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_readme_is_short_and_every_page_is_listed():
+    assert PAGES["README.md"].count("\n") <= 220
+    listed = PAGES["docs/README.md"]
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "README.md" or f"]({path.name})" in listed
+    # `transformer-elmo config` and comments of configs name pages, too.
+    for config in (ROOT / "training_config").rglob("*sonnet"):
+        for name in re.findall(r"docs/[\w-]+\.md", config.read_text("utf-8")):
+            assert (ROOT / name).is_file(), f"{os.fspath(config)}: {name}"

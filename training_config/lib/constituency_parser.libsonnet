@@ -1,7 +1,7 @@
 // The constituency parser of Stern et al. 2017 with Joshi et al. 2018's scoring of all spans, given the
 // token embedder that the words go through and its dimension.
 //
-// Its model and its reader are those of allennlp-models. README.md says how to install it.
+// Its model and its reader are those of allennlp-models. The README says how to install it.
 function(token_embedder, embedding_dim) {
   local POS_DIM = 50,
   local HIDDEN = 250,
