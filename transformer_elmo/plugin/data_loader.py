@@ -28,7 +28,7 @@ from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDataset
 from transformer_elmo.plugin.encoders import Encoder, InstancesEncoder, TableEncoder
 from transformer_elmo.plugin.indexers import fits_a_table
 from transformer_elmo.text.batching import deal_rounds, regrouped
-from transformer_elmo.text.corpus import DataPath, Shards, find_shards, has_sentences
+from transformer_elmo.text.corpus import DataPath, Shards, find_shards, has_sentences, most_words
 from transformer_elmo.text.training_stream import (
     Chunk,
     PlannedBatch,
@@ -525,8 +525,7 @@ class LanguageModelingDataLoader(DataLoader):
 
     def _encode(self, chunks: Iterator[TextChunk]) -> Iterator[Tuple[TextChunk, Chunk]]:
         encoder = self._make_encoder()
-        max_length = self._max_length()
-        max_words = None if max_length is None else max_length - self.reader.num_boundary_tokens
+        max_words = most_words(self._max_length(), self.reader.num_boundary_tokens)
         if self.num_workers == 0:
             for text in chunks:
                 with self._encoding:
@@ -581,7 +580,7 @@ def _start_worker(encoder: Encoder) -> None:
     _worker_encoder = encoder
 
 
-def _encode_in_worker(text: TextChunk, max_words: Optional[int]) -> Chunk:
+def _encode_in_worker(text: TextChunk, max_words: float) -> Chunk:
     assert _worker_encoder is not None
     return _worker_encoder.encode(text, max_words)
 

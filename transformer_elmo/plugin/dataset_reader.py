@@ -18,7 +18,7 @@ from allennlp.data.tokenizers import Token, Tokenizer
 from overrides import overrides
 
 from transformer_elmo.plugin.tokenizers import WordSplittingSpacyTokenizer
-from transformer_elmo.text.corpus import DataPath, Sentence, find_shards, read_sentences
+from transformer_elmo.text.corpus import DataPath, Sentence, find_shards, most_words, read_sentences
 from transformer_elmo.text.reader import checked_sentence
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
             tokens = self.tokens_of(sentence)
             if not tokens:
                 continue
-            if self.is_too_long(len(tokens)):
+            if len(tokens) > self.max_words:
                 num_dropped += 1
             else:
                 yield self.tokens_to_instance(tokens)
@@ -140,14 +140,10 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
         """
         return len(self.start_tokens) + len(self.end_tokens)
 
-    def is_too_long(self, num_words: int) -> bool:
-        """
-        Whether a sentence of so many words is dropped.
-        """
-        return (
-            self.max_sequence_length is not None
-            and num_words + self.num_boundary_tokens > self.max_sequence_length
-        )
+    @property
+    def max_words(self) -> float:
+        """Sentences of more words are dropped."""
+        return most_words(self.max_sequence_length, self.num_boundary_tokens)
 
 
 def _looks_at_words(indexer: TokenIndexer) -> bool:

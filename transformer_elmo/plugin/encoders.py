@@ -63,7 +63,7 @@ class TableEncoder:
         for tokens in self._tokenizer.batch_tokenize(lines):
             yield [token.ensure_text() for token in tokens]
 
-    def encode(self, chunk: TextChunk, max_words: Optional[int]) -> WordsChunk:
+    def encode(self, chunk: TextChunk, max_words: float) -> WordsChunk:
         """`max_words`: sentences of more words are dropped."""
         return self._encoder.encode(chunk, max_words)
 
@@ -119,7 +119,7 @@ class InstancesEncoder:
         self._reader = reader
         self._vocab = vocab
 
-    def encode(self, chunk: TextChunk, max_words: Optional[int]) -> InstancesChunk:
+    def encode(self, chunk: TextChunk, max_words: float) -> InstancesChunk:
         """`max_words`: sentences of more words are dropped."""
         result = InstancesChunk([], [], num_blank=chunk.num_lines())
         for sentence in chunk.sentences():
@@ -127,7 +127,7 @@ class InstancesEncoder:
             if not tokens:
                 continue
             result.num_blank -= 1
-            if max_words is not None and len(tokens) > max_words:
+            if len(tokens) > max_words:
                 result.num_dropped += 1
             else:
                 result.instances.append(self._reader.tokens_to_instance(tokens))

@@ -151,12 +151,11 @@ def count_with_reader(data_path: DataPath, reader: DatasetReader) -> Dict[str, D
         and reader.max_instances is None
         and all(map(depends_on_word_alone, reader.token_indexers.values()))
     ):
-        max_length = reader.max_sequence_length
         words = count_words(
             data_path,
             [token.ensure_text() for token in reader.start_tokens],
             [token.ensure_text() for token in reader.end_tokens],
-            max_words=None if max_length is None else max_length - reader.num_boundary_tokens,
+            max_words=reader.max_words,
         )
         for indexer in reader.token_indexers.values():
             _count_distinct(words, indexer, counter)

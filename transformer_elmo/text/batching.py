@@ -4,6 +4,7 @@ Which sentences make a batch, in which order the batches come, and which process
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -15,11 +16,7 @@ Indices = NDArray[np.int64]
 
 
 def random_order(length: int, seed: int, *path: int) -> Indices:
-    """
-    A random permutation that depends on the arguments alone.
-
-    `path`: what the permutation is for: a different path gives an independent one.
-    """
+    """A random permutation that depends on the arguments alone; `path`: what it is for."""
     # NumPy promises that the raw numbers of a bit generator stay the same from version to version,
     # which it does not for `Generator.permutation`.
     bits = np.random.PCG64(np.random.SeedSequence(entropy=seed, spawn_key=path))
@@ -33,14 +30,13 @@ def cut_into_batches(
     shuffle: tuple[int, ...] | None = None,
 ) -> list[Indices]:
     """
-    Cuts sentences into batches of about equal length.
+    Cuts sentences into batches of about equal length: the indices of each batch's sentences.
 
-    `lengths`: shape `(num_sentences,)`: the padded length that a sentence asks for. `max_tokens`:
-    the most tokens that a batch may have, padding included. A longer sentence goes alone.
-    `batch_size`: the most sentences that a batch may have. `shuffle`: a seed and a path (see
-    :func:`random_order`): sentences of the same length and whole batches are shuffled by it. By
-    default both keep their order, short sentences first. Returns the indices of each batch's
-    sentences. Each sentence is in exactly one.
+    `lengths`: the padded length that each sentence asks for, shape `(num_sentences,)`.
+    `max_tokens`: the most tokens of a batch, padding included. A longer sentence goes alone.
+    `batch_size`: the most sentences of a batch. `shuffle`: a seed and a path (see
+    :func:`random_order`), by which sentences of the same length and whole batches are shuffled. By
+    default both keep their order, short sentences first.
     """
     order = np.arange(len(lengths)) if shuffle is None else random_order(len(lengths), *shuffle, 0)
     order = order[np.argsort(lengths[order], kind="stable")]
@@ -106,46 +102,44 @@ def deal_rounds(batches: Iterator[BatchT], world_size: int) -> Iterator[Round[Ba
 
     Raises `ConfigurationError` if there are fewer sentences than processes.
     """
-    # A round is held back until the one after it is complete.
+    # A round is held back until it is known whether the one after it is complete.
     held: list[BatchT] = []
-    dealt: list[BatchT] = []
-    for batch in batches:
-        dealt.append(batch)
-        if len(dealt) == world_size:
-            if held:
-                yield Round(held, dealt[0])
-            held, dealt = dealt, []
-    if not dealt:
+    while dealt := list(islice(batches, world_size)):
+        if sum(map(len, dealt)) < world_size:
+            break
+        if held:
+            yield Round(held, dealt[0])
+        held, first = _as_many(dealt, world_size), dealt[0]
+    else:
         if held:
             yield Round(held, None)
         return
-    first = (held or dealt)[0]
-    if sum(map(len, dealt)) >= world_size:
-        if held:
-            yield Round(held, dealt[0])
-        held = []
-    rest = held + dealt
-    num_sentences = sum(map(len, rest))
+    num_sentences = sum(map(len, held + dealt))
     if num_sentences < world_size:
         raise ConfigurationError(
             f"The corpus has {num_sentences} sentences, fewer than the {world_size} processes that "
             "share it. Use fewer processes or more text."
         )
-    num_rounds = 2 if held and num_sentences >= 2 * world_size else 1
-    while len(rest) < num_rounds * world_size:
-        largest = max(range(len(rest)), key=lambda i: len(rest[i]))
-        rest[largest : largest + 1] = rest[largest].split(len(rest[largest]) // 2)
-    while len(rest) > num_rounds * world_size:
-        last = rest.pop()
-        merged = [batch.merge(last) for batch in rest]
-        growth = [
-            new.num_padded_tokens() - old.num_padded_tokens() for new, old in zip(merged, rest)
-        ]
-        best = growth.index(min(growth))
-        rest[best] = merged[best]
+    num_rounds = min(2, num_sentences // world_size)
+    rest = _as_many(held + dealt, num_rounds * world_size)
     if num_rounds == 2:
         yield Round(rest[:world_size], first, 1)
     yield Round(rest[-world_size:], None)
+
+
+def _as_many(batches: list[BatchT], number: int) -> list[BatchT]:
+    """The same sentences in so many batches: the largest are split, or the last ones merged."""
+    batches = list(batches)
+    while len(batches) < number:
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+        batches[largest : largest + 1] = batches[largest].split(len(batches[largest]) // 2)
+    while len(batches) > number:
+        last = batches.pop()
+        merged = [batch.merge(last) for batch in batches]
+        growth = [m.num_padded_tokens() - b.num_padded_tokens() for m, b in zip(merged, batches)]
+        best = growth.index(min(growth))
+        batches[best] = merged[best]
+    return batches
 
 
 def regrouped(rounds: Iterable[Round[BatchT]], world_size: int) -> Iterator[Round[BatchT]]:

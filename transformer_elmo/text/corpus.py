@@ -11,19 +11,17 @@ import codecs
 import glob
 import gzip
 import hashlib
-import io
 import json
 import logging
 import lzma
+import math
 import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, Union, cast
-
-from overrides import overrides
+from typing import IO, Any, Union
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_read, errors_of_reading
@@ -54,21 +52,23 @@ BLOCK_SIZE = 2**20
 # A file says by its first bytes how it is compressed, so a download that lost its suffix is read
 # all the same. None of these can begin a UTF-8 text: the second byte of gzip's and the first of
 # xz's and zstd's are not UTF-8 there, and bzip2's ten bytes hold the digits of pi.
-_MAGIC = {"gzip": b"\x1f\x8b", "xz": b"\xfd7zXZ\x00", "zstd": b"\x28\xb5\x2f\xfd"}
-_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
-_BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
+_COMPRESSIONS = (
+    ("gzip", ".gz", re.compile(rb"\x1f\x8b")),
+    ("bzip2", ".bz2", re.compile(rb"BZh\d(1AY&SY|\x17rE8P\x90)")),
+    ("xz", ".xz", re.compile(rb"\xfd7zXZ\x00")),
+    ("zstd", ".zst", re.compile(rb"\x28\xb5\x2f\xfd")),
+)
 
 
 def find_shards(data_path: DataPath) -> list[Path]:
     """
-    Lists the files that a path stands for.
+    The files that a path stands for, at least one: a file; a directory, whose files are taken in
+    the order of their names (hidden files and sub-folders are skipped); a glob, likewise in order;
+    or a URL (`http://`, `https://`, `s3://` and whatever else the library `cached_path` knows),
+    which is downloaded once. A list is taken in its own order.
 
-    `data_path`: a file; a directory, whose files are taken in the order of their names (hidden
-    files and sub-folders are skipped); a glob, likewise in order; or a URL (`http://`, `https://`,
-    `s3://` and whatever else the library `cached_path` knows), which is downloaded once. A list is
-    taken in its own order. Returns at least one file. Raises `ConfigurationError` if nothing is
-    found, a URL can't be fetched, or a path is no file (a pipe, for example, can't be read once for
-    each epoch). The message names the path, and the environment variables that hold it.
+    Raises `ConfigurationError` if nothing is found, a URL can't be fetched, or a path is no file (a
+    pipe, say). The message names the path, and the environment variables that hold it.
     """
     if isinstance(data_path, (list, tuple)):
         if not data_path:
@@ -111,11 +111,7 @@ def find_shards(data_path: DataPath) -> list[Path]:
 
 
 def fetch(url: str) -> Path:
-    """
-    The file that an address leads to, downloaded once.
-
-    Raises `ConfigurationError` if it can't be had.
-    """
+    """The file that an address leads to, downloaded once, or a `ConfigurationError`."""
     try:
         return Path(downloaded(url))
     except ConfigurationError:
@@ -130,8 +126,7 @@ def fetch(url: str) -> Path:
 
 
 def variables_with(path: str) -> str:
-    # A config has replaced its variables by their values long before a path comes here, so the
-    # variable is found again by its value.
+    # A config has replaced its variables by their values long before: they are found again by them.
     names = sorted(name for name, value in os.environ.items() if value == path and name != "_")
     if not names:
         return ""
@@ -141,10 +136,8 @@ def variables_with(path: str) -> str:
 def read_sentences(shard: PathOrStr) -> Iterator[TextOrWords]:
     """
     The sentences of one file of UTF-8, plain or compressed by gzip, bzip2, xz or zstd: each a text,
-    or the words that a line of JSON has. Blank lines are skipped; the log says how many.
-
-    Raises `ConfigurationError` if the file can't be read to its end or isn't UTF-8; see also
-    :func:`parse_line`.
+    or the words that a line of JSON has. Blank lines are skipped; the log says how many. Errors are
+    those of :func:`read_blocks`, :func:`decode` and :func:`parse_line`.
     """
     blank_lines = 0
     for number, line in enumerate(_lines_of_shard(shard), start=1):
@@ -163,11 +156,16 @@ def read_lines(data_path: DataPath) -> Iterator[str]:
 
 
 def _lines_of_shard(shard: PathOrStr) -> Iterator[str]:
+    for text, _ in _texts(shard):
+        yield from split_lines(text)
+
+
+def _texts(shard: PathOrStr) -> Iterator[tuple[str, int]]:
+    """A file's blocks, each with the number of its first line."""
     line_number = 1
     for block in read_blocks(shard):
-        lines = split_lines(decode(block, shard, line_number))
-        line_number += len(lines)
-        yield from lines
+        yield decode(block, shard, line_number), line_number
+        line_number += count_lines_of(block)
 
 
 def split_lines(text: str) -> list[str]:
@@ -256,6 +254,11 @@ def sentence_in(value: Any) -> TextOrWords | None:
     return list(value) if is_list and all(isinstance(word, str) for word in value) else None
 
 
+def most_words(max_length: int | None, num_boundary_tokens: int) -> float:
+    """How many words a sentence may have that isn't dropped: `max_length` counts all tokens."""
+    return math.inf if max_length is None else max_length - num_boundary_tokens
+
+
 def is_blank(line: str) -> bool:
     """Whether a line has no word in it."""
     return not line or line.isspace()
@@ -275,50 +278,87 @@ def count_lines_of(block: bytes) -> int:
 
 def has_sentences(shard: PathOrStr) -> bool:
     """Whether any line of a file isn't blank; all of it is read, so that errors are found."""
-    line_number, found = 1, False
-    for block in read_blocks(shard):
-        found = bool(decode(block, shard, line_number).strip()) or found
-        line_number += count_lines_of(block)
-    return found
+    return sum(bool(text.strip()) for text, _ in _texts(shard)) > 0
 
 
 def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
     r"""
-    Reads a file as blocks of whole lines.
+    A file, plain or compressed, as blocks of whole lines, all but the last of which end with `\n`.
 
-    `shard`: a file, plain or compressed. `offset`: where to begin: a number of (uncompressed)
-    bytes, at the beginning of a line. `block_size`: a block has about this many bytes, more if a
-    line has. Returns together they are the file. All but the last one end with `\n`. Raises
-    `ConfigurationError` if the file can't be read to its end, or is an archive of files.
+    `offset`: where to begin: a number of (uncompressed) bytes, at the beginning of a line.
+    `block_size`: a block has about this many bytes, more if a line has. Raises `ConfigurationError`
+    if the file can't be read to its end, or is an archive of files.
     """
     check_can_read(shard)
+    # The pieces of a line that is longer than a block are kept apart until its end is seen: joined
+    # one by one they would be copied again and again.
+    pending: list[bytes] = []
+    is_first = offset == 0
     try:
-        with open_shard(shard) as file:
-            if file.seekable():
-                file.seek(offset)
-            else:
-                while offset and (skipped := len(file.read(min(offset, block_size)))):
-                    offset -= skipped
-            # The pieces of a line that is longer than a block are kept apart until its end is seen:
-            # joined one by one they would be copied again and again.
-            pending: list[bytes] = []
-            is_first = offset == 0
-            while block := file.read(block_size):
+        with open(shard, "rb") as file:
+            for block in _uncompressed(file, Path(shard), offset, block_size):
                 if is_first:
                     _check_is_text(block, shard)
                     is_first = False
                 end = block.rfind(b"\n") + 1
                 if end:
                     yield b"".join([*pending, block[:end]])
-                    pending = [block[end:]] if end < len(block) else []
-                else:
-                    pending.append(block)
+                    pending = []
+                if end < len(block):
+                    pending.append(block[end:])
             if pending:
                 yield b"".join(pending)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ConfigurationError(
             f"Can't read {shard} to its end: {error}. If it was downloaded, download it again."
         ) from error
+
+
+def _uncompressed(file: IO[bytes], path: Path, offset: int, size: int) -> Iterator[bytes]:
+    """What a file holds, from an offset on, in pieces of about a size."""
+    head = file.read(16)
+    file.seek(0)
+    kind = next((kind for kind, _, magic in _COMPRESSIONS if magic.match(head)), None)
+    for promised, suffix, _ in _COMPRESSIONS:
+        if path.suffix == suffix and head and kind != promised:
+            raise ConfigurationError(
+                f"{path} is named {suffix}, but it isn't {promised} data. Compress it, or rename "
+                "it."
+            )
+    if kind == "zstd":
+        pieces = _zstd_pieces(file, path)
+    else:
+        readers: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+        reader = file if kind is None else readers[kind](file, "rb")
+        reader.seek(offset)
+        offset = 0
+        pieces = iter(partial(reader.read, size), b"")
+    for piece in pieces:
+        if len(piece) > offset:
+            yield piece[offset:]
+        offset = max(0, offset - len(piece))
+
+
+def _zstd_pieces(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    # The package's own reader takes a file that was cut off for a complete one.
+    zstandard = needed(
+        "zstandard", f"Reading {path}", otherwise=f"Or decompress the file: unzstd {path.name}"
+    )
+    # Files may have been compressed with windows of up to 2 GB (`zstd --long=31`).
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    frame = None
+    while compressed := file.read(2**18):
+        while compressed:
+            frame = frame or decompressor.decompressobj()
+            try:
+                yield frame.decompress(compressed)
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+            compressed = b""
+            if frame.eof:
+                compressed, frame = frame.unused_data, None
+    if frame is not None:
+        raise EOFError("Compressed file ended before the end of a frame")
 
 
 def _check_is_text(head: bytes, shard: PathOrStr) -> None:
@@ -340,11 +380,9 @@ def _check_is_text(head: bytes, shard: PathOrStr) -> None:
 
 def decode(block: bytes, shard: PathOrStr, line_number: int) -> str:
     """
-    Decodes a block of lines as UTF-8. A byte-order mark before the first line is no part of it.
+    A block of whole lines as text. A byte-order mark before the first line is no part of it.
 
-    `block`: whole lines. `shard`: the file that it comes from, for the message. `line_number`: the
-    number of its first line in that file, counted from 1, for the message. Raises
-    `ConfigurationError` if it isn't UTF-8. The message has the file, the line and the way on.
+    `line_number`: of its first line, counted from 1. Raises `ConfigurationError` if it isn't UTF-8.
     """
     try:
         text = block.decode("utf-8")
@@ -368,106 +406,6 @@ def _not_utf8(where: PathOrStr, what: str, encoding: str) -> ConfigurationError:
         f"NEW` (put its real encoding for {encoding}), or drop such bytes with `iconv -f utf-8 -t "
         "utf-8 -c FILE > NEW`."
     )
-
-
-def open_shard(shard: PathOrStr) -> IO[bytes]:
-    """
-    Opens a file for reading bytes, through the decompressor that its first bytes ask for.
-
-    Raises `ConfigurationError` if its name promises a compression that it doesn't have, or zstd is
-    needed and not installed.
-    """
-    path = Path(shard)
-    file = open(path, "rb")  # noqa: SIM115 (whoever asked for it closes it)
-    try:
-        head = file.read(16)
-        file.seek(0)
-        compression = _compression_of(head)
-        promised = _SUFFIXES.get(path.suffix)
-        if promised is not None and head and compression != promised:
-            raise ConfigurationError(
-                f"{path} is named {path.suffix}, but it isn't {promised} data. Compress it, or "
-                "rename it."
-            )
-        if compression == "gzip":
-            # GzipFile closes only what it opened itself.
-            file.close()
-            return cast(IO[bytes], gzip.open(path, "rb"))
-        if compression == "bzip2":
-            file.close()
-            return cast(IO[bytes], bz2.open(path, "rb"))
-        if compression == "xz":
-            file.close()
-            return cast(IO[bytes], lzma.open(path, "rb"))
-        if compression == "zstd":
-            return _open_zstd(file, path)
-        return file
-    except BaseException:
-        file.close()
-        raise
-
-
-def _compression_of(head: bytes) -> str:
-    for name, magic in _MAGIC.items():
-        if head.startswith(magic):
-            return name
-    if head[:3] == b"BZh" and head[3:4].isdigit() and head[4:10] in _BZIP2_BLOCKS:
-        return "bzip2"
-    return "none"
-
-
-def _open_zstd(file: IO[bytes], path: Path) -> IO[bytes]:
-    zstandard = needed(
-        "zstandard", f"Reading {path}", otherwise=f"Or decompress the file: unzstd {path.name}"
-    )
-    # A buffer in front makes short reads whole ones.
-    return io.BufferedReader(_ZstdFile(file, zstandard), BLOCK_SIZE)
-
-
-class _ZstdFile(io.RawIOBase):
-    """
-    The package's own reader takes a file that was cut off for a complete one.
-    """
-
-    def __init__(self, file: IO[bytes], zstandard: Any) -> None:
-        super().__init__()
-        self._file = file
-        self._zstandard = zstandard
-        # Files may have been compressed with windows of up to 2 GB (`zstd --long=31`).
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        self._frame: Any = None
-        self._compressed = b""
-        self._text = memoryview(b"")
-
-    @overrides
-    def readable(self) -> bool:
-        return True
-
-    @overrides(check_signature=False)
-    def readinto(self, buffer: Any) -> int:
-        while not self._text:
-            self._compressed = self._compressed or self._file.read(2**17)
-            if not self._compressed:
-                if self._frame is not None:
-                    raise EOFError("Compressed file ended before the end of a frame")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            try:
-                self._text = memoryview(self._frame.decompress(self._compressed))
-            except self._zstandard.ZstdError as error:
-                raise OSError(str(error)) from None
-            self._compressed = b""
-            if self._frame.eof:
-                self._compressed, self._frame = self._frame.unused_data, None
-        size = min(len(buffer), len(self._text))
-        buffer[:size] = self._text[:size]
-        self._text = self._text[size:]
-        return size
-
-    @overrides
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 # Of a larger file only its beginning, middle and end are read to tell whether it is the same.

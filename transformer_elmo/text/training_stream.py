@@ -293,7 +293,7 @@ class WordsEncoder:
         self._distinct_words = distinct_words
         self._loaded: WordsChunk | None = None
 
-    def encode(self, chunk: TextChunk, max_words: int | None) -> WordsChunk:
+    def encode(self, chunk: TextChunk, max_words: float) -> WordsChunk:
         """`max_words`: sentences of more words are dropped."""
         all_rows, all_lengths = [], []
         for text, shard, line_number in chunk.texts():
@@ -309,12 +309,10 @@ class WordsEncoder:
             all_rows.append(rows)
             all_lengths.append(lengths)
         rows, lengths = np.concatenate(all_rows), np.concatenate(all_lengths)
-        num_blank, num_dropped = chunk.num_lines() - len(lengths), 0
-        if max_words is not None:
-            keep = lengths <= max_words
-            num_dropped = int(len(keep) - keep.sum())
-            if num_dropped:
-                rows, lengths = rows[np.repeat(keep, lengths)], lengths[keep]
+        keep = lengths <= max_words
+        num_blank, num_dropped = chunk.num_lines() - len(lengths), int(len(keep) - keep.sum())
+        if num_dropped:
+            rows, lengths = rows[np.repeat(keep, lengths)], lengths[keep]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         new_words = self._table.forget_new_words()
         return WordsChunk(rows, starts, new_words, self._table.num_known, num_dropped, num_blank)

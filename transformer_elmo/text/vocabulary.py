@@ -5,6 +5,7 @@ them, half a gigabyte, for a billion words.
 """
 
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -99,11 +100,7 @@ class WordList:
         return cls([line.replace("@@NEWLINE@@", "\n") for line in lines], unknown_word)
 
     def write(self, folder: Path) -> None:
-        """
-        Writes AllenNLP's vocabulary folder.
-
-        `folder`: must be there.
-        """
+        """Fills a folder, which must be there, as AllenNLP's vocabularies have it."""
         text = "".join(self.lines())
         (folder / f"{NAMESPACE}.txt").write_text(text, encoding="utf-8", newline="\n")
         (folder / NAMESPACES_WITHOUT_PADDING).write_text("*labels\n*tags\n")
@@ -118,25 +115,23 @@ def count_words(
     start_tokens: Iterable[str] = (),
     end_tokens: Iterable[str] = (),
     quiet: bool = False,
-    max_words: int | None = None,
+    max_words: float = math.inf,
 ) -> dict[str, int]:
     """
-    Counts the words of a corpus, which are what `str.split` makes of its lines.
+    How often each word of a corpus occurs, in the order of the first occurrences. Words are what
+    `str.split` makes of its lines.
 
-    `data_path`: what :func:`~transformer_elmo.text.corpus.find_shards` takes. `start_tokens`:
-    counted once before the words of each line that isn't blank. `end_tokens`: counted once after
-    the words of each line that isn't blank. `quiet`: if `True`, there is no progress bar.
-    `max_words`: lines of more words are left out. Returns in the order in which the words first
-    occur.
+    `data_path`: what :func:`~transformer_elmo.text.corpus.find_shards` takes. `start_tokens`,
+    `end_tokens`: counted once before and after the words of each line that isn't blank. `quiet`:
+    without a progress bar. `max_words`: lines of more words are left out.
     """
     boundary_tokens = [*start_tokens, *end_tokens]
     counter = _WordCounter()
     num_sentences = 0
     num_dropped = 0
     for text in _texts(data_path, quiet):
-        if max_words is not None:
-            text, dropped = _without_long_lines(text, max_words)
-            num_dropped += dropped
+        text, dropped = _without_long_lines(text, max_words)
+        num_dropped += dropped
         if boundary_tokens:
             lines = text.split("\n")
             found = sum(1 for line in lines if not is_blank(line))
@@ -152,21 +147,17 @@ def count_words(
         counts[token] += max(0, num_sentences - 1)
     if num_dropped:
         logger.warning(
-            "Left out %d sentences of %s of more than %d words.", num_dropped, data_path, max_words
+            "Left out %d sentences of %s of more than %g words.", num_dropped, data_path, max_words
         )
     return counts
 
 
-def _without_long_lines(text: str, max_words: int) -> tuple[str, int]:
-    """
-    A text without its lines of more than so many words, and how many there were.
-    """
-    lines = text.split("\n")
+def _without_long_lines(text: str, max_words: float) -> tuple[str, int]:
+    """A text without its lines of more than so many words, and how many there were."""
+    lines = [] if max_words == math.inf else text.split("\n")
     # So many words need so many characters, with the spaces between them, which few lines have.
-    least = 2 * max_words + 1
-    long = [
-        i for i, line in enumerate(lines) if len(line) >= least and len(line.split()) > max_words
-    ]
+    long = [i for i, n in enumerate(map(len, lines)) if n > 2 * max_words]
+    long = [i for i in long if len(lines[i].split()) > max_words]
     for i in long:
         lines[i] = ""
     return ("\n".join(lines) if long else text), len(long)
@@ -180,9 +171,7 @@ _ROWS_AT_A_TIME = 2**21
 
 
 class _WordCounter:
-    """
-    Counts words: those seen for a while by their rows in a table, the others by a dictionary.
-    """
+    """Counts words: those seen for a while by their rows in a table, others by a dictionary."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -219,9 +208,7 @@ class _WordCounter:
         self._rows, self._num_rows = [], 0
 
     def total(self) -> dict[str, int]:
-        """
-        All counts so far, in the order in which the words first occurred.
-        """
+        """All counts so far, in the order in which the words first occurred."""
         self._add_rows()
         for row in np.flatnonzero(self._by_row[1:]).tolist():
             self._counts[self._words[row]] += int(self._by_row[row + 1])
@@ -277,35 +264,24 @@ def write_vocabulary(
     `data_path`: what :func:`~transformer_elmo.text.corpus.find_shards` takes. `directory`: the
     folder to write. `min_count`: words that occur less often are left out. `max_vocab_size`: the
     most words to keep, beside the three special ones. `force`: whether to replace a folder that
-    isn't empty. `quiet`: if `True`, there is no progress bar. Returns the number of lines of
-    `tokens.txt`. Raises `ConfigurationError` if the folder isn't empty and `force` is false, or no
-    word is left.
+    isn't empty. `quiet`: without a progress bar. Returns the number of lines of `tokens.txt`.
+    Raises `ConfigurationError` if the folder isn't empty and `force` is false, or no word is left.
     """
+    special = ["</S>", "<S>", UNKNOWN]
     with folder_written_whole(Path(directory), replace=force) as folder:
-        words = _frequent_words(data_path, min_count, max_vocab_size, quiet)
+        counts = count_words(data_path, quiet=quiet)
+        # `<UNK>` is how the billion-word corpus writes the unknown word.
+        left_out = {*special, PADDING, "<UNK>"}
+        kept = [w for w, count in counts.items() if count >= min_count and w not in left_out]
+        if not kept:
+            raise ConfigurationError(
+                f"No word of {data_path} occurs {min_count} times or more: {len(counts)} distinct "
+                "words were counted. Give more text or a smaller --min-count."
+            )
+        kept.sort(key=lambda word: (-counts[word], word))
+        words = WordList(special + kept[:max_vocab_size])
         words.write(folder)
     return len(words)
-
-
-def _frequent_words(
-    data_path: DataPath, min_count: int, max_vocab_size: int | None, quiet: bool
-) -> WordList:
-    special = ["</S>", "<S>", UNKNOWN]
-    counts = count_words(data_path, quiet=quiet)
-    # `<UNK>` is how the billion-word corpus writes the unknown word.
-    left_out = {*special, PADDING, "<UNK>"}
-    kept: list[tuple[str, int]] = [
-        (word, count)
-        for word, count in counts.items()
-        if count >= min_count and word not in left_out
-    ]
-    if not kept:
-        raise ConfigurationError(
-            f"No word of {data_path} occurs {min_count} times or more: {len(counts)} distinct "
-            "words were counted. Give more text or a smaller --min-count."
-        )
-    kept.sort(key=lambda item: (-item[1], item[0]))
-    return WordList(special + [word for word, _ in kept[:max_vocab_size]])
 
 
 def extended_words(old: Sequence[str], counts: Mapping[str, int], min_count: int = 3) -> list[str]:
