@@ -55,7 +55,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> object:
     if name not in _PLUGIN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_with_allennlp.plugin(_PLUGIN[name], name), name)
+    # Found at once from now on, also by what reads `__dict__`, as pdoc does.
+    globals()[name] = getattr(_with_allennlp.plugin(_PLUGIN[name], name), name)
+    return globals()[name]
 
 
 __all__ = [

@@ -29,4 +29,5 @@ def __getattr__(name: str) -> Any:
     needed("flair", __name__)
     from transformer_elmo.integrations import _flair
 
-    return getattr(_flair, name)
+    globals()[name] = getattr(_flair, name)
+    return globals()[name]
