@@ -1,7 +1,4 @@
-"""
-A trained language model as an object to work with: vectors, probabilities and perplexities of
-sentences.
-"""
+"""A trained language model at work: vectors, probabilities and perplexities of sentences."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,14 +6,7 @@ from functools import partial
 from html import escape
 from itertools import chain
 from pathlib import Path
-from typing import (
-    Any,
-    NamedTuple,
-    Protocol,
-    TypeVar,
-    Union,
-    cast,
-)
+from typing import Any, NamedTuple, Protocol, TypeVar, Union, cast
 
 import numpy as np
 import torch
@@ -88,16 +78,13 @@ class SentenceReader(Protocol):
     start_tokens: list[str]
     end_tokens: list[str]
 
-    def words(self, sentence: Sentence) -> list[str]:
-        """The words of a sentence, without boundary tokens."""
+    def words(self, sentence: Sentence) -> list[str]: ...
 
-    def with_boundaries(self, words: Sequence[str]) -> list[str]:
-        """The tokens that the model reads for a sentence of these words."""
+    def with_boundaries(self, words: Sequence[str]) -> list[str]: ...
 
     def batch(
         self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
-    ) -> Any:
-        """A batch on a device, with an attribute `token_ids`."""
+    ) -> Any: ...
 
 
 class TransformerElmo:
@@ -214,9 +201,9 @@ class TransformerElmo:
             model.precision = precision
         if compile is not None:
             model.compiles = compile
-        if where.type != "cpu" and hasattr(model, "check_softmax"):
+        if where.type != "cpu":
             # All of it is about to be read anyway.
-            model.check_softmax()
+            _check_softmax(model)
         elmo = cls(model.to(where), reader, **options)
         elmo.name = name
         elmo._is_shared = False
@@ -257,7 +244,7 @@ class TransformerElmo:
             place for; if ONNX's packages aren't there.
         """
         if with_softmax:
-            self._check_softmax()
+            _check_softmax(self._model)
         model, reader = self._model, self._reader
         if hasattr(model, "as_core"):
             # AllenNLP's: what it was built from can be read from its modules.
@@ -393,14 +380,7 @@ class TransformerElmo:
         progress: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        As `embed`, in one tensor.
-
-        # Parameters
-
-        sentences, layers, weights, progress
-            See `embed`.
-        track_gradients : `bool`, optional (default = `False`)
-            Whether gradients flow to the model's parameters.
+        As `embed_tensors`, in one tensor.
 
         # Returns
 
@@ -409,23 +389,16 @@ class TransformerElmo:
             max_words, dim)`, zero at padding; and the mask, shape `(num_sentences, max_words)`,
             boolean.
         """
-        vectors = self.embed_tensors(
-            sentences,
-            layers,
-            weights=weights,
-            track_gradients=track_gradients,
-            progress=progress,
-        )
+        options = {"track_gradients": track_gradients, "progress": progress}
+        vectors = self.embed_tensors(sentences, layers, weights=weights, **options)
         lengths = [v.size(-2) for v in vectors]
-        longest = max(lengths, default=0)
         # On the host, which would have to wait for its device to say how long the longest is.
+        longest = max(lengths, default=0)
         mask = torch.arange(longest) < torch.tensor(lengths, dtype=torch.long).unsqueeze(-1)
-        mask = mask.to(self.device)
-        if not vectors:
-            shape = (0, self.num_layers, 0, self.dim) if layers == "all" else (0, 0, self.dim)
-            return torch.zeros(shape, device=self.device), mask
+        shape = (0, self.num_layers, 0, self.dim) if layers == "all" else (0, 0, self.dim)
         padded = [torch.nn.functional.pad(v, (0, 0, 0, longest - v.size(-2))) for v in vectors]
-        return torch.stack(padded), mask
+        found = torch.stack(padded) if padded else torch.zeros(shape, device=self.device)
+        return found, mask.to(self.device)
 
     def embed_tensors(
         self,
@@ -477,26 +450,17 @@ class TransformerElmo:
         skip: int | None = None,
     ) -> Iterator[torch.Tensor]:
         layers = self.checked_layers(layers, weights)
+        vectors_of = partial(self._run, layers=layers, weights=weights)
         segments = (
             f"Lower segment_length (now {self.segment_length}): longer texts are embedded in "
             "segments of so many tokens."
         )
-
-        def run(jobs: list[Job]) -> list[tuple[torch.Tensor, bool]]:
-            function = partial(self._run, layers=layers, weights=weights)
-            return list(chain(*self._in_parts(function, jobs, _num_tokens_of, segments)))
-
-        parts: list[torch.Tensor] = []
-        jobs = jobs_of(
-            map(self._reader.words, sentences),
-            self._reader.start_tokens,
-            self._reader.end_tokens,
-            self.segment_length,
-        )
+        reader, parts = self._reader, []
+        boundaries = (reader.start_tokens, reader.end_tokens)
         for vectors, ends_sentence in in_batches(
-            jobs,
+            jobs_of(map(reader.words, sentences), *boundaries, self.segment_length),
             _num_tokens_of,
-            run,
+            lambda jobs: self._in_parts(vectors_of, jobs, _num_tokens_of, segments),
             self.max_tokens,
             lambda job: job.sentence >= (skip or 0),
             # Which words were met before decides which are encoded together, and so the last bit.
@@ -509,14 +473,14 @@ class TransformerElmo:
 
     def _in_parts(
         self,
-        function: Callable[[list[T]], ResultT],
+        function: Callable[[list[T]], list[ResultT]],
         items: list[T],
-        length: Callable[[T], int],
+        length: Callable[[T], int] = len,  # type: ignore[assignment]
         alone: str = WHOLE,
     ) -> list[ResultT]:
-        """The function's results for parts of a batch: one, where memory is enough."""
-        key = f"max_tokens (now {self.max_tokens})"
-        return self._splitter.run(function, items, length, key, alone, self._model.forget_words)
+        """The function's results for a batch; in parts where memory isn't enough."""
+        key, forget = f"max_tokens (now {self.max_tokens})", self._model.forget_words
+        return list(chain(*self._splitter.run(function, items, length, key, alone, forget)))
 
     def checked_layers(self, layers: Layers, weights: Sequence[float] | None = None) -> Layers:
         """
@@ -625,27 +589,16 @@ class TransformerElmo:
         """As `score_stream`, for sentences that have their boundary tokens already."""
         if top_k < 0:
             raise ValueError(f"top_k must not be negative, got {top_k}.")
-        softmax = self._softmax()
+        softmax, bidirectional = self._softmax(), self._model.is_bidirectional
 
+        @torch.no_grad()
         def scores(batch: list[list[str]]) -> list[SentenceScores]:
             made = self._reader.batch(batch, self.device)
-            with torch.no_grad():
-                encoded = self._encode(made)
-            return score_encoded(
-                encoded,
-                softmax,
-                made.token_ids,
-                self.vocab,
-                self._model.is_bidirectional,
-                top_k,
-                batch,
-            )
-
-        def run(batch: list[list[str]]) -> list[SentenceScores]:
-            return list(chain(*self._in_parts(scores, batch, len)))
+            encoded, ids = self._encode(made), made.token_ids
+            return score_encoded(encoded, softmax, ids, self.vocab, bidirectional, top_k, batch)
 
         tokens = map(self._reader.words, checked_sentences(sentences))
-        return in_batches(tokens, len, run, self.max_tokens)
+        return in_batches(tokens, len, partial(self._in_parts, scores), self.max_tokens)
 
     def _softmax(self) -> Softmax:
         softmax = self._model.softmax
@@ -655,13 +608,8 @@ class TransformerElmo:
                 "it can't say how probable a word is. Open the archive that was trained, or a "
                 "model folder with its softmax."
             )
-        self._check_softmax()
+        _check_softmax(self._model)
         return softmax
-
-    def _check_softmax(self) -> None:
-        check = getattr(self._model, "check_softmax", None)
-        if check is not None:
-            check()
 
     def evaluate(
         self,
@@ -715,28 +663,25 @@ class TransformerElmo:
             name, sentences = "these sentences", checked_sentences(corpus)
         self._softmax()
         totals, listed = Totals(), None
+        if isinstance(words_of, (str, os.PathLike)):
+            words_of = WordList.read(words_of).words
         if words_of is not None:
-            by_name = isinstance(words_of, (str, os.PathLike))
-            listed = ListedTotals(
-                WordList.read(words_of).words if by_name else list(words_of),  # type: ignore[arg-type]
-                self.vocab,
-            )
+            listed = ListedTotals(list(words_of), self.vocab)
         whole = WholeText(self._reader, self.vocab) if bits_per_character else None
 
         @torch.no_grad()
-        def found(batch: list[list[str]]) -> tuple[Any, ...]:
+        def found(batch: list[list[str]]) -> list[Any]:
             made = self._reader.batch(batch, self.device)
-            encoded = self._encode(made)
-            losses = self._model.losses(encoded, made.token_ids)
-            unknown = self.vocab.unknown
-            outside = 0 if unknown is None else int((made.token_ids[:, 1:] == unknown).sum())
+            encoded, ids = self._encode(made), made.token_ids
+            losses, unknown = self._model.losses(encoded, ids), self.vocab.unknown
+            outside = 0 if unknown is None else int((ids[:, 1:] == unknown).sum())
             rows = None
             if listed is not None:
-                rows = predicted(encoded.packing, made.token_ids, self._model.is_bidirectional)
-            return losses, len(batch), outside, rows
+                rows = predicted(encoded.packing, ids, self._model.is_bidirectional)
+            return [(losses, len(batch), outside, rows)]
 
         def run(batch: list[list[str]]) -> list[int]:
-            for losses, num_sentences, outside, rows in self._in_parts(found, batch, len):
+            for losses, num_sentences, outside, rows in self._in_parts(found, batch):
                 totals.add(losses, num_sentences, outside)
                 if listed is not None:
                     listed.add(losses, rows)
@@ -940,6 +885,11 @@ class TransformerElmo:
 
 def _num_tokens_of(job: Job) -> int:
     return len(job.tokens)
+
+
+def _check_softmax(model: Any) -> None:
+    # AllenNLP's has none that nobody has looked at.
+    getattr(model, "check_softmax", lambda: None)()
 
 
 def _opened(
