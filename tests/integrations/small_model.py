@@ -14,7 +14,7 @@ from transformer_elmo.pretrained.config import (
     TextConfig,
     WordIdsConfig,
 )
-from transformer_elmo.pretrained.folder import Opened, reader_of, save_folder
+from transformer_elmo.pretrained.folder import reader_of, save_folder
 from transformer_elmo.text.vocabulary import UNKNOWN, WordList
 
 WORDS = ["</S>", "<S>", UNKNOWN, *"the a cat dog sat ran in on Berlin Paris Anna Otto . ,".split()]
@@ -52,6 +52,6 @@ def save_small_model(
     """
     torch.manual_seed(seed)
     model = config.build().eval()
-    opened = Opened(model, reader_of(config, WordList(WORDS)), config, {"corpus": "made up"})
-    save_folder(opened, folder, **options)
+    model.card = {"corpus": "made up"}
+    save_folder(model, reader_of(config, WordList(WORDS)), folder, **options)
     return folder

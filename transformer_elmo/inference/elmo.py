@@ -13,7 +13,7 @@ import torch
 
 from transformer_elmo import with_allennlp
 from transformer_elmo.errors import ConfigurationError, becoming_a_model
-from transformer_elmo.inference.evaluation import ListedTotals, Totals, WholeText
+from transformer_elmo.inference.evaluation import Totals, WholeText, listed_rows
 from transformer_elmo.inference.neighbors import WORDS_AT_ONCE, Directions
 from transformer_elmo.inference.scores import SentenceScores, score_encoded
 from transformer_elmo.inference.vectors import (
@@ -251,7 +251,6 @@ class TransformerElmo:
             model, reader = model.as_core(reader)
         if model.config is None:
             raise ConfigurationError("This model was put together by hand, and has no config.")
-        opened = model_folder.Opened(model, cast(Any, reader), model.config, model.card)
         more: Callable[[Path], None] | None = None
         if onnx:
             # Nobody else needs its packages.
@@ -259,14 +258,8 @@ class TransformerElmo:
 
             check_packages()
             more = partial(write_onnx, model)
-        model_folder.save_folder(
-            opened,
-            folder,
-            with_softmax=with_softmax,
-            dtype=dtype,
-            replace_existing=replace,
-            more=more,
-        )
+        options: Any = {"with_softmax": with_softmax, "dtype": dtype, "replace_existing": replace}
+        model_folder.save_folder(model, cast(Any, reader), folder, more=more, **options)
 
     def _description(self) -> dict[str, str]:
         layers = f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one"
@@ -628,8 +621,8 @@ class TransformerElmo:
             A file, directory, glob or URL of text, one sentence a line; or sentences. Those without
             a word are skipped, as blank lines are.
         words_of : `str`, `PathLike` or `Sequence[str]`, optional (default = `None`)
-            A file of words, one a line, or the words: see
-            `transformer_elmo.inference.evaluation.ListedTotals`.
+            A file of words, one a line, or the words, whose perplexity is wanted by itself: see
+            `transformer_elmo.inference.evaluation.listed_rows`.
         bits_per_character : `bool`, optional (default = `False`)
             Whether to say what the text costs, its unknown words spelled out: see
             `transformer_elmo.inference.evaluation`.
@@ -662,11 +655,9 @@ class TransformerElmo:
         else:
             name, sentences = "these sentences", checked_sentences(corpus)
         self._softmax()
-        totals, listed = Totals(), None
         if isinstance(words_of, (str, os.PathLike)):
             words_of = WordList.read(words_of).words
-        if words_of is not None:
-            listed = ListedTotals(list(words_of), self.vocab)
+        totals = Totals(None if words_of is None else listed_rows(words_of, self.vocab))
         whole = WholeText(self._reader, self.vocab) if bits_per_character else None
 
         @torch.no_grad()
@@ -675,16 +666,12 @@ class TransformerElmo:
             encoded, ids = self._encode(made), made.token_ids
             losses, unknown = self._model.losses(encoded, ids), self.vocab.unknown
             outside = 0 if unknown is None else int((ids[:, 1:] == unknown).sum())
-            rows = None
-            if listed is not None:
-                rows = predicted(encoded.packing, ids, self._model.is_bidirectional)
+            rows = predicted(encoded.packing, ids, self._model.is_bidirectional)
             return [(losses, len(batch), outside, rows)]
 
         def run(batch: list[list[str]]) -> list[int]:
-            for losses, num_sentences, outside, rows in self._in_parts(found, batch):
-                totals.add(losses, num_sentences, outside)
-                if listed is not None:
-                    listed.add(losses, rows)
+            for part in self._in_parts(found, batch):
+                totals.add(*part)
             if whole is not None:
                 whole.add(batch)
             return [1] * len(batch)
@@ -697,8 +684,6 @@ class TransformerElmo:
                 f"There is no word to predict in {name}: {totals.num_sentences} sentences."
             )
         metrics = totals.metrics()
-        if listed is not None:
-            metrics.update(listed.metrics())
         if whole is not None:
             metrics.update(whole.metrics(totals))
         return metrics
@@ -897,14 +882,13 @@ def _opened(
 ) -> tuple[Any, SentenceReader]:
     special = overrides is not None or weights_file is not None
     if model_folder.is_model_folder(path) and not special:
-        opened = model_folder.open_folder(path, softmax)
-        return opened.model, opened.reader
+        return model_folder.open_folder(path, softmax)
     refusal: NotStandardError | None = None
     if not special:
         try:
             archive = archived_models.open_archive(path, softmax)
             if archive is not None:
-                return archive.model, archive.reader
+                return archive
         except NotStandardError as error:
             refusal = error
     if "://" not in path and not archived_models.in_place_of_archive(Path(path)).exists():

@@ -1,8 +1,6 @@
 """
 What a language model says about each word of a sentence: its exact probability, its rank among all
 words, and the likeliest words in its place; from the left, from the right, and from both.
-
-What a language model says about a sentence, as a table for people.
 """
 
 import math
@@ -20,84 +18,11 @@ from transformer_elmo.nn.language_model import EncoderOutput
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.text.vocabulary import WordList
 
-# Characters that stand above, below or between others.
-_WITHOUT_WIDTH = {"Mn", "Me", "Cf"}
-
-
-class Row(NamedTuple):
-    """
-    `is_unknown`: whether the model can predict it only as "unknown". `cells`: a probability and a
-    rank for each view.
-    """
-
-    token: str
-    is_unknown: bool
-    cells: list[str]
-
-
-class ScoreTable(NamedTuple):
-    views: list[str]
-    rows: list[Row]
-    summary: str
-
-    def to_text(self) -> str:
-        """For a terminal."""
-        tokens = [row.token + (" *" if row.is_unknown else "") for row in self.rows]
-        width = max(map(_width, ["token", *tokens]), default=0)
-        titles = [title for view in self.views for title in (view, "rank")]
-        widths = [
-            max(map(len, [title, *(row.cells[column] for row in self.rows)]))
-            for column, title in enumerate(titles)
-        ]
-
-        def line(token: str, cells: Sequence[str]) -> str:
-            padded = token + " " * (width - _width(token))
-            return "  ".join([padded, *(c.rjust(w) for c, w in zip(cells, widths))]).rstrip()
-
-        lines = [line("token", titles)]
-        lines += [line(token, row.cells) for token, row in zip(tokens, self.rows)]
-        return "\n".join([*lines, self.summary])
-
-    def to_html(self) -> str:
-        """For a notebook."""
-        titles = [f'<th colspan="2">{view}: probability, rank</th>' for view in self.views]
-        rows = []
-        for row in self.rows:
-            mark = " *" if row.is_unknown else ""
-            cells = "".join(f"<td>{cell}</td>" for cell in row.cells)
-            rows.append(f'<tr><th><bdi dir="auto">{escape(row.token)}</bdi>{mark}</th>{cells}</tr>')
-        return (
-            f"<table><thead><tr><th>token</th>{''.join(titles)}</tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table><p>{escape(self.summary)}</p>"
-        )
-
-
-def cells_of(log_prob: float | None, rank: int | None) -> list[str]:
-    """A probability and a rank in few digits; nothing where there is nothing to say."""
-    if log_prob is None or rank is None:
-        return ["", ""]
-    probability = math.exp(log_prob)
-    return [f"{probability:.4f}" if probability >= 0.0001 else f"{probability:.0e}", f"{rank:,}"]
-
-
-def _width(text: str) -> int:
-    """Columns of a terminal."""
-    return sum(
-        0
-        if unicodedata.category(character) in _WITHOUT_WIDTH
-        else 2
-        if unicodedata.east_asian_width(character) in "WF"
-        else 1
-        for character in text
-    )
-
-
 # Places that share a pass over the vocabulary: enough for wide blocks of words, too.
 PLACES_AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
-class PlaceScores:
+class PlaceScores(NamedTuple):
     """
     What one view says about a number of places.
 
@@ -111,10 +36,6 @@ class PlaceScores:
     ranks: torch.Tensor
     top_ids: torch.Tensor
     top_log_probs: torch.Tensor
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them, in this order."""
-        return self.log_probs, self.ranks, self.top_ids, self.top_log_probs
 
 
 @dataclass(frozen=True)
@@ -203,24 +124,27 @@ class SentenceScores:
 
     def __str__(self) -> str:
         """A table of probabilities and ranks."""
-        return self._table().to_text()
+        return _table_as_text(*self._table())
 
     def _repr_html_(self) -> str:
         """The same, in a notebook."""
-        return self._table().to_html()
+        return _table_as_html(*self._table())
 
-    def _table(self) -> ScoreTable:
+    def _table(self) -> tuple[list[str], list[list[str]], str]:
+        """The names of the views; a row for each token, with two cells for each view; a summary."""
         views = {"forward": self.forward, "backward": self.backward, "both": self.combined}
         present = {name: scores for name, scores in views.items() if scores is not None}
         rows = []
         for number, (token, outside) in enumerate(zip(self.tokens, self.out_of_vocabulary)):
-            pairs = [(v.log_probs[number], v.ranks[number]) for v in present.values()]
-            rows.append(Row(token, outside, [cell for pair in pairs for cell in cells_of(*pair)]))
+            row = [token + (_UNKNOWN if outside else "")]
+            for view in present.values():
+                row += cells_of(view.log_probs[number], view.ranks[number])
+            rows.append(row)
         unknown = self.num_out_of_vocabulary
         summary = f"perplexity {self.perplexity:,.2f} over {self.num_tokens} tokens"
         if unknown:
             summary += f", {unknown} of them unknown (*)"
-        return ScoreTable(list(present), rows, summary)
+        return list(present), rows, summary
 
     def to_json(self) -> dict[str, Any]:
         """The same as a dictionary for `json`; a view that isn't there has no entries."""
@@ -231,22 +155,18 @@ class SentenceScores:
             "num_out_of_vocabulary": self.num_out_of_vocabulary,
             "perplexity": _finite(self.perplexity),
         }
-        for name, scores in (("forward", self.forward), ("backward", self.backward)):
-            if scores is not None:
+        views = {"forward": self.forward, "backward": self.backward, "combined": self.combined}
+        present = {name: scores for name, scores in views.items() if scores is not None}
+        for name, scores in present.items():
+            if name != "combined":
                 result[f"{name}_log_prob"] = scores.log_prob
-                result[f"{name}_perplexity"] = _finite(
-                    perplexity(scores.log_prob, scores.num_tokens)
-                )
-        for name, scores in (
-            ("forward", self.forward),
-            ("backward", self.backward),
-            ("combined", self.combined),
-        ):
-            if scores is not None:
-                result[f"{name}_log_probs"] = scores.log_probs
-                result[f"{name}_ranks"] = scores.ranks
-                if scores.top:
-                    result[f"{name}_top"] = scores.top
+                number = perplexity(scores.log_prob, scores.num_tokens)
+                result[f"{name}_perplexity"] = _finite(number)
+        for name, scores in present.items():
+            result[f"{name}_log_probs"] = scores.log_probs
+            result[f"{name}_ranks"] = scores.ranks
+            if scores.top:
+                result[f"{name}_top"] = scores.top
         return result
 
 
@@ -275,24 +195,13 @@ def score_places(
     together (see `SentenceScores`). Where a view has no embedding, its numbers mean nothing.
     """
     num_words = weight.size(0) if num_words is None else num_words
-    parts = [
-        _score_some(
-            weight,
-            bias,
-            [
-                (rows[begin : begin + PLACES_AT_ONCE], there[begin : begin + PLACES_AT_ONCE])
-                for rows, there in views
-            ],
-            targets[begin : begin + PLACES_AT_ONCE],
-            min(top_k, num_words),
-            num_words,
-        )
-        for begin in range(0, max(targets.numel(), 1), PLACES_AT_ONCE)
-    ]
-    return [
-        PlaceScores(*(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in view))))
-        for view in zip(*parts)
-    ]
+    parts = []
+    for begin in range(0, max(targets.numel(), 1), PLACES_AT_ONCE):
+        some = slice(begin, begin + PLACES_AT_ONCE)
+        of_views = [(rows[some], there[some]) for rows, there in views]
+        top = min(top_k, num_words)
+        parts.append(_score_some(weight, bias, of_views, targets[some], top, num_words))
+    return [PlaceScores(*map(torch.cat, zip(*view))) for view in zip(*parts)]
 
 
 def _score_some(
@@ -305,22 +214,16 @@ def _score_some(
 ) -> list[PlaceScores]:
     # What a product multiplies: a view that is missing at a place contributes nothing there.
     factors = [there.float().unsqueeze(-1) for _, there in views]
-    target_weight, target_bias = weight[targets], bias[targets].float()
-    target_logits = _with_combination(
-        [
-            ((rows * target_weight).sum(-1, dtype=torch.float32) + target_bias).unsqueeze(-1)
-            for rows, _ in views
-        ],
-        factors,
-        log_word_prior(targets).unsqueeze(-1),
-    )
-    running = [_Running(logits, targets, top_k) for logits in target_logits]
+    weights, biases = weight[targets], bias[targets].float()
+    own = [(rows * weights).sum(-1, dtype=torch.float32) + biases for rows, _ in views]
+    prior = log_word_prior(targets).unsqueeze(-1)
+    own = _with_combination([logits.unsqueeze(-1) for logits in own], factors, prior)
+    running = [_Running(logits, targets, top_k) for logits in own]
     for blocks in zip(*(blocks_of_logits(rows, weight, bias) for rows, _ in views)):
-        start = blocks[0][0]
-        columns = torch.arange(start, start + blocks[0][1].size(1), device=weight.device)
-        combined = _with_combination(
-            [logits for _, logits in blocks], factors, log_word_prior(columns)
-        )
+        start, logits = blocks[0]
+        columns = torch.arange(start, start + logits.size(1), device=weight.device)
+        of_views = [logits for _, logits in blocks]
+        combined = _with_combination(of_views, factors, log_word_prior(columns))
         for view, logits in zip(running, combined):
             view.add(logits, columns, num_words)
     return [view.scores() for view in running]
@@ -419,47 +322,80 @@ def score_encoded(
     weight, bias = softmax.word_weights()
     # The vocabulary numbers padding, too, but the softmax has no row for it.
     scores = score_places(weight, bias, views, ids - 1, top_k, len(vocabulary))
-
-    lengths = encoded.mask.sum(-1).tolist()
-    presence = [present for _, present in views]
+    presence = [there for _, there in views]
     if len(views) == 2:
         presence.append(presence[0] | presence[1])
-    words = [
-        _word_scores(view, present, lengths, vocabulary) for view, present in zip(scores, presence)
-    ]
-    unknown, numbers = vocabulary.unknown, iter(ids.tolist())
-    results = []
-    for number, length in enumerate(lengths):
-        of_sentence = [next(numbers) for _ in range(length)]
-        tokens = (
-            [vocabulary[index] for index in of_sentence]
-            if sentences is None
-            else list(sentences[number])
-        )
-        outside = [index == unknown for index in of_sentence]
-        results.append(SentenceScores(tokens, outside, *(view[number] for view in words)))
+    words = [_word_scores(*view, vocabulary) for view in zip(scores, presence)]
+    numbers, results, begin = ids.tolist(), [], 0
+    for number, length in enumerate(encoded.mask.sum(-1).tolist()):
+        part = slice(begin, begin + length)
+        begin += length
+        tokens = [vocabulary[index] for index in numbers[part]]
+        if sentences is not None:
+            tokens = list(sentences[number])
+        outside = [index == vocabulary.unknown for index in numbers[part]]
+        of_views = (WordScores(*(values[part] for values in view)) for view in words)
+        results.append(SentenceScores(tokens, outside, *of_views))
     return results
 
 
 def _word_scores(
-    scores: PlaceScores, present: torch.Tensor, lengths: list[int], names: WordList
-) -> list[WordScores]:
+    scores: PlaceScores, present: torch.Tensor, names: WordList
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """The parts of `WordScores`, for all places of a batch."""
+    log_probs, ranks, top_ids, top_log_probs = scores
+    tops: list[list[tuple[str, float]]] = []
+    if top_ids.size(-1):
+        for ids, probabilities in zip(top_ids.tolist(), top_log_probs.exp().tolist()):
+            tops.append(list(zip(map(names.__getitem__, ids), probabilities)))
     flags = present.tolist()
-    log_probs = [p if f else None for p, f in zip(scores.log_probs.tolist(), flags)]
-    ranks = [r if f else None for r, f in zip(scores.ranks.tolist(), flags)]
-    top: list[list[tuple[str, float]] | None] = []
-    if scores.top_ids.size(-1):
-        top = [
-            [(names[index], probability) for index, probability in zip(ids, probabilities)]
-            if flag
-            else None
-            for ids, probabilities, flag in zip(
-                scores.top_ids.tolist(), scores.top_log_probs.exp().tolist(), flags
-            )
-        ]
-    results, begin = [], 0
-    for length in lengths:
-        end = begin + length
-        results.append(WordScores(log_probs[begin:end], ranks[begin:end], top[begin:end]))
-        begin = end
-    return results
+    return tuple(  # type: ignore[return-value]
+        [value if flag else None for value, flag in zip(values, flags)]
+        for values in (log_probs.tolist(), ranks.tolist(), tops)
+    )
+
+
+# Tables for people: what follows an unknown word, and the characters that stand above, below or
+# between others.
+_UNKNOWN = " *"
+_WITHOUT_WIDTH = {"Mn", "Me", "Cf"}
+
+
+def _table_as_text(views: list[str], rows: list[list[str]], summary: str) -> str:
+    """For a terminal."""
+    table = [["token", *(title for view in views for title in (view, "rank"))], *rows]
+    first = max(_width(row[0]) for row in table)
+    widths = [max(map(len, column)) for column in list(zip(*table))[1:]]
+    lines = []
+    for token, *cells in table:
+        padded = token + " " * (first - _width(token))
+        lines.append("  ".join([padded, *map(str.rjust, cells, widths)]).rstrip())
+    return "\n".join([*lines, summary])
+
+
+def _table_as_html(views: list[str], rows: list[list[str]], summary: str) -> str:
+    """For a notebook."""
+    titles = "".join(f'<th colspan="2">{view}: probability, rank</th>' for view in views)
+    lines = []
+    for token, *cells in rows:
+        word = token.removesuffix(_UNKNOWN)
+        head = f'<th><bdi dir="auto">{escape(word)}</bdi>{token[len(word) :]}</th>'
+        lines.append(f"<tr>{head}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    return (
+        f"<table><thead><tr><th>token</th>{titles}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table><p>{escape(summary)}</p>"
+    )
+
+
+def cells_of(log_prob: float | None, rank: int | None) -> list[str]:
+    """A probability and a rank in few digits; nothing where there is nothing to say."""
+    if log_prob is None or rank is None:
+        return ["", ""]
+    probability = math.exp(log_prob)
+    return [f"{probability:.4f}" if probability >= 0.0001 else f"{probability:.0e}", f"{rank:,}"]
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal."""
+    shown = [c for c in text if unicodedata.category(c) not in _WITHOUT_WIDTH]
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in shown)

@@ -20,7 +20,7 @@ from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, json_text, written_whole
-from transformer_elmo.inference.evaluation import ListedTotals, Totals, WholeText
+from transformer_elmo.inference.evaluation import Totals, WholeText, listed_rows
 from transformer_elmo.inference.scores import score_encoded
 from transformer_elmo.memory import BatchSplitter
 from transformer_elmo.nn.language_model import predicted
@@ -143,9 +143,8 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         # What was counted before this data is not part of it.
         model.get_metrics(reset=True)
         totals, words = Totals(), word_list(model.vocab)
-        listed = None
         if self.words_of is not None:
-            listed = ListedTotals(WordList.read(self.words_of).words, words)
+            totals.listed = listed_rows(WordList.read(self.words_of).words, words)
         # What is wrong with it is better known before the work than after.
         whole = _whole_text(model, data_loader) if self.bits_per_character else None
         progress = Tqdm.tqdm(data_loader, desc="evaluating")
@@ -154,9 +153,7 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         for batch in progress:
             batch = util.move_to_device(batch, self.cuda_device)
             for _, part in in_parts(splitter, found, batch, model, data_loader, True):
-                totals.add(part.losses, part.num_sentences, part.num_outside)
-                if listed is not None:
-                    listed.add(part.losses, part.rows)
+                totals.add(part.losses, part.num_sentences, part.num_outside, part.rows)
                 if predictions is not None:
                     predictions.writelines(f"{line}\n".encode() for line in part.lines)
             if totals.num_tokens:
@@ -169,8 +166,6 @@ class LanguageModelingEvaluator(SimpleEvaluator):
                 "of a sentence's tokens, boundary tokens included, all but one are predicted."
             )
         metrics = totals.metrics()
-        if listed is not None:
-            metrics.update(listed.metrics())
         if whole is not None:
             metrics.update(whole.metrics(totals))
         return metrics

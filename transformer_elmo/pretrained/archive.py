@@ -113,7 +113,7 @@ def _put_together(
     check_vocabulary(config, vocabulary, shown)
     model = model_of(config, weights, shown)
     model.card = card
-    return Opened(model, reader_of(config, vocabulary), config, card)
+    return Opened(model, reader_of(config, vocabulary))
 
 
 def base_of(experiment: Mapping[str, Any]) -> str | None:
@@ -311,8 +311,8 @@ def _open_inner(folder: Path, experiment: dict[str, Any], shown: str) -> Opened:
         raise embedder.not_there(shown)
     opened = open_archive(embedder.archive_file, with_softmax=False)
     assert opened is not None
-    words = opened.reader.vocabulary
-    return _put_together(opened.config, weights, words, source, opened.card)
+    model, words = opened.model, opened.reader.vocabulary
+    return _put_together(model.config, weights, words, source, model.card)
 
 
 def read_experiment(folder: Path, shown: str) -> dict[str, Any]:

@@ -155,7 +155,9 @@ class ModelConfig:
             rows, samples, sparse = astuple(self.softmax)
             softmax = SampledSoftmaxLoss(rows, dim, samples, sparse) if samples else None
             softmax = softmax or SoftmaxLoss(rows, dim)
-        return LanguageModel(words, contextualizer, softmax, self.dropout, self.precision)
+        model = LanguageModel(words, contextualizer, softmax, self.dropout, self.precision)
+        model.config = self
+        return model
 
 
 # Keys of sizes, beside those that end with `_dim`.

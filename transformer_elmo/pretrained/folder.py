@@ -12,15 +12,14 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import torch
 from safetensors.torch import save_file
 
 from transformer_elmo import with_allennlp
-from transformer_elmo.errors import ConfigurationError, becoming_a_model
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import folder_written_whole, json_text, read_json
 from transformer_elmo.nn.batch import BatchReader
 from transformer_elmo.nn.language_model import LanguageModel
@@ -51,18 +50,11 @@ VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Opened:
-    """
-    A model in evaluation mode, and how it reads.
-
-    `card`: what is known of the model: corpus, perplexity, ...
-    """
+class Opened(NamedTuple):
+    """A model in evaluation mode, with its config and its card, and how it reads."""
 
     model: LanguageModel
     reader: BatchReader
-    config: ModelConfig
-    card: dict[str, Any] = field(default_factory=dict)
 
 
 def is_model_folder(path: Union[str, "os.PathLike[str]"]) -> bool:
@@ -77,8 +69,8 @@ def is_model_folder(path: Union[str, "os.PathLike[str]"]) -> bool:
 
 def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """
-    Returns the model's config and its card. Raises `ConfigurationError` if the folder has no such
-    config.
+    Returns the model's config and its card, what is known of it: corpus, perplexity, ... Raises
+    `ConfigurationError` if the folder has no such config.
     """
     path = folder / CONFIG
     content = read_json(path)
@@ -103,15 +95,14 @@ def open_folder(folder: Union[str, "os.PathLike[str]"], with_softmax: bool = Tru
     `ConfigurationError` if it isn't a model folder, or its parts don't fit together.
     """
     folder = Path(folder)
-    with becoming_a_model(str(folder)):
-        config, card = read_config(folder)
-        if not with_softmax:
-            config = config.without_softmax()
-        weights = read_weights(folder / WEIGHTS, with_softmax)
-        vocabulary = read_vocabulary(folder, config)
-        model = model_of(config, weights, str(folder))
+    config, card = read_config(folder)
+    if not with_softmax:
+        config = config.without_softmax()
+    weights = read_weights(folder / WEIGHTS, with_softmax)
+    vocabulary = read_vocabulary(folder, config)
+    model = model_of(config, weights, str(folder))
     model.card = card
-    return Opened(model, reader_of(config, vocabulary), config, card)
+    return Opened(model, reader_of(config, vocabulary))
 
 
 def read_vocabulary(folder: Path, config: ModelConfig) -> WordList:
@@ -168,7 +159,6 @@ def model_of(
             + (f"{len(missing)} are missing, such as {missing[0]}. " if missing else "")
             + (f"{len(unexpected)} have no place, such as {unexpected[0]}." if unexpected else "")
         )
-    model.config = config
     if isinstance(weights, Weights):
         model.unchecked = weights.unchecked
     return model.eval()
@@ -211,7 +201,8 @@ def check_number_of_words(in_vocabulary: int, in_weights: int, source: str) -> N
 
 
 def save_folder(
-    opened: Opened,
+    model: LanguageModel,
+    reader: BatchReader,
     folder: Union[str, "os.PathLike[str]"],
     *,
     with_softmax: bool = True,
@@ -229,12 +220,12 @@ def save_folder(
     """
     if dtype not in DTYPES:
         raise ConfigurationError(f"dtype must be one of {', '.join(DTYPES)}: got {dtype!r}.")
-    config = opened.config
-    if not with_softmax or opened.model.softmax is None:
+    config: ModelConfig = model.config
+    if not with_softmax or model.softmax is None:
         config = config.without_softmax()
     weights = {
         archive_name(name, config): tensor.detach()
-        for name, tensor in opened.model.state_dict().items()
+        for name, tensor in model.state_dict().items()
         if config.softmax is not None or not name.startswith("softmax.")
     }
     for name, tensor in weights.items():
@@ -243,7 +234,7 @@ def save_folder(
                 f"The weight {name} has a NaN or an infinity in it: this model is broken. Take an "
                 "earlier checkpoint."
             )
-    vocabulary = _text_of(opened.reader.vocabulary)
+    vocabulary = _text_of(reader.vocabulary)
     with folder_written_whole(Path(folder), replace_existing) as target:
         written = {n: t.to("cpu", DTYPES[dtype]).contiguous() for n, t in weights.items()}
         metadata = metadata_of(written, {VOCABULARY: vocabulary})
@@ -253,23 +244,22 @@ def save_folder(
             "format": FORMAT,
             "format_version": VERSION,
             "model": config.to_json(),
-            "card": opened.card,
+            "card": model.card,
         }
         text = json_text(content, indent=2) + "\n"
         (target / CONFIG).write_text(text, encoding="utf-8")
-        card = model_card(replace(opened, config=config), dtype)
+        card = model_card(config, model.card, len(reader.vocabulary), dtype)
         (target / CARD).write_text(card, encoding="utf-8")
         if more is not None:
             more(target)
 
 
-def model_card(opened: Opened, dtype: str) -> str:
+def model_card(config: ModelConfig, card: dict[str, Any], words: int, dtype: str) -> str:
     """The folder's README.md."""
-    config, card = opened.config, opened.card
-    words = len(opened.reader.vocabulary)
+    layers, dim = config.contextualizer.num_layers, 2 * config.contextualizer.input_dim
     facts = [
-        ("layers", f"{config.contextualizer.num_layers} transformer layers in each direction"),
-        ("vectors", f"{opened.model.output_dim} dimensions, all layers or a mix of them"),
+        ("layers", f"{layers} transformer layers in each direction"),
+        ("vectors", f"{dim} dimensions, all layers or a mix of them"),
         ("vocabulary", f"{words:,} words" if config.softmax else f"{words:,} words, no softmax"),
         ("weights", dtype),
         *((name.replace("_", " "), str(value)) for name, value in card.items()),
