@@ -6,7 +6,7 @@ from functools import partial
 from html import escape
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, Union, cast
+from typing import Any, NamedTuple, TypeVar, Union
 
 import numpy as np
 import torch
@@ -71,22 +71,6 @@ class Neighbor(NamedTuple):
     similarity: float
 
 
-class SentenceReader(Protocol):
-    """What turns sentences into batches: `transformer_elmo.nn.batch.BatchReader`, or its like."""
-
-    vocabulary: WordList
-    start_tokens: list[str]
-    end_tokens: list[str]
-
-    def words(self, sentence: Sentence) -> list[str]: ...
-
-    def with_boundaries(self, words: Sequence[str]) -> list[str]: ...
-
-    def batch(
-        self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
-    ) -> Any: ...
-
-
 class TransformerElmo:
     """
     A language model with the rules by which it reads sentences.
@@ -95,13 +79,14 @@ class TransformerElmo:
     lines have it (`tokens` or `words`, `sentence` or `text`); all else is a `TypeError`. Sentences
     may come in any number and order; they are run in batches of similar length, and results have
     their order. The same sentence has the same vectors (to 1e-5, in float32) alone or in any
-    company. The object may be used by several threads at once, and can be pickled.
+    company. The object may be used by several threads at once, and can be pickled. With `progress`,
+    its methods draw a bar.
 
     # Parameters
 
     model : `LanguageModel`, required.
         It is put in evaluation mode.
-    reader : `SentenceReader`, required.
+    reader : `transformer_elmo.nn.batch.BatchReader`, required.
         It says what words, characters and boundary tokens are. Under AllenNLP, `model` and `reader`
         may be AllenNLP's.
     tokenizer : `str`, `Callable[[str], List[str]]` or AllenNLP's `Tokenizer`, optional (default =
@@ -138,7 +123,7 @@ class TransformerElmo:
         self._is_shared = True
         self.max_tokens = max_tokens
         self.segment_length = segment_length
-        self._reader: SentenceReader = reader
+        self._reader = reader
         self._directions = Kept()
         self._splitter = BatchSplitter()
         if tokenizer is not None:
@@ -259,7 +244,7 @@ class TransformerElmo:
             check_packages()
             more = partial(write_onnx, model)
         options: Any = {"with_softmax": with_softmax, "dtype": dtype, "replace_existing": replace}
-        model_folder.save_folder(model, cast(Any, reader), folder, more=more, **options)
+        model_folder.save_folder(model, reader, folder, more=more, **options)
 
     def _description(self) -> dict[str, str]:
         layers = f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one"
@@ -338,15 +323,12 @@ class TransformerElmo:
         """
         # Parameters
 
-        sentences : `Iterable[Sentence]`
         layers : `str` or `int`, optional (default = `"mix"`)
             "mix" is the weighted sum of all layers, "top" the last one, "all" each of them, a
             number that one: 0 is the word vectors (twice, once for each direction), -1 the top.
         weights : `Sequence[float]`, optional (default = `None`)
             One for each layer of a mix, taken as they are. By default all are the same and add
             up to one, as in a token embedder that nothing has been learned with.
-        progress : `bool`, optional (default = `False`)
-            Whether to draw a bar.
 
         # Returns
 
@@ -358,8 +340,6 @@ class TransformerElmo:
 
         `ValueError` or `ConfigurationError`
             If there is no such layer, or `weights` don't fit.
-        `TypeError`
-            If a sentence isn't one.
         """
         return list(self.embed_stream(sentences, layers, weights=weights, progress=progress))
 
@@ -443,17 +423,17 @@ class TransformerElmo:
         skip: int | None = None,
     ) -> Iterator[torch.Tensor]:
         layers = self.checked_layers(layers, weights)
-        vectors_of = partial(self._run, layers=layers, weights=weights)
         segments = (
             f"Lower segment_length (now {self.segment_length}): longer texts are embedded in "
             "segments of so many tokens."
         )
         reader, parts = self._reader, []
+        vectors_of = partial(self._vectors_of, layers=layers, weights=weights)
         boundaries = (reader.start_tokens, reader.end_tokens)
         for vectors, ends_sentence in in_batches(
             jobs_of(map(reader.words, sentences), *boundaries, self.segment_length),
-            _num_tokens_of,
-            lambda jobs: self._in_parts(vectors_of, jobs, _num_tokens_of, segments),
+            len,
+            partial(self._in_parts, vectors_of, alone=segments),
             self.max_tokens,
             lambda job: job.sentence >= (skip or 0),
             # Which words were met before decides which are encoded together, and so the last bit.
@@ -465,15 +445,17 @@ class TransformerElmo:
                 parts = []
 
     def _in_parts(
-        self,
-        function: Callable[[list[T]], list[ResultT]],
-        items: list[T],
-        length: Callable[[T], int] = len,  # type: ignore[assignment]
-        alone: str = WHOLE,
+        self, function: Callable[[list[T]], list[ResultT]], items: list[T], alone: str = WHOLE
     ) -> list[ResultT]:
         """The function's results for a batch; in parts where memory isn't enough."""
         key, forget = f"max_tokens (now {self.max_tokens})", self._model.forget_words
-        return list(chain(*self._splitter.run(function, items, length, key, alone, forget)))
+        return list(chain(*self._splitter.run(function, items, len, key, alone, forget)))
+
+    def _encode(self, tokens: list[list[str]], with_ids: bool = True) -> tuple[Any, Any]:
+        """Sentences' layers, an `EncoderOutput`, and their words' numbers."""
+        batch = self._reader.batch(tokens, self.device, with_ids)
+        with weights_unshared(not self._is_shared):
+            return self._model.encode(batch), batch.token_ids
 
     def checked_layers(self, layers: Layers, weights: Sequence[float] | None = None) -> Layers:
         """
@@ -494,10 +476,7 @@ class TransformerElmo:
                 "This language model's contextualizer returns its top layer only: use "
                 'layers = "top".'
             )
-        try:
-            number = layer_number(layers, self.num_layers, ("mix", "all"))
-        except ConfigurationError as error:
-            raise ValueError(str(error)) from None
+        number = layer_number(layers, self.num_layers, ("mix", "all"))
         if number == self.num_layers - 1:
             return "top"
         if weights is not None and len(weights) != self.num_layers:
@@ -507,21 +486,21 @@ class TransformerElmo:
             )
         return layers if number is None else number
 
-    def _run(
+    def _vectors_of(
         self, jobs: list[Job], layers: Layers, weights: Sequence[float] | None
     ) -> list[tuple[torch.Tensor, bool]]:
+        """Shape `(num_words, dim)`, or `(num_layers, num_words, dim)`, and `Job.ends_sentence`."""
         filled = [job.tokens for job in jobs if job.tokens]
         embedded = iter(self._layers(filled, layers, weights) if filled else ())
+        shape = (self.num_layers, 0, self.dim) if layers == "all" else (0, self.dim)
         results = []
         for job in jobs:
+            vectors = torch.zeros(shape, device=self.device)
             if job.tokens:
                 vectors = next(embedded)[..., job.keep, :]
                 if not torch.is_grad_enabled():
                     # A copy, so that the padded batch can go.
                     vectors = vectors.clone()
-            else:
-                shape = (self.num_layers, 0, self.dim) if layers == "all" else (0, self.dim)
-                vectors = torch.zeros(shape, device=self.device)
             results.append((vectors, job.ends_sentence))
         return results
 
@@ -529,9 +508,7 @@ class TransformerElmo:
         self, tokens: list[list[str]], layers: Layers, weights: Sequence[float] | None
     ) -> torch.Tensor:
         """Shape `(batch_size, timesteps, dim)`, or `(batch_size, num_layers, timesteps, dim)`."""
-        encoded = self._encode(
-            self._reader.batch(tokens, self.device, with_ids=self._model.embeds_ids)
-        )
+        encoded, _ = self._encode(tokens, with_ids=self._model.embeds_ids)
         if layers == "top":
             return encoded.layers[-1].float()
         found = [layer.float() for layer in all_layers(encoded.word_vectors, encoded.layers)]
@@ -545,20 +522,8 @@ class TransformerElmo:
         self, sentences: Iterable[Sentence], top_k: int = 0, *, progress: bool = False
     ) -> list[SentenceScores]:
         """
-        The exact probability of every word, over the whole vocabulary: see `SentenceScores`.
-
-        # Parameters
-
-        sentences : `Iterable[Sentence]`
-        top_k : `int`, optional (default = `0`)
-            Name the likeliest words in each place, too.
-        progress : `bool`, optional (default = `False`)
-            Whether to draw a bar.
-
-        # Returns
-
-        `List[SentenceScores]`
-            In the sentences' order.
+        The exact probability of every word, over the whole vocabulary: see `SentenceScores`. With
+        `top_k`, the likeliest words in each place are named, too.
 
         # Raises
 
@@ -586,8 +551,7 @@ class TransformerElmo:
 
         @torch.no_grad()
         def scores(batch: list[list[str]]) -> list[SentenceScores]:
-            made = self._reader.batch(batch, self.device)
-            encoded, ids = self._encode(made), made.token_ids
+            encoded, ids = self._encode(batch)
             return score_encoded(encoded, softmax, ids, self.vocab, bidirectional, top_k, batch)
 
         tokens = map(self._reader.words, checked_sentences(sentences))
@@ -626,8 +590,6 @@ class TransformerElmo:
         bits_per_character : `bool`, optional (default = `False`)
             Whether to say what the text costs, its unknown words spelled out: see
             `transformer_elmo.inference.evaluation`.
-        progress : `bool`, optional (default = `False`)
-            Whether to draw a bar.
 
         # Returns
 
@@ -662,8 +624,7 @@ class TransformerElmo:
 
         @torch.no_grad()
         def found(batch: list[list[str]]) -> list[Any]:
-            made = self._reader.batch(batch, self.device)
-            encoded, ids = self._encode(made), made.token_ids
+            encoded, ids = self._encode(batch)
             losses, unknown = self._model.losses(encoded, ids), self.vocab.unknown
             outside = 0 if unknown is None else int((ids[:, 1:] == unknown).sum())
             rows = predicted(encoded.packing, ids, self._model.is_bidirectional)
@@ -763,6 +724,7 @@ class TransformerElmo:
         By itself, a word's vector is made of its characters. In a sentence it is the mean of all
         layers, and others are like it if they get a vector like its own when they stand in its
         place. Tried are those that are likely there, and those that are like the word by itself.
+        The first call encodes the vocabulary, 793,471 words in some minutes of a CPU.
 
         # Parameters
 
@@ -771,9 +733,6 @@ class TransformerElmo:
         top_k : `int`, optional (default = `10`)
         sentence : `Sentence`, optional (default = `None`)
             One of its words is `word`; of several, the first one is meant.
-        progress : `bool`, optional (default = `False`)
-            Whether to draw a bar. The first call encodes the vocabulary, 793,471 words in some
-            minutes of a CPU.
 
         # Returns
 
@@ -798,17 +757,13 @@ class TransformerElmo:
         place = words.index(word)
         before, after = words[:place], words[place + 1 :]
         number = max(CANDIDATES, top_k)
-        likely = (
-            self.fill([*before, GAP, *after], number, GAP)
-            if self._model.softmax is not None and len(words) > 1
-            else []
-        )
+        likely: list[Candidate] = []
+        if self._model.softmax is not None and len(words) > 1:
+            likely = self.fill([*before, GAP, *after], number, GAP)
         similar = self._nearest_by_itself(word, number, progress)
         found = {word: None, **dict.fromkeys(pair[0] for pair in [*similar, *likely])}
-        vectors = self.embed_tensors(
-            ([*before, candidate, *after] for candidate in found),
-            "mix" if self.has_all_layers else "top",
-        )
+        swapped = ([*before, candidate, *after] for candidate in found)
+        vectors = self.embed_tensors(swapped, "mix" if self.has_all_layers else "top")
         here = torch.stack([rows[place] for rows in vectors])
         similarities = Directions(here).similarities(here[0]).tolist()
         neighbors = [pair for pair in map(Neighbor, found, similarities) if pair.word != word]
@@ -817,36 +772,27 @@ class TransformerElmo:
     def _nearest_by_itself(self, word: str, top_k: int, progress: bool) -> list[Neighbor]:
         vocabulary = [self.vocab[number] for number in range(1, len(self.vocab) + 1)]
 
-        def make() -> Iterator[torch.Tensor]:
+        def made() -> Directions:
             starts = range(0, len(vocabulary), WORDS_AT_ONCE)
-            for start in _tracked(starts, "encoding the vocabulary", progress):
-                yield self._word_vectors(vocabulary[start : start + WORDS_AT_ONCE])
+            tracked = _tracked(starts, "encoding the vocabulary", progress)
+            parts = (vocabulary[start : start + WORDS_AT_ONCE] for start in tracked)
+            return Directions(torch.cat(list(map(self._word_vectors, parts))))
 
-        with torch.no_grad():
-            weights = [p for n, p in self._model.named_parameters() if "softmax" not in n]
-            setting = (getattr(self._model, "precision", None),)
-            with weights_unshared(not self._is_shared):
-                directions = self._directions.get(
-                    weights, setting, lambda: Directions(torch.cat(list(make())))
-                )
+        weights = [p for n, p in self._model.named_parameters() if "softmax" not in n]
+        setting = (getattr(self._model, "precision", None),)
+        with torch.no_grad(), weights_unshared(not self._is_shared):
+            directions = self._directions.get(weights, setting, made)
             similarities = directions.similarities(self._word_vectors([word])[0])
         left_out = self._no_words() | {word}
         best = similarities.topk(min(len(vocabulary), top_k + len(left_out)))
-        found = [
-            Neighbor(vocabulary[row], similarity)
-            for row, similarity in zip(best.indices.tolist(), best.values.tolist())
-        ]
+        words = map(vocabulary.__getitem__, best.indices.tolist())
+        found = map(Neighbor, words, best.values.tolist())
         return [neighbor for neighbor in found if neighbor.word not in left_out][:top_k]
 
     def _word_vectors(self, words: list[str]) -> torch.Tensor:
         """Without context. Shape `(num_words, word_dim)`."""
         batch = self._reader.batch([words], self.device, with_ids=self._model.embeds_ids)
-        with weights_unshared(not self._is_shared):
-            return self._model.word_vectors(batch)[0]
-
-    def _encode(self, batch: Any) -> Any:
-        with weights_unshared(not self._is_shared):
-            return self._model.encode(batch)
+        return self._model.word_vectors(batch)[0]
 
     def _no_words(self) -> set[str]:
         """What the vocabulary has beside words."""
@@ -868,18 +814,12 @@ class TransformerElmo:
         return [*first, *(word for part in rest for word in (gap, *part))]
 
 
-def _num_tokens_of(job: Job) -> int:
-    return len(job.tokens)
-
-
 def _check_softmax(model: Any) -> None:
     # AllenNLP's has none that nobody has looked at.
     getattr(model, "check_softmax", lambda: None)()
 
 
-def _opened(
-    path: str, softmax: bool, overrides: Any, weights_file: str | None
-) -> tuple[Any, SentenceReader]:
+def _opened(path: str, softmax: bool, overrides: Any, weights_file: str | None) -> tuple[Any, Any]:
     special = overrides is not None or weights_file is not None
     if model_folder.is_model_folder(path) and not special:
         return model_folder.open_folder(path, softmax)
@@ -912,14 +852,7 @@ def _tracked(items: Iterable[T], desc: str, progress: bool) -> Iterable[T]:
 
 
 def device_of(device: str | int | torch.device | None) -> torch.device:
-    """
-    The device that `TransformerElmo.open` understands by its argument.
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no such device.
-    """
+    """What `TransformerElmo.open` takes `device` for; a `ConfigurationError` if it isn't there."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(device, int):

@@ -1,14 +1,12 @@
 """
-Texts too long for one forward pass, cut into segments that overlap.
-
 A language model's layers, from the word vectors at the bottom to the contextualizer's last one, and
-what people call them: "mix", "all", "top", or a number.
+what people call them; and texts too long for one forward pass, cut into segments that overlap.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Union
+from typing import NamedTuple, Union
 
 import torch
 
@@ -40,9 +38,8 @@ def layer_number(layers: Layers, num_layers: int, names: Sequence[str] = ("mix",
 
 def word_copies(word_dim: int, contextual_dim: int) -> int:
     """
-    How often a word vector stands in its layer: once for each direction's half.
-
-    Raises `ConfigurationError` if the dimensions don't allow that.
+    How often a word vector stands in its layer: once for each direction's half. Raises
+    `ConfigurationError` if the dimensions don't allow that.
     """
     if contextual_dim % word_dim:
         raise ConfigurationError(
@@ -65,9 +62,7 @@ def all_layers(
 
 
 def mixed(layers: Sequence[torch.Tensor], weights: Sequence[float] | None) -> torch.Tensor:
-    """
-    A weighted sum of layers; by default their mean. Shape `(batch_size, timesteps, dim)`.
-    """
+    """A weighted sum of layers; by default their mean. Shape `(batch_size, timesteps, dim)`."""
     weights = [1 / len(layers)] * len(layers) if weights is None else weights
     result = layers[0] * float(weights[0])
     for weight, layer in zip(weights[1:], layers[1:]):
@@ -80,14 +75,11 @@ def mixed(layers: Sequence[torch.Tensor], weights: Sequence[float] | None) -> to
 SEGMENT_LENGTH = 5000
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """
-    A segment of a text and the part of it whose vectors are kept. The rest is there to be read:
-    what is near the edge of a segment has little on that side to be understood from.
-
-    `begin`, `end`: the segment's tokens. `keep_begin`, `keep_end`: those that are kept, counted
-    from the text's beginning, too.
+    The tokens of a segment of a text, and those whose vectors are kept, both counted from the
+    text's beginning. The rest is there to be read: what is near the edge of a segment has little on
+    that side to be understood from.
     """
 
     begin: int
@@ -139,6 +131,9 @@ class Job:
     ends_sentence: bool
     sentence: int
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
 
 def jobs_of(
     sentences: Iterable[Sequence[str]],
@@ -152,19 +147,11 @@ def jobs_of(
     cuts. Returns what they keep, one after the other, are the words.
     """
     for number, words in enumerate(sentences):
-        if not words:
-            yield Job([], slice(0, 0), True, number)
-            continue
-        tokens = [*start_tokens, *words, *end_tokens]
-        first, last = len(start_tokens), len(tokens) - len(end_tokens)
-        if segment_length is None or len(tokens) <= segment_length:
-            yield Job(tokens, slice(first, last), True, number)
-            continue
-        for part in segments(len(tokens), segment_length):
+        tokens = [*start_tokens, *words, *end_tokens] if words else []
+        first, last = (len(start_tokens), len(tokens) - len(end_tokens)) if words else (0, 0)
+        size = max(4, len(tokens)) if segment_length is None else segment_length
+        for part in segments(len(tokens), size):
             begin, end = max(part.keep_begin, first), min(part.keep_end, last)
-            yield Job(
-                tokens[part.begin : part.end],
-                slice(begin - part.begin, max(begin, end) - part.begin),
-                part.end == len(tokens),
-                number,
-            )
+            kept = slice(begin - part.begin, max(begin, end) - part.begin)
+            is_last = part.end == len(tokens)
+            yield Job(tokens[part.begin : part.end], kept, is_last, number)
