@@ -1,19 +1,17 @@
 """
 AllenNLP 0.x configs, overrides and archives in AllenNLP 2.
 
-Everything here works on plain dictionaries, and needs the standard library alone. `python -m
-transformer_elmo.pretrained.legacy OLD NEW` converts a file once and for all.
+Everything here works on plain dictionaries.
 """
 
 from transformer_elmo.pretrained.legacy.archived_files import archived_files, find_key
-from transformer_elmo.pretrained.legacy.config import legacy_keys, modernize
+from transformer_elmo.pretrained.legacy.config import is_old, modernize
 from transformer_elmo.pretrained.legacy.merging import merges_into
 from transformer_elmo.pretrained.legacy.overrides import (
     apply_overrides,
     check_evaluation_overrides,
     shared_with_validation,
 )
-from transformer_elmo.pretrained.legacy.predictors import modern_predictor
 from transformer_elmo.pretrained.legacy.report import Change, log_changes
 from transformer_elmo.pretrained.legacy.sections import ITERATORS, TOP_LEVEL_KEYS, is_experiment
 from transformer_elmo.pretrained.legacy.stock import without_this_package
@@ -30,10 +28,9 @@ __all__ = [
     "check_trainer_keys",
     "find_key",
     "is_experiment",
-    "legacy_keys",
+    "is_old",
     "log_changes",
     "merges_into",
-    "modern_predictor",
     "modern_weights",
     "modernize",
     "shared_with_validation",

@@ -1,9 +1,17 @@
 """How sentences become batches, in words that fit iterators and data loaders."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformer_elmo.pretrained.legacy.report import Report, is_true
+from transformer_elmo.pretrained.legacy.report import (
+    Report,
+    as_list,
+    as_number,
+    as_object,
+    is_true,
+    refuse,
+)
 from transformer_elmo.pretrained.legacy.sections import LANGUAGE_MODELING_LOADER
 
 # An iterator's keys: the value of each, and the dotted key where it was found.
@@ -35,11 +43,10 @@ OLD_BATCH_SIZE = 32
 @dataclass
 class Batching:
     """
-    `bucketed`: whether sentences of like length come together. `batch_size`: sentences in a batch,
-    at most. `max_tokens`: tokens in a batch, at most, padding included. `sorting_keys`: names of
-    fields. `slow_words`: whether splitting sentences into words is work enough for several
-    processes. `kept`: other keys of a data loader. `said`: what an iterator says, if it has been
-    taken over.
+    `bucketed`: whether sentences of like length come together. `batch_size`, `max_tokens`: of a
+    batch, at most, padding included. `sorting_keys`: names of fields. `slow_words`: whether
+    splitting sentences into words is work enough for several processes. `kept`: other keys of a
+    data loader. `said`: what an iterator says, if it has been taken over.
     """
 
     bucketed: bool = True
@@ -61,20 +68,9 @@ class Batching:
         """Takes over what an iterator says."""
         self.said = said
         for key, (value, path) in said.items():
-            if key == "type":
-                self.bucketed = value == "bucket"
-            elif key in ("batch_size", "instances_per_epoch", "max_instances_in_memory"):
-                setattr(self, key, None if value is None else whole_number(value, path, report))
-            elif key == "num_workers":
-                self.num_workers = whole_number(value, path, report)
-            elif key == "maximum_samples_per_batch":
-                self.max_tokens = _token_limit(value, path, report)
-            elif key == "sorting_keys":
-                self.sorting_keys = _field_names(value, path, report)
-            elif key == "padding_noise":
-                self.padding_noise = report.as_number(value, float, path)
-            elif key == "skip_smaller_batches":
-                self.drop_last = is_true(value)
+            if key in _TAKEN:
+                name, convert = _TAKEN[key]
+                setattr(self, name, convert(value, path, report))
             elif value and key != "output_queue_size":
                 report.dropped(path, value, DROPPED_KEYS[key])
 
@@ -89,12 +85,11 @@ class Batching:
         if workers_path is None or self.slow_words or workers_path in report.overridden:
             self._add(loader, "num_workers")
         else:
-            self._drop("num_workers", "the data loader keeps up in one process", report)
+            self._drop(report, num_workers="the data loader keeps up in one process")
         if "sorting_keys" in self.said:
             value, path = self.said["sorting_keys"]
             report.needless(path, value, "sentences of like length come together")
-        for key, reason in NOT_IN_LANGUAGE_MODELING.items():
-            self._drop(key, reason, report)
+        self._drop(report, **NOT_IN_LANGUAGE_MODELING)
         return loader
 
     def stock_loader(self, report: Report) -> dict[str, Any]:
@@ -105,10 +100,10 @@ class Batching:
         else:
             loader["batch_size"] = self.batch_size
             loader.update({key: True for key in ("shuffle", "drop_last") if getattr(self, key)})
-            for key in ("sorting_keys", "padding_noise"):
-                self._drop(key, "only the type bucket sorts", report)
+            reason = "only the type bucket sorts"
+            self._drop(report, sorting_keys=reason, padding_noise=reason)
         self._add(loader, "max_instances_in_memory", "num_workers")
-        self._drop("output_queue_size", DROPPED_KEYS["output_queue_size"], report)
+        self._drop(report, output_queue_size=DROPPED_KEYS["output_queue_size"])
         self._add_epoch(loader, report)
         return {**self.kept, **loader}
 
@@ -116,10 +111,10 @@ class Batching:
         sampler: dict[str, Any]
         if self.max_tokens is not None:
             sampler = {"type": "max_tokens_sampler", "max_tokens": self.max_tokens}
-            self._drop("batch_size", "maximum_samples_per_batch limits the batch", report)
+            self._drop(report, batch_size="maximum_samples_per_batch limits the batch")
             if self.drop_last:
                 reason = "batches of so many tokens have no common size"
-                self._drop("skip_smaller_batches", reason, report)
+                self._drop(report, skip_smaller_batches=reason)
         else:
             sampler = {"type": "bucket", "batch_size": self.batch_size}
             if self.drop_last:
@@ -141,37 +136,38 @@ class Batching:
             loader["batches_per_epoch"] = -(-self.instances_per_epoch // self.batch_size)
         else:
             reason = "batches of so many tokens hold a varying number of instances"
-            self._drop("instances_per_epoch", reason, report)
+            self._drop(report, instances_per_epoch=reason)
 
-    def _drop(self, key: str, reason: str, report: Report) -> None:
-        if key in self.said:
-            value, path = self.said[key]
-            report.dropped(path, value, reason)
+    def _drop(self, report: Report, **reasons: str) -> None:
+        for key, reason in reasons.items():
+            if key in self.said:
+                value, path = self.said[key]
+                report.dropped(path, value, reason)
 
 
-def of_language_modeling_loader(loader: dict[str, Any], path: str, report: Report) -> Batching:
+def of_language_modeling_loader(loader: dict[str, Any], path: str) -> Batching:
     """How a `language_modeling` data loader makes batches."""
     said = {key: value for key, value in loader.items() if key in LANGUAGE_MODELING_KEYS}
     kept = {key: value for key, value in loader.items() if key != "type" and key not in said}
     if said.get("batch_size") is not None:
-        said["batch_size"] = whole_number(said["batch_size"], f"{path}.batch_size", report)
+        said["batch_size"] = whole_number(said["batch_size"], f"{path}.batch_size")
     return Batching(**said, kept=kept)
 
 
-def of_stock_loader(loader: dict[str, Any], path: str, report: Report) -> Batching:
+def of_stock_loader(loader: dict[str, Any], path: str) -> Batching:
     """How AllenNLP 2's data loader makes batches."""
     sampler = loader.get("batch_sampler") or {}
     sampler = {"type": sampler} if isinstance(sampler, str) else sampler
-    sampler = dict(report.as_object(sampler, f"{path}.batch_sampler"))
+    sampler = dict(as_object(sampler, f"{path}.batch_sampler"))
     kind = sampler.pop("type", None)
     if kind not in (None, "bucket", "max_tokens_sampler"):
         advice = "an iterator's override can't be applied to it."
-        report.refused(f"{path}.batch_sampler.type", kind, advice)
+        refuse(f"{path}.batch_sampler.type", kind, advice)
     said = {**{k: v for k, v in loader.items() if k != "batch_sampler"}, **sampler}
     size = said.pop("batch_size", None) or OLD_BATCH_SIZE
     batching = Batching(
         bucketed=kind is not None,
-        batch_size=whole_number(size, f"{path}.batch_size", report),
+        batch_size=whole_number(size, f"{path}.batch_size"),
         shuffle=said.pop("shuffle", kind is not None),
     )
     for key in STOCK_KEYS:
@@ -182,37 +178,51 @@ def of_stock_loader(loader: dict[str, Any], path: str, report: Report) -> Batchi
     return batching
 
 
-def whole_number(value: Any, path: str, report: Report) -> int | None:
-    """`value`, which may be a string, as a number above zero; `None` if it isn't one."""
+def whole_number(value: Any, path: str, report: Report | None = None) -> int:
+    """`value`, which may be a string, as a number above zero."""
     try:
         if not isinstance(value, bool) and int(value) == float(value) and int(value) > 0:
             return int(value)
     except (TypeError, ValueError, OverflowError):
         pass
-    report.refused(path, value, "expected a whole number above zero.")
-    return None
+    refuse(path, value, "expected a whole number above zero.")
+
+
+def _number_if_said(value: Any, path: str, report: Report) -> int | None:
+    return None if value is None else whole_number(value, path)
 
 
 def _token_limit(value: Any, path: str, report: Report) -> int | None:
     if value is None:
         return None
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        report.refused(path, value, 'expected a pair such as ["num_tokens", 2000].')
-        return None
+        refuse(path, value, 'expected a pair such as ["num_tokens", 2000].')
     key, limit = value
     if key not in TOKEN_KEYS:
         report.dropped(path, value, f"a batch can be limited by num_tokens, not by {key}")
         return None
-    return whole_number(limit, path, report)
+    return whole_number(limit, path)
 
 
 def _field_names(sorting_keys: Any, path: str, report: Report) -> list[str]:
-    names: dict[str, None] = {}
-    for i, pair in enumerate(report.as_list(sorting_keys or [], path)):
+    names: list[str] = []
+    for i, pair in enumerate(as_list(sorting_keys or [], path)):
         name = pair[0] if isinstance(pair, (list, tuple)) and len(pair) == 2 else pair
-        if isinstance(name, str):
-            names[name] = None
-        else:
-            advice = 'expected a pair such as ["tokens", "num_tokens"].'
-            report.refused(f"{path}.{i}", pair, advice)
-    return list(names)
+        if not isinstance(name, str):
+            refuse(f"{path}.{i}", pair, 'expected a pair such as ["tokens", "num_tokens"].')
+        names.append(name)
+    return list(dict.fromkeys(names))
+
+
+# What an iterator says of batches: the attribute that says it here, and how its value is read.
+_TAKEN: dict[str, tuple[str, Callable[[Any, str, Report], Any]]] = {
+    "type": ("bucketed", lambda value, path, report: value == "bucket"),
+    "batch_size": ("batch_size", _number_if_said),
+    "instances_per_epoch": ("instances_per_epoch", _number_if_said),
+    "max_instances_in_memory": ("max_instances_in_memory", _number_if_said),
+    "num_workers": ("num_workers", whole_number),
+    "maximum_samples_per_batch": ("max_tokens", _token_limit),
+    "sorting_keys": ("sorting_keys", _field_names),
+    "padding_noise": ("padding_noise", lambda value, path, report: as_number(value, float, path)),
+    "skip_smaller_batches": ("drop_last", lambda value, path, report: is_true(value)),
+}

@@ -1,19 +1,23 @@
 """Whole configs of AllenNLP 0.x, and what they are in AllenNLP 2."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.legacy.batching import OLD_BATCH_SIZE
 from transformer_elmo.pretrained.legacy.iterators import (
+    add_evaluation_loader,
     data_loader,
-    evaluation_loader,
     flattened_iterator,
 )
-from transformer_elmo.pretrained.legacy.model import modern_model
-from transformer_elmo.pretrained.legacy.readers import modern_reader
-from transformer_elmo.pretrained.legacy.report import Change, Report
+from transformer_elmo.pretrained.legacy.model import (
+    has_similarity_function,
+    is_old_part,
+    modern_model,
+)
+from transformer_elmo.pretrained.legacy.readers import is_old_reader, modern_reader
+from transformer_elmo.pretrained.legacy.report import Change, Report, refuse
 from transformer_elmo.pretrained.legacy.sections import (
     ITERATORS,
     READERS,
@@ -21,8 +25,8 @@ from transformer_elmo.pretrained.legacy.sections import (
     fits_section,
     reader_key,
 )
-from transformer_elmo.pretrained.legacy.trainer import modern_trainer
-from transformer_elmo.pretrained.legacy.vocabulary import modern_vocabulary
+from transformer_elmo.pretrained.legacy.trainer import is_old_trainer, modern_trainer
+from transformer_elmo.pretrained.legacy.vocabulary import is_old_vocabulary, modern_vocabulary
 
 
 def modernize(
@@ -37,34 +41,44 @@ def modernize(
     or an override has no meaning; it names the dotted key.
     """
     report = Report(overridden)
-    modern = _modernized(config, report)
-    if not report.legacy_keys:
-        return config, []
-    report.check()
-    return modern, report.changes
-
-
-def legacy_keys(config: Any) -> list[str]:
-    """
-    Returns the dotted keys that only AllenNLP 0.x could have understood. None: the config isn't
-    old.
-    """
-    report = Report()
-    if isinstance(config, dict):
-        _modernized(config, report)
-    return report.legacy_keys
-
-
-def _modernized(config: dict[str, Any], report: Report) -> dict[str, Any]:
     try:
-        return _converted(copy.deepcopy(config), report)
+        old = copy.deepcopy(config)
+        return (_converted(old, report) if is_old(old) else config), report.changes
     except RecursionError:
         # Somebody else may have written it.
         raise ConfigurationError("The config has too many objects within one another.") from None
 
 
+def is_old(config: Any) -> bool:
+    """Whether a config has something in it that only AllenNLP 0.x could have understood."""
+    return isinstance(config, dict) and (
+        any(key in config for key in ITERATORS)
+        or is_old_trainer(config.get("trainer"))
+        or is_old_vocabulary(config.get("vocabulary"))
+        or has_similarity_function(config.get("model"))
+        or any(is_old_part(key, part) for key, part in _parts({"model": config.get("model")}))
+        or any(is_old_reader(*part) for part in _parts({k: config.get(k) for k in READERS}))
+    )
+
+
+def _parts(section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a section and of all that lies in it, at any depth."""
+    left: list[Any] = [section]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            yield from part.items()
+            left.extend(part.values())
+        elif isinstance(part, list):
+            left.extend(part)
+
+
 def _converted(old: dict[str, Any], report: Report) -> dict[str, Any]:
-    _check_keys(old, report.if_old)
+    for key, value in old.items():
+        if key not in TOP_LEVEL_KEYS and key not in ITERATORS and "type" not in old:
+            refuse(key, value, "a config has no such key.")
+        if key not in ITERATORS and not fits_section(key, value):
+            refuse(key, value, "expected an object.")
     parts: dict[str, Any] = {}
     lazy: dict[str, bool] = {}
     for key in READERS:
@@ -75,12 +89,13 @@ def _converted(old: dict[str, Any], report: Report) -> dict[str, Any]:
         parts["vocabulary"] = modern_vocabulary(old["vocabulary"], report)
     if "model" in old:
         parts["model"] = modern_model(old["model"], readers, report)
-    trainer = modern_trainer(old.get("trainer"), _batch_size(old, report), report)
+    from_trainer = modern_trainer(old.get("trainer"), _batch_size(old), report)
     if "trainer" in old:
-        parts["trainer"] = trainer.config
-    if not trainer.shuffle and isinstance(old.get("data_loader"), dict):
+        parts["trainer"] = from_trainer["trainer"]
+    shuffle = from_trainer["data_loader"].get("shuffle", True)
+    if not shuffle and isinstance(old.get("data_loader"), dict):
         parts["data_loader"] = {**old["data_loader"], "shuffle": False}
-    loaders = _loaders({**old, **parts}, lazy, trainer.shuffle, report)
+    loaders = _loaders({**old, **parts}, lazy, shuffle, report)
 
     new: dict[str, Any] = {}
     for key, value in old.items():
@@ -90,17 +105,9 @@ def _converted(old: dict[str, Any], report: Report) -> dict[str, Any]:
             new[key] = value
         elif parts[key] is not None:
             new[key] = parts[key]
-    if trainer.cuda_devices is not None:
-        new.setdefault("distributed", {"cuda_devices": trainer.cuda_devices})
+    if from_trainer["distributed"]:
+        new.setdefault("distributed", from_trainer["distributed"])
     return new
-
-
-def _check_keys(old: dict[str, Any], report: Report) -> None:
-    for key, value in old.items():
-        if key not in TOP_LEVEL_KEYS and key not in ITERATORS and "type" not in old:
-            report.refused(key, value, "a config has no such key.")
-        elif key not in ITERATORS and not fits_section(key, value):
-            report.refused(key, value, "expected an object.")
 
 
 def _loaders(
@@ -120,22 +127,18 @@ def _loaders(
         loaders[key] = {new_key: loader}
     is_validation_said = "validation_data_loader" in config or "validation_iterator" in loaders
     if "iterator" in loaders and not is_validation_said:
-        evaluation = evaluation_loader(loaders["iterator"]["data_loader"])
-        if evaluation is not None:
-            loaders["iterator"]["validation_data_loader"] = evaluation
-            reason = "what isn't trained on is read once, in order"
-            report.added("validation_data_loader", evaluation, reason)
+        add_evaluation_loader(loaders["iterator"], report)
     return loaders
 
 
-def _batch_size(old: dict[str, Any], report: Report) -> int | None:
+def _batch_size(old: dict[str, Any]) -> int | None:
     """How many instances a batch has, where all have the same number."""
     loader, size = old.get("data_loader"), None
     if isinstance(loader, dict):
         sampler = loader.get("batch_sampler")
         size = (sampler if isinstance(sampler, dict) else loader).get("batch_size")
     elif old.get("iterator") is not None:
-        said = flattened_iterator(old["iterator"], "iterator", report)
+        said = flattened_iterator(old["iterator"], "iterator")
         if "maximum_samples_per_batch" not in said:
             size, _ = said.get("batch_size", (OLD_BATCH_SIZE, "iterator"))
     return size if isinstance(size, int) else None

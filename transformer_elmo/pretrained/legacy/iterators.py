@@ -11,7 +11,7 @@ from transformer_elmo.pretrained.legacy.batching import (
     of_language_modeling_loader,
     of_stock_loader,
 )
-from transformer_elmo.pretrained.legacy.report import Report
+from transformer_elmo.pretrained.legacy.report import Report, as_object, refuse
 from transformer_elmo.pretrained.legacy.sections import (
     ITERATORS,
     LANGUAGE_MODELING_LOADER,
@@ -36,18 +36,18 @@ SIMPLE_LOADER_KEYS = ("type", "batch_size", "shuffle", "batches_per_epoch", "qui
 LAZY_INSTANCES_IN_MEMORY = 10_000
 
 
-def flattened_iterator(iterator: Any, path: str, report: Report) -> Said:
+def flattened_iterator(iterator: Any, path: str) -> Said:
     """What an iterator says, and the one that ran it in several processes, taken together."""
     if isinstance(iterator, str):
         iterator = {"type": iterator}
-    iterator = report.as_object(iterator, path)
+    iterator = as_object(iterator, path)
     if iterator.get("type") == TRACKING_TYPE:
         iterator = {"track_epoch": True, **iterator, "type": "bucket"}
     said: Said = {}
     # First of all its type: what keys it has depends on that.
     for key, value in sorted(iterator.items(), key=lambda item: item[0] != "type"):
         if key == "base_iterator":
-            said.update(flattened_iterator(value, f"{path}.{key}", report))
+            said.update(flattened_iterator(value, f"{path}.{key}"))
         elif key == "type" and value == "multiprocess":
             continue
         elif key == "type" and value not in PLAIN_TYPES:
@@ -55,9 +55,9 @@ def flattened_iterator(iterator: Any, path: str, report: Report) -> Said:
                 "AllenNLP 2 has nothing that batches like it. Known are basic, bucket and "
                 "multiprocess. In place of the iterator, describe a data_loader."
             )
-            report.refused(f"{path}.type", value, advice)
+            refuse(f"{path}.type", value, advice)
         elif key not in ITERATOR_KEYS:
-            report.refused(f"{path}.{key}", value, "an iterator has no such key.")
+            refuse(f"{path}.{key}", value, "an iterator has no such key.")
         else:
             said.setdefault(key, (value, f"{path}.{key}"))
     return said
@@ -74,7 +74,7 @@ def data_loader(
     tokenizer = type_of(reader.get("tokenizer")) if isinstance(reader, dict) else ""
     slow_words = tokenizer not in ("just_spaces", "whitespace")
     batching = Batching(batch_size=OLD_BATCH_SIZE, shuffle=shuffle, slow_words=slow_words)
-    batching.update(flattened_iterator(config[key], key, report), report)
+    batching.update(flattened_iterator(config[key], key), report)
     if reads_sentences(config, ITERATORS[key]):
         loader = batching.language_modeling_loader(report)
     else:
@@ -86,24 +86,27 @@ def data_loader(
     return loader
 
 
-def evaluation_loader(loader: dict[str, Any]) -> dict[str, Any] | None:
+def add_evaluation_loader(config: dict[str, Any], report: Report) -> None:
     """
-    What validation and evaluation need of the loader made for training: every instance once, in the
-    order of the file where the batches keep it.
-
-    Returns `None` if the loader itself will do.
+    Adds the loader that validation and evaluation need in place of the one made for training, if
+    that won't do: every instance once, in the order of the file where the batches keep it.
     """
+    key, loader = "validation_data_loader", config["data_loader"]
     new = copy.deepcopy(loader)
-    for key in ("batches_per_epoch", "shuffle"):
-        new.pop(key, None)
+    for name in ("batches_per_epoch", "shuffle"):
+        new.pop(name, None)
     if loader.get("type") == LANGUAGE_MODELING_LOADER:
-        return new if "batches_per_epoch" in loader else None
-    new.pop("drop_last", None)
-    sampler = new.get("batch_sampler")
-    if isinstance(sampler, dict) and sampler.get("type") == "bucket":
-        sampler = {k: v for k, v in sampler.items() if k != "drop_last"}
-        new["batch_sampler"] = {**sampler, "shuffle": False}
-    return new if new != loader else None
+        if "batches_per_epoch" not in loader:
+            return
+    else:
+        new.pop("drop_last", None)
+        sampler = new.get("batch_sampler")
+        if isinstance(sampler, dict) and sampler.get("type") == "bucket":
+            sampler.pop("drop_last", None)
+            new["batch_sampler"] = {**sampler, "shuffle": False}
+    if new != loader:
+        config[key] = new
+        report.added(key, new, "what isn't trained on is read once, in order")
 
 
 def overridden_loader(
@@ -113,28 +116,25 @@ def overridden_loader(
     A modern data loader under an old iterator's override.
 
     `config`: a modern config. `key`: the data loader's, which needn't be there. `override`: what
-    the user says of the iterator. `path`: the dotted key that the user calls it by. `report`: gets
-    an error if the data loader is of a kind that the override can't be applied to, or a key has no
-    meaning. Returns the data loader's config.
+    the user says of the iterator. `path`: the dotted key that the user calls it by.
     """
-    said = flattened_iterator(override, path, report)
+    said = flattened_iterator(override, path)
     loader = config.get(key)
     loader = {"type": loader} if isinstance(loader, str) else loader
-    loader = {} if loader is None else report.as_object(loader, key)
+    loader = {} if loader is None else as_object(loader, key)
     kind = loader.get("type", "multiprocess")
-    new: dict[str, Any] = {}
     if kind == LANGUAGE_MODELING_LOADER:
-        batching = of_language_modeling_loader(loader, key, report)
+        batching = of_language_modeling_loader(loader, key)
         batching.update(said, report)
         new = batching.language_modeling_loader(report)
     elif kind in ("multiprocess", "simple"):
         new = _over_stock_loader(loader, key, said, reads_sentences(config, key), report)
         for name in new if kind == "simple" else ():
             if name not in SIMPLE_LOADER_KEYS:
-                report.refused(path, override, f"{key}.type is simple, which has no {name}.")
+                refuse(path, override, f"{key}.type is simple, which has no {name}.")
     else:
         advice = f"it can't be applied to {key}.type = {kind}. Override {key} itself."
-        report.refused(path, override, advice)
+        refuse(path, override, advice)
     report.moved(path, override, key, new)
     return new
 
@@ -142,16 +142,18 @@ def overridden_loader(
 def _over_stock_loader(
     loader: dict[str, Any], path: str, said: Said, language_modeling: bool, report: Report
 ) -> dict[str, Any]:
-    batching = of_stock_loader(loader, path, report)
+    batching = of_stock_loader(loader, path)
     had_limit = batching.max_tokens is not None
     batching.update(said, report)
     has_limit = batching.max_tokens is not None
     if not (language_modeling and has_limit and ("batch_size" in said or not had_limit)):
         return batching.stock_loader(report)
     # Only ours can do it: both limits at once, or one over batches that had none.
-    for key in [key for key in batching.kept if key != "quiet"]:
-        value = batching.kept.pop(key)
-        if key != "type":
+    kept, batching.kept = batching.kept, {}
+    for key, value in kept.items():
+        if key == "quiet":
+            batching.kept[key] = value
+        elif key != "type":
             reason = "the data loader language_modeling has no such key"
             report.dropped(f"{path}.{key}", value, reason)
     return batching.language_modeling_loader(report)

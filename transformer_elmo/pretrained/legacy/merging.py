@@ -13,13 +13,6 @@ from transformer_elmo.pretrained.legacy.sections import ITERATORS, LANGUAGE_MODE
 TYPED_KEYS = ("model", *READERS)
 
 
-class UnusedOverrideError(ConfigurationError, ValueError):
-    """
-    Overrides of keys that a config has no place for. A `ValueError` as well, as which AllenNLP
-    raises it.
-    """
-
-
 def unflattened(overrides: dict[str, Any]) -> dict[str, Any]:
     """
     Returns `overrides` with dotted keys nested: `{"a.b": 1}` is `{"a": {"b": 1}}`. Raises
@@ -57,10 +50,9 @@ def merged(original: Any, override: Any) -> Any:
 
 def with_overrides(config: Any, overrides: dict[str, Any], path: str = "") -> Any:
     """
-    `config`: an object or a list. `overrides`: a key replaces what stands there; a dotted key goes
-    further in, by the numbers of items where there is a list. Only an object gets new keys, and
-    these can't be dotted. `path`: where the config itself stands. Returns a copy of the config
-    under the overrides, as AllenNLP 2 applies them. Raises `ConfigurationError` if there is no
+    A copy of the object or list `config`, which stands at `path`, under overrides as AllenNLP 2
+    applies them: a dotted key goes further in, by the numbers of items where there is a list. Only
+    an object gets new keys, and these can't be dotted. Raises `ConfigurationError` if there is no
     place for one of them; it names the key.
     """
     items = config.items() if isinstance(config, dict) else ()
@@ -83,7 +75,7 @@ def with_overrides(config: Any, overrides: dict[str, Any], path: str = "") -> An
         unused -= added.keys()
     if unused:
         names = ", ".join(path + key for key in overrides if key in unused)
-        raise UnusedOverrideError(
+        raise ConfigurationError(
             f"These overrides are unused keys, because the config has nothing there to change: "
             f"{names}."
         )

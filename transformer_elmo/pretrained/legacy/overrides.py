@@ -3,8 +3,7 @@
 import copy
 from typing import Any
 
-from transformer_elmo.pretrained.legacy.config import legacy_keys, modernize
-from transformer_elmo.pretrained.legacy.embedders import is_embedder_key, is_flat_embedder
+from transformer_elmo.pretrained.legacy.config import is_old, modernize
 from transformer_elmo.pretrained.legacy.iterators import OUTER_KEYS, overridden_loader
 from transformer_elmo.pretrained.legacy.merging import (
     leaves,
@@ -14,6 +13,7 @@ from transformer_elmo.pretrained.legacy.merging import (
     unflattened,
     with_overrides,
 )
+from transformer_elmo.pretrained.legacy.model import is_embedder_key, is_flat_embedder
 from transformer_elmo.pretrained.legacy.readers import MULTIPROCESS_KEYS
 from transformer_elmo.pretrained.legacy.report import Change, Report, refuse
 from transformer_elmo.pretrained.legacy.sections import (
@@ -27,17 +27,15 @@ from transformer_elmo.pretrained.legacy.sections import (
 # Top-level keys that AllenNLP 0.x didn't have: overrides of these are AllenNLP 2's.
 MODERN_KEYS = {
     *ITERATORS.values(),
-    "distributed",
-    "ddp_accelerator",
-    "evaluation",
-    "include_in_archive",
+    *"distributed ddp_accelerator evaluation include_in_archive".split(),
 }
 
 # What `allennlp evaluate` never looks at, and what it goes by.
 NOT_EVALUATED = {
-    "train_data_path": "evaluate reads what is named behind the archive",
-    "validation_data_path": "evaluate reads what is named behind the archive",
-    "test_data_path": "evaluate reads what is named behind the archive",
+    **dict.fromkeys(
+        "train_data_path validation_data_path test_data_path".split(),
+        "evaluate reads what is named behind the archive",
+    ),
     "datasets_for_vocab_creation": "the vocabulary is the archive's",
     "evaluate_on_test": "evaluate trains nothing",
     "trainer": "evaluate trains nothing",
@@ -64,13 +62,12 @@ def apply_overrides(
             refuse(key, value, "an override of a key that nothing looks at.")
         if not fits_section(key, value):
             refuse(key, value, "expected an object.")
-    if not legacy_keys(config):
+    if not is_old(config):
         return _over_modern(config, overrides)
 
-    modern = {k: v for k, v in overrides.items() if top(k) in MODERN_KEYS}
-    if "iterator" not in config:
-        # Half old: what it says of batches is already said the new way.
-        modern.update({k: v for k, v in overrides.items() if top(k) in ITERATORS})
+    # Half old: what it says of batches may already be said the new way.
+    not_old = MODERN_KEYS | (set() if "iterator" in config else ITERATORS.keys())
+    modern = {k: v for k, v in overrides.items() if top(k) in not_old}
     old = unflattened({k: v for k, v in overrides.items() if k not in modern})
     new, changes = modernize(*_over_old(config, old))
     if not modern:
@@ -124,7 +121,6 @@ def _over_modern(
             new[targets[0]] = copy.deepcopy(new.get("data_loader"))
         for target in targets:
             new[target] = overridden_loader(new, target, override, key, report)
-    report.check()
     return new, changes + report.changes
 
 
@@ -173,8 +169,7 @@ def _with_embedders_as_in(original: Any, override: Any) -> Any:
             if is_flat_embedder(old) and isinstance(within, (dict, type(None))):
                 value = {**rest, **(within or {})}
             elif isinstance(known, dict) and "token_embedders" not in value:
-                embedders = {k: v for k, v in value.items() if k in known}
-                rest = {k: v for k, v in value.items() if k not in known}
+                embedders = {k: rest.pop(k) for k in value if k in known}
                 value = {**rest, "token_embedders": embedders} if embedders else value
         fitted[key] = _with_embedders_as_in(old, value)
     return fitted
@@ -186,26 +181,23 @@ def shared_with_validation(config: dict[str, Any], overrides: dict[str, Any]) ->
     evaluation uses the one for validation, so what is said of `data_loader`, and of it alone, is
     meant for both.
     """
-    loader = config.get("validation_data_loader")
-    if (
-        "validation_data_loader" in {top(key) for key in overrides}
-        or not isinstance(loader, dict)
-        or not reads_sentences(config, "validation_data_loader")
-    ):
+    key, loader = "validation_data_loader", config.get("validation_data_loader")
+    is_ours = isinstance(loader, dict) and reads_sentences(config, key)
+    if not is_ours or key in {top(given) for given in overrides}:
         return overrides
     meant = {
-        f"validation_{key}": value
-        for key, value in overrides.items()
-        if top(key) == "data_loader" and _has_place(loader, key.split(".")[1:])
+        f"validation_{given}": value
+        for given, value in overrides.items()
+        if top(given) == "data_loader" and _has_place(loader, given.split(".")[1:])
     }
     return {**overrides, **meant}
 
 
-def _has_place(loader: dict[str, Any], path: list[str]) -> bool:
+def _has_place(loader: Any, path: list[str]) -> bool:
     """Whether there is a place in `loader` for what goes to `path` in a loader of another kind."""
     if path[:1] == ["batch_sampler"] and "batch_size" in loader:
         return False
-    place: Any = loader
+    place = loader
     for key in path[:-1]:
         place = place.get(key) if isinstance(place, dict) else None
     return isinstance(place, dict)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformer_elmo.pretrained.legacy.report import Report, is_true
+from transformer_elmo.pretrained.legacy.report import Report, is_true, refuse
 from transformer_elmo.pretrained.legacy.sections import LANGUAGE_MODELING_READER, type_of
 from transformer_elmo.pretrained.legacy.tokenizers import (
     SPACY_TOKENIZER,
@@ -40,10 +40,25 @@ TAG_INDEXERS = {
 }
 
 
+def is_old_reader(key: str, part: Any) -> bool:
+    """
+    Whether only AllenNLP 0.x could have understood a reader, or what stands at `key` within one:
+    this part itself, not what lies deeper.
+    """
+    if is_word_tokenizer(key, part):
+        return True
+    if not isinstance(part, dict):
+        return False
+    if key.endswith("token_indexers"):
+        return any(isinstance(v, dict) and type_of(v) in TAG_INDEXERS for v in part.values())
+    kind = type_of(part)
+    return kind == "multiprocess" or ("lazy" in part and kind in KNOWN_READERS)
+
+
 def modern_reader(old: Any, path: str, report: Report) -> tuple[Any, bool]:
     """Returns the reader's modern config, and whether the old one read lazily."""
     reader, lazy = _modern_reader(old, path, report)
-    refuse_boundaries(reader, path, report.if_old)
+    refuse_boundaries(reader, path)
     return reader, lazy
 
 
@@ -57,15 +72,14 @@ def _modern_reader(old: Any, path: str, report: Report) -> tuple[Any, bool]:
     for key, value in old.items():
         at = f"{path}.{key}"
         if key == "lazy":
-            found = report if kind in KNOWN_READERS else report.if_old
-            found.needless(at, value, "readers always stream")
+            report.needless(at, value, "readers always stream")
         elif key == "coding_scheme" and kind in ("conll2000", "conll2003"):
             scheme = modern["convert_to_coding_scheme"] = "BIOUL" if value == "BIOUL" else None
-            report.if_old.moved(at, value, f"{path}.convert_to_coding_scheme", scheme)
+            report.moved(at, value, f"{path}.convert_to_coding_scheme", scheme)
         else:
             modern[key] = _modern_part(key, value, at, report)
     if kind == LANGUAGE_MODELING_READER:
-        move_boundaries(modern, path, report.if_old)
+        move_boundaries(modern, path, report)
     tokenizer_key = SPACY_READERS.get(kind)
     if tokenizer_key is not None and modern.get(tokenizer_key) is None:
         modern[tokenizer_key] = dict(SPACY_TOKENIZER)
@@ -76,12 +90,12 @@ def _modern_reader(old: Any, path: str, report: Report) -> tuple[Any, bool]:
 def _without_processes(old: dict[str, Any], path: str, report: Report) -> Any:
     base = old.get("base_reader")
     if base is None:
-        report.refused(path, old, "a multiprocess reader needs a base_reader.")
-    elif not isinstance(base, (dict, str)):
-        report.refused(f"{path}.base_reader", base, "expected an object.")
+        refuse(path, old, "a multiprocess reader needs a base_reader.")
+    if not isinstance(base, (dict, str)):
+        refuse(f"{path}.base_reader", base, "expected an object.")
     for key in old:
         if key not in ("type", "base_reader", *MULTIPROCESS_KEYS):
-            report.refused(f"{path}.{key}", old[key], "a multiprocess reader has no such key.")
+            refuse(f"{path}.{key}", old[key], "a multiprocess reader has no such key.")
     base, _ = _modern_reader(base, f"{path}.base_reader", report)
     if isinstance(base, dict) and type_of(base) == LANGUAGE_MODELING_READER:
         # Several processes were there to keep up with the model; our loader does in one, and it
@@ -90,18 +104,15 @@ def _without_processes(old: dict[str, Any], path: str, report: Report) -> Any:
     else:
         modern = {"type": "sharded", "base_reader": base}
     report.moved(f"{path}.type", "multiprocess", f"{path}.type", modern["type"])
-    for key in MULTIPROCESS_KEYS:
-        if key in old:
-            report.dropped(f"{path}.{key}", old[key], "the reader starts no processes")
+    reason = "the reader starts no processes"
+    report.drop_keys(dict(old), path, dict.fromkeys(MULTIPROCESS_KEYS, reason))
     return modern
 
 
 def _modern_part(key: str, value: Any, path: str, report: Report) -> Any:
     """Converts readers, tokenizers and token indexers, however deep they lie."""
-    if is_word_tokenizer(key, value):
+    if is_word_tokenizer(key, value) or is_default_tokenizer(key, value):
         return modern_tokenizer(value, path, report)
-    if is_default_tokenizer(key, value):
-        return modern_tokenizer(value, path, report.if_old)
     if key == "base_reader":
         return _modern_reader(value, path, report)[0]
     if not isinstance(value, dict):
@@ -132,6 +143,6 @@ def _modern_indexer(old: Any, path: str, report: Report) -> Any:
         if key == "token_min_padding_length":
             modern[key] = value
         elif key not in ("type", "namespace", "coarse_tags"):
-            report.refused(f"{path}.{key}", value, f"the {kind} indexer has no such key.")
+            refuse(f"{path}.{key}", value, f"the {kind} indexer has no such key.")
     report.moved(path, old, path, modern)
     return modern

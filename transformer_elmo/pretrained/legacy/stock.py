@@ -3,9 +3,9 @@
 from typing import Any
 
 from transformer_elmo.pretrained.legacy.batching import of_language_modeling_loader
-from transformer_elmo.pretrained.legacy.iterators import evaluation_loader
+from transformer_elmo.pretrained.legacy.iterators import add_evaluation_loader
 from transformer_elmo.pretrained.legacy.own_names import with_stock_names
-from transformer_elmo.pretrained.legacy.report import Change, Report
+from transformer_elmo.pretrained.legacy.report import Change, Report, as_object, refuse
 from transformer_elmo.pretrained.legacy.sections import (
     ITERATORS,
     LANGUAGE_MODELING_LOADER,
@@ -15,9 +15,7 @@ from transformer_elmo.pretrained.legacy.sections import (
     type_of,
 )
 
-_NEEDLESS = {
-    "distinct_words": "every word of a batch is encoded, with the same result",
-}
+_NEEDLESS = {"distinct_words": "every word of a batch is encoded, with the same result"}
 _DROPPED = {"seed": "random_seed is the seed of AllenNLP's loaders"}
 _MODEL_KEYS = {
     "precision": "allennlp-models computes in float32",
@@ -37,7 +35,7 @@ def without_this_package(config: dict[str, Any]) -> tuple[dict[str, Any], list[C
     """
     new, renamed = with_stock_names(config)
     report = Report(changes=renamed)
-    if isinstance(new.get("model"), dict):
+    if type_of(new.get("model")) in LANGUAGE_MODELS and isinstance(new["model"], dict):
         _make_model_stock(new["model"], report)
     if type_of(config.get("evaluation")) == LANGUAGE_MODELING_LOADER:
         report.dropped("evaluation", new.pop("evaluation"), "AllenNLP takes means of batches")
@@ -46,49 +44,35 @@ def without_this_package(config: dict[str, Any]) -> tuple[dict[str, Any], list[C
             new[key] = _stock_loader(new, key, report)
     loader, validation_loader = ITERATORS.values()
     if new.get(loader) != config.get(loader) and validation_loader not in new:
-        evaluation = evaluation_loader(new[loader])
-        if evaluation is not None:
-            new[validation_loader] = evaluation
-            reason = "what isn't trained on is read once, in order"
-            report.added(validation_loader, evaluation, reason)
-    report.check()
+        add_evaluation_loader(new, report)
     return new, report.changes
 
 
 def _make_model_stock(model: dict[str, Any], report: Report) -> None:
-    kind = model.get("type")
-    if kind not in LANGUAGE_MODELS:
-        return
+    kind = model["type"]
     if kind == "bidirectional_language_model":
         model["type"] = "bidirectional-language-model"
         reason = "allennlp-models has no other name for it"
         report.moved("model.type", kind, "model.type", model["type"], reason)
-    for key, reason in _MODEL_KEYS.items():
-        if key in model:
-            report.dropped(f"model.{key}", model.pop(key), reason)
-    contextualizer = model.get("contextualizer")
-    if isinstance(contextualizer, dict) and "activation" in contextualizer:
-        path, activation = "model.contextualizer.activation", contextualizer.pop("activation")
-        if activation in ("relu", None):
-            report.needless(path, activation, "allennlp-models has no other")
-        else:
-            report.refused(path, activation, "allennlp-models has no other than relu.")
+    report.drop_keys(model, "model", _MODEL_KEYS)
+    contextualizer, path = model.get("contextualizer"), "model.contextualizer"
+    if isinstance(contextualizer, dict):
+        activation = contextualizer.get("activation")
+        if activation not in ("relu", None):
+            refuse(f"{path}.activation", activation, "allennlp-models has no other than relu.")
+        reason = "allennlp-models has no other"
+        report.drop_keys(contextualizer, path, {"activation": reason}, lost=False)
 
 
 def _stock_loader(config: dict[str, Any], key: str, report: Report) -> dict[str, Any]:
     """The loader that takes the place of the one at `key`. It may need another reader."""
-    old = report.as_object(config[key], key)
+    old = as_object(config[key], key)
     loader = dict(old)
-    for name, reason in _NEEDLESS.items():
-        if name in loader:
-            report.needless(f"{key}.{name}", loader.pop(name), reason)
-    for name, reason in _DROPPED.items():
-        if name in loader:
-            report.dropped(f"{key}.{name}", loader.pop(name), reason)
+    report.drop_keys(loader, key, _NEEDLESS, lost=False)
+    report.drop_keys(loader, key, _DROPPED)
     if loader.pop(_KEEPS_LONG, False):
         _keep_long_sentences(config, key, report)
-    batching = of_language_modeling_loader(loader, key, report)
-    stock = batching.stock_loader(report)
+    stock = of_language_modeling_loader(loader, key).stock_loader(report)
     report.moved(key, old, key, stock)
     return stock
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformer_elmo.pretrained.legacy.report import Report
+from transformer_elmo.pretrained.legacy.report import Report, as_list, as_object, refuse
 
 # An old tokenizer of the type `word` was made of parts. Only the first of them splits.
 WORD_TOKENIZER_KEYS = {"word_splitter", "word_filter", "word_stemmer", "start_tokens", "end_tokens"}
@@ -20,7 +20,7 @@ def is_word_tokenizer(key: str, value: Any) -> bool:
     if not key.endswith("tokenizer"):
         return False
     if not isinstance(value, dict):
-        return value == "word"
+        return bool(value == "word")
     return value.get("type") == "word" or "word_splitter" in value
 
 
@@ -38,10 +38,10 @@ def modern_tokenizer(old: str | dict[str, Any], path: str, report: Report) -> di
     old = {"type": old} if isinstance(old, str) else old
     if old.get("type", "word") != "word":
         # A modern type that an override put over the old config.
-        reason = f"the type is {old['type']}"
-        report.needless(f"{path}.word_splitter", old["word_splitter"], reason)
-        return {key: value for key, value in old.items() if key != "word_splitter"}
-    modern = _splitter(old.get("word_splitter"), path, report)
+        modern = dict(old)
+        report.drop_keys(modern, path, {"word_splitter": f"the type is {old['type']}"}, lost=False)
+        return modern
+    modern = _splitter(old.get("word_splitter"), path)
     for key, value in old.items():
         if key in ("word_filter", "word_stemmer"):
             step = value.get("type", "pass_through") if isinstance(value, dict) else value
@@ -52,35 +52,33 @@ def modern_tokenizer(old: str | dict[str, Any], path: str, report: Report) -> di
         elif key in BOUNDARIES:
             modern[key] = value
         elif key not in ("type", "word_splitter"):
-            report.refused(f"{path}.{key}", value, "the word tokenizer has no such key.")
+            refuse(f"{path}.{key}", value, "the word tokenizer has no such key.")
     report.moved(path, old, path, modern)
     return modern
 
 
-def _splitter(splitter: Any, tokenizer_path: str, report: Report) -> dict[str, Any]:
+def _splitter(splitter: Any, tokenizer_path: str) -> dict[str, Any]:
     """
     The tokenizer that splits alike. There must be one: other tokens are another input, which a
     trained model wasn't trained for.
     """
     path = f"{tokenizer_path}.word_splitter"
     splitter = {"type": splitter} if isinstance(splitter, str) else splitter or {}
-    keys = dict(report.as_object(splitter, path))
+    keys = dict(as_object(splitter, path))
     kind = keys.pop("type", "spacy")
     if kind == "spacy":
         if keys.get("language") == "en":
             keys["language"] = "en_core_web_sm"
         # The old splitter tagged only if told to; the new one does unless told not to.
         return {**SPACY_TOKENIZER, **keys}
-    if kind in PLAIN_TYPES:
-        for key, value in keys.items():
-            report.refused(f"{path}.{key}", value, f"{kind} takes no such key.")
-    else:
-        report.refused(
-            f"{path}.type",
-            kind,
-            "AllenNLP 2 has no tokenizer that splits like it. Choose one with "
-            f"""--overrides '{{"{tokenizer_path}": {{"type": "spacy"}}}}', or register your own.""",
+    if kind not in PLAIN_TYPES:
+        advice = (
+            "AllenNLP 2 has no tokenizer that splits like it. Choose one with --overrides "
+            f"""'{{"{tokenizer_path}": {{"type": "spacy"}}}}', or register your own."""
         )
+        refuse(f"{path}.type", kind, advice)
+    for key, value in keys.items():
+        refuse(f"{path}.{key}", value, f"{kind} takes no such key.")
     return {"type": kind}
 
 
@@ -95,22 +93,22 @@ def move_boundaries(reader: dict[str, Any], path: str, report: Report) -> None:
     for key in BOUNDARIES:
         inner = tokenizer.pop(key, None)
         if inner:
-            inner = report.as_list(inner, f"{path}.tokenizer.{key}")
-            outer = report.as_list(reader.get(key) or [], f"{path}.{key}")
+            inner = as_list(inner, f"{path}.tokenizer.{key}")
+            outer = as_list(reader.get(key) or [], f"{path}.{key}")
             reader[key] = outer + inner if key == "start_tokens" else inner + outer
             report.moved(f"{path}.tokenizer.{key}", inner, f"{path}.{key}", reader[key])
 
 
-def refuse_boundaries(part: Any, path: str, report: Report) -> None:
+def refuse_boundaries(part: Any, path: str) -> None:
     """Refuses tokens that neither a tokenizer nor its reader can add any more."""
     if not isinstance(part, dict):
         return
     for key, value in part.items():
-        refuse_boundaries(value, f"{path}.{key}", report)
+        refuse_boundaries(value, f"{path}.{key}")
         if not (key.endswith("tokenizer") and isinstance(value, dict)):
             continue
         for boundary in BOUNDARIES if value.get("type") in PLAIN_TYPES else ():
             tokens = value.pop(boundary, None)
             if tokens:
                 advice = f"the tokenizer {value['type']} adds no tokens in AllenNLP 2."
-                report.refused(f"{path}.{key}.{boundary}", tokens, advice)
+                refuse(f"{path}.{key}.{boundary}", tokens, advice)

@@ -2,11 +2,16 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from transformer_elmo.pretrained.legacy.report import Report, is_true, refuse
-from transformer_elmo.pretrained.legacy.sections import type_of
+from transformer_elmo.pretrained.legacy.report import (
+    Report,
+    as_list,
+    as_number,
+    as_object,
+    is_true,
+    refuse,
+)
 
 MODERN_TYPE = "gradient_descent"
 UNKNOWN_KEY = "a trainer has no such key, and AllenNLP 2 would ignore it."
@@ -27,6 +32,7 @@ NUMBERS: dict[str, Any] = {
     **dict.fromkeys("summary_interval histogram_interval log_batch_size_period".split(), int),
     **dict.fromkeys("grad_norm grad_clipping model_save_interval".split(), float),
 }
+TENSORBOARD, CHECKPOINTER = "trainer.callbacks.tensorboard", "trainer.checkpointer"
 TENSORBOARD_KEYS = {
     "summary_interval": "summary_interval",
     "histogram_interval": "distribution_interval",
@@ -34,81 +40,157 @@ TENSORBOARD_KEYS = {
     "should_log_parameter_statistics": "should_log_parameter_statistics",
     "should_log_learning_rate": "should_log_learning_rate",
 }
+SAVE_INTERVAL = "model_save_interval"
 MODELS_TO_KEEP = "num_serialized_models_to_keep"
 KEPT_FOREVER = "keep_serialized_model_every_num_seconds"
+ACCUMULATION = "gradient_accumulation_batch_size"
 
-# The old trainer made of callbacks: what each one was given is a key of the trainer now.
-CALLBACK_KEYS = {
-    "track_metrics": ("patience", "validation_metric"),
-    "update_learning_rate": ("learning_rate_scheduler",),
-    "update_momentum": ("momentum_scheduler",),
-    "update_moving_average": ("moving_average",),
-    "gradient_norm_and_clip": ("grad_norm", "grad_clipping"),
-    "log_to_tensorboard": tuple(TENSORBOARD_KEYS),
-    "checkpoint": ("checkpointer", "model_save_interval"),
-    "validate": ("validation_data", "validation_iterator"),
+# Keys that belong to another part of the config now, and their names there.
+MOVED = {
+    "shuffle": ("data_loader", "shuffle"),
+    MODELS_TO_KEEP: (CHECKPOINTER, "keep_most_recent_by_count"),
+    SAVE_INTERVAL: (CHECKPOINTER, "save_every_num_seconds"),
+    **{key: (TENSORBOARD, name) for key, name in TENSORBOARD_KEYS.items()},
 }
-
-
+DROPPED = {
+    KEPT_FOREVER: "checkpoints are kept by number or by age",
+    "opt_level": "use_amp takes its place",
+    **dict.fromkeys(
+        "batch_callbacks epoch_callbacks end_callbacks trainer_callbacks".split(),
+        "callbacks takes its place",
+    ),
+}
 # Those that did nothing if they were null.
-NULL_BY_DEFAULT = ("model_save_interval", KEPT_FOREVER)
+NULL_BY_DEFAULT = (SAVE_INTERVAL, KEPT_FOREVER)
+OLD_KEYS = {*MOVED, KEPT_FOREVER, ACCUMULATION}
 
-TENSORBOARD, CHECKPOINTER = "callbacks.tensorboard", "checkpointer"
 
-
-@dataclass
-class Trainer:
-    """
-    A modern trainer, and what the old one held that belongs elsewhere now.
-
-    `config`: its own keys. Not an object where the old one wasn't. `batch_size`: of the data
-    loader, if there is one number for all batches. `shuffle`: belongs to the data loader.
-    `cuda_devices`: belongs to the top-level key `distributed`. `parts`: what belongs to a callback
-    and to the checkpointer.
-    """
-
-    config: Any
-    batch_size: int | None = None
-    shuffle: bool = True
-    cuda_devices: list[Any] | None = None
-    parts: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {TENSORBOARD: {}, CHECKPOINTER: {}}
+def is_old_trainer(trainer: Any) -> bool:
+    """Whether only AllenNLP 0.x could have understood the config of a trainer."""
+    return _is_plain(trainer) and (
+        trainer.get("type") in ("default", "callback")
+        or isinstance(trainer.get("cuda_device"), (str, list))
+        or not OLD_KEYS.isdisjoint(trainer)
     )
 
 
-def modern_trainer(old: Any, batch_size: int | None, report: Report) -> Trainer:
+def _is_plain(trainer: Any) -> bool:
+    """Whether a trainer is AllenNLP's own."""
+    known = ("default", "callback", MODERN_TYPE)
+    return isinstance(trainer, dict) and trainer.get("type", "default") in known
+
+
+def modern_trainer(old: Any, batch_size: int | None, report: Report) -> dict[str, Any]:
     """
     `old`: the config of the trainer. `batch_size`: of the data loader, if there is one number for
-    all batches.
+    all batches. Returns the sections that say what it said: `trainer`, and what belongs to
+    `data_loader` and `distributed`.
     """
-    if not isinstance(old, dict) or not _is_plain(old):
-        return Trainer(old)
+    if not _is_plain(old):
+        return {"trainer": old, "data_loader": {}, "distributed": {}}
     if old.get("type") == "callback":
-        old = _without_callbacks(old, report)
-    trainer = Trainer({}, batch_size)
-    _checkpointer(old.get(CHECKPOINTER), trainer, report.if_old)
+        advice = "write its callbacks' keys into the trainer itself, which does what they did."
+        refuse("trainer.type", "callback", advice)
+    config: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {"trainer": config, "data_loader": {}, "distributed": {}}
+    parts.update({CHECKPOINTER: {}, TENSORBOARD: {}})
+    inner = old.get("checkpointer")
+    for key, value in inner.items() if isinstance(inner, dict) else ():
+        if key in (MODELS_TO_KEEP, KEPT_FOREVER):
+            _take(key, value, f"{CHECKPOINTER}.{key}", parts, report)
+        else:
+            parts[CHECKPOINTER][key] = value
     for key, value in old.items():
         path = f"trainer.{key}"
         if key in NUMBERS and isinstance(value, str):
-            value = _number(key, value, report if key == "cuda_device" else report.if_old)
+            value = _numbers(key, value, report)
         if value is None and key in NULL_BY_DEFAULT:
             report.needless(path, value, "it is the default")
-        elif key == "model_save_interval" and _several(old.get("cuda_device")):
+        elif key == SAVE_INTERVAL and _several(old.get("cuda_device")):
             report.dropped(path, value, "training on several devices saves by epochs or batches")
-        elif key in RULES:
-            RULES[key](trainer, path, value, report)
-        elif key in TRAINER_KEYS:
-            trainer.config[key] = value
+        elif key == ACCUMULATION:
+            _accumulate(value, batch_size, config, report)
         else:
-            report.if_old.refused(path, value, UNKNOWN_KEY)
-    if trainer.parts[CHECKPOINTER] or isinstance(old.get(CHECKPOINTER), dict):
-        trainer.config[CHECKPOINTER] = trainer.parts[CHECKPOINTER]
-    if trainer.parts[TENSORBOARD]:
-        callbacks = trainer.config.get("callbacks") or []
-        callbacks = report.if_old.as_list(callbacks, "trainer.callbacks")
-        tensorboard = {"type": "tensorboard", **trainer.parts[TENSORBOARD]}
-        trainer.config["callbacks"] = [*callbacks, tensorboard]
-    return trainer
+            _take(key, value, path, parts, report)
+    if parts[CHECKPOINTER] or isinstance(inner, dict):
+        config["checkpointer"] = parts[CHECKPOINTER]
+    if parts[TENSORBOARD]:
+        callbacks = as_list(config.get("callbacks") or [], "trainer.callbacks")
+        config["callbacks"] = [*callbacks, {"type": "tensorboard", **parts[TENSORBOARD]}]
+    return parts
+
+
+def _take(
+    key: str, value: Any, path: str, parts: dict[str, dict[str, Any]], report: Report
+) -> None:
+    if key in DROPPED:
+        report.dropped(path, value, DROPPED[key])
+    elif key in MOVED:
+        part, name = MOVED[key]
+        new = parts[part][name] = _CONVERTED[key](value, path) if key in _CONVERTED else value
+        report.moved(path, value, f"{part}.{name}", new)
+    elif key == "tensorboard_writer":
+        said = as_object(value or {}, path)
+        parts[TENSORBOARD].update({TENSORBOARD_KEYS.get(k, k): v for k, v in said.items()})
+        report.moved(path, value, TENSORBOARD, parts[TENSORBOARD])
+    elif key == "type" and value == "default":
+        report.needless(path, value, "it is the default")
+    elif key == "cuda_device" and isinstance(value, list):
+        _use_devices(value, parts, report)
+    elif key in TRAINER_KEYS:
+        parts["trainer"][key] = value
+    else:
+        refuse(path, value, UNKNOWN_KEY)
+
+
+def _number_to_keep(value: Any, path: str) -> int | None:
+    """All of them: once -1, now null."""
+    count = -1 if value is None else as_number(value, int, path)
+    return None if count < 0 else count
+
+
+_CONVERTED: dict[str, Callable[[Any, str], Any]] = {
+    "shuffle": lambda value, path: is_true(value),
+    MODELS_TO_KEEP: _number_to_keep,
+}
+
+
+def _accumulate(value: Any, batch_size: int | None, config: dict[str, Any], report: Report) -> None:
+    path, name = f"trainer.{ACCUMULATION}", "num_gradient_accumulation_steps"
+    if not batch_size:
+        reason = "batches have no common size, so that the number of steps is unknown"
+        report.dropped(path, value, reason)
+        return
+    config[name] = max(1, -(-as_number(value, int, path) // batch_size))
+    report.moved(path, value, f"trainer.{name}", config[name], f"batches of {batch_size}")
+
+
+def _use_devices(value: list[Any], parts: dict[str, dict[str, Any]], report: Report) -> None:
+    path = "trainer.cuda_device"
+    devices = [as_number(device, int, path) for device in value]
+    if not devices:
+        refuse(path, value, "expected at least one device.")
+    if len(devices) == 1:
+        parts["trainer"]["cuda_device"] = devices[0]
+        report.moved(path, value, path, devices[0])
+    else:
+        parts["distributed"]["cuda_devices"] = devices
+        report.moved(path, value, "distributed.cuda_devices", devices)
+
+
+def _numbers(key: str, text: str, report: Report) -> Any:
+    """What a string says; several devices are a list."""
+    path = f"trainer.{key}"
+    parts = text.split(",") if key == "cuda_device" else [text]
+    numbers = [as_number(part, NUMBERS[key], path) for part in parts]
+    value = numbers if len(numbers) > 1 else numbers[0]
+    report.moved(path, text, path, value)
+    return value
+
+
+def _several(cuda_device: Any) -> bool:
+    several = cuda_device.split(",") if isinstance(cuda_device, str) else cuda_device
+    return isinstance(several, list) and len(several) > 1
 
 
 def check_trainer_keys(trainer: Any, path: str = "trainer") -> None:
@@ -125,156 +207,3 @@ def check_trainer_keys(trainer: Any, path: str = "trainer") -> None:
         if key not in TRAINER_KEYS:
             near = difflib.get_close_matches(key, sorted(TRAINER_KEYS), n=1)
             refuse(f"{path}.{key}", value, UNKNOWN_KEY + (f" Is it {near[0]}?" if near else ""))
-
-
-def _is_plain(trainer: dict[str, Any]) -> bool:
-    """Whether a trainer is AllenNLP's own."""
-    return trainer.get("type", "default") in ("default", "callback", MODERN_TYPE)
-
-
-# What becomes of a key: each rule takes the trainer, the key's path, its value, and the report.
-Rule = Callable[[Trainer, str, Any, Report], None]
-
-
-def _type(trainer: Trainer, path: str, value: Any, report: Report) -> None:
-    if value == "default":
-        report.needless(path, value, "it is the default")
-    else:
-        trainer.config["type"] = value
-
-
-def _cuda_device(trainer: Trainer, path: str, value: Any, report: Report) -> None:
-    if not isinstance(value, list):
-        trainer.config["cuda_device"] = value
-        return
-    devices = [report.as_number(device, int, path) for device in value]
-    if len(devices) == 1:
-        trainer.config["cuda_device"] = devices[0]
-        report.moved(path, value, path, devices[0])
-    elif devices:
-        trainer.cuda_devices = devices
-        report.moved(path, value, "distributed.cuda_devices", devices)
-    else:
-        report.refused(path, value, "expected at least one device.")
-
-
-def _shuffle(trainer: Trainer, path: str, value: Any, report: Report) -> None:
-    trainer.shuffle = is_true(value)
-    report.moved(path, value, "data_loader.shuffle", trainer.shuffle)
-
-
-def _accumulation(trainer: Trainer, path: str, value: Any, report: Report) -> None:
-    if not trainer.batch_size:
-        reason = "batches have no common size, so that the number of steps is unknown"
-        report.dropped(path, value, reason)
-        return
-    instances = report.as_number(value, int, path) or 0
-    steps = max(1, -(-instances // trainer.batch_size))
-    trainer.config["num_gradient_accumulation_steps"] = steps
-    reason = f"batches of {trainer.batch_size}"
-    report.moved(path, value, "trainer.num_gradient_accumulation_steps", steps, reason)
-
-
-def _tensorboard_writer(trainer: Trainer, path: str, value: Any, report: Report) -> None:
-    part = trainer.parts[TENSORBOARD]
-    said = report.if_old.as_object(value or {}, path)
-    part.update({TENSORBOARD_KEYS.get(key, key): value for key, value in said.items()})
-    report.if_old.moved(path, value, f"trainer.{TENSORBOARD}", part)
-
-
-def _models_to_keep(trainer: Trainer, path: str, value: Any, report: Report) -> None:
-    # All of them: once -1, now null.
-    count = -1 if value is None else report.as_number(value, int, path) or 0
-    keep = None if count < 0 else count
-    trainer.parts[CHECKPOINTER]["keep_most_recent_by_count"] = keep
-    report.moved(path, value, f"trainer.{CHECKPOINTER}.keep_most_recent_by_count", keep)
-
-
-def _moved_to(part: str, name: str) -> Rule:
-    def rule(trainer: Trainer, path: str, value: Any, report: Report) -> None:
-        trainer.parts[part][name] = value
-        report.moved(path, value, f"trainer.{part}.{name}", value)
-
-    return rule
-
-
-def _kept_forever(trainer: Trainer, path: str, value: Any, report: Report) -> None:
-    report.dropped(path, value, "checkpoints are kept by number or by age")
-
-
-def _replaced_by(name: str) -> Rule:
-    """For a key of the versions in between. Alone it makes no config old."""
-
-    def rule(trainer: Trainer, path: str, value: Any, report: Report) -> None:
-        report.if_old.dropped(path, value, f"{name} takes its place")
-
-    return rule
-
-
-RULES: dict[str, Rule] = {
-    "type": _type,
-    "cuda_device": _cuda_device,
-    "shuffle": _shuffle,
-    "gradient_accumulation_batch_size": _accumulation,
-    MODELS_TO_KEEP: _models_to_keep,
-    KEPT_FOREVER: _kept_forever,
-    "model_save_interval": _moved_to(CHECKPOINTER, "save_every_num_seconds"),
-    **{key: _moved_to(TENSORBOARD, name) for key, name in TENSORBOARD_KEYS.items()},
-    "tensorboard_writer": _tensorboard_writer,
-    "opt_level": _replaced_by("use_amp"),
-    "batch_callbacks": _replaced_by("callbacks"),
-    "epoch_callbacks": _replaced_by("callbacks"),
-    "end_callbacks": _replaced_by("callbacks"),
-    "trainer_callbacks": _replaced_by("callbacks"),
-}
-
-
-def _number(key: str, text: str, report: Report) -> Any:
-    """What a string says; several devices are a list."""
-    path = f"trainer.{key}"
-    parts = text.split(",") if key == "cuda_device" else [text]
-    numbers = [report.as_number(part, NUMBERS[key], path) for part in parts]
-    value = numbers if len(numbers) > 1 else numbers[0]
-    report.moved(path, text, path, value)
-    return value
-
-
-def _several(cuda_device: Any) -> bool:
-    several = cuda_device.split(",") if isinstance(cuda_device, str) else cuda_device
-    return isinstance(several, list) and len(several) > 1
-
-
-def _checkpointer(old: Any, trainer: Trainer, report: Report) -> None:
-    for key, value in old.items() if isinstance(old, dict) else ():
-        if key in (MODELS_TO_KEEP, KEPT_FOREVER):
-            RULES[key](trainer, f"trainer.{CHECKPOINTER}.{key}", value, report)
-        else:
-            trainer.parts[CHECKPOINTER][key] = value
-
-
-def _without_callbacks(old: dict[str, Any], report: Report) -> dict[str, Any]:
-    """The trainer whose parts were callbacks, as one with keys."""
-    report.moved("trainer.type", "callback", "trainer.type", MODERN_TYPE)
-    new = {key: value for key, value in old.items() if key not in ("type", "callbacks")}
-    callbacks = report.as_list(old.get("callbacks") or [], "trainer.callbacks")
-    for i, callback in enumerate(callbacks):
-        path = f"trainer.callbacks.{i}"
-        kind = type_of(callback)
-        said = {} if isinstance(callback, str) else dict(report.as_object(callback, path))
-        said.pop("type", None)
-        if kind == "post-to-url":
-            report.dropped(path, kind, "nothing tells an address of it")
-        elif kind not in CALLBACK_KEYS:
-            report.refused(f"{path}.type", kind, "AllenNLP 2 has no callback that does this.")
-        elif not said:
-            report.needless(path, kind, "it is always done")
-        for key, value in said.items() if kind in CALLBACK_KEYS else ():
-            at = f"{path}.{key}"
-            if key not in CALLBACK_KEYS[kind]:
-                report.refused(at, value, f"the callback {kind} has no such key.")
-            elif kind == "validate":
-                report.dropped(at, value, "validation_data_path and its loader say it")
-            else:
-                new[key] = value
-                report.moved(at, value, f"trainer.{key}", value)
-    return new

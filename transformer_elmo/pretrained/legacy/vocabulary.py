@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformer_elmo.pretrained.legacy.report import Report, is_true
+from transformer_elmo.pretrained.legacy.report import Report, is_true, refuse
 
 # What a vocabulary counted from the data is told, and what any vocabulary is told.
 COUNTING_KEYS = {
@@ -13,6 +13,15 @@ SPECIAL_TOKEN_KEYS = {"padding_token", "oov_token"}
 LEGACY_KEYS = ("directory_path", "extend")
 
 
+def is_old_vocabulary(section: Any) -> bool:
+    """Whether only AllenNLP 0.x could have understood the section."""
+    return (
+        isinstance(section, dict)
+        and section.get("type") in (None, "default", "from_files", "lm_from_files")
+        and any(key in section for key in LEGACY_KEYS)
+    )
+
+
 def modern_vocabulary(old: dict[str, Any], report: Report) -> dict[str, Any] | None:
     """
     The modern section; `None` where nothing is left to say. Old vocabularies had no types:
@@ -21,39 +30,35 @@ def modern_vocabulary(old: dict[str, Any], report: Report) -> dict[str, Any] | N
     kind = old.get("type")
     if kind in (None, "default"):
         return _of_the_default_type(old, report)
-    if kind in ("from_files", "extend"):
-        return _of_a_modern_type(old, report if kind == "from_files" else report.if_old)
-    # A registered class of the user's, which may well have such keys.
-    return old
-
-
-def _of_a_modern_type(old: dict[str, Any], report: Report) -> dict[str, Any]:
+    if kind not in ("from_files", "lm_from_files", "extend"):
+        # A registered class of the user's, which may well have such keys.
+        return old
     modern = {key: value for key, value in old.items() if key not in LEGACY_KEYS}
     for key in LEGACY_KEYS:
         if key == "directory_path" and key in old and "directory" not in old:
             modern["directory"] = old[key]
             report.moved(f"vocabulary.{key}", old[key], "vocabulary.directory", old[key])
         elif key in old:
-            report.needless(f"vocabulary.{key}", old[key], f"the type is {old['type']}")
+            report.needless(f"vocabulary.{key}", old[key], f"the type is {kind}")
     return modern
 
 
 def _of_the_default_type(old: dict[str, Any], report: Report) -> dict[str, Any] | None:
     for key in old:
         if key not in {"type", *LEGACY_KEYS, *COUNTING_KEYS, *SPECIAL_TOKEN_KEYS}:
-            report.if_old.refused(f"vocabulary.{key}", old[key], "a vocabulary has no such key.")
+            refuse(f"vocabulary.{key}", old[key], "a vocabulary has no such key.")
     directory = old.get("directory_path")
     extend = is_true(old.get("extend", False))
     modern: dict[str, Any] = {}
     if "type" in old:
-        report.if_old.needless("vocabulary.type", old["type"], "it is the default")
+        report.needless("vocabulary.type", old["type"], "it is the default")
     if directory:
         modern = {"type": "extend" if extend else "from_files", "directory": directory}
         report.moved("vocabulary.directory_path", directory, "vocabulary.directory", directory)
         if extend:
             report.moved("vocabulary.extend", old["extend"], "vocabulary.type", "extend")
     elif extend:
-        report.refused("vocabulary.extend", True, "there is no directory_path to extend.")
+        refuse("vocabulary.extend", True, "there is no directory_path to extend.")
     elif "directory_path" in old:
         report.needless("vocabulary.directory_path", directory, "it names nothing")
     if "extend" in old and not extend:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from transformer_elmo.pretrained.legacy.config import legacy_keys
+from transformer_elmo.pretrained.legacy.config import is_old
 from transformer_elmo.pretrained.legacy.model import MATRIX_ATTENTION_MODELS
 from transformer_elmo.pretrained.legacy.sections import type_of
 
@@ -28,7 +28,7 @@ def modern_weights(weights: dict[str, Any], config: Any) -> dict[str, Any]:
     the same tensors in the same order, under the names that they have in AllenNLP 2. If the config
     isn't old, the same object.
     """
-    if not legacy_keys(config):
+    if not is_old(config):
         return weights
     model = config.get("model")
     prefixes = RENAMED.get(type_of(model), ()) if isinstance(model, dict) else ()

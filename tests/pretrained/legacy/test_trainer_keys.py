@@ -1,0 +1,52 @@
+"""Misspelled keys of a modern trainer, which AllenNLP 2 would ignore."""
+
+import inspect
+
+import pytest
+from allennlp.training import GradientDescentTrainer
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.pretrained.legacy import check_trainer_keys
+from transformer_elmo.pretrained.legacy.trainer import TRAINER_KEYS
+
+
+def test_the_known_keys_are_allennlps():
+    parameters = inspect.signature(GradientDescentTrainer.from_partial_objects).parameters
+    given = {"model", "serialization_dir", "data_loader", "validation_data_loader", "kwargs"}
+    # Its constructor still looks for the second of these in its `kwargs`.
+    theirs = (set(parameters) - given) | {"type", "run_sanity_checks"}
+    assert theirs | {"max_bad_steps"} == TRAINER_KEYS and "max_bad_steps" not in theirs
+    assert '"run_sanity_checks" in kwargs' in inspect.getsource(GradientDescentTrainer.__init__)
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("pateince", "patience"),
+        ("checkpointr", "checkpointer"),
+        ("callbcks", "callbacks"),
+        ("num_epoch", "num_epochs"),
+        ("learning_rate_schedular", "learning_rate_scheduler"),
+    ],
+)
+def test_a_misspelled_key(key, near):
+    for kind in ({}, {"type": "gradient_descent"}):
+        trainer = {**kind, "optimizer": "adam", key: 3}
+        message = rf"^trainer\.{key} = 3: a trainer has no such key.* Is it {near}\?$"
+        with pytest.raises(ConfigurationError, match=message):
+            check_trainer_keys(trainer)
+    with pytest.raises(ConfigurationError, match=rf"^a\.b\.{key} = "):
+        check_trainer_keys({key: 3}, "a.b")
+
+
+def test_a_key_that_is_like_no_other():
+    with pytest.raises(ConfigurationError, match=r"^trainer\.zzz = 3: .*ignore it\.$"):
+        check_trainer_keys({"zzz": 3})
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [dict.fromkeys(TRAINER_KEYS - {"type"}), {"type": "mine", "zzz": 3}, {}, "mine", None, []],
+)
+def test_keys_that_are_in_order(trainer):
+    check_trainer_keys(trainer)
