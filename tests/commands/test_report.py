@@ -14,12 +14,16 @@ from allennlp.modules.scalar_mix import ScalarMix
 
 from tests.small_lm import random_sentences
 from transformer_elmo import TransformerElmo
+from transformer_elmo.commands.report import mixtures_in, write_report
 from transformer_elmo.commands.report import sentences as report_sentences
-from transformer_elmo.commands.report.facts import Fact, config_of, results_of
-from transformer_elmo.commands.report.layers import mixtures_in
-from transformer_elmo.commands.report.report import write_report
+from transformer_elmo.commands.report.facts import (
+    Fact,
+    TrainingLog,
+    config_of,
+    read_training_log,
+    results_of,
+)
 from transformer_elmo.commands.report.sentences import worth_showing
-from transformer_elmo.commands.report.training_log import TrainingLog, read_training_log
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.weights import read_weights
 
@@ -139,7 +143,7 @@ def test_strange_words_and_long_sentences(run, tmp_path):
     page = written(run, tmp_path, sentences=str(text))
     assert "the first 200 of its 300 words" in page and words_in(page).count("cat") == 100
     assert words_in(page)[-11:-1] == [
-        *("&lt;script&gt;", "&amp;", "&quot;", "&#x27;", "\u2400", "\u241b", "U+202E", "🙂"),
+        *("&lt;script&gt;", "&amp;", "&#34;", "&#39;", "\u2400", "\u241b", "U+202E", "🙂"),
         *("שלום", f"{'a' * 60}…"),
     ]
     assert not re.search("<script|[\0\x1b\u202e]|a{61}", page)
@@ -210,14 +214,14 @@ def test_a_language_model_that_was_trained_further(run, lm_archive, tmp_path):
 
     change_config(run, model={"type": "from_archive", "archive_file": "/gone/model.tar.gz"})
     (remark,) = remarks_in(written(run, tmp_path))
-    assert remark.startswith("There are no heat maps, because the language model can&#x27;t be")
+    assert remark.startswith("There are no heat maps, because the language model can&#39;t be")
     assert "/gone/model.tar.gz" in remark
 
 
 def test_what_is_missing_is_said(run, tmp_path, caplog):
     change_config(run, validation_data_path=str(tmp_path / "gone.txt"))
     (remark,) = remarks_in(written(run, tmp_path))
-    assert "the validation data isn&#x27;t here: No file matches" in remark
+    assert "the validation data isn&#39;t here: No file matches" in remark
     assert "the validation data isn't here" in caplog.text
     change_config(run, validation_data_path=None)
     (remark,) = remarks_in(written(run, tmp_path))
@@ -229,17 +233,17 @@ def test_what_is_missing_is_said(run, tmp_path, caplog):
     latin.write_bytes(b"caf\xe9\n")
     change_config(run, validation_data_path=str(latin))
     (remark,) = remarks_in(written(run, tmp_path))
-    assert "the validation data can&#x27;t be read" in remark
+    assert "the validation data can&#39;t be read" in remark
     with pytest.raises(ConfigurationError, match="is not UTF-8"):
         written(run, tmp_path, sentences=str(latin))
 
     (run / "model.tar.gz").write_bytes(b"damaged")
     change_config(run, validation_data_path=str(tmp_path / "heldout.txt"))
     (remark,) = remarks_in(written(run, tmp_path))
-    assert "the language model can&#x27;t be opened" in remark and "complete .tar.gz" in remark
+    assert "the language model can&#39;t be opened" in remark and "complete .tar.gz" in remark
     change_config(run, model={"type": "simple_tagger"})
     (remark,) = remarks_in(written(run, tmp_path))
-    assert remark.startswith("The weights can&#x27;t be read:")
+    assert remark.startswith("The weights can&#39;t be read:")
 
 
 def test_a_run_that_has_just_begun(run, report, tmp_path):
@@ -247,7 +251,7 @@ def test_a_run_that_has_just_begun(run, report, tmp_path):
     (run / "metrics.json").unlink()
     page = written(run, tmp_path)
     ended, weights = remarks_in(page)
-    assert "training hasn&#x27;t ended: these are the numbers after epoch 2" in ended
+    assert "training hasn&#39;t ended: these are the numbers after epoch 2" in ended
     assert "There are no weights yet" in weights and ">3 <" in page
     for number in range(3):
         (run / f"metrics_epoch_{number}.json").unlink()
@@ -286,7 +290,7 @@ def test_downstream_model(run, tmp_path):
                       written(run, tmp_path)) == names  # fmt: skip
     (tmp_path / "mine.txt").write_text("the cat\n")
     page = written(run, tmp_path, sentences=str(tmp_path / "mine.txt"))
-    assert remarks_in(page) == ["There are no heat maps: this isn&#x27;t a language model."]
+    assert remarks_in(page) == ["There are no heat maps: this isn&#39;t a language model."]
     torch.save({"_encoder.weight": torch.ones(2)}, run / "weights.th")
     (remark,) = remarks_in(written(run, tmp_path))
     assert "has no mixture" in remark

@@ -7,21 +7,28 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
 
 import pytest
 
-from transformer_elmo.commands.report import style as report_style
+import transformer_elmo.commands.report
 from transformer_elmo.commands.report.facts import Fact
-from transformer_elmo.commands.report.heat_map import Passage, heat_map, probability_in_words
-from transformer_elmo.commands.report.layers import Mixture
-from transformer_elmo.commands.report.page import Report, layer_names, page
-from transformer_elmo.commands.report.style import shade_of
+from transformer_elmo.commands.report.page import (
+    SHADES,
+    Mixture,
+    Passage,
+    Report,
+    page,
+    probability_in_words,
+    shade_of,
+)
 from transformer_elmo.commands.report.text import (
     cut,
     direction_of,
-    escaped,
     is_invisible,
     is_of_letters,
+    visible,
 )
 from transformer_elmo.inference.scores import SentenceScores, WordScores
 
@@ -112,6 +119,16 @@ class Checker(HTMLParser):
             self.text += data
 
 
+def heat_map(one):
+    """What stands on a page for one sentence."""
+    (found,) = re.findall(r'<section class="sentence">.*?</section>', one_page(one), re.DOTALL)
+    return found
+
+
+def one_page(*passages):
+    return page(Report("a", passages=list(passages)))
+
+
 def checked(text):
     checker = Checker()
     checker.feed(text)
@@ -150,12 +167,10 @@ def test_every_section_stands_once_and_only_if_it_says_something():
 def test_directions():
     for words, direction in ((ENGLISH, "ltr"), (ARABIC, "rtl"), ("( 25 ) שלום abc", "rtl"),
                              ("12 !", "ltr")):  # fmt: skip
-        text = heat_map(passage(words.split()), 1)
-        (opening,) = re.findall('<div class="words[^>]*>', text)
+        (opening,) = re.findall('<div class="words[^>]*>', heat_map(passage(words.split())))
         # The boundary tokens have a Latin letter, and don't count; nor is the language known.
         assert f' dir="{direction}" lang=""' in opening
-    assert '<bdi dir="rtl">(</bdi>' in text or "(" not in text
-    brackets = heat_map(passage(ARABIC.split()), 1)
+    brackets = heat_map(passage(ARABIC.split()))
     assert '<bdi dir="rtl">(</bdi>' in brackets and '<bdi dir="rtl">25</bdi>' in brackets
     assert "<bdi>القوارب</bdi>" in brackets
     # What is English is said to be.
@@ -163,14 +178,13 @@ def test_directions():
 
 
 def test_what_a_word_says():
-    text = heat_map(passage("a b".split(), unknown=["b"]), 7)
-    _, *cells = re.split(r' (?=<span class="w)', text.removesuffix("</div></section>"))
+    text = heat_map(passage("a b".split(), unknown=["b"]))
+    _, *cells = re.split(r'\s(?=<span class="w)', text.removesuffix("</div></section>"))
     assert len(cells) == 4 and 'class="w edge"' in cells[0] and 'class="w edge"' in cells[3]
     bits = 0.9 * 2 / math.log(2)
     assert f'<span class="n upper b{shade_of(bits)}">{bits:.1f}</span>' in cells[2]
     likeliest = "<S> 50 % a 25 % b 17 % </S> 12 % an unknown word 1 in 1,000,000,000"
-    said = re.sub(r"\s+", " ", checked(cells[2]).text)
-    assert said == (
+    assert re.sub(r"\s+", " ", checked(cells[2]).text) == (
         f"b†{bits:.1f}{bits:.1f}b Outside the vocabulary: the numbers are those of any such word."
         f" given the words before 17 %, rank 3 likeliest: {likeliest}"
         f" given the words after 17 %, rank 3 likeliest: {likeliest}"
@@ -185,7 +199,7 @@ def test_what_a_word_says():
 
 
 def test_one_direction():
-    text = page(Report("a", passages=[passage(["a"], bidirectional=False, top=False)]))
+    text = one_page(passage(["a"], bidirectional=False, top=False))
     assert "given the words after" not in text and "likeliest:" not in text
     assert 'class="words"' in text and "The number under each word" in text
     assert "†" not in text
@@ -193,28 +207,32 @@ def test_one_direction():
 
 def test_long_sentences():
     words = [f"w{n}" for n in range(300)]
-    text = heat_map(passage(words), 1)
+    text = heat_map(passage(words))
     shown = re.findall(r'<span class="c"><bdi>(.*?)</bdi>', text)
     assert shown == ["&lt;S&gt;", *words[:200]] and "the first 200 of its 300 words" in text
-    assert "</S>" in html.unescape(heat_map(passage(words[:200]), 1))
+    assert "</S>" in html.unescape(heat_map(passage(words[:200])))
 
 
 def test_sentences_without_probabilities():
     alone = WordScores([None], [None], [None])
-    text = heat_map(Passage(SentenceScores(["x"], [False], alone, alone), 0, 1), 1)
+    text = heat_map(Passage(SentenceScores(["x"], [False], alone, alone), 0, 1))
     assert "perplexity" not in text and "There are none." in text
     never = WordScores([-math.inf, -1000.0], [9, 9], [[], []])
-    text = heat_map(Passage(SentenceScores(["x", "y"], [False] * 2, never, None), 0, 2), 1)
+    text = heat_map(Passage(SentenceScores(["x", "y"], [False] * 2, never, None), 0, 2))
     assert ">∞<" in text and ">1442.7<" in text and "perplexity" not in text
     broken = WordScores([math.nan, 0.0], [1, 1], [[("a", math.nan)], []])
-    text = heat_map(Passage(SentenceScores(["x", "y"], [False] * 2, broken, None), 0, 2), 1)
+    text = heat_map(Passage(SentenceScores(["x", "y"], [False] * 2, broken, None), 0, 2))
     assert '<span class="n lower none">NaN</span>' in text and "NaN, rank 1" in text
     assert '<span class="n lower b0">0.0</span>' in text
 
 
 def test_layers():
-    assert layer_names(7) == ["words", *(f"layer {n}" for n in range(1, 6)), "top"]
-    assert layer_names(2) == ["words", "top"] and layer_names(1) == ["words"]
+    for count, names in (
+        (7, ["words", *(f"layer {n}" for n in range(1, 6)), "top"]),
+        (2, ["words", "top"]),
+        (1, ["words"]),
+    ):
+        assert [name for name, _ in Mixture("m", [1 / count] * count, 1.0).layers] == names
     text = page(Report("a", mixtures=FULL.mixtures[:1]))
     bars = re.findall(r'<td class="num">(.*?)</td>.*?"bar" style="width:(.*?)%"', text)
     assert bars == [("0.200", "25.00"), ("0.000", "0.00"), ("0.800", "100.00")]
@@ -234,18 +252,20 @@ def contrast(one, other):
 
 
 def test_text_is_readable_on_every_shade_by_day_and_by_night():
-    for shades in (report_style.BY_DAY, report_style.BY_NIGHT):
-        for colour, text in shades:
-            assert contrast(colour, text) >= 4.5, (colour, text)
-    day, night = (luminance(shades[-1][0]) for shades in (report_style.BY_DAY,
-                                                          report_style.BY_NIGHT))  # fmt: skip
-    assert day < 0.1 and night > 0.7
-    for scheme in (report_style._DAY, report_style._NIGHT):
-        colours = dict(re.findall(r"--(\w+): (#\w+)", scheme))
-        back = "#ffffff" if colours["back"] == "#fff" else colours["back"]
-        raised = "#ffffff" if colours["raised"] == "#fff" else colours["raised"]
-        for name in ("text", "muted", "mark"):
-            assert min(contrast(colours[name], back), contrast(colours[name], raised)) >= 4.5
+    (folder,) = transformer_elmo.commands.report.__path__
+    style = (Path(folder) / "report.css").read_text(encoding="utf-8")
+    day, night = style.split("prefers-color-scheme: dark")
+    darkest = []
+    for scheme in (day, night):
+        shades = re.findall(r"\.b(\d) { background: (#\w{6}); color: (#\w{6}); }", scheme)
+        assert [int(number) for number, _, _ in shades] == list(range(SHADES))
+        assert all(contrast(colour, text) >= 4.5 for _, colour, text in shades)
+        darkest.append(luminance(shades[-1][1]))
+        colours = {name: colour if len(colour) == 7 else colour + colour[1:]
+                   for name, colour in re.findall(r"--(\w+): (#\w+)", scheme)}  # fmt: skip
+        for name, back in product(("text", "muted", "mark"), ("back", "raised")):
+            assert contrast(colours[name], colours[back]) >= 4.5
+    assert darkest[0] < 0.1 and darkest[1] > 0.7
 
 
 def test_shades():
@@ -270,8 +290,8 @@ def test_probabilities():
 
 
 def test_text():
-    assert escaped("a<\0\x7f\x85\t\u2028\ud800") == "a&lt;\u2400\u2421\ufffd\u2409\ufffd\ufffd"
-    assert escaped("می\u200cرود 👩\u200d👩") == "می\u200cرود 👩\u200d👩"
+    assert visible("a<\0\x7f\x85\t\u2028\ud800") == "a<\u2400\u2421\ufffd\u2409\ufffd\ufffd"
+    assert visible("می\u200cرود 👩\u200d👩") == "می\u200cرود 👩\u200d👩"
     assert is_invisible("\u200b \u202e") and is_invisible("") and not is_invisible("\0")
     assert direction_of(["12", "(", "שalef"]) == "rtl" and direction_of(["12 ."]) is None
     words = {"word": True, "naïve": True, "नावें": True, "שָׁלוֹם": True, "می‌رود": True, "ที่": True}

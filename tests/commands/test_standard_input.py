@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from transformer_elmo import TransformerElmo
-from transformer_elmo.commands import vector_shards as vectors_file
 from transformer_elmo.commands.cli import main
+from transformer_elmo.commands.vector_shards import VectorShards
 
 TEXT = "the dog ran\n\nnaïve 東京\n"
 SENTENCES = ["the dog ran", "", "naïve 東京"]
@@ -38,8 +38,7 @@ def test_embed(lm_archive, tmp_path, given):
 
 
 def test_embed_goes_on_with_the_same_text(lm_archive, tmp_path, given, monkeypatch, capsys):
-    monkeypatch.setattr(vectors_file, "WORDS_PER_CHECKPOINT", 1)
-    append, left = vectors_file.VectorsFile.append, [2]
+    append, left = VectorShards.append, [2]
 
     def fail(self, vectors):
         if not left[0]:
@@ -47,7 +46,7 @@ def test_embed_goes_on_with_the_same_text(lm_archive, tmp_path, given, monkeypat
         left[0] -= 1
         append(self, vectors)
 
-    monkeypatch.setattr(vectors_file.VectorsFile, "append", fail)
+    monkeypatch.setattr(VectorShards, "append", fail)
     given(TEXT.encode())
     assert embed(lm_archive, tmp_path / "v.npz") == 130
     given(TEXT.encode() + b"more\n")

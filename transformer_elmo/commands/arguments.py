@@ -1,8 +1,4 @@
-"""
-Text from the standard input, where a command's input file is "-".
-
-How a command is told of a model.
-"""
+"""The arguments that several commands have, each defined once, and text from the standard input."""
 
 import argparse
 import hashlib
@@ -10,43 +6,120 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import check_can_write
 from transformer_elmo.inference.elmo import TransformerElmo
+from transformer_elmo.inference.vectors import SEGMENT_LENGTH
 from transformer_elmo.nn.precision import PRECISIONS
-from transformer_elmo.text.corpus import split_lines
+from transformer_elmo.text.corpus import (
+    INPUT_FORMATS,
+    TextOrWords,
+    is_blank,
+    parse_line,
+    read_lines,
+    split_lines,
+)
 
 MODEL_HELP = "a model folder, a model.tar.gz, the folder of a training run, or a URL"
 
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "model": {"help": MODEL_HELP},
+    "--max-tokens": {
+        "type": int,
+        "default": 2000,
+        "help": "tokens of a batch, padding included (default: 2000)",
+    },
+    "--segment-length": {
+        "type": int,
+        "default": SEGMENT_LENGTH,
+        "help": "longer lines are embedded in overlapping segments of so many tokens",
+    },
+    "--tokenizer": {"help": "by name, for lines of text; by default the one of the model"},
+    "--precision": {
+        "metavar": f"{{{','.join(PRECISIONS)}}}",
+        "help": "how numbers are multiplied; by default as the model has it",
+    },
+    "--cuda-device": {
+        "type": int,
+        "default": -1,
+        "help": "a GPU's number; by default the CPU",
+    },
+    "--weights-file": {"help": "other weights than the model's"},
+    "--overrides": {"default": "", "help": "JSON that changes the config of the model's archive"},
+    "input_file": {
+        "help": "one sentence a line: text, or JSON with a list of words as tokens or a text as "
+        "text; may be compressed; blank lines keep their numbers; - for the standard input",
+    },
+    "--input-format": {
+        "choices": INPUT_FORMATS,
+        "default": "auto",
+        "help": 'by default, a line that begins with {" is JSON',
+    },
+    "--output-file": {
+        "type": Path,
+        "help": "where results go; by default the standard output",
+    },
+    "--force": {"action": "store_true", "help": "replace what is there under that name"},
+}
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, and how it is opened."""
-    parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument(
-        "--max-tokens", type=int, default=2000, help="tokens of a batch, padding included"
-    )
-    parser.add_argument(
-        "--tokenizer", help="by name, for lines of text; by default the one of the model"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=list(PRECISIONS),
-        help="how numbers are multiplied; by default as the model has it",
-    )
-    parser.add_argument(
-        "--cuda-device", type=int, default=-1, help="a GPU's number; by default the CPU"
-    )
+_OF_MODELS = (
+    "--max-tokens",
+    "--segment-length",
+    "--tokenizer",
+    "--precision",
+    "--cuda-device",
+    "--weights-file",
+    "--overrides",
+)
+
+
+def add(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Some of `ARGUMENTS`, in this order."""
+    for name in names:
+        flags = ["-o", name] if name == "--overrides" else [name]
+        parser.add_argument(*flags, **ARGUMENTS[name])
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How a model is opened."""
+    add(parser, *_OF_MODELS)
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of `TransformerElmo.open`."""
+    return {
+        "device": args.cuda_device,
+        "precision": args.precision,
+        "overrides": args.overrides or None,
+        "weights_file": args.weights_file,
+        "tokenizer": args.tokenizer,
+        "max_tokens": args.max_tokens,
+        "segment_length": args.segment_length,
+    }
 
 
 def open_model(args: argparse.Namespace) -> TransformerElmo:
     """The model that the arguments name."""
-    return TransformerElmo.open(
-        args.model,
-        device=args.cuda_device,
-        precision=args.precision,
-        tokenizer=args.tokenizer,
-        max_tokens=args.max_tokens,
-    )
+    return TransformerElmo.open(args.model, **model_options(args))
+
+
+def check_top_k(args: argparse.Namespace, least: int = 0) -> None:
+    """Raises `ConfigurationError` if `--top-k` makes no sense."""
+    if args.top_k < least:
+        must = f"be at least {least}" if least else "not be negative"
+        raise ConfigurationError(f"--top-k must {must}, got {args.top_k}.")
+
+
+def check_output(path: Path | None, force: bool) -> None:
+    """Raises `ConfigurationError` if a file may not be written, or not be replaced."""
+    if path is None:
+        return
+    if path.is_file() and not force:
+        raise ConfigurationError(f"{path} exists. Give --force to replace it.")
+    check_can_write(path)
 
 
 STANDARD_INPUT = "-"
@@ -54,12 +127,17 @@ STANDARD_INPUT = "-"
 _BYTES_AT_ONCE = 2**20
 
 
-def standard_input_lines() -> Iterator[str]:
+def sentences_of(path: str, input_format: str) -> Iterator[TextOrWords]:
     """
-    Its lines, each as soon as it is there.
+    The sentences of a file, or of the standard input, each as soon as it is there. A blank line is
+    one without words.
+    """
+    lines = _standard_input_lines() if path == STANDARD_INPUT else read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        yield [] if is_blank(line) else parse_line(line, input_format, number)
 
-    Raises `ConfigurationError` if it is not UTF-8.
-    """
+
+def _standard_input_lines() -> Iterator[str]:
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
             text = line.decode("utf-8")

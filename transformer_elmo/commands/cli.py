@@ -11,49 +11,30 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformer_elmo import __version__
 from transformer_elmo.errors import ConfigurationError
 
-
-class Command(NamedTuple):
-    """
-    `module`: in `transformer_elmo.commands`; imported when the command is used. `arguments`, `run`,
-    `description`: names in that module.
-    """
-
-    help: str
-    module: str
-    arguments: str = "add_arguments"
-    run: str = "run"
-    description: str = "DESCRIPTION"
-
-    def imported(self) -> Any:
-        """The module."""
-        return importlib.import_module(f"transformer_elmo.commands.{self.module}")
-
-
-COMMANDS: dict[str, Command] = {
-    "config": Command("the training configs that come with this package", "config"),
-    "vocab": Command("count the words of a corpus", "vocab"),
-    "embed": Command("vectors of every word of a text, in a file", "embed"),
-    "merge": Command("the parts that embed --part has written, as one file", "merge"),
-    "score": Command(
-        "the probability of every word of a text",
-        "score",
-        "add_score_arguments",
-        "run_score",
-        "SCORE",
-    ),
-    "fill": Command(
-        "the likeliest words for gaps", "score", "add_fill_arguments", "run_fill", "FILL"
-    ),
-    "compare": Command("two models on one text", "compare"),
-    "report": Command("a training run, or a model, in one HTML page", "report.command"),
-    "export": Command("a model folder out of an archive", "export"),
-    "convert": Command("configs and archives of AllenNLP 0.x for AllenNLP 2", "convert"),
+# Each is a module here of that name, imported when the command is used. It has a `DESCRIPTION`,
+# `add_arguments(parser)` and `run(args)`.
+COMMANDS = {
+    "config": "the training configs that come with this package",
+    "vocab": "count the words of a corpus",
+    "embed": "vectors of every word of a text, in a file",
+    "merge": "the parts that embed --part has written, as one file",
+    "score": "the probability of every word of a text",
+    "fill": "the likeliest words for gaps",
+    "compare": "two models on one text",
+    "report": "a training run, or a model, in one HTML page",
+    "export": "a model folder out of an archive",
+    "convert": "configs and archives of AllenNLP 0.x for AllenNLP 2",
 }
+
+
+def module_of(command: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"transformer_elmo.commands.{command}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,16 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # Without a command, parsing ends the program.
     run: Any = None
-    for name, command in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         if name != named:
-            commands.add_parser(name, help=command.help)
+            commands.add_parser(name, help=summary)
             continue
-        module = command.imported()
-        subparser = commands.add_parser(
-            name, help=command.help, description=getattr(module, command.description)
-        )
-        getattr(module, command.arguments)(subparser)
-        run = getattr(module, command.run)
+        module = module_of(name)
+        subparser = commands.add_parser(name, help=summary, description=module.DESCRIPTION)
+        module.add_arguments(subparser)
+        run = module.run
     name = f"transformer-elmo {named or ''}".rstrip()
     problem = guarded(lambda: run(parser.parse_args(arguments)), name)
     if isinstance(problem, str):

@@ -10,9 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformer_elmo.commands.arguments import MODEL_HELP, file_of
+from transformer_elmo.commands.arguments import (
+    MODEL_HELP,
+    add,
+    add_model_options,
+    check_output,
+    check_top_k,
+    file_of,
+    model_options,
+)
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import check_can_write, json_text, write_text
+from transformer_elmo.files import json_text, write_text
 from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.inference.evaluation import perplexity
 from transformer_elmo.inference.scores import SentenceScores
@@ -43,11 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-file", type=Path, help="everything as JSON, all words that both know among it"
     )
-    parser.add_argument("--max-tokens", type=int, default=2000, help="tokens of a batch")
-    parser.add_argument(
-        "--cuda-device", type=int, default=-1, help="a GPU's number; by default the CPU"
-    )
-    parser.add_argument("--force", action="store_true", help="replace a file of that name")
+    add(parser, "--force")
+    add_model_options(parser)
 
 
 class Word(NamedTuple):
@@ -86,13 +91,9 @@ class Comparison(NamedTuple):
 
 def run(args: argparse.Namespace) -> None:
     """What the command does."""
-    if args.top_k < 0:
-        raise ConfigurationError(f"--top-k must not be negative, got {args.top_k}.")
-    if args.output_file is not None:
-        if args.output_file.exists() and not args.force:
-            raise ConfigurationError(f"{args.output_file} exists. Give --force to replace it.")
-        check_can_write(args.output_file)
-    options = {"device": args.cuda_device, "max_tokens": args.max_tokens}
+    check_top_k(args)
+    check_output(args.output_file, args.force)
+    options = model_options(args)
     models = [TransformerElmo.open(path, **options) for path in (args.first, args.second)]
     with file_of(args.text) as (text, _):
         found = compare(models[0], models[1], text)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from transformer_elmo.commands.arguments import add
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import check_can_write, write_text, written_whole
 from transformer_elmo.pretrained.archive import CONFIG, WEIGHTS, archived_config
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("old", type=Path, help="the config or archive to read")
     parser.add_argument("new", type=Path, help="the config or archive to write")
-    parser.add_argument("--force", action="store_true", help="replace NEW if it exists")
+    add(parser, "--force")
     parser.add_argument(
         "--stock",
         action="store_true",

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from transformer_elmo import __version__
-from transformer_elmo.commands.arguments import file_of
-from transformer_elmo.commands.vector_shards import VectorsFile, checked_format
+from transformer_elmo.commands.arguments import add, add_model_options, file_of, model_options
+from transformer_elmo.commands.vector_shards import VectorShards, checked_format
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import TransformerElmo
-from transformer_elmo.inference.vectors import SEGMENT_LENGTH, Layers
-from transformer_elmo.nn.precision import PRECISIONS
+from transformer_elmo.inference.vectors import Layers
 from transformer_elmo.pretrained.archive import in_place_of_archive, last_checkpoint
 from transformer_elmo.text.corpus import (
-    INPUT_FORMATS,
     TextOrWords,
     count_lines,
     find_shards,
@@ -41,19 +39,17 @@ is cut short, the same command goes on where it stood, to the same numbers. The 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments, for whoever has a parser."""
-    parser.add_argument(
-        "archive_file", help="a model.tar.gz, the folder of a training run, or a URL"
-    )
-    parser.add_argument(
-        "input_file",
-        help="one sentence a line: text, or JSON with a list of words as tokens or a text as text; "
-        "may be compressed; blank lines keep their numbers; - for the standard input",
-    )
+    add(parser, "model", "input_file")
     parser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--all", action="store_true", help="all layers, that of words first")
-    what.add_argument("--top", action="store_true", help="the top layer")
-    what.add_argument("--average", action="store_true", help="the mean of all layers")
+    for layers, summary in (
+        ("all", "all layers, that of words first"),
+        ("top", "the top layer"),
+        ("average", "the mean of all layers"),
+    ):
+        what.add_argument(
+            f"--{layers}", dest="layers", action="store_const", const=layers, help=summary
+        )
     what.add_argument(
         "--weights", type=_numbers, metavar="W,W,...", help="a sum of layers with these weights"
     )
@@ -65,47 +61,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how numbers are written",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=2000, help="tokens of a batch, padding included"
-    )
-    parser.add_argument(
-        "--segment-length",
-        type=int,
-        default=SEGMENT_LENGTH,
-        help="longer lines are embedded in overlapping segments of so many tokens",
-    )
-    parser.add_argument(
-        "--input-format",
-        choices=INPUT_FORMATS,
-        default="auto",
-        help='by default, a line that begins with {" is JSON',
-    )
-    parser.add_argument(
-        "--tokenizer", help="by name, for lines of text; by default the one of the archive"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=list(PRECISIONS),
-        help="how numbers are multiplied; by default as the archive says",
-    )
-    parser.add_argument(
         "--forget-sentences",
         action="store_true",
         help="HDF5 without sentence_to_index, which takes as much memory as the text",
     )
     parser.add_argument(
         "--part",
-        type=_part,
+        type=part,
         metavar="K/N",
         help="only the K-th of N parts of the lines, to a .npy file for transformer-elmo merge",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="replace a file of that name, or work begun on it"
-    )
-    parser.add_argument("--cuda-device", type=int, default=-1, help="a GPU's number")
-    parser.add_argument("--weights-file", help="other weights than the archive's")
-    parser.add_argument(
-        "-o", "--overrides", default="", help="JSON that changes the archive's config"
-    )
+    add(parser, "--input-format", "--force")
+    add_model_options(parser)
 
 
 def _numbers(text: str) -> list[float]:
@@ -117,7 +84,8 @@ def _numbers(text: str) -> list[float]:
         ) from None
 
 
-def _part(text: str) -> tuple[int, int]:
+def part(text: str) -> tuple[int, int]:
+    """The type of `--part`: its number, from 1, and how many there are."""
     number, slash, count = text.partition("/")
     if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
@@ -128,23 +96,16 @@ def _part(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> None:
     """What the command does."""
-    layers: Layers = "mix"
-    if args.all:
-        layers = "all"
-    elif args.top:
-        layers = "top"
-    elif args.layer is not None:
-        layers = args.layer
-    output = args.output_file
+    layers: Layers = {None: "mix", "average": "mix"}.get(args.layers, args.layers)
     # Before the whole input is waited for.
-    checked_format(Path(output), args.force)
+    checked_format(Path(args.output_file), args.force)
     try:
         with file_of(args.input_file) as (input_file, input_digest):
             embed_file(
-                args.archive_file,
+                args.model,
                 input_file,
-                output,
-                layers,
+                args.output_file,
+                layers if args.layer is None else args.layer,
                 input_digest=input_digest,
                 weights=args.weights,
                 dtype=args.dtype,
@@ -152,15 +113,7 @@ def run(args: argparse.Namespace) -> None:
                 forget_sentences=args.forget_sentences,
                 force=args.force,
                 part=args.part,
-                archive_options={
-                    "device": args.cuda_device,
-                    "precision": args.precision,
-                    "overrides": args.overrides or None,
-                    "weights_file": args.weights_file,
-                    "tokenizer": args.tokenizer,
-                    "max_tokens": args.max_tokens,
-                    "segment_length": args.segment_length,
-                },
+                options=model_options(args),
             )
     except KeyboardInterrupt:
         print("The same command goes on from here.", file=sys.stderr)
@@ -168,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def embed_file(
-    archive_file: str,
+    model: str,
     input_file: str,
     output_file: str,
     layers: Layers = "mix",
@@ -179,18 +132,18 @@ def embed_file(
     forget_sentences: bool = False,
     force: bool = False,
     part: tuple[int, int] | None = None,
-    archive_options: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
     input_digest: str | None = None,
 ) -> None:
     """
-    What `allennlp embed` does.
+    What the command does.
 
     `layers`, `weights`: see `TransformerElmo.embed`. `input_format`: see
     `transformer_elmo.text.corpus.parse_line`. `forget_sentences`: leave out `sentence_to_index`.
-    `part`: the number of a part of the lines, from 1, and how many parts there are.
-    `archive_options`: see `TransformerElmo.open`. `input_digest`: what tells the same text again
-    where the file is a copy of it. By default its name, size and time do. Raises
-    `ConfigurationError` or `ValueError` see `VectorsFile` and `TransformerElmo`.
+    `part`: the number of a part of the lines, from 1, and how many parts there are. `options`: see
+    `TransformerElmo.open`. `input_digest`: what tells the same text again where the file is a copy
+    of it. By default its name, size and time do. Raises `ConfigurationError` or `ValueError`: see
+    `VectorShards` and `TransformerElmo`.
     """
     output = Path(output_file)
     # Whatever can be found wrong is, before minutes go into opening a model.
@@ -200,14 +153,11 @@ def embed_file(
             f"A part goes to a .npy file, which transformer-elmo merge reads: got {output}."
         )
     num_lines = count_lines(input_file)
-    options = archive_options or {}
-    first, last = 0, num_lines
-    if part is not None:
-        first, last = ((number * num_lines) // part[1] for number in (part[0] - 1, part[0]))
-    elmo = TransformerElmo.open(archive_file, **options)
+    options = options or {}
+    elmo = TransformerElmo.open(model, **options)
     layers = elmo.checked_layers(layers, weights)
     settings = {
-        "archive": _identity(archive_file),
+        "archive": _identity(model),
         "input": input_digest or [_identity(str(shard)) for shard in find_shards(input_file)],
         "layers": layers,
         "weights": weights,
@@ -216,36 +166,36 @@ def embed_file(
         # How sentences are batched doesn't matter.
         "options": {k: v for k, v in options.items() if k not in ("max_tokens", "device")},
     }
-    about = {"archive": str(archive_file), "layers": layers, "weights": weights}
+    about = {"archive": str(model), "layers": layers, "weights": weights}
     about["transformer_elmo"] = __version__
+    first, last = 0, num_lines
     if part is not None:
+        first, last = ((number * num_lines) // part[1] for number in (part[0] - 1, part[0]))
         settings["part"] = about["part"] = list(part)
         about["lines"] = [first, last, num_lines]
     word_shape = [elmo.num_layers, elmo.dim] if layers == "all" else [elmo.dim]
-    file = VectorsFile(output, word_shape, dtype, settings, force, about)
-    if file.is_complete:
+    shards = VectorShards(output, word_shape, dtype, settings, force)
+    if shards.is_complete:
         logger.info("%s was complete before.", output)
         return
-    if file.num_sentences:
-        logger.info("Going on after %d lines.", file.num_sentences)
+    if shards.num_sentences:
+        logger.info("Going on after %d lines.", shards.num_sentences)
     try:
         sentences = _sentences(input_file, input_format, first, last)
-        total = last - first
-        bar = progress_bar(total=total, initial=file.num_sentences, desc="embedding")
-        for vectors in elmo.embed_stream(
-            sentences, layers, weights=weights, skip=file.num_sentences
-        ):
-            file.append(vectors.swapaxes(0, 1) if layers == "all" else vectors)
+        done = shards.num_sentences
+        bar = progress_bar(total=last - first, initial=done, desc="embedding")
+        for vectors in elmo.embed_stream(sentences, layers, weights=weights, skip=done):
+            shards.append(vectors.swapaxes(0, 1) if layers == "all" else vectors)
             bar.update()
         bar.close()
     except BaseException:
-        file.close()
+        shards.close()
         raise
     texts = None
     if output_format == "hdf5" and not forget_sentences:
         texts = texts_of(input_file, input_format)
-    file.finish(texts)
-    logger.info("Wrote the vectors of %d lines to %s.", file.num_sentences, output)
+    shards.finish(about, texts)
+    logger.info("Wrote the vectors of %d lines to %s.", shards.num_sentences, output)
 
 
 def texts_of(input_file: str, input_format: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from transformer_elmo.commands.arguments import MODEL_HELP
+from transformer_elmo.commands.arguments import MODEL_HELP, add
 from transformer_elmo.files import check_can_make_folder
 from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.pretrained.folder import DTYPES
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write model.onnx as well, for onnxruntime: the vectors of all layers, in float32",
     )
-    parser.add_argument("--force", action="store_true", help="replace the folder if it isn't empty")
+    add(parser, "--force")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,30 +2,32 @@
 
 import argparse
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from transformer_elmo.commands.arguments import add
 from transformer_elmo.commands.embed import texts_of
 from transformer_elmo.commands.vector_shards import (
-    VectorsFile,
+    Piece,
     checked_format,
     offsets_path,
     part_path,
+    write_vectors,
 )
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.files import check_can_read, read_json
 from transformer_elmo.text.corpus import count_lines
-from transformer_elmo.with_allennlp import progress_bar
 
 DESCRIPTION = """
 Join what transformer-elmo embed --part K/N has written. All N parts must be there, of the same
 text, model and layers.
 """
 
-# What differs between the parts of one work.
-_OF_A_PART = ("part",)
+# Sentences that are read together.
+_AT_ONCE = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sentences", metavar="TEXT", help="for HDF5: the text, for sentence_to_index"
     )
-    parser.add_argument(
-        "--force", action="store_true", help="replace a file of that name, or work begun on it"
-    )
+    add(parser, "--force")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -63,31 +63,29 @@ def merge(
         raise ConfigurationError(
             f"{sentences} has {lines:,} lines, and these are vectors of {num_lines:,}."
         )
-    settings = _common(about)
-    shared = {k: about[k] for k in ("archive", "layers", "weights", "transformer_elmo")}
-    file = VectorsFile(output, about["word_shape"], about["dtype"], settings, force, shared)
-    if file.is_complete:
-        return
-    bar = progress_bar(total=num_lines, desc="merging")
-    try:
-        for path, of_part in found:
-            begin = of_part["lines"][0]
-            vectors, offsets = _arrays(path, of_part)
-            for number in range(len(offsets) - 1):
-                if begin + number >= file.num_sentences:
-                    file.append(np.asarray(vectors[offsets[number] : offsets[number + 1]]))
-                    bar.update()
-    except BaseException:
-        file.close()
-        raise
-    bar.close()
     texts = None
     if output_format == "hdf5" and sentences is not None:
-        texts = texts_of(sentences, settings["input_format"])
-    file.finish(texts)
+        texts = texts_of(sentences, about["settings"]["input_format"])
+    arrays = [_arrays(path, of_part) for path, of_part in found]
+    write_vectors(
+        output,
+        _pieces(arrays),
+        np.concatenate([np.diff(offsets) for _, offsets in arrays]),
+        (about["word_shape"], np.dtype(about["dtype"])),
+        {name: about[name] for name in ("archive", "layers", "weights", "transformer_elmo")},
+        texts,
+    )
+
+
+def _pieces(arrays: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Piece]:
+    for vectors, offsets in arrays:
+        for begin in range(0, len(offsets) - 1, _AT_ONCE):
+            ends = offsets[begin : begin + _AT_ONCE + 1]
+            yield vectors[ends[0] : ends[-1]], np.diff(ends)
 
 
 def _in_order(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """The parts with what is said of them, if they are all of one work."""
     found: dict[int, tuple[Path, dict[str, Any]]] = {}
     for path in parts:
         about = _about(path)
@@ -116,10 +114,10 @@ def _in_order(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _common(about: dict[str, Any]) -> dict[str, Any]:
-    common = {k: v for k, v in about["settings"].items() if k not in _OF_A_PART}
+    """What all parts of a work have alike."""
+    common = {k: v for k, v in about["settings"].items() if k != "part"}
     common["number of parts"], common["number of lines"] = about["part"][1], about["lines"][2]
-    common["word_shape"], common["dtype"] = about["word_shape"], about["dtype"]
-    return common
+    return {**common, "word_shape": about["word_shape"], "dtype": about["dtype"]}
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -139,6 +137,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _arrays(path: Path, about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of a part, mapped, and their offsets, if they are what was written."""
     begin, end, _ = about["lines"]
     for file in (path, offsets_path(path)):
         check_can_read(file)

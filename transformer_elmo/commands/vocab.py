@@ -3,7 +3,7 @@
 import argparse
 from contextlib import ExitStack
 
-from transformer_elmo.commands.arguments import file_of
+from transformer_elmo.commands.arguments import add, file_of
 from transformer_elmo.text.vocabulary import write_vocabulary
 
 DESCRIPTION = """
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out words that occur less often (default: 3)",
     )
     parser.add_argument("--max-vocab-size", type=int, default=None, help="the most words to keep")
-    parser.add_argument("--force", action="store_true", help="replace the folder if it isn't empty")
+    add(parser, "--force")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

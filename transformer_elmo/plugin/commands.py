@@ -8,7 +8,7 @@ from allennlp.commands.subcommand import Subcommand
 from allennlp.common import logging as common_logging
 from overrides import overrides
 
-from transformer_elmo.commands.cli import COMMANDS, guarded
+from transformer_elmo.commands.cli import COMMANDS, guarded, module_of
 
 _NAMES = {"embed": "embed", "lm-report": "report"}
 """From `allennlp`'s name of a command to `transformer-elmo`'s."""
@@ -19,10 +19,10 @@ class _Command(Subcommand):
 
     @overrides
     def add_subparser(self, parser: argparse._SubParsersAction) -> argparse.ArgumentParser:
-        command = COMMANDS[_NAMES[self.name]]
-        module: Any = command.imported()
+        command = _NAMES[self.name]
+        module = module_of(command)
         subparser = parser.add_parser(
-            self.name, description=module.DESCRIPTION, help=f"Write {command.help}."
+            self.name, description=module.DESCRIPTION, help=f"Write {COMMANDS[command]}."
         )
         module.add_arguments(subparser)
         subparser.add_argument(

@@ -14,7 +14,7 @@ from allennlp.models import load_archive
 from tests.plugin.launched import write_config
 from transformer_elmo import TransformerElmo
 from transformer_elmo.commands.embed import embed_file
-from transformer_elmo.commands.report.report import write_report
+from transformer_elmo.commands.report import write_report
 from transformer_elmo.errors import ConfigurationError
 
 

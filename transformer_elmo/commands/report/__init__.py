@@ -1,0 +1,263 @@
+"""
+`transformer-elmo report` and `allennlp lm-report`: a training run to look at, in one file. Beside
+the curves, which are TensorBoard's: the run in a few numbers, how surprising each word of a few
+held-out sentences is, and learned layer weights.
+"""
+
+import argparse
+import json
+import logging
+import re
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transformer_elmo.commands.arguments import add, check_output, file_of
+from transformer_elmo.commands.report.facts import (
+    Fact,
+    TrainingLog,
+    config_of,
+    read_training_log,
+    results_of,
+)
+from transformer_elmo.commands.report.page import Mixture, Passage, Report, page
+from transformer_elmo.commands.report.sentences import MissingPartError, else_missing, passages_of
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import write_text
+from transformer_elmo.pretrained import folder as model_folder
+from transformer_elmo.pretrained.archive import in_place_of_archive, last_checkpoint, unpacked
+from transformer_elmo.pretrained.weights import read_weights
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """
+Show a training run in one HTML file: its results and the essentials of its config, and, for a
+language model, how surprising each word of a few held-out sentences is from both sides; for a model
+on top of one, the layer weights it has learned. Curves are in the run's TensorBoard log.
+"""
+
+LANGUAGE_MODELS = (
+    "language_model",
+    "bidirectional_language_model",
+    "bidirectional-language-model",
+)
+# What only a language model has at the beginning of its weights' names: below another model they
+# stand further on.
+_PARTS = {"_contextualizer", "_softmax_loss"}
+
+# AllenNLP's `ScalarMix` in a token embedder; the original ELMo numbers its own.
+_SCALAR_MIX = re.compile(r"((?:(.+)\.)?_?scalar_mix[^.]*)\.scalar_parameters\.(\d+)")
+
+CONFIG, ARCHIVE = "config.json", "model.tar.gz"
+# In the order in which AllenNLP looks for them.
+WEIGHTS = ("weights.th", "best.th", ARCHIVE)
+
+EXPECTED = "Expected the --serialization-dir of allennlp train, or a model.tar.gz."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "serialization_dir",
+        type=Path,
+        help="the --serialization-dir of allennlp train, a model.tar.gz, or a model folder",
+    )
+    parser.add_argument(
+        "-o",
+        "--output-file",
+        type=Path,
+        help="the HTML file; by default report.html in the run's folder",
+    )
+    parser.add_argument(
+        "--sentences",
+        help="text to take the sentences of the heat maps from, one a line (- for standard input); "
+        "by default some are chosen from the config's validation data",
+    )
+    parser.add_argument(
+        "--num-sentences", type=int, default=3, help="how many sentences to show (default: 3)"
+    )
+    add(parser, "--force", "--cuda-device")
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command does."""
+    source: Path = args.serialization_dir
+    with nullcontext((None, None)) if args.sentences is None else file_of(args.sentences) as text:
+        written = write_report(
+            source,
+            args.output_file or (source.parent if source.is_file() else source) / "report.html",
+            sentences=text[0],
+            num_sentences=args.num_sentences,
+            force=args.force,
+            device=args.cuda_device,
+        )
+    print(written)
+
+
+def write_report(
+    folder: Path,
+    output: Path,
+    *,
+    sentences: str | None = None,
+    num_sentences: int = 3,
+    force: bool = False,
+    device: int = -1,
+) -> Path:
+    """
+    What `transformer-elmo report` and `allennlp lm-report` do.
+
+    `folder`: the `--serialization-dir` of `allennlp train`, an archive (`model.tar.gz`), or a model
+    folder. `output`: the HTML file to write. `sentences`: text to take the sentences of the heat
+    maps from, one a line, as they come. By default they are chosen from the config's validation
+    data. `num_sentences`: how many sentences to show. `force`: whether `output` may be replaced.
+    `device`: a GPU's number, or -1 for the CPU. Returns the file. Raises `ConfigurationError` if
+    there is no run in `folder` or nothing to show of it, `output` is there already or can't be
+    written, or `sentences` can't be read.
+    """
+    if num_sentences < 0:
+        raise ConfigurationError(f"The number of sentences can't be negative: {num_sentences}.")
+    if device >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"There is no GPU {device}: torch finds {torch.cuda.device_count() or 'none'} here. "
+            "The CPU is -1."
+        )
+    folder = in_place_of_archive(folder)
+    if not folder.exists():
+        raise ConfigurationError(f"There is no folder {folder}. {EXPECTED}")
+    check_output(output, force)
+    if model_folder.is_model_folder(folder):
+        report = _of_model_folder(folder, sentences, num_sentences, device)
+    else:
+        with unpacked(folder) as run:
+            if not (run / CONFIG).is_file():
+                raise ConfigurationError(f"{folder} has no {CONFIG}. {EXPECTED}")
+            report = _report(run, folder, sentences, num_sentences, device)
+    for remark in report.remarks:
+        logger.warning(remark)
+    write_text(output, page(report))
+    return output
+
+
+def _of_model_folder(
+    folder: Path, sentences: str | None, num_sentences: int, device: int
+) -> Report:
+    config, card = model_folder.read_config(folder)
+    remarks: list[str] = []
+    passages: list[Passage] = []
+    if sentences is None:
+        remarks.append("A model folder holds no text. Name one with --sentences for heat maps.")
+    elif num_sentences:
+        try:
+            passages = passages_of(folder, sentences, True, num_sentences, device)
+        except MissingPartError as error:
+            remarks.append(str(error))
+    known = {"dimension": 2 * config.contextualizer.input_dim, **card}
+    facts = [Fact(name.replace("_", " "), str(value)) for name, value in known.items()]
+    return Report(_title(folder, folder), facts, [], remarks, passages, sentences or "")
+
+
+def _report(
+    run: Path, source: Path, sentences: str | None, num_sentences: int, device: int
+) -> Report:
+    """`run`: a folder. `source`: itself, or the archive that was unpacked to it."""
+    log = read_training_log(run)
+    known = (run / name for name in WEIGHTS if (run / name).is_file())
+    weights = next(known, None) or last_checkpoint(run)
+    if weights is None and not log.latest:
+        raise ConfigurationError(
+            f"There is nothing to show in {source}: no metrics_epoch_*.json, no metrics.json, and "
+            "no weights."
+        )
+    remarks = _state_of_training(log)
+    passages: list[Passage] = []
+    mixtures: list[Mixture] = []
+    text = sentences or log.config.get("validation_data_path")
+    try:
+        if weights is None:
+            raise MissingPartError(f"There are no weights yet ({', '.join(WEIGHTS)}).")
+        is_language_model, mixtures = _looked_into(weights, log.config)
+        if is_language_model and num_sentences:
+            model, is_asked_for = _model_of(weights), sentences is not None
+            passages = passages_of(model, text, is_asked_for, num_sentences, device)
+        elif sentences is not None and not is_language_model:
+            remarks.append("There are no heat maps: this isn't a language model.")
+    except MissingPartError as error:
+        remarks.append(str(error))
+    return Report(
+        _title(run, source),
+        results_of(log),
+        config_of(log.config),
+        remarks,
+        passages,
+        text if isinstance(text, str) else json.dumps(text),
+        mixtures,
+    )
+
+
+def _title(run: Path, source: Path) -> str:
+    path = source.resolve()
+    if run == source:
+        return f"Training run {path.name}"
+    # Archives are all called the same.
+    return f"Model {path.parent.name}/{path.name}"
+
+
+def _state_of_training(log: TrainingLog) -> list[str]:
+    if log.final or not log.epochs:
+        return []
+    return [
+        "There is no metrics.json, so training hasn't ended: these are the numbers after epoch "
+        f"{log.epochs[-1]['epoch']}."
+    ]
+
+
+def _looked_into(weights: Path, config: dict[str, Any]) -> tuple[bool, list[Mixture]]:
+    """
+    Whether these are the weights of a language model, and the mixtures of layers among them. The
+    config's word is taken for it that they are; where it has another, the weights have the last
+    one: `from_archive` goes on with a model of any kind, and users have classes of their own.
+    """
+    model = config.get("model")
+    if isinstance(model, dict) and model.get("type") in LANGUAGE_MODELS:
+        return True, []
+    unreadable = else_missing("The weights can't be read", ConfigurationError)
+    with unreadable, unpacked(weights) if weights.name == ARCHIVE else nullcontext(weights) as path:
+        state = read_weights(path / WEIGHTS[0] if path.is_dir() else path, shown=weights.name)
+        parts = {name.partition(".")[0] for name in state}
+        mixtures = mixtures_in(state)
+    if not (mixtures or parts >= _PARTS):
+        raise MissingPartError(
+            "There are no layer weights: this model has no mixture of a language model's layers."
+        )
+    return parts >= _PARTS, mixtures
+
+
+def mixtures_in(weights: Mapping[str, torch.Tensor]) -> list[Mixture]:
+    """
+    `weights`: a model's, by name. Returns the mixtures of layers among them; none for a model that
+    uses one layer only.
+    """
+    scalars: dict[str, dict[int, float]] = {}
+    names: dict[str, str] = {}
+    for name, tensor in weights.items():
+        match = _SCALAR_MIX.fullmatch(name)
+        if match and tensor.numel() == 1:
+            scalars.setdefault(match[1], {})[int(match[3])] = tensor.item()
+            names[match[1]] = (match[2] or match[1]).replace("_text_field_embedder.", "")
+    found = []
+    for path, by_layer in scalars.items():
+        ordered = torch.tensor([by_layer[layer] for layer in sorted(by_layer)])
+        factor = weights.get(f"{path}.gamma", torch.ones(1))
+        factor = factor if factor.numel() == 1 else torch.ones(1)
+        found.append(Mixture(names[path], torch.softmax(ordered, dim=0).tolist(), factor.item()))
+    return found
+
+
+def _model_of(weights: Path) -> Path:
+    """What to open: the run's folder, which needs no unpacking, if it has all of the model."""
+    folder, archive = weights.parent, weights.with_name(ARCHIVE)
+    is_whole = weights != archive and (folder / "vocabulary").is_dir()
+    return archive if archive.is_file() and not is_whole else folder

@@ -1,16 +1,101 @@
-"""The report as one HTML page: functions from what is in it to text."""
+"""
+The report as one HTML page, which needs nothing beside it: `report.html` and `report.css`, filled
+in. Words stand in their own script and order, can be copied, and have what else there is to say
+about them in a note that opens at a touch.
+"""
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from transformer_elmo.commands.report.facts import Fact
-from transformer_elmo.commands.report.heat_map import Passage, heat_map, scale
-from transformer_elmo.commands.report.layers import Mixture
-from transformer_elmo.commands.report.style import style
-from transformer_elmo.commands.report.text import escaped
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-# Nothing is loaded and no script is run, whatever got into the page.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+from transformer_elmo.commands.report.facts import AFTER, BEFORE, Fact
+from transformer_elmo.commands.report.text import (
+    code_points,
+    cut,
+    direction_of,
+    is_invisible,
+    visible,
+)
+from transformer_elmo.inference.scores import SentenceScores, WordScores
+
+# The style sheet has as many: for 0 to 2 bits, 2 to 4 bits, ..., and everything beyond.
+SHADES, BITS_PER_SHADE = 9, 2
+
+MOST_WORDS = 200
+"""Of a longer sentence, so many are shown."""
+
+LONGEST_WORD = 60
+"""In characters; of a longer word, the beginning is shown."""
+
+# What stands in a vocabulary for all the words that aren't in it.
+_UNKNOWN_WORDS = ("@@UNKNOWN@@", "<UNK>")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """
+    A sentence to show.
+
+    `scores`: with the likeliest words of each place. `first`, `end`: where its words are among the
+    tokens; those around them are boundary tokens.
+    """
+
+    scores: SentenceScores
+    first: int
+    end: int
+
+    @property
+    def words(self) -> list[str]:
+        return self.scores.tokens[self.first : self.end]
+
+    @property
+    def views(self) -> list[tuple[str, WordScores]]:
+        """What is said of each word, from one side or from both."""
+        views = [(BEFORE, self.scores.forward)]
+        return views if self.scores.backward is None else [*views, (AFTER, self.scores.backward)]
+
+    @property
+    def places_shown(self) -> range:
+        if len(self.words) > MOST_WORDS:
+            return range(self.first + MOST_WORDS)
+        return range(len(self.scores.tokens))
+
+    @property
+    def notes(self) -> list[str]:
+        notes = []
+        if math.isfinite(self.scores.perplexity):
+            notes.append(f"perplexity {self.scores.perplexity:,.1f}")
+        if len(self.words) > MOST_WORDS:
+            notes.append(f"the first {MOST_WORDS} of its {len(self.words):,} words")
+        return notes
+
+    def bits_at(self, place: int) -> list[tuple[str, str]]:
+        """The surprisals of a word, and their shades."""
+        return [_bits(view.log_probs[place]) for _, view in self.views]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """
+    A weighted sum of layers.
+
+    `name`: of the module that has it. `weights`: one a layer, from the word vectors to the top;
+    they add up to one. `factor`: what the sum is multiplied by.
+    """
+
+    name: str
+    weights: list[float]
+    factor: float
+
+    @property
+    def layers(self) -> list[tuple[str, float]]:
+        """The weights with the layers' names: the words, those between, and the top."""
+        names = ["words", *(f"layer {number}" for number in range(1, len(self.weights)))]
+        return list(zip([*names[:-1], "top"] if names[1:] else names, self.weights))
 
 
 @dataclass(frozen=True)
@@ -30,101 +115,61 @@ class Report:
 
 
 def page(report: Report) -> str:
-    """Returns one HTML file, which needs nothing beside it."""
-    title = escaped(report.title)
-    parts = [
-        f"<h1>{title}</h1>",
-        _facts(report.results, "results"),
-        *(f'<p class="remark">{escaped(remark)}</p>' for remark in report.remarks),
-        _passages(report.passages, report.passages_from),
-        _mixtures(report.mixtures),
-    ]
-    if report.config:
-        parts += ["<h2>Config</h2>", _facts(report.config, "config")]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>\n{style()}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(filter(None, parts))
-        + "\n</main>\n</body>\n</html>\n"
+    """The page's HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_finalized,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-
-
-def _facts(facts: Sequence[Fact], kind: str) -> str:
-    if not facts:
-        return ""
-    rows = "\n".join(
-        f"<div><dt>{escaped(fact.name)}</dt><dd>{escaped(fact.value)}"
-        + (f" <small>{escaped(fact.note)}</small>" if fact.note else "")
-        + "</dd></div>"
-        for fact in facts
+    environment.filters.update(
+        direction=direction_of,
+        exp=math.exp,
+        is_cut=lambda token: len(cut(token, LONGEST_WORD)) < len(token),
+        probability=probability_in_words,
+        shown=_shown,
     )
-    return f'<dl class="{kind}">\n{rows}\n</dl>'
-
-
-def _passages(passages: Sequence[Passage], source: str) -> str:
-    if not passages:
-        return ""
-    both = any(passage.scores.backward is not None for passage in passages)
-    unknown = any(any(passage.scores.out_of_vocabulary) for passage in passages)
-    where = f"The sentences are from <code>{escaped(source)}</code>. " if source else ""
-    numbers = (
-        "The numbers under each word say how surprising it is, in bits: the upper one given the "
-        "words before it, the lower one given the words after it."
-        if both
-        else "The number under each word says how surprising it is given the words before it, in "
-        "bits."
+    text = environment.get_template("report.html").render(
+        report=report, shades=SHADES, bits_per_shade=BITS_PER_SHADE, unknown_words=_UNKNOWN_WORDS
     )
-    parts = [
-        "<h2>How surprising each word is</h2>",
-        f"<p>{where}{numbers} One bit is a chance of one in two, 10 bits are about one in a "
-        "thousand. Point at a word, tap it or go to it by the Tab key for its probability, its "
-        "rank among all words and the likeliest words in its place.</p>",
-    ]
-    if unknown:
-        parts.append(
-            '<p><span class="outside">†</span> marks a word outside the vocabulary. The model '
-            "predicts only that some such word comes: that is what its numbers say.</p>"
-        )
-    parts.append(scale())
-    parts += [heat_map(passage, number) for number, passage in enumerate(passages, start=1)]
-    return "\n".join(parts)
+    return f"{text.strip()}\n"
 
 
-def _mixtures(mixtures: Sequence[Mixture]) -> str:
-    if not mixtures:
-        return ""
-    return "\n".join(
-        [
-            "<h2>Layer weights</h2>",
-            "<p>How much of each of the language model's layers the model on top of it uses. The "
-            "dashed line is where all would stand if they were used alike.</p>",
-            *map(_bars, mixtures),
-        ]
-    )
+def _finalized(value: Any) -> Any:
+    """Of whatever the template fills in; it is escaped afterwards."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _bars(mixture: Mixture) -> str:
-    weights = mixture.weights
-    # The longest bar, or the line, is as wide as there is room.
-    even = 1 / len(weights)
-    widest = max(*weights, even)
-    rows = "\n".join(
-        f'<tr><th scope="row">{name}</th><td class="num">{weight:.3f}</td>'
-        f'<td class="track"><span class="bar" style="width:{100 * weight / widest:.2f}%"></span>'
-        f'<span class="even" style="left:{100 * even / widest:.2f}%"></span></td></tr>'
-        for name, weight in zip(layer_names(len(weights)), weights)
-    )
-    return (
-        f'<section class="mixture"><h3>{escaped(mixture.name)}</h3>\n'
-        f'<table>\n{rows}\n</table>\n<p class="muted">The sum is multiplied by '
-        f"{mixture.factor:.3f}.</p></section>"
-    )
+def _shown(token: str) -> str:
+    text = cut(token, LONGEST_WORD)
+    rest = "" if text == token else "…"
+    return (code_points(token[:8]) or "(empty)" if is_invisible(token) else text) + rest
 
 
-def layer_names(count: int) -> list[str]:
-    """What the layers are called: the words, those between, and the top."""
-    names = ["words", *(f"layer {number}" for number in range(1, count))]
-    return [*names[:-1], "top"] if count > 1 else names
+def _bits(log_prob: float | None) -> tuple[str, str]:
+    if log_prob is None:
+        return "–", "none"
+    # No minus before a zero.
+    bits = abs(log_prob) / math.log(2)
+    if math.isnan(bits):
+        # A model that has come to nothing.
+        return "NaN", "none"
+    return "∞" if math.isinf(bits) else f"{bits:.1f}", f"b{shade_of(bits)}"
+
+
+def shade_of(bits: float) -> int:
+    """The number of a surprisal's shade."""
+    return int(min(bits / BITS_PER_SHADE, SHADES - 1))
+
+
+def probability_in_words(probability: float) -> str:
+    """A probability as it is read: `12 %`, or `1 in 48,000`."""
+    if math.isnan(probability):
+        return "NaN"
+    if probability >= 0.001:
+        return f"{100 * probability:.2g} %" if probability < 0.995 else f"{100 * probability:.3g} %"
+    if probability < 1e-12:
+        return "less than 1 in 10¹²"
+    return f"1 in {float(f'{1 / probability:.3g}'):,.0f}"

@@ -3,7 +3,6 @@ Text of anybody's making inside a page of ours: nothing in it is markup, nothing
 invisible, and its order is its own affair.
 """
 
-import html
 import unicodedata
 from collections.abc import Iterable
 
@@ -13,17 +12,13 @@ _JOINERS = "\u200c\u200d"
 # Hebrew with points and accents has four, Tibetan a few more.
 _MOST_MARKS = 8
 
-_CODES_OF_PICTURES = 0x2400
-_PICTURE_OF_DELETE = "\u2421"
-_REPLACEMENT = "\ufffd"
 
-
-def escaped(text: str) -> str:
+def visible(text: str) -> str:
     """
-    Returns HTML that shows `text`. Control characters, which HTML has no place for, are shown by
-    pictures (of NUL: U+2400), and what isn't a character by U+FFFD.
+    A text with control characters, which HTML has no place for, as pictures (of NUL: U+2400), and
+    what isn't a character as U+FFFD.
     """
-    return html.escape("".join(map(_visible, text)))
+    return "".join(map(_visible, text))
 
 
 def _visible(character: str) -> str:
@@ -31,10 +26,10 @@ def _visible(character: str) -> str:
     if category == "Cc":
         code = ord(character)
         if code < 0x20:
-            return chr(_CODES_OF_PICTURES + code)
-        return _PICTURE_OF_DELETE if code == 0x7F else _REPLACEMENT
+            return chr(0x2400 + code)
+        return "\u2421" if code == 0x7F else "\ufffd"
     # Lone surrogates, which UTF-8 can't write, and what ends a line or a paragraph.
-    return _REPLACEMENT if category in ("Cs", "Zl", "Zp") else character
+    return "\ufffd" if category in ("Cs", "Zl", "Zp") else character
 
 
 def is_invisible(text: str) -> bool:
