@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from allennlp.commands.train import train_model_from_file
+from allennlp.common.checks import ConfigurationError as AllenNLPError
 from allennlp.models.archival import load_archive
 
 from tests.small_lm import DIM
-from transformer_elmo.errors import ConfigurationError
 
 CONFIGS = Path(__file__).parent.parent / "training_config"
 
@@ -56,7 +56,7 @@ def test_tagger(data):
 
 
 def test_tagger_of_the_wrong_size(data):
-    with pytest.raises(ConfigurationError, match=f"text field embedding dim.*{2 * DIM} and 1024"):
+    with pytest.raises(AllenNLPError, match=f"text field embedding dim.*{2 * DIM} and 1024"):
         train_model_from_file(CONFIGS / "pos_tagger.jsonnet", data / "tagger")
 
 

@@ -207,7 +207,6 @@ class LanguageModelingDataLoader(DataLoader):
         self._resumption: Optional[_Resumption] = None
         # Of a run that was begun with another number of processes: their number.
         self._dealt_to: Optional[int] = None
-        self._rounds_per_epoch = batches_per_epoch
 
     def keep_long_sentences(self) -> None:
         """
@@ -367,13 +366,17 @@ class LanguageModelingDataLoader(DataLoader):
         """
         self._dealt_to = num_processes
         _, world_size = _place_among_processes()
-        if self.batches_per_epoch is not None:
-            if num_processes % world_size:
-                raise ConfigurationError(
-                    "A run with batches_per_epoch goes on with a number of processes that divides "
-                    f"the {num_processes} that it was begun with, and there are {world_size}."
-                )
-            self._rounds_per_epoch = self.batches_per_epoch * num_processes // world_size
+        if self.batches_per_epoch is not None and num_processes % world_size:
+            raise ConfigurationError(
+                "A run with batches_per_epoch goes on with a number of processes that divides "
+                f"the {num_processes} that it was begun with, and there are {world_size}."
+            )
+
+    @property
+    def _rounds_per_epoch(self) -> Optional[int]:
+        if self.batches_per_epoch is None or self._dealt_to is None:
+            return self.batches_per_epoch
+        return self.batches_per_epoch * self._dealt_to // _place_among_processes()[1]
 
     def check_same_data(self, state: Dict[str, Any]) -> None:
         """
