@@ -376,7 +376,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--device", default="cpu", help="cuda for a GPU (suite: the default)")
-    parser.add_argument("--precision", default="float32", help="or bfloat16, tf32, int8")
+    parser.add_argument("--precision", default="float32", help="or bfloat16, tf32")
     parser.add_argument("--tokens-per-batch", type=int, default=2000, help="padding included")
     parser.add_argument("--vocabulary-size", type=int, default=21_000)
     parser.add_argument("--corpus", type=Path, help="a sentence a line (default: Python's help)")

@@ -20,8 +20,6 @@ from allennlp.training import gradient_descent_trainer
 
 from tests.small_lm import experiment_config, random_sentences, tensors, with_squared_relu
 from transformer_elmo import DenseSparseAdam, TransformerElmo
-from transformer_elmo.nn.kernels.attention import attention_of_sentences
-from transformer_elmo.nn.kernels.compiled import watched
 from transformer_elmo.plugin.text_fields import FACTS
 from transformer_elmo.plugin.training.bad_steps import BadSteps
 
@@ -230,17 +228,6 @@ def test_compiled_vectors(elmos, lm_archive, sentences, precision):
     compiled = TransformerElmo.open(lm_archive, device=DEVICE, precision=precision, compile=True)
     for one, other in zip(elmos[0].embed(sentences), compiled.embed(sentences)):
         assert np.allclose(one, other, atol=1e-4 if precision == "float32" else 5e-2)
-
-
-def test_attention_without_padding(elmos, lm_archive, sentences):
-    """Sentences of many lengths in one batch; where PyTorch has it."""
-    model = TransformerElmo.open(lm_archive, device=DEVICE, precision="bfloat16")
-    with watched() as ways:
-        vectors = model.embed(sentences, "top")
-    if attention_of_sentences() is not None:
-        assert ways["attention: without padding"]
-    for one, other in zip(elmos[0].embed(sentences, "top"), vectors):
-        assert np.allclose(one, other, atol=5e-2)
 
 
 def test_long_text(elmos):

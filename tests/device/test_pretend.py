@@ -5,9 +5,6 @@ devices, and the host hardly ever waits.
 
 import copy
 import json
-import sys
-from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any, Dict
 from unittest import mock
 
@@ -20,7 +17,6 @@ from allennlp.models import load_archive
 from allennlp.modules.token_embedders import TokenEmbedder
 from allennlp.predictors import Predictor
 from allennlp.training.optimizers import Optimizer
-from torch.nn import functional as F
 
 from tests.device.pretend import DEVICE, PretendTensor, launches, moved, pretend_device, waits
 from tests.small_lm import model_config, random_sentences, reader_config, tensors
@@ -32,10 +28,11 @@ from transformer_elmo import (
     TransformerElmo,
 )
 from transformer_elmo.inference.evaluation import Totals
-from transformer_elmo.nn.kernels import attention
-from transformer_elmo.nn.kernels.compiled import watched
+from transformer_elmo.nn.kernels import attention, character_cnn
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm
 from transformer_elmo.plugin.text_fields import FACTS
+from transformer_elmo.plugin.training.checkpointer import CrashSafeCheckpointer
+from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
 
 PADDED = ["the cat sat on the mat", "it was", "dog", "a 東京 flew . tree and then"]
 
@@ -406,85 +403,10 @@ def test_checkpoint_and_resume(make_model, vocabulary, corpus, tmp_path):
 
 
 def test_each_kernel_takes_the_way_of_a_device(make_model, vocabulary):
-    with pretend_device(), watched() as ways:
+    with (
+        pretend_device(),
+        mock.patch.object(attention, "written_out_attention", side_effect=AssertionError),
+        mock.patch.object(character_cnn, "_width_by_width", side_effect=AssertionError),
+    ):
         model = moved(make_model(precision="bfloat16"))
         model.train()(**moved(tensors(PADDED, vocabulary)))["loss"].backward()
-    found = {name for name, count in ways.items() if count}
-    assert {"attention: fused", "character windows: one product", "precision: together"} <= found
-    assert "softmax gradient: rows as they come" in found
-    assert not any("oneDNN" in name or "written out" in name for name in found)
-
-
-def sentence_by_sentence(query, key, value, bounds, bounds_of_keys, longest, longest_key):
-    """A stand-in for `varlen_attn`, causal, which needs a GPU."""
-    assert bounds.dtype == torch.int32 and bounds_of_keys is bounds
-    results, lengths = [], []
-    for begin, end in pairwise(bounds.held.tolist()):
-        heads = [tensor.held[begin:end].transpose(0, 1) for tensor in (query, key, value)]
-        attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
-        results.append(attended.transpose(0, 1))
-        lengths.append(end - begin)
-    assert longest == longest_key == max(lengths)
-    return PretendTensor(torch.cat(results))
-
-
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-def test_attention_without_padding(make_model, vocabulary, monkeypatch, precision):
-    monkeypatch.setattr(attention, "attention_of_sentences", lambda: sentence_by_sentence)
-    if precision == "float32":
-        # It takes half precision only; but so the numbers can be compared closely.
-        allowed = "transformer_elmo.nn.batch.can_skip_padding"
-        monkeypatch.setattr(allowed, lambda *_: bool(attention.DEVICES_WITHOUT_PADDING))
-    model = make_model(precision=precision).eval()
-    results, ways_of = [], []
-    with pretend_device():
-        moved(model)
-        batch = moved(tensors(PADDED, vocabulary))
-        for devices in ((), (DEVICE.type,)):
-            monkeypatch.setattr(attention, "DEVICES_WITHOUT_PADDING", devices)
-            with watched() as ways, torch.no_grad():
-                results.append(model(**batch))
-            ways_of.append(ways)
-        with watched() as ways_with_gradients:
-            if precision == "bfloat16":
-                model(**batch)
-    # Two layers in each direction.
-    assert "attention: without padding" not in ways_of[0]
-    assert ways_of[1]["attention: without padding"] == 4 and "attention: fused" not in ways_of[1]
-    assert "attention: without padding" not in ways_with_gradients
-    for name in ("lm_embeddings", "loss", "backward_loss"):
-        one, other = (numbers(result[name]) for result in results)
-        assert torch.allclose(one, other, atol=1e-5 if precision == "float32" else 6e-2), name
-
-
-def not_causal(query, key, value, *bounds):
-    return value
-
-
-def missing_here(*_):
-    raise RuntimeError("no kernel image is available for execution on the device")
-
-
-@pytest.mark.parametrize(
-    "kernel, right", [(sentence_by_sentence, True), (not_causal, False), (missing_here, False)]
-)
-def test_attention_without_padding_is_tried_first(monkeypatch, kernel, right):
-    monkeypatch.setattr(attention, "attention_of_sentences", lambda: kernel)
-    tried: Any = attention._is_right_without_padding.__wrapped__
-    with pretend_device():
-        assert tried(DEVICE, torch.bfloat16, 16) is right
-
-
-@pytest.mark.parametrize("parameter, value", [("window_size", (-1, 0)), ("is_causal", True)])
-def test_attention_without_padding_is_causal(monkeypatch, parameter, value):
-    """Whichever parameter says so in this version of PyTorch."""
-    namespace: Dict[str, Any] = {}
-    exec(f"def varlen_attn(query, {parameter}=None): return {parameter}", namespace)
-    found = SimpleNamespace(varlen_attn=namespace["varlen_attn"])
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", found)
-    choose: Any = attention.attention_of_sentences.__wrapped__
-    assert choose()(None) == value
-    found.varlen_attn = lambda query: None
-    assert choose() is None
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
-    assert choose() is None

@@ -29,7 +29,7 @@ from transformer_elmo.memory import BatchSplitter
 from transformer_elmo.nn.caches import Kept, weights_unshared
 from transformer_elmo.nn.forks import one_thread_in_forks
 from transformer_elmo.nn.language_model import predicted
-from transformer_elmo.nn.precision import check_int8, checked_precision
+from transformer_elmo.nn.precision import checked_precision
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.pretrained import archive as archived_models
 from transformer_elmo.pretrained import folder as model_folder
@@ -152,14 +152,13 @@ class TransformerElmo:
         device : `str`, `int` or `torch.device`, optional (default = a GPU if there is one)
             "cpu", "cuda:1", or AllenNLP's numbers: -1 is the CPU, 1 the second GPU.
         precision : `str`, optional (default = the model's)
-            "float32" or "bfloat16" for the matrix products, or "int8" for those of the
-            contextualizer, on a CPU and without gradients: faster, and not quite the same vectors.
+            "float32" or "bfloat16" for the matrix products.
         softmax : `bool`, optional (default = `True`)
             `False` leaves the softmax out: vectors alone, a quarter of the memory for the
             billion-word model.
         compile : `bool`, optional (default = the model's)
-            Whether what works row by row is compiled by `torch.compile`, on a GPU: the first batch
-            takes some 15 seconds more. On a CPU it changes nothing.
+            Whether `torch.compile` makes the exact softmax, on a GPU: its first batch takes some
+            seconds more. On a CPU it changes nothing.
         overrides, weights_file : optional
             As for `allennlp.models.load_archive`, which must be installed for them.
         options
@@ -173,8 +172,6 @@ class TransformerElmo:
         where = device_of(device)
         if precision is not None:
             checked_precision(precision)
-        if precision == "int8":
-            check_int8(where)
         name = os.fspath(path)
         if not name:
             raise ConfigurationError(

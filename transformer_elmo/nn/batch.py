@@ -1,11 +1,8 @@
 """
-Where the tokens of a padded batch stand: in the batch, in the matrix that linear layers work on,
-and in the sentences that attention reads.
-
-A batch of sentences as a model takes it.
+A batch of sentences as a model takes it; and where its tokens stand: in the batch, in the matrix
+that linear layers work on, and in the sentences that attention reads.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,11 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transformer_elmo.nn.kernels.attention import (
-    can_skip_padding,
-    causal_attention,
-    unpadded_attention,
-)
+from transformer_elmo.nn.kernels.attention import causal_attention
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.gather_rows import gather_rows
 from transformer_elmo.text.reader import WordReader
@@ -125,13 +118,11 @@ class PackedBatch:
         present = (
             mask.cpu().numpy() if lengths is None else np.arange(self.timesteps) < lengths[:, None]
         )
-        places = _Places(present)
-        indices = _on_device(places.indices(), mask.device)
-        self.tokens, self.with_next, self.with_previous, mirrored, bounds, *orders = indices
-        shared = (mask.shape, places.num_rows, places.padded)
-        sentences = Sentences(bounds, places.longest)
-        self.forward = DirectionLayout(*shared, orders[:4], sentences)
-        self.backward = DirectionLayout(*shared, orders[4:], sentences, mirrored)
+        orders = _Orders(present)
+        indices = _on_device(orders.indices(), mask.device)
+        self.tokens, self.with_next, self.with_previous, *layouts = indices
+        self.forward = DirectionLayout(mask.shape, orders.padded, layouts[:4])
+        self.backward = DirectionLayout(mask.shape, orders.padded, layouts[4:])
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """From shape `(batch_size, timesteps, dim)` to `(num_tokens, dim)`."""
@@ -147,21 +138,17 @@ class PackedBatch:
         halves = [self.forward.batch_of_rows(forward), self.backward.batch_of_rows(backward)]
         batch = torch.cat(halves, -1).to(dtype)
         if self.tokens.numel() < self.mask.numel():
-            batch = batch * self.mask.reshape(-1, 1).to(dtype)
+            batch.mul_(self.mask.reshape(-1, 1))
         return batch.view(*self.mask.shape, batch.size(-1))
 
 
-class _Places:
+class _Orders:
     """The numbers behind a `PackedBatch`, worked out on the host."""
 
     def __init__(self, present: NDArray[np.bool_]) -> None:
         self._present = present
         self._tokens = np.flatnonzero(present)
-        num_places, num_tokens = present.size, len(self._tokens)
-        self.padded = num_tokens >= (1.0 - PADDING_WORTH_REMOVING) * num_places > 0
-        self.num_rows = num_places if self.padded else num_tokens
-        self._lengths = present.sum(-1, dtype=np.int64)
-        self.longest = int(self._lengths.max(initial=0))
+        self.padded = len(self._tokens) >= (1.0 - PADDING_WORTH_REMOVING) * present.size > 0
 
     def indices(self) -> list[Index]:
         present = self._present
@@ -178,8 +165,6 @@ class _Places:
             self._tokens,
             numbers[of_token < last],
             numbers[of_token > 1],
-            numbers + last - 2 * of_token + 1,
-            np.append(0, self._lengths[self._lengths > 0].cumsum()),
             *self._order(begin + np.where(present, rank - 1, behind), numbers),
             *self._order(begin + np.where(present, length - rank, behind), numbers),
         ]
@@ -209,24 +194,6 @@ def _on_device(indices: Sequence[Index], device: torch.device) -> tuple[torch.Te
     return block.split([len(index) for index in indices])
 
 
-class Sentences:
-    """
-    A batch's tokens as sentences one behind the other.
-
-    `bounds`: shape `(num_sentences + 1,)`: the number of each one's first token, and that of all
-    tokens. `longest`: how many tokens the longest one has.
-    """
-
-    def __init__(self, bounds: torch.Tensor, longest: int) -> None:
-        self._bounds = bounds
-        self.longest = longest
-
-    @functools.cached_property
-    def bounds(self) -> torch.Tensor:
-        """32-bit integers."""
-        return self._bounds.int()
-
-
 class DirectionLayout:
     """
     How one direction's layers hold the tokens: as rows of a matrix, from which attention makes
@@ -238,22 +205,11 @@ class DirectionLayout:
 
     `shape`: the batch's: `(batch_size, timesteps)`. `padded`: whether the rows are all places of
     the batch. `indices`: which token each place of this order has, shape `(num_places,)`; the place
-    of each token, shape `(num_tokens,)`; and from rows to the batch and back. `mirrored`: shape
-    `(num_tokens,)`: the token that each one becomes when its sentence is reversed, if this order
-    reverses sentences.
+    of each token, shape `(num_tokens,)`; and from rows to the batch and back.
     """
 
-    def __init__(
-        self,
-        shape: torch.Size,
-        num_rows: int,
-        padded: bool,
-        indices: Sequence[torch.Tensor],
-        sentences: Sentences,
-        mirrored: torch.Tensor | None = None,
-    ) -> None:
-        self.shape, self.num_rows, self.padded = shape, num_rows, padded
-        self._sentences, self._mirrored = sentences, mirrored
+    def __init__(self, shape: torch.Size, padded: bool, indices: Sequence[torch.Tensor]) -> None:
+        self.shape, self.padded = shape, padded
         self._token_of_place, self._place_of_token, *self._rows_to_batch = indices
 
     def rows(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -275,33 +231,14 @@ class DirectionLayout:
         `rows`: shape `(num_rows, 3 * dim)`: queries, keys and values, one beside the other.
         `dropout`: on the attention probabilities. Returns shape `(num_rows, dim)`.
         """
-        if self.padded or not can_skip_padding(rows, num_heads, dropout):
-            heads = self.heads(rows, num_heads)
-            return self.rows_of_heads(causal_attention(*heads, dropout=dropout))
-        if self._mirrored is not None:
-            rows = rows.index_select(0, self._mirrored)
-        heads_of_tokens = rows.view(rows.size(0), 3, num_heads, -1)
-        sentences = self._sentences
-        rows = unpadded_attention(heads_of_tokens, sentences.bounds, sentences.longest).flatten(1)
-        # Reversed twice is as it was.
-        return rows if self._mirrored is None else rows.index_select(0, self._mirrored)
-
-    def heads(
-        self, rows: torch.Tensor, num_heads: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        From shape `(num_rows, 3 * dim)` to queries, keys and values of shape `(batch_size,
-        num_heads, timesteps, dim / num_heads)`, finite at padding.
-        """
         if not self.padded:
+            # Finite at padding.
             rows = gather_rows(rows, self._token_of_place, self._place_of_token)
         heads = rows.view(*self.shape, 3, num_heads, rows.size(-1) // (3 * num_heads))
+        # Each of shape `(batch_size, num_heads, timesteps, dim / num_heads)`.
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        return query, key, value
-
-    def rows_of_heads(self, heads: torch.Tensor) -> torch.Tensor:
-        """From shape `(batch_size, num_heads, timesteps, dim)` to `(num_rows, num_heads * dim)`."""
-        rows = heads.transpose(1, 2).reshape(self.shape.numel(), heads.size(1) * heads.size(3))
+        attended = causal_attention(query, key, value, dropout).transpose(1, 2)
+        rows = attended.reshape(self.shape.numel(), rows.size(-1) // 3)
         return rows if self.padded else gather_rows(rows, self._place_of_token)
 
     def batch_of_rows(self, rows: torch.Tensor) -> torch.Tensor:

@@ -92,8 +92,7 @@ class LanguageModel(torch.nn.Module):
     `words`: from a batch to vectors of shape `(batch_size, timesteps, word_dim)`, and with an
     attribute `output_dim`: a `WordEncoder`, say. `softmax`: without it there are vectors and no
     probabilities. `dropout`: on the vectors as the softmax sees them. `precision`: "bfloat16" runs
-    the matrix products in bfloat16, "int8" those of the contextualizer in 8-bit integers, on a CPU
-    and without gradients. Parameters, statistics and losses stay in float32.
+    the matrix products in bfloat16. Parameters, statistics and losses stay in float32.
     """
 
     is_bidirectional = True
@@ -109,7 +108,7 @@ class LanguageModel(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.precision = checked_precision(precision)
-        # Whether what works row by row is compiled on a GPU.
+        # Whether the exact softmax is compiled on a GPU.
         self.compiles = False
         self.words = words
         self.contextualizer = contextualizer

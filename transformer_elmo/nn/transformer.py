@@ -8,7 +8,8 @@ shaped as in allennlp-models.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,11 +22,9 @@ from transformer_elmo.nn.batch import DirectionLayout, PackedBatch
 from transformer_elmo.nn.caches import Kept
 from transformer_elmo.nn.config import NUM_HEADS, ContextualizerConfig
 from transformer_elmo.nn.forks import one_thread_in_forks
-from transformer_elmo.nn.kernels.compiled import compilable, is_wanted
 from transformer_elmo.nn.kernels.dropout import Dropout
-from transformer_elmo.nn.kernels.int8 import int8_is_wanted, int8_weight
 from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
-from transformer_elmo.nn.kernels.linear import Weight, can_pack, linear, packed
+from transformer_elmo.nn.kernels.linear import linear, onednn_takes, packed
 from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
 
 ACTIVATIONS = ("relu", "relu_squared")
@@ -77,34 +76,27 @@ class ResidualNorm(torch.nn.Module):
         self.dropout = Dropout(config.dropout)
 
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
 class LayerWeights(NamedTuple):
     """
-    A layer's matrices and biases in the precision of the products, and the gammas and betas of its
-    normalizations.
+    A layer's matrices with their biases, in the precision of the products, and the gammas with the
+    betas of its normalizations.
     """
 
-    heads: Weight
-    heads_bias: torch.Tensor
-    output: Weight
-    output_bias: torch.Tensor
-    hidden: Weight
-    hidden_bias: torch.Tensor
-    result: Weight
-    result_bias: torch.Tensor
-    attention_gamma: torch.Tensor
-    attention_beta: torch.Tensor
-    feed_forward_gamma: torch.Tensor
-    feed_forward_beta: torch.Tensor
-
-
-# Those of them that rows are multiplied with.
-_PRODUCTS = ("heads", "output", "hidden", "result")
+    heads: Pair
+    output: Pair
+    hidden: Pair
+    result: Pair
+    attention_norm: Pair
+    feed_forward_norm: Pair
 
 
 class TransformerLayer(torch.nn.Module):
     """
-    Attention, then the feed-forward network: `h = x + dropout(attention(norm(x)))`, and
-    `h + dropout(feed_forward(norm(h)))`.
+    `h = x + dropout(attention(norm(x)))`, then `h + dropout(feed_forward(norm(h)))`. Its weights
+    are joined and cast with those of all layers, and handed to it.
     """
 
     def __init__(self, config: ContextualizerConfig) -> None:
@@ -116,17 +108,8 @@ class TransformerLayer(torch.nn.Module):
     def products(self) -> list[list[torch.Tensor]]:
         """The parameters of its products, those in one list to be joined."""
         *heads, output = cast(list[torch.nn.Linear], list(self.self_attn.linears))
-        hidden, result = self.feed_forward.w_1, self.feed_forward.w_2
-        return [
-            [head.weight for head in heads],
-            [head.bias for head in heads],
-            [output.weight],
-            [output.bias],
-            [hidden.weight],
-            [hidden.bias],
-            [result.weight],
-            [result.bias],
-        ]
+        linears = [heads, [output], [self.feed_forward.w_1], [self.feed_forward.w_2]]
+        return [[getattr(m, n) for m in joined] for joined in linears for n in ("weight", "bias")]
 
     def norms(self) -> list[torch.Tensor]:
         """The parameters of its normalizations."""
@@ -135,38 +118,38 @@ class TransformerLayer(torch.nn.Module):
 
     @overrides(check_signature=False)
     def forward(
-        self, rows: torch.Tensor, order: DirectionLayout, weights: LayerWeights
+        self, x: torch.Tensor, order: DirectionLayout, weights: LayerWeights
     ) -> torch.Tensor:
         """Shape `(num_rows, input_dim)`, in and out."""
-        attention, feed_forward = cast(list[ResidualNorm], list(self.sublayer))
-        heads = _before_attention(rows, weights)
-        attended = order.attended(heads, NUM_HEADS, self.self_attn.dropout)
-        dropouts = (attention.dropout, self.feed_forward.dropout, feed_forward.dropout)
-        return _after_attention(attended, rows, weights, dropouts, self.feed_forward.is_squared)
+        of_attention, of_feed_forward = (cast(ResidualNorm, part).dropout for part in self.sublayer)
+        # Such a dropout adds its second argument to what it leaves of the first one.
+        h = of_attention(self._attention(layer_norm(x, *weights.attention_norm), order, weights), x)
+        return of_feed_forward(
+            self._feed_forward(layer_norm(h, *weights.feed_forward_norm), weights), h
+        )
+
+    def _attention(
+        self, x: torch.Tensor, order: DirectionLayout, weights: LayerWeights
+    ) -> torch.Tensor:
+        queries_keys_values = _linear(x, weights.heads)
+        attended = order.attended(queries_keys_values, NUM_HEADS, self.self_attn.dropout)
+        return _linear(attended, weights.output)
+
+    def _feed_forward(self, x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+        hidden, dropout = _linear(x, weights.hidden), self.feed_forward.dropout
+        if self.feed_forward.is_squared:
+            hidden = dropout(F.relu(hidden).square())
+        else:
+            hidden = dropout.of_relu(hidden)
+        return _linear(hidden, weights.result)
 
 
-@compilable("rows")
-def _before_attention(rows: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-    """Queries, keys and values, one beside the other. Shape `(num_rows, 3 * input_dim)`."""
-    normed = layer_norm(rows, weights.attention_gamma, weights.attention_beta)
-    return linear(normed.to(weights.heads.dtype), weights.heads, weights.heads_bias)
+def _packed(weights: Pair) -> Pair:
+    return packed(weights[0]), weights[1]
 
 
-@compilable("attended", "rows")
-def _after_attention(
-    attended: torch.Tensor,
-    rows: torch.Tensor,
-    weights: LayerWeights,
-    dropouts: tuple[Dropout, Dropout, Dropout],
-    is_squared: bool,
-) -> torch.Tensor:
-    """The rest of a layer. Shape `(num_rows, input_dim)`."""
-    of_attention, of_hidden, of_result = dropouts
-    rows = of_attention(linear(attended, weights.output, weights.output_bias), rows)
-    normed = layer_norm(rows, weights.feed_forward_gamma, weights.feed_forward_beta)
-    hidden = linear(normed.to(weights.hidden.dtype), weights.hidden, weights.hidden_bias)
-    hidden = of_hidden(F.relu(hidden).square()) if is_squared else of_hidden.of_relu(hidden)
-    return of_result(linear(hidden, weights.result, weights.result_bias), rows)
+def _linear(x: torch.Tensor, weights: Pair) -> torch.Tensor:
+    return linear(x.to(weights[0].dtype), *weights)
 
 
 class CausalTransformer(torch.nn.Module):
@@ -308,54 +291,20 @@ class BidirectionalTransformer(torch.nn.Module):
         layers = self._layers()
         products = cast_weights(dtype, [group for layer in layers for group in layer.products()])
         norms = norms_in_precision(rows_dtype, [w for layer in layers for w in layer.norms()])
-        of_products, of_norms = len(products) // len(layers), len(norms) // len(layers)
-        return [
-            LayerWeights(
-                *products[of_products * n : of_products * (n + 1)],
-                *norms[of_norms * n : of_norms * (n + 1)],
-            )
-            for n in range(len(layers))
-        ]
+        of_products, of_norms = (zip(made[::2], made[1::2]) for made in (products, norms))
+        return [LayerWeights(*islice(of_products, 4), *islice(of_norms, 2)) for _ in layers]
 
     def _weights_for(self, tokens: torch.Tensor, dtype: torch.dtype) -> list[LayerWeights]:
-        """
-        As `_weights`; where there is nothing to learn, from one batch to the next.
-
-        Raises `ConfigurationError` if there is something to learn, with products of 8-bit integers.
-        """
-        in_int8 = int8_is_wanted() and tokens.numel() > 0
-        learns = torch.is_grad_enabled()
-        if in_int8 and learns:
-            if tokens.requires_grad or any(p.requires_grad for p in self.parameters()):
-                raise ConfigurationError(
-                    'precision "int8" has no gradients: it is for models that nothing is learned '
-                    'with. Train in "float32" or "bfloat16"; for vectors alone, freeze the '
-                    "parameters (requires_grad) or use torch.no_grad()."
-                )
-            learns = False
-        if in_int8 and (dtype != torch.float32 or tokens.dtype != torch.float32):
-            raise ConfigurationError(
-                'precision "int8" is for models in float32 without autocast, got '
-                f"{tokens.dtype if dtype == torch.float32 else dtype}: leave one of the two out."
-            )
+        """As `_weights`; where there is nothing to learn, from one batch to the next."""
         # A GPU would have to wait until it is known whether they still are what they were, and is
         # done with making them sooner.
-        if (
-            learns
-            or is_wanted()
-            or torch.compiler.is_compiling()
-            or tokens.device.type != "cpu"
-            or not tokens.numel()
-        ):
+        if torch.is_grad_enabled() or tokens.device.type != "cpu" or not tokens.numel():
             self._kept.forget()
             return self._weights(dtype, tokens.dtype)
 
         def made() -> list[LayerWeights]:
-            pack: Callable[[torch.Tensor], Any] = int8_weight if in_int8 else packed
-            return [
-                weights._replace(**{name: pack(getattr(weights, name)) for name in _PRODUCTS})
-                for weights in self._weights(dtype, tokens.dtype)
-            ]
+            weights = self._weights(dtype, tokens.dtype)
+            return [LayerWeights._make([*map(_packed, of[:4]), *of[4:]]) for of in weights]
 
         parameters = [
             parameter
@@ -363,7 +312,7 @@ class BidirectionalTransformer(torch.nn.Module):
             for group in (*layer.products(), layer.norms())
             for parameter in group
         ]
-        setting = (dtype, tokens.dtype, in_int8, can_pack(parameters[0]))
+        setting = (dtype, tokens.dtype, onednn_takes(parameters[0]))
         return self._kept.get(parameters, setting, made)
 
     @overrides(check_signature=False)

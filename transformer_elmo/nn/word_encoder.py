@@ -19,7 +19,7 @@ from transformer_elmo.nn.batch import WordBatch
 from transformer_elmo.nn.caches import Kept, WordVectors, word_hashes
 from transformer_elmo.nn.kernels.character_cnn import Convolution, max_over_windows
 from transformer_elmo.nn.kernels.layer_norm import layer_norm
-from transformer_elmo.nn.kernels.linear import can_pack, linear, packed
+from transformer_elmo.nn.kernels.linear import linear, onednn_takes, packed
 from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
 from transformer_elmo.nn.transformer import LayerNorm
 
@@ -225,7 +225,7 @@ def word_vectors(
         return cnn.prepared(), WordVectors()
 
     # Words of another width than before get a cache of their own.
-    setting = (products_dtype(cnn.embedding), can_pack(cnn.projection[0]), words.size(1))
+    setting = (products_dtype(cnn.embedding), onednn_takes(cnn.projection[0]), words.size(1))
     prepared, vectors = cache.get(weights, setting, made)
     return vectors.get(words, lambda new: prepared.encode(new, longest))
 

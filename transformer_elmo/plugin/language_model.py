@@ -73,12 +73,10 @@ class LanguageModel(Model):
         Must match the contextualizer.
     initializer : `InitializerApplicator`, optional (default = `None`)
     precision : `str`, optional (default = `"float32"`)
-        `"bfloat16"` runs the matrix products in bfloat16, `"int8"` those of the contextualizer in
-        8-bit integers, on a CPU and without gradients. Parameters, statistics and losses stay in
+        `"bfloat16"` runs the matrix products in bfloat16. Parameters, statistics and losses stay in
         float32.
     compile : `bool`, optional (default = `False`)
-        Whether what works row by row is compiled by `torch.compile`, on a GPU: after a minute of
-        compiling, steps send it a fraction of the kernels.
+        Whether `torch.compile` makes the exact softmax, on a GPU.
 
     # Raises
 
@@ -323,12 +321,6 @@ class LanguageModel(Model):
             if isinstance(self._contextualizer, BidirectionalLanguageModelTransformer):
                 layers, top_rows = self._contextualizer.layers(vectors, packing)
             else:
-                if self.precision == "int8":
-                    raise ConfigurationError(
-                        'precision "int8" is for transformers, but this language model\'s '
-                        f'contextualizer is a {type(self._contextualizer).__name__}: use "float32" '
-                        'or "bfloat16".'
-                    )
                 if packing.tokens.numel():
                     contextual = self._contextualizer(vectors, mask)
                 else:

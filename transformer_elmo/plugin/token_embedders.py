@@ -64,8 +64,8 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         Whether the mixture's parameters are learned. By default they are unless
         `scalar_mix_parameters` gives them.
     precision : `str`, optional (default = `None`)
-        "float32", "bfloat16" or "int8" for the language model's matrix products; by default what
-        its archive says. "int8" is for a CPU, and not for `requires_grad`.
+        "float32" or "bfloat16" for the language model's matrix products; by default what its
+        archive says.
     max_tokens_per_forward : `int`, optional (default = `None`)
         Run the language model on at most so many tokens at a time, padding and boundary tokens
         included, so that its memory has a bound. Texts of more tokens go in segments that overlap
@@ -107,11 +107,6 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
     ) -> None:
         super().__init__()
         self._lm, reader = inner_model(archive_file, serialization_dir, precision)
-        if requires_grad and self._lm.precision == "int8":
-            raise ConfigurationError(
-                f"requires_grad is true, but the precision of the language model in {archive_file} "
-                'is "int8", which has no gradients: train it in "float32" or "bfloat16".'
-            )
         for parameter in self._lm.parameters():
             parameter.requires_grad_(requires_grad)
 

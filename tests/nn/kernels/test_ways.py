@@ -4,6 +4,9 @@ number.
 """
 
 import contextlib
+import functools
+from collections import Counter
+from unittest import mock
 
 import pytest
 import torch
@@ -11,95 +14,82 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.device.pretend import moved, pretend_device
-from tests.nn.kernels.comparing import exact_losses, sampled_losses
+from tests.nn.kernels.comparing import exact_losses
 from tests.small_lm import model_config, random_sentences, tensors
-from transformer_elmo.nn.kernels import attention, compiled
+from transformer_elmo.nn.kernels import attention
 from transformer_elmo.nn.kernels import softmax as token_losses
 from transformer_elmo.nn.kernels.attention import causal_attention
-from transformer_elmo.nn.kernels.compiled import Compilable, compiling, is_wanted, taken, watched
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.linear import FEWEST_ROWS, layout, linear, packed, product
 from transformer_elmo.nn.kernels.weight_casts import cast_weights
-
-
-def test_ways_are_counted_for_who_listens():
-    taken("kernel", "nobody listens")
-    with watched() as outer:
-        taken("kernel", "one")
-        with watched() as inner:
-            taken("kernel", "other")
-            taken("kernel", "other")
-        taken("kernel", "one")
-    taken("kernel", "nobody listens")
-    assert inner == {"kernel: other": 2}
-    assert outer == {"kernel: one": 2}
-    with pytest.raises(ZeroDivisionError), watched() as broken:
-        raise ZeroDivisionError
-    taken("kernel", "nobody listens")
-    assert not broken
-
-
-# Of a whole model, on a CPU. What PyTorch was built without can't be taken.
+from transformer_elmo.nn.precision import computing
 
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
     reason="this PyTorch has no oneDNN",
 )
 
-ALWAYS = {
-    "character windows: a product a width",
-    "_before_attention: as written",
-    "_after_attention: as written",
-    "precision: one by one",
-}
-SAMPLED = {"sampled softmax: in blocks", "softmax gradient: a row a word"}
+
+class Operators(TorchDispatchMode):
+    """Counts PyTorch's operators, and notes the weights that its private product is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts, self.products = Counter(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.counts[name] += 1
+        if name == PRODUCT:
+            self.products.append((args[0].size(0), args[1]))
+        return func(*args, **(kwargs or {}))
+
+    def __getitem__(self, name):
+        return self.counts[name]
+
+    def assert_measured(self):
+        for num_rows, weight in self.products:
+            assert weight.is_mkldnn or num_rows >= FEWEST_ROWS[layout(weight)]
+
+
+PRODUCT = "_linear_pointwise"
+FUSED = "_scaled_dot_product_flash_attention_for_cpu"
+BY_BITS = "threshold_backward"
 
 
 @needs_onednn
-@pytest.mark.parametrize(
-    "case, expected",
-    [
-        ("training", {"attention: written out", "dropout: threshold of bits", *SAMPLED}),
-        ("training without dropout", {"attention: fused", *SAMPLED}),
-        (
-            "evaluation",
-            {"attention: fused", "exact softmax: in place", "linear: oneDNN, packed"},
-        ),
-        ("embedding", {"attention: fused", "linear: oneDNN, packed"}),
-    ],
-)
-def test_ways_of_a_model(make_model, vocabulary, case, expected):
-    changes = model_config()
-    if case == "training without dropout":
+@pytest.mark.parametrize("case", ["training", "without dropout", "evaluation", "embedding"])
+def test_ways_of_a_model(make_model, vocabulary, case):
+    changes, learns = model_config(), case in ("training", "without dropout")
+    if case == "without dropout":
         changes["contextualizer"].update(dropout=0.0, input_dropout=0.0)
-    model = make_model(**changes).train(case.startswith("training"))
+    model = make_model(**changes).train(learns)
     batch = tensors(random_sentences(5), vocabulary)
-    learns = case.startswith("training")
-    with watched() as ways, contextlib.nullcontext() if learns else torch.no_grad():
+    with Operators() as ways, contextlib.nullcontext() if learns else torch.no_grad():
         if case == "embedding":
             model.encode(batch["source"])
         else:
             loss = model(**batch)["loss"]
             if learns:
                 loss.backward()
-    others = set() if case == "embedding" else {"linear: oneDNN"}
-    assert set(ways) == {*ALWAYS, *others, *expected}
     layers = 2 * model_config()["contextualizer"]["num_layers"]
-    of_attention = next(count for way, count in ways.items() if way.startswith("attention: "))
-    assert of_attention == layers
+    assert ways[FUSED] == (0 if case == "training" else layers)
+    assert bool(ways[BY_BITS]) == learns
+    assert not ways["native_dropout"] and not ways["bernoulli_"] and not ways["convolution"]
+    of_layers = [weight for _, weight in ways.products if weight.is_mkldnn or learns]
+    # Four in each layer; where something is learned, their gradients, too.
+    assert len(of_layers) >= 4 * layers
+    assert ways["_reorder_linear_weight"] == (0 if learns else 4 * layers + 3)
+    ways.assert_measured()
 
 
 def test_ways_of_a_model_in_bfloat16(make_model, vocabulary):
     model = make_model(precision="bfloat16").train()
-    with watched() as ways:
+    with Operators() as ways:
         model(**tensors(random_sentences(5), vocabulary))["loss"].backward()
-    assert set(ways) == {
-        *ALWAYS - {"precision: one by one"},
-        *("precision: together", "attention: written out", "dropout: threshold of bits"),
-        # PyTorch's own asks oneDNN where the processor has bfloat16.
-        *("linear: torch", *SAMPLED),
-    }
+    # PyTorch's own product asks oneDNN where the processor has bfloat16.
+    assert not ways[PRODUCT] and not ways[FUSED] and not ways["native_dropout"]
+    assert ways[BY_BITS] and ways["_foreach_copy_"]
 
 
 # Of each kernel.
@@ -109,35 +99,18 @@ def test_ways_of_a_model_in_bfloat16(make_model, vocabulary):
 def test_linear_goes_by_onednn():
     rows, weight, bias = torch.randn(8, 3), torch.randn(2, 3), torch.randn(2)
     rows.requires_grad_()
-    with watched() as ways:
+    with Operators() as ways:
         linear(rows, weight, bias).sum().backward()
         product(rows.detach(), weight)
-    assert ways == {"linear: oneDNN": 3}
-    with watched() as ways:
+    assert ways[PRODUCT] == 3
+    with Operators() as ways:
         linear(rows.bfloat16(), weight.bfloat16(), bias.bfloat16())
         linear(rows[:0], weight, bias)
         product(rows.double(), weight.double())
         with torch.autocast("cpu", dtype=torch.bfloat16):
             linear(rows, weight, bias)
             product(rows, weight)
-    assert ways == {"linear: torch": 5}
-
-
-class PrivateProducts(TorchDispatchMode):
-    """Notes the weights that PyTorch's private product is called with."""
-
-    def __init__(self):
-        super().__init__()
-        self.weights = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.mkldnn._linear_pointwise.default:
-            self.weights.append((args[0].size(0), args[1]))
-        return func(*args, **(kwargs or {}))
-
-    def assert_measured(self):
-        for num_rows, weight in self.weights:
-            assert weight.is_mkldnn or num_rows >= FEWEST_ROWS[layout(weight)]
+    assert not ways[PRODUCT]
 
 
 WIDE = torch.randn(30, 40)
@@ -163,10 +136,10 @@ def test_private_product_gets_layouts_that_were_measured(expected, num_rows):
             wide[:, 3:].t().contiguous().t(),
             wide[:1, 3:].expand(num_rows, -1),
         ):
-            with PrivateProducts() as products:
+            with Operators() as ways:
                 found = product(rows, weight)
-            products.assert_measured()
-            assert bool(products.weights) == (num_rows >= FEWEST_ROWS.get(expected, 1024))
+            ways.assert_measured()
+            assert bool(ways.products) == (num_rows >= FEWEST_ROWS.get(expected, 1024))
             assert torch.allclose(found, rows @ weight.t(), atol=1e-4)
 
 
@@ -179,14 +152,14 @@ def test_a_model_asks_for_no_other_private_product(
     """Although the full softmax works on slices of a transposed weight, block by block."""
     monkeypatch.setattr(token_losses, "CPU_LOGITS_IN_MEMORY", memory)
     model = make_model(**model_config(**softmax))
-    with PrivateProducts() as products:
+    with Operators() as ways:
         for count in (1, 5):
             batch = tensors(random_sentences(count), vocabulary)
             model.train()(**batch)["loss"].backward()
             with torch.no_grad():
                 model.eval()(**batch)
-    assert products.weights
-    products.assert_measured()
+    assert ways.products
+    ways.assert_measured()
 
 
 @needs_onednn
@@ -195,9 +168,9 @@ def test_packed_weights_go_by_onednn(shape):
     weight, bias = torch.randn(shape), torch.randn(shape[0])
     for num_rows in (1, 22, 300):
         rows = torch.randn(num_rows, shape[1])
-        with watched() as ways:
+        with Operators() as ways:
             found = linear(rows, packed(weight), bias)
-        assert ways == {"linear: oneDNN, packed": 1}
+        assert [made.is_mkldnn for _, made in ways.products] == [True]
         assert torch.allclose(found, F.linear(rows, weight, bias), atol=2e-4)
     for other in (weight.bfloat16(), weight.double(), weight[:0]):
         assert packed(other) is other
@@ -211,10 +184,10 @@ def test_linear_without_onednn(monkeypatch, how):
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     else:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    with watched() as ways:
+    with Operators() as ways:
         assert torch.equal(linear(rows, weight, bias), expected)
         assert torch.equal(product(rows, weight, bias), expected)
-    assert ways == {"linear: torch": 2}
+    assert not ways[PRODUCT]
 
 
 def heads(dtype=torch.float32, timesteps=7):
@@ -223,31 +196,21 @@ def heads(dtype=torch.float32, timesteps=7):
     return rows.permute(2, 0, 3, 1, 4).unbind()
 
 
-@pytest.mark.parametrize(
-    "dtype, p, way",
-    [
-        (torch.float32, 0.0, "fused"),
-        (torch.float32, 0.1, "written out"),
-        (torch.bfloat16, 0.0, "written out"),
-        (torch.bfloat16, 0.1, "written out"),
-    ],
-)
-def test_attention_goes_the_shortest_way(dtype, p, way):
-    with watched() as ways:
-        causal_attention(*heads(dtype), Dropout(p).train())
-    assert ways[f"attention: {way}"] == 1
-    with watched() as ways:
-        causal_attention(*heads(dtype), Dropout(p).eval())
-    assert ways == {f"attention: {'fused' if dtype == torch.float32 else 'written out'}": 1}
-
-
-def test_attention_in_bfloat16_is_written_out_up_to_a_bound(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("trains", [False, True])
+def test_attention_goes_the_shortest_way(monkeypatch, dtype, p, trains):
+    dropout = Dropout(p).train(trains)
+    written_out = (trains and p > 0) or dtype == torch.bfloat16
     num_scores = 3 * 4 * 7 * 7
-    for bound, way in ((num_scores, "written out"), (num_scores - 1, "fused")):
+    for bound, is_written_out in (
+        (num_scores, written_out),
+        (num_scores - 1, written_out and trains and p > 0),
+    ):
         monkeypatch.setattr(attention, "SCORES_IN_MEMORY", bound)
-        with watched() as ways:
-            causal_attention(*heads(torch.bfloat16), Dropout(0.0))
-        assert ways == {f"attention: {way}": 1}
+        with Operators() as ways:
+            causal_attention(*heads(dtype), dropout)
+        assert ways[FUSED] == (not is_written_out)
 
 
 @pytest.mark.parametrize("learns", [False, True])
@@ -259,159 +222,73 @@ def test_pytorchs_attention_is_fused(learns):
 
 
 @pytest.mark.parametrize(
-    "p, dtype, way",
+    "p, dtype, by_bits",
     [
-        (0.1, torch.float32, "threshold of bits"),
-        (0.1, torch.bfloat16, "threshold of bits"),
-        (0.1, torch.float64, "torch"),
-        (0.999, torch.float32, "torch"),
-        (0.0, torch.float32, None),
+        (0.1, torch.float32, True),
+        (0.1, torch.bfloat16, True),
+        (0.1, torch.float64, False),
+        (0.999, torch.float32, False),
+        (0.0, torch.float32, False),
     ],
 )
-def test_dropout_goes_by_bits(p, dtype, way):
+def test_dropout_goes_by_bits(p, dtype, by_bits):
     dropout, tensor = Dropout(p).train(), torch.ones(3, 4, dtype=dtype)
-    with watched() as ways:
+    with Operators() as ways:
         dropout(tensor)
         dropout(tensor, tensor)
         dropout.of_relu(tensor)
         dropout(tensor[:0])
         dropout.eval()(tensor)
-    assert ways == ({} if way is None else {f"dropout: {way}": 3})
+    assert ways[BY_BITS] == 3 * by_bits
 
 
-def test_precision_goes_together():
+def test_weights_are_cast_together():
     weight = torch.randn(3, 2)
-    with watched() as ways:
-        cast_weights(torch.float32, [[weight], [weight]])
-    assert not ways
-    with watched() as ways:
+    with Operators() as ways:
+        assert cast_weights(torch.float32, [[weight], [weight]]) == [weight, weight]
+    assert not ways.counts
+    with Operators() as ways:
         cast_weights(torch.float32, [[weight, weight], [weight]])
+    assert ways["cat"] == 1 and not ways["_foreach_copy_"]
+    with Operators() as ways:
         cast_weights(torch.bfloat16, [[weight], [weight, weight]])
-    assert ways == {"precision: one by one": 1, "precision: together": 1}
+    assert ways["_foreach_copy_"] == 1
 
 
-def test_ways_on_a_device(make_model, vocabulary):
-    model, batch = make_model().train(), tensors(random_sentences(5), vocabulary)
-    with pretend_device():
-        model, batch = moved(model), moved(batch)
-        with watched() as ways:
-            model(**batch)["loss"].backward()
-    assert set(ways) == {
-        *("linear: torch", "character windows: one product", "precision: together"),
-        *("_before_attention: as written", "_after_attention: as written", "attention: fused"),
-        *("dropout: torch", "sampled softmax: in blocks", "softmax gradient: rows as they come"),
-    }
+# The exact softmax, compiled on a GPU. A backend that counts stands in for the one that takes long.
 
 
-# Compiled, where a user asks for it. A backend that counts stands in for the one that takes a
-# minute.
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    found = []
+def test_the_compiled_softmax_is_the_same_function_for_all_sizes(monkeypatch):
+    graphs, compiling = [], torch.compile
 
     def counting(graph, inputs):
-        found.append(graph)
+        graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(compiled, "BACKEND", counting)
-    torch._dynamo.reset()
-    yield found
-    torch._dynamo.reset()
-
-
-def test_compiled_once_for_any_number_of_rows(graphs):
-    function = Compilable(lambda weight, rows: (rows @ weight).relu(), "rows")
-    weight = torch.randn(3, 2)
-    for number in (5, 7, 30, 2):
-        rows = torch.randn(number, 3)
-        with compiling():
-            assert is_wanted()
-            assert torch.allclose(function(weight, rows), (rows @ weight).relu())
-        assert not is_wanted()
-    assert len(graphs) == 1
-    with watched() as ways:
-        function(weight, rows)
-        with compiling():
-            with compiling(False):
-                function(weight, rows)
-            function(weight, rows)
-    assert ways == {"<lambda>: as written": 2, "<lambda>: compiled": 1}
-    # Another weight is another shape.
-    with compiling():
-        function(torch.randn(3, 4), torch.randn(6, 3))
-    assert len(graphs) == 2
-
-
-def test_compiled_by_the_backend_that_is_set(graphs, monkeypatch):
-    function = Compilable(lambda rows: rows + 1, "rows")
-    with compiling():
-        function(torch.ones(3))
-        monkeypatch.setattr(compiled, "BACKEND", "eager")
-        torch._dynamo.reset()
-        assert torch.equal(function(torch.ones(4)), torch.full((4,), 2.0))
-    assert len(graphs) == 1
-
-
-def test_compiling_is_over_when_something_fails():
-    with pytest.raises(ZeroDivisionError), compiling():
-        raise ZeroDivisionError
-    assert not is_wanted()
-
-
-def test_what_is_compiled_can_be_told_by_its_name():
-    function = compiled.compilable("logits")(token_losses._logsumexp.function)
-    assert function.__name__ == "_logsumexp" and "half-precision" in function.__doc__
-
-
-def test_compiled_softmaxes_are_the_same_function(graphs, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(compiling, backend=counting))
     monkeypatch.setattr(token_losses, "CPU_LOGITS_IN_MEMORY", 20)
-    torch.manual_seed(0)
-    embeddings = torch.randn(6, 4, requires_grad=True)
-    weight, bias = torch.randn(11, 4, requires_grad=True), torch.randn(11, requires_grad=True)
-    targets, sampled_ids = torch.tensor([0, 3, 3, 7, 10, 8]), torch.tensor([0, 3, 5, 9])
-    counts = torch.randn(6), torch.randn(4)
-    results = []
-    for wanted in (False, True):
-        with compiling(wanted), watched() as ways:
-            exact = token_losses.exact_token_losses(embeddings, weight, bias, targets)
-            sampled = token_losses.sampled_token_losses(
-                embeddings, weight, bias, targets, counts[0], sampled_ids, counts[1], False
-            )
-        losses = torch.cat([exact, sampled])
-        gradients = torch.autograd.grad(
-            (losses * torch.arange(12)).sum(), [embeddings, weight, bias]
-        )
-        results.append([losses, *gradients])
-    # Blocks of three words, the last one of two.
-    assert ways["_logsumexp: compiled"] == 4
-    assert ways["_probabilities_at_once: compiled"] == ways["sampled softmax: at once"] == 1
-    assert graphs
-    for plain, ours in zip(*results):
-        assert torch.allclose(plain, ours, atol=1e-5)
-    wanted_losses = [
-        exact_losses(embeddings, weight, bias, targets),
-        sampled_losses(embeddings, weight, bias, targets, counts[0], sampled_ids, counts[1]),
-    ]
-    assert torch.allclose(results[1][0], torch.cat(wanted_losses), atol=1e-5)
-
-
-def test_a_compiled_model_is_the_same_function(graphs, make_model, vocabulary):
-    changes = model_config()
-    changes["contextualizer"].update(dropout=0.0, input_dropout=0.0)
-    model = make_model(**changes)
-    batch = tensors(random_sentences(5), vocabulary)
-    losses, gradients = [], []
-    for wanted in (False, True):
-        torch.manual_seed(1)
-        model.zero_grad()
-        with compiling(wanted), watched() as ways:
-            losses.append(model.train()(**batch)["loss"])
-        losses[-1].backward()
-        gradients.append([p.grad.to_dense() for p in model.parameters()])
-    # What is compiled listens to nobody: counting would be part of it.
-    assert graphs and "linear: torch" not in ways
-    assert torch.allclose(*losses, rtol=1e-5)
-    for plain, ours in zip(*gradients):
-        assert torch.allclose(plain, ours, atol=1e-5)
+    token_losses._compiled_logsumexp.cache_clear()
+    torch._dynamo.reset()
+    try:
+        for number in (6, 4, 5, 3):
+            shapes = (number, 4), (14, 4), (14,)
+            embeddings, weight, bias = (torch.randn(s, requires_grad=True) for s in shapes)
+            targets = torch.randint(14, (number,))
+            expected = exact_losses(embeddings, weight, bias, targets)
+            with computing("float32", True, torch.device("cuda")):
+                found = token_losses.exact_token_losses(embeddings, weight, bias, targets)
+            for one, other in zip(
+                torch.autograd.grad(found.sum(), [embeddings, weight, bias]),
+                torch.autograd.grad(expected.sum(), [embeddings, weight, bias]),
+            ):
+                assert torch.allclose(one, other, atol=1e-5)
+            assert torch.allclose(found, expected, atol=1e-5)
+        assert len(graphs) == 1
+        with (
+            computing("float32", True, torch.device("cpu")),
+            mock.patch.object(token_losses, "_compiled_logsumexp", side_effect=AssertionError),
+        ):
+            token_losses.exact_token_losses(embeddings, weight, bias, targets)
+    finally:
+        token_losses._compiled_logsumexp.cache_clear()
+        torch._dynamo.reset()

@@ -3,10 +3,7 @@ Causal scaled dot-product attention (Vaswani et al. 2017), by the quickest way o
 hand.
 """
 
-import functools
-import inspect
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +11,6 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from transformer_elmo.nn.kernels.compiled import taken
 from transformer_elmo.nn.kernels.dropout import Dropout
 
 # Without dropout, attention in bfloat16 is written out on a CPU up to so many scores (64 MiB).
@@ -30,11 +26,6 @@ _FOR_SHORT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _FOR_LONG = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-# Where attention may take sentences one behind the other, without padding between them. It is meant
-# for batches of sentences of different lengths; whether it is faster there hasn't been measured.
-DEVICES_WITHOUT_PADDING = ("cuda",)
-
-
 def causal_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: Dropout
 ) -> torch.Tensor:
@@ -44,15 +35,10 @@ def causal_attention(
     before it.
     """
     if _better_written_out(query, dropout):
-        taken("attention", "written out")
         return written_out_attention(query, key, value, dropout)
     backends: Any = nullcontext()
     if query.device.type == "cuda":
-        is_short = query.size(2) <= SHORT
-        taken("attention", "fused for short sentences" if is_short else "fused for long ones")
-        backends = sdpa_kernel(_FOR_SHORT if is_short else _FOR_LONG)
-    else:
-        taken("attention", "fused")
+        backends = sdpa_kernel(_FOR_SHORT if query.size(2) <= SHORT else _FOR_LONG)
     with backends:
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, dropout_p=dropout.p if dropout.training else 0.0
@@ -88,74 +74,3 @@ def written_out_attention(
     )
     probabilities = dropout(scores.softmax(-1))
     return torch.bmm(probabilities, value.flatten(0, 1)).view_as(query)
-
-
-@functools.lru_cache(maxsize=1)
-def attention_of_sentences() -> Callable[..., torch.Tensor] | None:
-    """PyTorch's attention without padding, made causal; `None` where PyTorch has none yet."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    # Its parameter for that has changed with PyTorch's versions.
-    attention: Any = varlen_attn
-    for name, value in (("window_size", (-1, 0)), ("is_causal", True)):
-        if name in inspect.signature(attention).parameters:
-            return functools.partial(attention, **{name: value})
-    return None
-
-
-def can_skip_padding(rows: torch.Tensor, num_heads: int, dropout: Dropout) -> bool:
-    """
-    Whether `unpadded_attention` can be used: in half precision on a GPU, without dropout and
-    without gradients.
-
-    `rows`: shape `(num_tokens, 3 * num_heads * dim)`: queries, keys and values.
-    """
-    return (
-        rows.device.type in DEVICES_WITHOUT_PADDING
-        and rows.dtype in (torch.float16, torch.bfloat16)
-        and not (dropout.training and dropout.p)
-        and not torch.is_grad_enabled()
-        and attention_of_sentences() is not None
-        and _is_right_without_padding(rows.device, rows.dtype, rows.size(-1) // (3 * num_heads))
-    )
-
-
-@functools.cache
-def _is_right_without_padding(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
-    """
-    Tried once, against attention written out: the kernel is new in PyTorch, and not every GPU and
-    every width has it.
-    """
-    lengths = [3, 5]
-    numbers = torch.randn(sum(lengths), 3, 2, dim, generator=torch.Generator().manual_seed(0))
-    heads = numbers.to(device, dtype)
-    bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device)
-    attention = attention_of_sentences()
-    assert attention is not None
-    try:
-        found = attention(*heads.unbind(1), bounds, bounds, max(lengths), max(lengths))
-    except (RuntimeError, TypeError, ValueError):
-        return False
-    expected = [
-        written_out_attention(query, key, value, Dropout(0.0))[0]
-        for sentence in heads.float().split(lengths)
-        for query, key, value in [sentence.permute(1, 2, 0, 3).unsqueeze(1)]
-    ]
-    difference = found.float() - torch.cat(expected, dim=1).transpose(0, 1)
-    return bool((difference.abs() < 0.05).all())
-
-
-def unpadded_attention(heads: torch.Tensor, bounds: torch.Tensor, longest: int) -> torch.Tensor:
-    """
-    What `causal_attention` computes without dropout, for sentences one behind the other.
-
-    `heads`: shape `(num_tokens, 3, num_heads, dim)`: queries, keys and values. `bounds`: shape
-    `(num_sentences + 1,)`, 32-bit integers: where each sentence begins, and the end. `longest`: how
-    many tokens the longest one has. Returns shape `(num_tokens, num_heads, dim)`.
-    """
-    taken("attention", "without padding")
-    attention = attention_of_sentences()
-    assert attention is not None
-    return attention(*heads.unbind(1), bounds, bounds, longest, longest)

@@ -11,8 +11,6 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from transformer_elmo.nn.kernels.compiled import taken
-
 Convolution = tuple[torch.Tensor, torch.Tensor]
 """A weight of shape `(num_filters, dim, width)` and a bias of shape `(num_filters,)`."""
 
@@ -25,9 +23,7 @@ def max_over_windows(characters: torch.Tensor, convolutions: Sequence[Convolutio
     """
     if characters.device.type == "cpu":
         # A width at a time does no more than it must.
-        taken("character windows", "a product a width")
         return _width_by_width(characters, convolutions)
-    taken("character windows", "one product")
     return _all_widths(characters, convolutions)
 
 

@@ -8,8 +8,6 @@ from overrides import overrides
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from transformer_elmo.nn.kernels.compiled import taken
-
 # The types that it works on: those that hold every bfloat16.
 _TYPES = (torch.float32, torch.bfloat16)
 
@@ -122,16 +120,19 @@ class Dropout(torch.nn.Dropout):
     @overrides(check_signature=False)
     def forward(self, tensor: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """
-        `residual`: of the same shape: added to what remains of `tensor`. Returns of the same shape.
+        `residual`: of the same shape: added to what remains of `tensor`, which may be overwritten.
+        Returns of the same shape.
         """
         threshold, scale = self._cpu_threshold(tensor)
-        if threshold is None:
-            tensor = F.dropout(tensor, self.p, self.training)
-        elif residual is not None and residual.dtype == tensor.dtype:
-            return _CpuDropout.apply(tensor, residual, threshold, scale)
-        else:
-            tensor = _CpuDropout.apply(tensor, None, threshold, scale)
-        return tensor if residual is None else residual + tensor
+        fits = residual is not None and residual.dtype == tensor.dtype
+        if threshold is not None:
+            tensor = _CpuDropout.apply(tensor, residual if fits else None, threshold, scale)
+            return tensor if fits or residual is None else residual + tensor
+        if self.training:
+            tensor = F.dropout(tensor, self.p)
+        if residual is None:
+            return tensor
+        return tensor.add_(residual) if fits and not torch.is_grad_enabled() else residual + tensor
 
     def of_relu(self, tensor: torch.Tensor) -> torch.Tensor:
         """
@@ -148,14 +149,7 @@ class Dropout(torch.nn.Dropout):
         """The threshold and the scale of what remains; `None` where PyTorch's own way is taken."""
         if not (self.training and self.p > 0.0):
             return None, 1.0
-        if torch.compiler.is_compiling():
-            # NumPy's numbers can't be compiled.
-            return None, 1.0
-        if tensor.numel() == 0:
-            return None, 1.0
-        if tensor.device.type != "cpu" or tensor.dtype not in _TYPES:
-            taken("dropout", "torch")
+        if not tensor.numel() or tensor.device.type != "cpu" or tensor.dtype not in _TYPES:
             return None, 1.0
         threshold, share = drop_threshold(self.p)
-        taken("dropout", "torch" if threshold is None else "threshold of bits")
         return threshold, 1.0 if threshold is None else 1.0 / (1.0 - share)

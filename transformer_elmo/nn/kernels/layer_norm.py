@@ -31,8 +31,10 @@ def layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) ->
     `tensor`: shape `(..., dim)`. `gamma`, `beta`: shape `(dim,)`, as :func:`norms_in_precision`
     gives them, or of another type.
     """
+    if tensor.device.type != "cpu":
+        gamma, beta = gamma.to(tensor.dtype), beta.to(tensor.dtype)
+    if not torch.is_autocast_enabled(tensor.device.type):
+        return F.layer_norm(tensor, gamma.shape, gamma, beta, EPSILON)
     # Autocast would make the result float32, only to have the next product round it again.
     with torch.autocast(tensor.device.type, enabled=False):
-        if tensor.device.type != "cpu":
-            gamma, beta = gamma.to(tensor.dtype), beta.to(tensor.dtype)
-        return F.layer_norm(tensor, gamma.shape, gamma, beta, EPSILON)
+        return layer_norm(tensor, gamma, beta)

@@ -11,14 +11,11 @@ weight out in its own order. A weight that stands still can be laid out once: se
 
 import math
 import os
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-from transformer_elmo.nn.kernels.compiled import taken
-from transformer_elmo.nn.kernels.int8 import Int8Weight, int8_linear
 
 # oneDNN compiles a product for each shape, and both it and PyTorch's layer above it keep the last
 # 1,024, a quarter of a megabyte each. Batches of a text have ever new shapes: memory would grow for
@@ -26,38 +23,25 @@ from transformer_elmo.nn.kernels.int8 import Int8Weight, int8_linear
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_name, "128")
 
-Weight = Union[torch.Tensor, Int8Weight]
-"""What `linear` takes: of shape `(output_dim, input_dim)`, or made of such a matrix."""
-
 # For so many rows oneDNN chooses the order of a packed weight, which serves all others, too.
 _ROWS = 2000
 
 
-def _by_onednn(rows: torch.Tensor) -> bool:
+def onednn_takes(matrix: torch.Tensor) -> bool:
     """Float32 on a CPU, with a PyTorch that has oneDNN and a user who hasn't switched it off."""
     return bool(
-        not torch.compiler.is_compiling()
-        and rows.device.type == "cpu"
-        and rows.dtype == torch.float32
-        and rows.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-
-
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether `packed` does anything to a weight."""
-    return bool(
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and weight.numel() > 0
+        matrix.device.type == "cpu"
+        and matrix.dtype == torch.float32
+        and matrix.numel() > 0
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
+
+
+def _by_onednn(rows: torch.Tensor) -> bool:
+    return onednn_takes(rows) and not torch.is_autocast_enabled("cpu")
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
@@ -67,7 +51,7 @@ def packed(weight: torch.Tensor) -> torch.Tensor:
 
     `weight`: shape `(output_dim, input_dim)`.
     """
-    if not can_pack(weight):
+    if not onednn_takes(weight):
         return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
 
@@ -106,9 +90,7 @@ def product(
             # In the same order of dimensions, without gaps.
             weight = weight.clone()
         if rows.size(0) >= FEWEST_ROWS.get(layout(weight) or "", math.inf):
-            taken("linear", "oneDNN")
             return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    taken("linear", "torch")
     return F.linear(rows, weight, bias)
 
 
@@ -133,25 +115,16 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def linear(rows: torch.Tensor, weight: Weight, bias: torch.Tensor) -> torch.Tensor:
+def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """
     `torch.nn.functional.linear` for a matrix.
 
     `rows`: shape `(num_rows, input_dim)`. `weight`: shape `(output_dim, input_dim)`; or, without a
-    gradient and for at least one row, what `packed` or `int8_weight` made of it. `bias`: shape
-    `(output_dim,)`. Returns shape `(num_rows, output_dim)`.
+    gradient, what `packed` made of it. `bias`: shape `(output_dim,)`. Returns shape `(num_rows,
+    output_dim)`.
     """
-    if isinstance(weight, Int8Weight):
-        return int8_linear(rows, weight, bias)
     if weight.is_mkldnn:
-        taken("linear", "oneDNN, packed")
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     if _by_onednn(rows) and weight.dtype == bias.dtype == torch.float32:
         return _Linear.apply(rows, weight, bias)
-    taken("linear", "torch")
-    return plain_linear(rows, weight, bias)
-
-
-def plain_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """What `linear` computes, by PyTorch."""
     return F.linear(rows, weight, bias)

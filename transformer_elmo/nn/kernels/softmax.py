@@ -3,14 +3,16 @@ The negative log-likelihood of each token, exact over a whole vocabulary or agai
 without a matrix of logits that outgrows the memory.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from transformer_elmo.nn.kernels.compiled import compilable, is_wanted, taken
 from transformer_elmo.nn.kernels.linear import product
 from transformer_elmo.nn.kernels.sparse_gradients import (
     rows_averaged_over_processes,
@@ -23,6 +25,18 @@ from transformer_elmo.nn.kernels.weight_casts import products_dtype
 CPU_LOGITS_IN_MEMORY = 2**21
 GPU_LOGITS_IN_MEMORY = 2**26
 TOKENS_PER_BLOCK = 2048
+
+_compiles: ContextVar[bool] = ContextVar("compiles", default=False)
+
+
+@contextmanager
+def compiled_softmax() -> Iterator[None]:
+    """Within the block, `torch.compile` makes the exact softmax read half-precision logits once."""
+    token = _compiles.set(True)
+    try:
+        yield
+    finally:
+        _compiles.reset(token)
 
 
 def logits_in_memory(device: torch.device) -> int:
@@ -188,13 +202,12 @@ def _streamed_logsumexp(
 ) -> torch.Tensor:
     """Shape `(num_tokens,)`, float32: the log of each token's partition function."""
     total = embeddings.new_full((embeddings.size(0),), -math.inf, dtype=torch.float32)
-    if is_wanted():
+    if _compiles.get():
         block = words_per_block(embeddings.size(0), embeddings.device)
         for words, of_words in zip(weight.split(block), bias.split(block)):
             logits = product(embeddings, words.to(embeddings.dtype))
-            total = torch.logaddexp(total, _logsumexp(logits, of_words))
+            total = torch.logaddexp(total, _compiled_logsumexp()(logits, of_words))
         return total
-    taken("exact softmax", "in place")
     for _, logits in blocks_of_logits(embeddings, weight, bias):
         largest = logits.amax(-1)
         sums = logits.sub_(largest.unsqueeze(-1)).exp_().sum(-1)
@@ -204,10 +217,14 @@ def _streamed_logsumexp(
     return total
 
 
-@compilable("logits")
-def _logsumexp(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Shape `(num_tokens,)`, float32. Compiled, it reads half-precision logits once."""
-    return torch.logsumexp(logits.float() + bias.float(), -1)
+@functools.cache
+def _compiled_logsumexp() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def logsumexp(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """From shapes `(num_tokens, num_words)` and `(num_words,)` to `(num_tokens,)`, float32."""
+        return torch.logsumexp(logits.float() + bias.float(), -1)
+
+    # Batches have ever new numbers of tokens, and so have blocks of words.
+    return torch.compile(logsumexp, dynamic=True)
 
 
 class _SampledTokenLoss(torch.autograd.Function):
@@ -246,9 +263,7 @@ class _SampledTokenLoss(torch.autograd.Function):
             column = torch.searchsorted(sampled_ids, targets).clamp_(max=num_samples - 1)
             hit = sampled_ids[column] == targets
             logits = product(cast, sampled_weight)
-            way = _probabilities_at_once if is_wanted() else _probabilities_in_blocks
-            taken("sampled softmax", "at once" if is_wanted() else "in blocks")
-            unscaled, log_normalizers, scale = way(
+            unscaled, log_normalizers, scale = _probabilities(
                 logits, sampled_bias, column.unsqueeze(-1), hit.unsqueeze(-1), target_logits
             )
         # The targets' probabilities less one, without cancellation.
@@ -309,7 +324,7 @@ class _SampledTokenLoss(torch.autograd.Function):
         return grad_embeddings, grad_weight, grad_bias, None, None, None, None, None, None
 
 
-def _probabilities_in_blocks(
+def _probabilities(
     logits: torch.Tensor,
     bias: torch.Tensor,
     column: torch.Tensor,
@@ -349,24 +364,6 @@ def _probabilities_in_blocks(
     return logits, log_normalizers, scale
 
 
-@compilable("logits", "column", "hit", "target_logits")
-def _probabilities_at_once(
-    logits: torch.Tensor,
-    bias: torch.Tensor,
-    column: torch.Tensor,
-    hit: torch.Tensor,
-    target_logits: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `_probabilities_in_blocks`; compiled, it reads the logits once."""
-    columns = torch.arange(logits.size(1), device=logits.device)
-    with_bias = (logits.float() + bias).masked_fill((columns == column) & hit, -math.inf)
-    largest = torch.maximum(with_bias.amax(-1), target_logits)
-    unscaled = (with_bias - largest.unsqueeze(-1)).exp()
-    sums = (target_logits - largest).exp() + unscaled.sum(-1)
-    log_normalizers = sums.log() + largest
-    return unscaled.to(logits.dtype), log_normalizers, (largest - log_normalizers).exp()
-
-
 def _gradient_rows(
     targets: torch.Tensor,
     target: torch.Tensor,
@@ -381,9 +378,7 @@ def _gradient_rows(
     """
     ids = torch.cat([targets, sampled_ids])
     if ids.device.type != "cpu" and not (sparse and several_processes()):
-        taken("softmax gradient", "rows as they come")
         return ids, torch.cat([target, sampled]), False
-    taken("softmax gradient", "a row a word")
     num_tokens = targets.numel()
     word_ids, row = torch.unique(ids, return_inverse=True)
     values = target.new_zeros(word_ids.numel(), target.size(-1))

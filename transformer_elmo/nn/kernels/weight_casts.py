@@ -9,8 +9,6 @@ from typing import Any, cast
 import torch
 from torch.autograd.function import once_differentiable
 
-from transformer_elmo.nn.kernels.compiled import taken
-
 
 def products_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The precision of matrix products with `tensor`: autocast's where it is on, else its own."""
@@ -110,7 +108,5 @@ def cast_weights(
 def _made(dtype: torch.dtype, groups: list[Sequence[torch.Tensor]]) -> Sequence[torch.Tensor]:
     flat = [weight for group in groups for weight in group]
     if flat[0].device.type == "cpu" and all(weight.dtype == dtype for weight in flat):
-        taken("precision", "one by one")
         return [torch.cat(list(group)) for group in groups]
-    taken("precision", "together")
     return _Cast.apply(dtype, tuple(map(len, groups)), *flat)
