@@ -1,4 +1,5 @@
-"""Models that are opened by one process and used by those forked from it, as servers do."""
+"""Models that are opened by one process and used by those forked from it, as servers do. Those of
+other libraries: `tests/integrations/test_contract.py`."""
 
 import multiprocessing
 import os
@@ -19,47 +20,22 @@ pytestmark = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="needs fork"
 )
 
-# Enough of them for threads.
-SENTENCES = ["the cat sat in Berlin ."] * 300
-USES = {}
+EMBEDDERS = []
 
 
-def use_of(kind, folder, archive):
-    """Something that computes vectors, with an object that is made here."""
-    if kind == "elmo":
-        elmo = TransformerElmo.open(folder, "cpu")
-        return lambda: elmo.embed(SENTENCES)[-1]
-    if kind == "flair":
-        pytest.importorskip("flair")
-        from flair.data import Sentence
+def use(words):
+    return EMBEDDERS[-1](words)[-1].detach().numpy()
 
-        from transformer_elmo.integrations.flair import TransformerElmoEmbeddings
 
-        embeddings = TransformerElmoEmbeddings(folder, "top")
-
-        def embed():
-            sentences = [Sentence(text.split()) for text in SENTENCES]
-            embeddings.embed(sentences)
-            return sentences[-1][0].embedding.detach().numpy()
-
-        return embed
-    embedder = BidirectionalLanguageModelTokenEmbedder(str(archive)).eval()
+def test_forked_processes_answer(lm_archive):
+    # Enough of them for threads.
     words = torch.randint(1, 262, (300, 6, 50), generator=torch.Generator().manual_seed(0))
-    return lambda: embedder(words)[-1].detach().numpy()
-
-
-def use(kind):
-    return USES[kind]()
-
-
-@pytest.mark.parametrize("kind", ["elmo", "flair", "token embedder"])
-def test_forked_processes_answer(tmp_path, lm_archive, kind):
     torch.set_num_threads(2)
     try:
-        USES[kind] = use_of(kind, save_small_model(tmp_path / "elmo"), lm_archive)
-        expected = use(kind)
+        EMBEDDERS.append(BidirectionalLanguageModelTokenEmbedder(str(lm_archive)).eval())
+        expected = use(words)
         with multiprocessing.get_context("fork").Pool(2) as pool:
-            found = pool.map_async(use, [kind, kind]).get(timeout=60)
+            found = pool.map_async(use, [words, words]).get(timeout=60)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -1,28 +1,22 @@
 """
-Products with weights against plain PyTorch, in turns on the same numbers: matrices of any layout,
-and each softmax with weights from a fresh model, a model folder, an archive, or the other softmax,
-whose matrix lies the other way round. `FEWEST_ROWS` in `nn/kernels/linear.py` follows from it.
+Products with matrices of any layout against plain PyTorch, in turns on the same numbers.
+`FEWEST_ROWS` in `nn/kernels/linear.py` follows from it.
 
     python scripts/benchmark/products.py NUMBER_OF_THREADS
 """
 
-import io
-import itertools
 import sys
 import time
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Callable
 
-import safetensors.torch
 import torch
 from torch.nn import functional as F
 from workload import describe
 
 from transformer_elmo.nn.kernels.linear import layout, product
-from transformer_elmo.nn.softmax import SampledSoftmaxLoss, SoftmaxLoss
 
-DIM, WORDS, ROUNDS = 512, 8000, 3
+DIM, ROUNDS = 512, 3
 NUM_MATRICES = 12  # Between two uses of one lie the others, so that none is in a cache.
 
 
@@ -59,64 +53,8 @@ def products(outputs: int, inputs: int) -> None:
             report(f"{outputs} x {inputs}, {name}, {layout(weights[0])}, {number} rows", *both)
 
 
-def softmax_from(source: str, kind: str) -> Any:
-    made = {
-        "full": lambda: SoftmaxLoss(WORDS, DIM),
-        "sampled": lambda: SampledSoftmaxLoss(WORDS, DIM, WORDS // 2),
-        "sampled, sparse": lambda: SampledSoftmaxLoss(WORDS, DIM, WORDS // 2, sparse=True),
-    }
-    softmax, file = made[kind](), io.BytesIO()
-    if source == "an archive":
-        torch.save(softmax.state_dict(), file)
-        softmax.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    elif source != "a fresh model":
-        other = made["sampled" if kind == "full" else "full"]()
-        written = (softmax if source == "a model folder" else other).state_dict()
-        state = safetensors.torch.load(safetensors.torch.save(written))
-        softmax.load_state_dict(state, assign=True)
-    return softmax.requires_grad_()
-
-
-def losses(name: str, softmax: Any, dtype: torch.dtype, tokens: int, learns: bool) -> None:
-    rows, targets = torch.randn(tokens, DIM, requires_grad=True), torch.randint(WORDS, (tokens,))
-    sampled = softmax.draw(rows.device) if isinstance(softmax, SampledSoftmaxLoss) else None
-
-    def ours() -> torch.Tensor:
-        with softmax.one_draw(sampled) if sampled else nullcontext():
-            return softmax.token_losses(rows, targets)
-
-    def plain() -> torch.Tensor:
-        weight, bias = softmax.word_weights()
-        if sampled is None:
-            return F.cross_entropy(F.linear(rows, weight, bias), targets, reduction="none")
-        counts = softmax.log_expected_count(torch.cat([targets, sampled[0]]), sampled[1])
-        of_targets = (rows * weight[targets]).sum(-1) + bias[targets] - counts[:tokens]
-        logits = F.linear(rows, weight[sampled[0]], bias[sampled[0]] - counts[tokens:])
-        logits = logits.masked_fill(targets.unsqueeze(-1) == sampled[0], -torch.inf)
-        return torch.cat([of_targets.unsqueeze(-1), logits], -1).logsumexp(-1) - of_targets
-
-    def run(function: Callable[[], torch.Tensor]) -> None:
-        softmax.zero_grad()
-        with torch.set_grad_enabled(learns), torch.autocast("cpu", dtype, dtype != torch.float32):
-            of_tokens = function()
-        if learns:
-            of_tokens.sum().backward()
-
-    report(name, partial(run, ours), partial(run, plain))
-
-
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[1]))
     print(f"{describe(torch.device('cpu'))}; milliseconds: ours, plain PyTorch's; ratio")
     for shape in ((DIM, DIM), (4 * DIM, DIM), (DIM, 4 * DIM)):
         products(*shape)
-    combinations = itertools.product(
-        ("full", "sampled", "sampled, sparse"),
-        ("a fresh model", "a model folder", "an archive", "the other softmax"),
-        (torch.float32, torch.bfloat16),
-        (1, 25, 2000),
-        (False, True),
-    )
-    for kind, source, dtype, tokens, learns in combinations:
-        name = f"{kind}, {source}, {str(dtype)[6:]}, {tokens} tokens, learns: {learns}"
-        losses(name, softmax_from(source, kind), dtype, tokens, learns)

@@ -45,10 +45,7 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
     max_tokens : `int`, optional (default = `2000`)
         Tokens in a batch of the language model, padding included. A longer sentence goes alone.
 
-    # Raises
-
-    `ConfigurationError` or `ValueError`
-        If there is no model, or it has no such layer.
+    Raises `ConfigurationError` or `ValueError` if there is no model, or it has no such layer.
     """
 
     def __init__(
@@ -61,23 +58,20 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
         max_tokens: int = 2000,
     ) -> None:
         super().__init__()
-        # Only `from_params` has a model at hand.
-        self.elmo = (
-            folder
-            if isinstance(folder, TransformerElmo)
-            else TransformerElmo.open(folder, "cpu", softmax=False, max_tokens=max_tokens)
-        )
+        if not isinstance(folder, TransformerElmo):  # which `from_params` has
+            folder = TransformerElmo.open(folder, "cpu", softmax=False, max_tokens=max_tokens)
+        self.elmo = folder
         # A module of this one, so that flair moves it, saves it and hands it to the optimizer.
         self.model = self.elmo.model.requires_grad_(fine_tune)
         if getattr(self.model, "config", None) is None:
             raise ConfigurationError(
-                f"{folder} has parts that a model folder has no place for: flair couldn't save it."
+                f"{folder.name} has parts that a model folder has no place for, and flair neither."
             )
         self.layers = self.elmo.checked_layers(layers)
         self.mix = ScalarMix(self.elmo.num_layers, trainable=True) if layers == "mix" else None
         self.fine_tune = fine_tune
         self.static_embeddings = not fine_tune and self.mix is None
-        self.name = name or _name(Path(str(folder)).name, self.layers, self.model)
+        self.name = name or _name(Path(folder.name).name, self.layers, self.model)
         self.to(flair.device)
         self.eval()
 
@@ -150,7 +144,7 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
         check_vocabulary(config, vocabulary, SAVED)
         # Whatever torch's default type is now: the weights that come into it are of float32.
         model = config.build().float()
-        model.config, model.card = config, card
+        model.card = card
         elmo = TransformerElmo(model, reader_of(config, vocabulary), max_tokens=most)
         return cls(elmo, layers, **options)
 

@@ -56,10 +56,8 @@ class OnnxElmo:
     options
         Those of `onnxruntime.InferenceSession`: `providers`, `sess_options`, ...
 
-    # Raises
-
-    `ConfigurationError`
-        If the folder has no such model, or a damaged one; if onnxruntime isn't installed.
+    Raises `ConfigurationError` if the folder has no such model, or a damaged one; if onnxruntime
+    isn't installed.
     """
 
     def __init__(
@@ -103,13 +101,8 @@ class OnnxElmo:
     def inputs(self, sentences: Iterable[Sentence]) -> dict[str, NDArray[np.int64]]:
         """
         A batch as `model.onnx` takes it, with boundary tokens around each sentence, for a session
-        of one's own.
-
-        # Returns
-
-        `Dict[str, NDArray[int64]]`
-            `characters`, shape `(batch_size, timesteps, 50)`, or `token_ids`, shape `(batch_size,
-            timesteps)`; and `lengths`, shape `(batch_size,)`.
+        of one's own: `characters`, shape `(batch_size, timesteps, 50)`, or `token_ids`, shape
+        `(batch_size, timesteps)`; and `lengths`, shape `(batch_size,)`.
         """
         read = self._reader
         words = map(read.words, checked_sentences(sentences))

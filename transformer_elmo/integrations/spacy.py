@@ -87,24 +87,10 @@ class TensorHooks:
 
 def add_hooks(doc: Doc) -> Doc:
     """
-    Makes the vectors of a document, of its spans and of its tokens those of `doc.tensor`. The
-    pipeline does so; it is to be done again where spaCy loses hooks: in `Doc.to_bytes`, and so on
-    the way back from the processes of `nlp.pipe(..., n_process=2)`.
-
-    # Parameters
-
-    doc : `Doc`
-        With a tensor of shape `(num_tokens, dim)`.
-
-    # Returns
-
-    `Doc`
-        The same.
-
-    # Raises
-
-    `ConfigurationError`
-        If it has no such tensor.
+    Makes the vectors of a document, of its spans and of its tokens those of `doc.tensor`, shape
+    `(num_tokens, dim)`, and returns it. The pipeline does so; it is to be done again where spaCy
+    loses hooks: in `Doc.to_bytes`, and so on the way back from the processes of `nlp.pipe(...,
+    n_process=2)`. Raises `ConfigurationError` if the document has no such tensor.
     """
     if doc.tensor.ndim != 2 or len(doc.tensor) != len(doc):
         raise ConfigurationError(
@@ -112,10 +98,8 @@ def add_hooks(doc: Doc) -> Doc:
             f"shape {doc.tensor.shape}. It hasn't been through a pipeline with transformer_elmo."
         )
     hooks = TensorHooks(doc.tensor.shape[1])
-    common: dict[str, Callable[..., Any]] = {
-        "vector": hooks.vector,
-        "has_vector": hooks.has_vector,
-        "similarity": hooks.similarity,
+    common: dict[str, Any] = {
+        name: getattr(hooks, name) for name in ("vector", "has_vector", "similarity")
     }
     doc.user_hooks.update(common, vector_norm=hooks.vector_norm)
     doc.user_token_hooks.update(common, vector_norm=hooks.vector_norm)
@@ -174,12 +158,8 @@ class TransformerElmoComponent(Pipe):
     @property
     def elmo(self) -> TransformerElmo:
         """
-        The model.
-
-        # Raises
-
-        `ConfigurationError` or `ValueError`
-            If there is none at the path, or it has no such layer; if there is no such device.
+        The model. Raises `ConfigurationError` or `ValueError` if there is none at the path, or it
+        has no such layer; if there is no such device.
         """
         return self._elmo or self._open(self.path or "")
 
@@ -213,10 +193,7 @@ class TransformerElmoComponent(Pipe):
                 self.get_error_handler()(self.name, self, list(waiting), error)
 
     def _annotated(self, waiting: "deque[Doc]") -> Iterator[Doc]:
-        """
-        Takes documents away one by one, as their vectors are there: whoever reads them one by one
-        needs the memory of some, and not of all.
-        """
+        """Takes documents away as their vectors are there: one by one, they need little memory."""
         found = [_sentences(doc) for doc in waiting]
         words = ([word for _, word in sentence] for of_doc in found for sentence in of_doc)
         vectors = self.elmo.embed_stream(words, self.layers)
@@ -243,15 +220,12 @@ class TransformerElmoComponent(Pipe):
     def from_disk(
         self, path: str | Path, *, exclude: Iterable[str] = ()
     ) -> "TransformerElmoComponent":
-        """
-        Reads what :meth:`to_disk` has written. Raises `ConfigurationError` if there is no such
-        thing, or it is damaged.
-        """
+        """Reads what `to_disk` has written, or raises `ConfigurationError`."""
         self._open(Path(path) / FOLDER)
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """As :meth:`to_disk`, as bytes."""
+        """As `to_disk`, as bytes."""
         with TemporaryDirectory() as folder:
             self.to_disk(folder)
             return srsly.msgpack_dumps(
@@ -261,7 +235,7 @@ class TransformerElmoComponent(Pipe):
     def from_bytes(
         self, bytes_data: bytes, *, exclude: Iterable[str] = ()
     ) -> "TransformerElmoComponent":
-        """As :meth:`from_disk`, from what :meth:`to_bytes` has made."""
+        """As `from_disk`, from what `to_bytes` has made."""
         try:
             files = srsly.msgpack_loads(bytes_data)
             contents = {name: bytes(files[name]) for name in _FILES}

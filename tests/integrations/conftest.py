@@ -1,0 +1,59 @@
+"""Where AllenNLP isn't installed: `pytest --confcutdir tests/integrations tests/integrations`."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import pytest
+
+from tests.integrations.small_model import CONFIG, OF_IDS, save_small_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Path]:
+    """Folders, with a graph where ONNX's packages are: of characters and of words' numbers."""
+    onnx = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    home = tmp_path_factory.mktemp("models")
+    return {
+        name: save_small_model(home / name, config=config, onnx=onnx)
+        for name, config in (("characters", CONFIG), ("ids", OF_IDS))
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_small_model(tmp_path / "folder")
+
+
+@pytest.fixture(scope="session")
+def in_new_process() -> Callable[..., str]:
+    """From code and a folder to its last line of output, by the core: AllenNLP takes long."""
+
+    def run(code: str, folder: Path, timeout: float = 180, **variables: Any) -> str:
+        start = "import json, sys\nsys.modules['allennlp'] = None\n"
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", start + textwrap.dedent(code)],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                printed, errors = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                # Its own processes as well, which hold the pipes.
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        assert process.returncode == 0, errors
+        return printed.splitlines()[-1]
+
+    return run

@@ -1,0 +1,307 @@
+"""What holds for a language model in any library: `TransformerElmo`, flair, spaCy, ONNX."""
+
+import copy
+import multiprocessing
+import pickle
+import random
+import re
+import shutil
+import threading
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integrations.small_model import DIM, WORDS, reference_vectors, save_small_model
+from transformer_elmo import ConfigurationError, TransformerElmo
+
+PACKAGES = {"flair": ["flair"], "spacy": ["spacy"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
+
+LAYERS = ("mix", "top", "all", 0, 1, -1)
+
+SENTENCES = [
+    "Anna sat in Berlin .".split(),
+    [],
+    ["the"],
+    ["don't", "New York", "a\u200db", "👩\u200d👩\u200d👧", "\u202e", "東" * 60, "<P>", "x" * 47],
+    "the cat and the dog , unheard-of , ran".split(),
+]
+
+
+def flat(vectors):
+    """Layers side by side."""
+    return np.concatenate(list(vectors), -1) if vectors.ndim == 3 else vectors
+
+
+class Elmo:
+    """Each of these opens a folder, embeds sentences of words, saves and loads."""
+
+    def __init__(self, folder, layers="mix", **options):
+        self.layers = layers
+        self.elmo: Any = TransformerElmo.open(folder, "cpu", **options)
+        self.elmo.embed([], layers)
+
+    def embed(self, sentences):
+        return list(map(flat, self.elmo.embed(sentences, self.layers)))
+
+    def save(self, path):
+        self.elmo.save(path, with_softmax=False, replace=True)
+
+    @classmethod
+    def load(cls, path, layers):
+        return cls(path, layers)
+
+    def embed_other(self, what):
+        self.elmo.embed(what)
+
+
+class Onnx(Elmo):
+    def __init__(self, folder, layers="mix", **options):
+        from transformer_elmo.integrations.onnx import OnnxElmo
+
+        self.folder, self.layers = folder, layers
+        self.elmo = OnnxElmo(folder, **options)
+        self.elmo.embed([], layers)
+
+    def save(self, path):
+        if path != self.folder:
+            shutil.copytree(self.folder, path)
+
+
+class Flair:
+    def __init__(self, folder, layers="mix", **options):
+        from transformer_elmo.integrations.flair import TransformerElmoEmbeddings
+
+        self.embeddings: Any = TransformerElmoEmbeddings(folder, layers, **options)
+        self.embed_other = self.embeddings.embed
+
+    def embed(self, sentences):
+        from flair.data import Sentence
+
+        found = [Sentence(words) for words in sentences]
+        with torch.no_grad():
+            self.embeddings.embed(found)
+        dim = self.embeddings.embedding_length
+        rows = [[token.embedding.numpy() for token in sentence] for sentence in found]
+        return [np.reshape(np.stack(row) if row else [], (len(row), dim)) for row in rows]
+
+    def save(self, path):
+        torch.save(self.embeddings.save_embeddings(use_state_dict=True), path)
+
+    @classmethod
+    def load(cls, path, layers):
+        from flair.embeddings.base import load_embeddings
+
+        loaded = cls.__new__(cls)
+        loaded.embeddings = load_embeddings(torch.load(path, weights_only=False))
+        assert loaded.embeddings.layers == layers
+        return loaded
+
+
+class Spacy:
+    def __init__(self, folder, layers="mix", **options):
+        import spacy
+
+        self.nlp = spacy.blank("en")
+        config = {"path": str(folder), "layers": layers, "device": "cpu", **options}
+        self.embed_other = self.nlp.add_pipe("transformer_elmo", config=config)
+
+    def embed(self, sentences):
+        from spacy.tokens import Doc
+
+        docs = [Doc(self.nlp.vocab, words) for words in sentences]
+        return [doc.tensor for doc in self.nlp.pipe(docs)]
+
+    def save(self, path):
+        self.nlp.to_disk(path)
+
+    @classmethod
+    def load(cls, path, layers):
+        import spacy
+
+        loaded = cls.__new__(cls)
+        loaded.nlp = spacy.load(path)
+        component: Any = loaded.nlp.get_pipe("transformer_elmo")
+        assert component.layers == layers
+        return loaded
+
+
+@pytest.fixture(params=[Elmo, Flair, Spacy, Onnx])
+def library(request, tmp_path, monkeypatch):
+    for name in PACKAGES.get(request.param.__name__.lower(), []):
+        package = pytest.importorskip(name)
+        if name == "flair":
+            monkeypatch.setattr(package, "cache_root", tmp_path / "cache")
+    return request.param
+
+
+def assert_equal(found, expected, tolerance=1e-5):
+    assert [rows.shape for rows in found] == [rows.shape for rows in expected]
+    for one, two in zip(found, expected):
+        # In float32 a sum of numbers as large as 10 has an error of some 1e-6.
+        assert np.abs(one - two).max(initial=0) <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["characters", "ids"])
+def test_vectors_are_the_reference_s(library, models, kind):
+    layers_of = reference_vectors(models[kind], SENTENCES)
+    for layers in LAYERS:
+        expected = [
+            flat(rows if layers == "all" else rows.mean(0) if layers == "mix" else rows[number])
+            for rows in layers_of
+            for number in [-1 if layers == "top" else layers]
+        ]
+        for max_tokens in (2000, 20):
+            opened = library(models[kind], layers, max_tokens=max_tokens)
+            assert_equal(opened.embed(SENTENCES), expected)
+
+
+def test_nothing_to_embed(library, models):
+    for layers in LAYERS:
+        opened = library(models["characters"], layers)
+        assert opened.embed([]) == []
+        (width,) = {rows.shape[1] for rows in opened.embed([["the"]])}
+        assert [rows.shape for rows in opened.embed([[], []])] == [(0, width)] * 2
+
+
+@pytest.mark.parametrize("library", [Flair, Spacy], indirect=True)
+def test_six_thousand_words(library, models):
+    words = random.Random(0).choices(WORDS[3:], k=6000)
+    (found,) = library(models["characters"]).embed([words])
+    assert found.shape == (6000, 2 * DIM) and np.isfinite(found).all() and found.any(1).all()
+    # In segments of 5,000, which overlap: the forward half of a word of the first one.
+    (first,) = TransformerElmo.open(models["characters"], "cpu").embed([words[:1000]])
+    assert_equal([found[:1000, :DIM]], [first[:, :DIM]])
+
+
+@pytest.mark.parametrize(("layers", "dtype"), [("mix", "float32"), ("all", "float16")])
+def test_what_is_saved_travels(library, models, tmp_path, monkeypatch, layers, dtype):
+    if library is Onnx:
+        folder = shutil.copytree(models["characters"], tmp_path / "there")
+    else:
+        folder = save_small_model(tmp_path / "there", dtype=dtype)
+    opened = library(folder, layers)
+    expected = opened.embed(SENTENCES)
+    opened.save(tmp_path / "saved")
+    # Over what is there, which it is opened from.
+    library.load(tmp_path / "saved", layers).save(tmp_path / "saved")
+    shutil.rmtree(folder)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "saved").rename(tmp_path / "elsewhere" / "moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert_equal(library.load("moved", layers).embed(SENTENCES), expected, 0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_equal(library.load("moved", layers).embed(SENTENCES), expected, 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_copied_and_pickled(library, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(models["ids"].parent)
+    opened = library("ids", "all", max_tokens=30)
+    expected = opened.embed(SENTENCES)
+    data = pickle.dumps(vars(opened))
+    monkeypatch.chdir(tmp_path)
+    for state in (pickle.loads(data), copy.deepcopy(vars(opened))):
+        other = library.__new__(library)
+        vars(other).update(state)
+        assert_equal(other.embed(SENTENCES), expected, 0)
+
+
+def test_threads(library, models):
+    opened = library(models["characters"])
+    sentences = [random.Random(n).choices(WORDS[3:], k=n) for n in range(30)]
+    expected = opened.embed(sentences)
+    found = {}
+
+    def work(number):
+        found[number] = opened.embed(sentences)
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(4):
+        assert_equal(found[number], expected)
+
+
+FORKED = {}
+
+
+def embed_in_a_fork(sentences):
+    return FORKED["opened"].embed(sentences)[-1]
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_forked_processes_answer(library, models):
+    # Enough of them for threads.
+    sentences = ["the cat sat in Berlin .".split()] * 300
+    torch.set_num_threads(2)
+    try:
+        FORKED["opened"] = library(models["characters"])
+        expected = embed_in_a_fork(sentences)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            found = pool.map_async(embed_in_a_fork, [sentences] * 2).get(timeout=60)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert_equal(found, [expected] * 2)
+
+
+def test_folders_that_are_no_model(library, models, tmp_path):
+    def fails(message, path):
+        with pytest.raises(ConfigurationError, match=message):
+            library(path)
+
+    fails("There is no .*none|none.* can't be read", tmp_path / "none")
+    (tmp_path / "other").mkdir()
+    fails("so it is no model|other.* can't be read", tmp_path / "other")
+    if library is not Onnx:
+        fails("The path of the language model is empty", "")
+    weights = "model.onnx" if library is Onnx else "model.safetensors"
+    folder = shutil.copytree(models["ids"], tmp_path / "damaged")
+    for name, content, message in (
+        (weights, (folder / weights).read_bytes()[:500], "is damaged|can't be opened"),
+        ("config.json", b"{", "is not JSON"),
+        ("config.json", b"{}", "not the config of a model folder"),
+        ("vocabulary.txt", b"\xff\n", "not UTF-8"),
+        ("vocabulary.txt", b"</S>\n<S>\n", "the vocabulary has 2 words, the weights 17"),
+    ):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        fails(message, folder)
+        (folder / name).write_bytes(kept)
+    library(folder)
+
+
+def test_wrong_layers_and_options(library, models):
+    for layers in (3, -4, "middle", "0,1"):
+        with pytest.raises(ValueError, match=r"to 2 \(top\): got"):
+            library(models["characters"], layers)
+    with pytest.raises(ConfigurationError, match="max_tokens must be at least 1"):
+        library(models["characters"], max_tokens=0)
+
+
+WRONG = ["the cat", b"the", {"tokens": ["the"]}, None, [["the", 3]], [None], [{"the"}]]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_wrong_sentences(library, models, wrong):
+    opened = library(models["characters"])
+    with pytest.raises(TypeError, match=r"^Expected |put it in a list|list of strings"):
+        opened.embed_other(wrong)
+    assert opened.embed([["the"]])[0].any()
+
+
+@pytest.mark.parametrize("library", [Flair, Spacy], indirect=True)
+def test_the_lines_of_the_docstring(library, models, monkeypatch, capsys):
+    monkeypatch.chdir(models["characters"].parent)
+    module = import_module(f"transformer_elmo.integrations.{library.__name__.lower()}")
+    (block,) = re.findall(r"```python\n(.*?)```", module.__doc__ or "", re.DOTALL)
+    assert len(list(filter(None, block.splitlines()))) == 5
+    exec(block.replace('"elmo"', '"characters"'), {})
+    assert re.search(r"torch\.Size|0\.", capsys.readouterr().out)
