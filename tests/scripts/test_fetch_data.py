@@ -123,46 +123,31 @@ def test_cut_off_download_is_resumed_by_a_later_run(fetch, mirror, tmp_path, dow
 
 
 @both
-def test_part_that_is_complete_already(fetch, mirror, content, tmp_path, downloader):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / f"{ARCHIVE}.part").write_bytes(content)
-    (tmp_path / "data" / f"{ARCHIVE}.part.url").write_text(f"{mirror.url}/{ARCHIVE}\n")
+@pytest.mark.parametrize("mirrors_own", [True, False])
+def test_part_that_is_there(fetch, mirror, content, tmp_path, downloader, mirrors_own):
+    """Whole, it does; of another mirror, it isn't gone on with."""
+    part = tmp_path / "data" / f"{ARCHIVE}.part"
+    part.parent.mkdir()
+    part.write_bytes(content if mirrors_own else b"something else")
+    address = mirror.url if mirrors_own else "http://elsewhere.invalid"
+    part.with_name(f"{part.name}.url").write_text(f"{address}/{ARCHIVE}\n")
     done = fetch("data", downloader=downloader)
     assert done.returncode == 0, done.stderr
+    assert mirrors_own or mirror.requested_ranges == [None]
     assert left_behind(tmp_path / "data") == [NAME]
 
 
-def test_part_from_another_mirror_is_not_resumed(fetch, mirror, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / f"{ARCHIVE}.part").write_bytes(b"something else")
-    (tmp_path / "data" / f"{ARCHIVE}.part.url").write_text("http://elsewhere.invalid/x\n")
-    done = fetch("data")
-    assert done.returncode == 0, done.stderr
-    assert mirror.requested_ranges == [None]
-
-
 @both
-def test_server_that_is_busy_is_asked_again(fetch, mirror, downloader):
-    mirror.failures = 2
-    done = fetch("data", downloader=downloader)
-    assert done.returncode == 0, done.stderr
-    assert "503" in done.stderr
-
-
-@both
-def test_file_that_the_mirror_lacks(fetch, mirror, tmp_path, downloader):
-    mirror.files.clear()
-    done = fetch("data", downloader=downloader)
-    assert_failed(done, "404", "BILLION_WORD_MIRROR")
-    assert len(mirror.requested_ranges) == 1
-    assert left_behind(tmp_path / "data") == []
-
-
-@both
-def test_offline(fetch, mirror, tmp_path, downloader):
+def test_servers_that_do_not_answer(fetch, mirror, tmp_path, downloader):
+    content, mirror.failures = mirror.files.pop(ARCHIVE), 1
+    assert_failed(fetch("data", downloader=downloader), "404", "BILLION_WORD_MIRROR")
+    # A busy one is asked again, one that lacks the file isn't.
+    assert len(mirror.requested_ranges) == 2
+    mirror.failures = 5
+    assert_failed(fetch("data", downloader=downloader), "503", "in 3 tries")
     mirror.stop()
-    done = fetch("data", downloader=downloader)
-    assert_failed(done, "couldn't be had in 3 tries", "online")
+    mirror.files[ARCHIVE] = content
+    assert_failed(fetch("data", downloader=downloader), "couldn't be had in 3 tries", "online")
     assert left_behind(tmp_path / "data") == []
 
 
@@ -196,66 +181,48 @@ def test_another_file_than_the_archive(
     assert left_behind(tmp_path / "data") == []
 
 
-def test_folder_that_lost_a_shard(fetch, mirror, tmp_path):
+def test_what_earlier_runs_left(fetch, mirror, tmp_path):
+    """Half of an archive of a killed run is cleared; a folder that lost a shard is told."""
+    leftover = tmp_path / "data" / f".{NAME}.unpacking" / NAME
+    leftover.mkdir(parents=True)
+    (leftover / "half").write_text("half")
     assert fetch("data").returncode == 0
+    assert left_behind(tmp_path / "data") == [NAME]
     shard = f"{TRAINING}/news.en-00007-of-00100"
     (tmp_path / "data" / NAME / shard).unlink()
     assert_failed(fetch("data"), "lacks 1 files", shard, "move it away")
     assert len(mirror.requested_ranges) == 1
 
 
-def test_leftover_of_a_killed_run_is_cleared(fetch, tmp_path):
-    leftover = tmp_path / "data" / f".{NAME}.unpacking" / NAME
-    leftover.mkdir(parents=True)
-    (leftover / "half").write_text("half")
-    assert fetch("data").returncode == 0
-    assert left_behind(tmp_path / "data") == [NAME]
-
-
-def test_no_room(fetch, mirror, tmp_path):
-    done = fetch("data", df="echo Filesystem; echo disk 9000000 1 500000 1% /")
-    assert_failed(done, "6104 MB", "488 MB are free")
-    assert mirror.requested_ranges == []
+FULL = {
+    "curl": "echo 'curl: (23) Failure writing output' >&2; exit 23",
+    "wget": "echo 'Cannot write to it (No space left on device).' >&2; exit 3",
+    "tar": "echo 'tar: Cannot write: No space left' >&2; exit 2",
+}
 
 
 @pytest.mark.parametrize(
-    "downloader",
+    ("without", "commands", "expected", "left"),
     [
-        {"curl": "echo 'curl: (23) Failure writing output' >&2; exit 23"},
-        {"wget": "echo 'Cannot write to it (No space left on device).' >&2; exit 3"},
+        ("", {"df": "echo; echo disk 9 1 500000 1% /"}, ["6104 MB", "488 MB are free"], []),
+        *(
+            (other, {name: FULL[name]}, [".part can't be written to", "is the disk full"], None)
+            for name, other in (("curl", "wget"), ("wget", "curl"))
+        ),
+        ("", {"tar": FULL["tar"]}, ["No space left", "archive is kept"], [ARCHIVE]),
+        ("curl wget", {}, ["'curl' or 'wget'"], []),
+        ("tar", {}, ["needs 'tar'"], None),
     ],
 )
-def test_disk_that_fills_up_while_downloading(run_script, path_with, downloader):
-    path = path_with(*COMMANDS, df=PLENTY, **downloader)
-    done = run_script("fetch_data.sh", "data", PATH=path)
-    assert_failed(done, f"{ARCHIVE}.part can't be written to", "is the disk full", "is kept")
-
-
-def test_disk_that_fills_up_while_unpacking(run_script, mirror, content, path_with, tmp_path):
+def test_machines_that_lack_something(
+    run_script, mirror, content, path_with, tmp_path, without, commands, expected, left
+):
     mirror.files[ARCHIVE] = content
-    path = path_with(
-        *COMMANDS, "curl", df=PLENTY, tar="echo 'tar: Cannot write: No space left' >&2; exit 2"
-    )
-    done = run_script(
-        "fetch_data.sh",
-        "data",
-        PATH=path,
-        BILLION_WORD_MIRROR=mirror.url,
-        BILLION_WORD_SHA256="none",
-    )
-    assert_failed(done, "No space left", "is the disk full", "archive is kept")
-    assert left_behind(tmp_path / "data") == [ARCHIVE]
-
-
-def test_neither_curl_nor_wget(fetch, tmp_path):
-    assert_failed(fetch("data", downloader="no-such-downloader"), "'curl' or 'wget'")
-    assert left_behind(tmp_path / "data") == []
-
-
-def test_no_tar(run_script, path_with):
-    commands = [command for command in COMMANDS if command != "tar"]
-    done = run_script("fetch_data.sh", "data", PATH=path_with(*commands, "curl", df=PLENTY))
-    assert_failed(done, "needs 'tar'")
+    there = [name for name in (*COMMANDS, "curl", "wget") if name not in without.split()]
+    variables = {"BILLION_WORD_MIRROR": mirror.url, "BILLION_WORD_SHA256": "none"}
+    path = path_with(*there, **{"df": PLENTY, **commands})
+    assert_failed(run_script("fetch_data.sh", "data", PATH=path, **variables), *expected)
+    assert left is None or left_behind(tmp_path / "data") == left
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -264,13 +231,10 @@ def test_folder_that_may_not_be_written_to(fetch, tmp_path):
     assert_failed(fetch("data"), "may not write")
 
 
-def test_folder_that_is_a_file(fetch, tmp_path):
-    (tmp_path / "data").write_text("a file")
-    assert_failed(fetch("data"), "can't make the folder 'data'")
-
-
-@pytest.mark.parametrize("arguments", [(), ("a", "b"), ("--unknown",)])
-def test_wrong_arguments(fetch, arguments):
+@pytest.mark.parametrize("arguments", [(), ("a", "b"), ("--unknown",), ("file",)])
+def test_wrong_arguments(fetch, tmp_path, arguments):
+    (tmp_path / "file").write_text("a file")
     done = fetch(*arguments)
-    assert_failed(done, "expected")
-    assert "Usage:" in done.stderr
+    is_file = arguments == ("file",)
+    assert_failed(done, "can't make the folder 'file'" if is_file else "expected")
+    assert is_file or "Usage:" in done.stderr

@@ -52,19 +52,15 @@ def test_download_and_again(fetch, mirror, tmp_path, exported):
     assert len(mirror.requested_ranges) == 1
 
 
-def test_empty_folder_is_used(fetch, tmp_path):
+def test_folders_that_are_there(fetch, tmp_path):
     (tmp_path / "vocabulary").mkdir()
     assert fetch("vocabulary").returncode == 0
     assert (tmp_path / "vocabulary" / "tokens.txt").exists()
-
-
-def test_folder_with_other_files_is_left_alone(fetch, tmp_path):
-    (tmp_path / "vocabulary").mkdir()
-    (tmp_path / "vocabulary" / "notes").write_text("mine")
-    done = fetch("vocabulary")
-    assert done.returncode == 1
-    assert "isn't a complete vocabulary" in done.stderr
-    assert [path.name for path in (tmp_path / "vocabulary").iterdir()] == ["notes"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes").write_text("mine")
+    done = fetch("other")
+    assert done.returncode == 1 and "isn't a complete vocabulary" in done.stderr
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes"]
 
 
 @pytest.mark.parametrize(

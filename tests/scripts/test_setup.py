@@ -1,7 +1,6 @@
 """`scripts/setup.sh` without installing: how it chooses a Python, and what it refuses."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,67 +11,34 @@ RUNS = f'exec {sys.executable} "$@"'
 SHIM = "echo 'command not found' >&2; exit 127"
 # A Python of another version, as far as the script can tell by running it.
 DOES_NOT_FIT = "exit 1"
+WRONG = "echo wrong"
 
 
-@pytest.fixture
-def print_python(run_script, path_with):
-    def run(**variables):
-        pythons = variables.pop("pythons", {})
-        return run_script(
-            "setup.sh",
-            "--print-python",
-            PATH=path_with(*COMMANDS, **pythons),
-            **variables,
-        )
-
-    return run
-
-
-def test_first_python_that_runs_is_chosen(print_python, tmp_path):
-    chosen = tmp_path / "chosen"
-    pythons = {
-        "python3": DOES_NOT_FIT,
-        "python3.13": SHIM,
-        "python3.12": f": >{chosen}; {RUNS}",
-        "python3.11": "echo wrong",
-    }
-    done = print_python(pythons=pythons)
-    assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()).exists()
-    assert chosen.exists()
+@pytest.mark.parametrize(
+    ("pythons", "named", "said"),
+    [
+        (
+            {"python3": DOES_NOT_FIT, "python3.13": SHIM, "python3.12": RUNS, "python3.11": WRONG},
+            "",
+            "",
+        ),
+        ({"python3": RUNS, "python3.13": WRONG}, "", ""),
+        ({"python3": SHIM}, sys.executable, ""),
+        ({"python3": RUNS, "other": SHIM}, "other", "PYTHON names 'other'"),
+        ({"python3": DOES_NOT_FIT, "python3.12": SHIM}, "", "found no Python 3.10 to 3.13"),
+    ],
+)
+def test_which_python(run_script, path_with, pythons, named, said):
+    path = path_with(*COMMANDS, **pythons)
+    done = run_script("setup.sh", "--print-python", PATH=path, PYTHON=named)
+    expected = (1, "") if said else (0, sys.executable)
+    assert (done.returncode, done.stdout.strip()) == expected, done.stderr
+    assert said in done.stderr and ("PYTHON" in done.stderr) == bool(said)
 
 
-def test_python3_comes_first(print_python):
-    done = print_python(pythons={"python3": RUNS, "python3.13": "echo wrong"})
-    assert (done.returncode, done.stdout.strip()) == (0, sys.executable)
-
-
-def test_no_python_that_fits(print_python):
-    done = print_python(pythons={"python3": DOES_NOT_FIT, "python3.12": SHIM})
-    assert done.returncode == 1
-    assert "found no Python 3.10 to 3.13" in done.stderr
-    assert "PYTHON=" in done.stderr
-
-
-def test_python_by_name(print_python):
-    done = print_python(pythons={"python3": SHIM}, PYTHON=sys.executable)
-    assert (done.returncode, done.stdout.strip()) == (0, sys.executable)
-
-
-def test_python_by_name_that_does_not_run(print_python):
-    done = print_python(pythons={"python3": RUNS, "other": SHIM}, PYTHON="other")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "PYTHON names 'other'" in done.stderr
-
-
-def test_unknown_option(run_script):
+def test_options(run_script):
     done = run_script("setup.sh", "--pear")
-    assert done.returncode == 1
-    assert "got '--pear'" in done.stderr
-
-
-def test_help_names_every_variable(run_script):
+    assert done.returncode == 1 and "got '--pear'" in done.stderr
     done = run_script("setup.sh", "--help")
     assert done.returncode == 0
     for name in ("PYTHON", "TORCH_VERSION", "TORCH_INDEX_URL", "USE_SYSTEM_TORCH", "--peer"):
