@@ -31,8 +31,6 @@ from transformer_elmo.inference.evaluation import Totals
 from transformer_elmo.nn.kernels import attention, character_cnn
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm
 from transformer_elmo.plugin.text_fields import FACTS
-from transformer_elmo.plugin.training.checkpointer import CrashSafeCheckpointer
-from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
 
 PADDED = ["the cat sat on the mat", "it was", "dog", "a 東京 flew . tree and then"]
 

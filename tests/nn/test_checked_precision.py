@@ -31,7 +31,7 @@ def test_wherever_it_is_asked_for(lm_archive, make_model, tmp_path, capsys):
         ("score", lm_archive, text),
     ):
         try:
-            code = cli.main([*map(str, command), "--precision", "int8"])
+            code: object = cli.main([*map(str, command), "--precision", "int8"])
         except SystemExit as end:
             code = end.code
         error = capsys.readouterr().err
