@@ -25,7 +25,7 @@ from transformer_elmo.pretrained.legacy import (
     modernize,
     without_this_package,
 )
-from transformer_elmo.pretrained.legacy.archived_files import FOLDER, NAMES_FILE
+from transformer_elmo.pretrained.legacy.archives import FOLDER, NAMES_FILE
 from transformer_elmo.pretrained.unpacking import unpack
 from transformer_elmo.pretrained.weights import read_weights
 

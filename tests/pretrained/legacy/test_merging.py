@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.pretrained.legacy.merging import merged, unflattened, with_overrides
+from transformer_elmo.pretrained.legacy.overrides import merged, unflattened, with_overrides
 
 # Few different keys, so that overrides hit something.
 KEYS = st.sampled_from(["a", "b", "0", "1", "", "a.b", "b.0"])

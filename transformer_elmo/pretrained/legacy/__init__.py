@@ -4,23 +4,19 @@ AllenNLP 0.x configs, overrides and archives in AllenNLP 2.
 Everything here works on plain dictionaries.
 """
 
-from transformer_elmo.pretrained.legacy.archived_files import archived_files, find_key
+from transformer_elmo.pretrained.legacy.archives import archived_files, find_key, modern_weights
 from transformer_elmo.pretrained.legacy.config import is_old, modernize
-from transformer_elmo.pretrained.legacy.merging import merges_into
 from transformer_elmo.pretrained.legacy.overrides import (
     apply_overrides,
     check_evaluation_overrides,
     shared_with_validation,
 )
 from transformer_elmo.pretrained.legacy.report import Change, log_changes
-from transformer_elmo.pretrained.legacy.sections import ITERATORS, TOP_LEVEL_KEYS, is_experiment
+from transformer_elmo.pretrained.legacy.sections import is_experiment
 from transformer_elmo.pretrained.legacy.stock import without_this_package
 from transformer_elmo.pretrained.legacy.trainer import check_trainer_keys
-from transformer_elmo.pretrained.legacy.weights import modern_weights
 
 __all__ = [
-    "ITERATORS",
-    "TOP_LEVEL_KEYS",
     "Change",
     "apply_overrides",
     "archived_files",
@@ -30,7 +26,6 @@ __all__ = [
     "is_experiment",
     "is_old",
     "log_changes",
-    "merges_into",
     "modern_weights",
     "modernize",
     "shared_with_validation",

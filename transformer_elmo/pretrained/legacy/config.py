@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.pretrained.legacy.batching import OLD_BATCH_SIZE
 from transformer_elmo.pretrained.legacy.iterators import (
+    OLD_BATCH_SIZE,
     add_evaluation_loader,
     data_loader,
     flattened_iterator,

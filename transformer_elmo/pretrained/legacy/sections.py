@@ -22,10 +22,9 @@ TOP_LEVEL_KEYS = {
     *"random_seed numpy_seed pytorch_seed".split(),
 }
 
+
 LANGUAGE_MODELS = {
-    "language_model",
-    "bidirectional-language-model",
-    "bidirectional_language_model",
+    *"language_model bidirectional-language-model bidirectional_language_model".split()
 }
 LANGUAGE_MODELING_READER = "simple_language_modeling"
 LANGUAGE_MODELING_LOADER = "language_modeling"

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from transformer_elmo.pretrained.legacy.batching import of_language_modeling_loader
-from transformer_elmo.pretrained.legacy.iterators import add_evaluation_loader
+from transformer_elmo.pretrained.legacy.iterators import (
+    add_evaluation_loader,
+    of_language_modeling_loader,
+)
 from transformer_elmo.pretrained.legacy.own_names import with_stock_names
 from transformer_elmo.pretrained.legacy.report import Change, Report, as_object, refuse
 from transformer_elmo.pretrained.legacy.sections import (
