@@ -1,7 +1,6 @@
 import errno
 import json
 import sys
-from typing import Any
 
 import h5py
 import numpy as np
@@ -12,7 +11,6 @@ import transformer_elmo.commands.embed  # noqa: F401
 from tests.small_lm import DIM, random_sentences
 from transformer_elmo import __version__
 from transformer_elmo.commands import cli
-from transformer_elmo.commands.embed import embed_file
 from transformer_elmo.commands.vector_shards import VectorShards
 from transformer_elmo.inference.elmo import TransformerElmo
 
@@ -108,15 +106,15 @@ def stop_after(patch, count, error):
     patch.setattr(VectorShards, "append", stopping)
 
 
-def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch):
-    options: Any = {"options": {"device": -1, "max_tokens": 10}}
+def test_goes_on_where_it_stood(embed, tmp_path, monkeypatch):
     monkeypatch.setattr("transformer_elmo.text.reader.SECTION", 1)
-    whole, again = tmp_path / "whole.npy", tmp_path / "again.npy"
-    embed_file(str(lm_archive), str(text), str(whole), "top", **options)
+    arguments = ["again.npy", "--top", "--max-tokens", "10"]
+    whole = embed("whole.npy", *arguments[1:])
     with monkeypatch.context() as patch:
         stop_after(patch, 10, RuntimeError("stopped"))
         with pytest.raises(RuntimeError, match="stopped"):
-            embed_file(str(lm_archive), str(text), str(again), "top", **options)
+            embed(*arguments)
+    again = tmp_path / "again.npy"
     assert not again.exists() and (tmp_path / "again.npy.partial").is_dir()
 
     embedded = []
@@ -128,7 +126,7 @@ def test_goes_on_where_it_stood(lm_archive, text, tmp_path, monkeypatch):
         return stream(self, sentences, *arguments, **options)
 
     monkeypatch.setattr(TransformerElmo, "embed_stream", watched)
-    embed_file(str(lm_archive), str(text), str(again), "top", **options)
+    embed(*arguments)
     assert len(LINES) - len(embedded) == 10
     # To the bit: batches are cut where they would have been.
     assert again.read_bytes() == whole.read_bytes()

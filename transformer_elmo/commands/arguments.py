@@ -42,11 +42,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "metavar": f"{{{','.join(PRECISIONS)}}}",
         "help": "how numbers are multiplied; by default as the model has it",
     },
-    "--cuda-device": {
-        "type": int,
-        "default": -1,
-        "help": "a GPU's number; by default the CPU",
-    },
+    "--cuda-device": {"type": int, "default": -1, "help": "a GPU's number; by default the CPU"},
     "--weights-file": {"help": "other weights than the model's"},
     "--overrides": {"default": "", "help": "JSON that changes the config of the model's archive"},
     "input_file": {
@@ -58,10 +54,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": "auto",
         "help": 'by default, a line that begins with {" is JSON',
     },
-    "--output-file": {
-        "type": Path,
-        "help": "where results go; by default the standard output",
-    },
+    "--output-file": {"type": Path, "help": "where results go; by default the standard output"},
     "--force": {"action": "store_true", "help": "replace what is there under that name"},
 }
 

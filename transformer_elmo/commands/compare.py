@@ -37,7 +37,6 @@ SAMPLES = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     parser.add_argument("first", metavar="A", help=MODEL_HELP)
     parser.add_argument("second", metavar="B", help="likewise")
     parser.add_argument(
@@ -90,7 +89,6 @@ class Comparison(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
     check_top_k(args)
     check_output(args.output_file, args.force)
     options = model_options(args)
@@ -113,14 +111,14 @@ def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Compa
     gains: dict[str, list[float]] = defaultdict(list)
     numbered = enumerate(_sentences(text), start=1)
     streams = (model.score_stream(_sentences(text)) for model in (first, second))
-    for (number, line), one, two in zip(numbered, *streams):
-        if _words(first, one) != _words(second, two):
+    for (number, line), *scores in zip(numbered, *streams):
+        one, two = (_said(model, said) for model, said in zip((first, second), scores))
+        if one.words != two.words:
             raise ConfigurationError(
-                f"The models split sentence {number} of {text} differently: "
-                f"{_words(first, one)!r:.60} and {_words(second, two)!r:.60} of {line!r:.60}. Only "
-                "models that read alike can be compared."
+                f"The models split sentence {number} of {text} differently: {one.words!r:.60} and "
+                f"{two.words!r:.60} of {line!r:.60}. Only models that read alike can be compared."
             )
-        pairs = list(_pairs(first, one, second, two, shared))
+        pairs = list(_pairs(one, two, shared))
         for word, before, after in pairs:
             gains[word].append(after - before)
         sums.append((sum(p[1] for p in pairs), sum(p[2] for p in pairs), len(pairs)))
@@ -148,32 +146,27 @@ def _sentences(text: str) -> Iterator[Sentence]:
     return (line for shard in find_shards(text) for line in read_sentences(shard))
 
 
-def _words(model: TransformerElmo, scores: SentenceScores) -> list[str]:
+class _Said(NamedTuple):
+    """What a model says of a sentence without its boundary tokens, from one side or from both."""
+
+    words: list[str]
+    unknown: list[bool]
+    log_probs: list[list[float | None]]
+
+
+def _said(model: TransformerElmo, scores: SentenceScores) -> _Said:
     start, end = model.num_boundaries
-    return scores.tokens[start : len(scores.tokens) - end]
+    inside = slice(start, len(scores.tokens) - end)
+    views = [view.log_probs[inside] for view in (scores.forward, scores.backward) if view]
+    return _Said(scores.tokens[inside], scores.out_of_vocabulary[inside], views)
 
 
-def _pairs(
-    first: TransformerElmo,
-    one: SentenceScores,
-    second: TransformerElmo,
-    two: SentenceScores,
-    shared: "set[str]",
-) -> Iterator[tuple[str, float, float]]:
+def _pairs(one: _Said, two: _Said, shared: set[str]) -> Iterator[tuple[str, float, float]]:
     """Words that both know, with what either model says of each, where both say something."""
-    for before, after in ((one.forward, two.forward), (one.backward, two.backward)):
-        if before is None or after is None:
-            continue
-        start, length = first.num_boundaries[0], len(_words(first, one))
-        other = second.num_boundaries[0]
-        for place in range(length):
-            word = one.tokens[start + place]
-            values = before.log_probs[start + place], after.log_probs[other + place]
-            known = not (
-                one.out_of_vocabulary[start + place] or two.out_of_vocabulary[other + place]
-            )
-            if known and word in shared and values[0] is not None and values[1] is not None:
-                yield word, values[0], values[1]
+    for views in zip(one.log_probs, two.log_probs):
+        for word, *unknown, before, after in zip(one.words, one.unknown, two.unknown, *views):
+            if word in shared and not any(unknown) and before is not None and after is not None:
+                yield word, before, after
 
 
 def _ratio(sums: NDArray[np.float64]) -> float:
@@ -195,11 +188,8 @@ def _interval(totals: NDArray[np.float64]) -> tuple[float, float]:
 def _bits(first: TransformerElmo, second: TransformerElmo, text: str) -> tuple[float, float] | None:
     if not all(model.num_boundaries == (1, 1) for model in (first, second)):
         return None
-    one, two = (
-        model.evaluate(text, bits_per_character=True)["bits_per_character"]
-        for model in (first, second)
-    )
-    return one, two
+    found = [model.evaluate(text, bits_per_character=True) for model in (first, second)]
+    return found[0]["bits_per_character"], found[1]["bits_per_character"]
 
 
 def report(found: Comparison, names: Sequence[str], top_k: int) -> str:

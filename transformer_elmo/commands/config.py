@@ -17,12 +17,10 @@ _IMPORT = re.compile(r"\bimport\s+'([^']+)'")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     parser.add_argument("name", nargs="?", help="the config to print; without it, all are listed")
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
     found = configs()
     if args.name is None:
         width = max(map(len, found))

@@ -36,7 +36,6 @@ Write the AllenNLP 2 form of a config (.jsonnet, .json) or of a model archive (.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     parser.add_argument("old", type=Path, help="the config or archive to read")
     parser.add_argument("new", type=Path, help="the config or archive to write")
     add(parser, "--force")
@@ -49,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
     changes = convert(args.old, args.new, args.force, args.stock)
     for change in changes:
         print(f"{'DROPPED ' if change.dropped else ''}{change}")
@@ -84,27 +82,20 @@ def convert(old: Path, new: Path, force: bool = False, stock: bool = False) -> l
         )
     if is_archive(old):
         return _convert_archive(old, new, stock)
-    modern, changes = modernize(_object(evaluated_file(old), old))
+    config = evaluated_file(old)
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{old} holds no object, so it is not a config.")
+    modern, changes = modernize(config)
     if stock:
         modern, more = without_this_package(modern)
         changes = [*changes, *more]
-    write_text(new, _text(modern))
+    write_text(new, json.dumps(modern, indent=2) + "\n")
     return changes
 
 
 def is_archive(file: Path) -> bool:
     """Whether a file is an archive, by its name."""
     return file.name.endswith((".tar.gz", ".tgz"))
-
-
-def _object(config: Any, file: Path) -> dict[str, Any]:
-    if not isinstance(config, dict):
-        raise ConfigurationError(f"{file} holds no object, so it is not a config.")
-    return config
-
-
-def _text(config: Any) -> str:
-    return json.dumps(config, indent=2) + "\n"
 
 
 def _convert_archive(old: Path, new: Path, stock: bool) -> list[Change]:
@@ -119,7 +110,7 @@ def _convert_archive(old: Path, new: Path, stock: bool) -> list[Change]:
         if stock:
             modern, more = without_this_package(modern)
             changes = [*changes, *more]
-        (directory / CONFIG).write_text(_text(modern), encoding="utf-8")
+        (directory / CONFIG).write_text(json.dumps(modern, indent=2) + "\n", encoding="utf-8")
         if (directory / WEIGHTS[0]).is_file():
             _convert_weights(directory / WEIGHTS[0], config)
         with written_whole(new) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:

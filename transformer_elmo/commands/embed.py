@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from transformer_elmo import __version__
-from transformer_elmo.commands.arguments import add, add_model_options, file_of, model_options
+from transformer_elmo.commands.arguments import (
+    add,
+    add_model_options,
+    file_of,
+    model_options,
+    open_model,
+)
 from transformer_elmo.commands.vector_shards import VectorShards, checked_format
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.inference.elmo import TransformerElmo
-from transformer_elmo.inference.vectors import Layers
 from transformer_elmo.pretrained.archive import in_place_of_archive, last_checkpoint
 from transformer_elmo.text.corpus import (
     TextOrWords,
@@ -38,7 +42,6 @@ is cut short, the same command goes on where it stood, to the same numbers. The 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments, for whoever has a parser."""
     add(parser, "model", "input_file")
     parser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -95,106 +98,68 @@ def part(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
-    layers: Layers = {None: "mix", "average": "mix"}.get(args.layers, args.layers)
-    # Before the whole input is waited for.
-    checked_format(Path(args.output_file), args.force)
+    output = Path(args.output_file)
+    # Whatever can be found wrong is, before the whole input is waited for and a model opened.
+    output_format = checked_format(output, args.force)
+    if args.part is not None and output_format != "npy":
+        raise ConfigurationError(
+            f"A part goes to a .npy file, which transformer-elmo merge reads: got {output}."
+        )
     try:
-        with file_of(args.input_file) as (input_file, input_digest):
-            embed_file(
-                args.model,
-                input_file,
-                args.output_file,
-                layers if args.layer is None else args.layer,
-                input_digest=input_digest,
-                weights=args.weights,
-                dtype=args.dtype,
-                input_format=args.input_format,
-                forget_sentences=args.forget_sentences,
-                force=args.force,
-                part=args.part,
-                options=model_options(args),
-            )
+        with file_of(args.input_file) as (input_file, digest):
+            _embed(args, input_file, digest, output)
     except KeyboardInterrupt:
         print("The same command goes on from here.", file=sys.stderr)
         raise
 
 
-def embed_file(
-    model: str,
-    input_file: str,
-    output_file: str,
-    layers: Layers = "mix",
-    *,
-    weights: list[float] | None = None,
-    dtype: str = "float32",
-    input_format: str = "auto",
-    forget_sentences: bool = False,
-    force: bool = False,
-    part: tuple[int, int] | None = None,
-    options: dict[str, Any] | None = None,
-    input_digest: str | None = None,
+def _embed(
+    args: argparse.Namespace, input_file: str, input_digest: str | None, output: Path
 ) -> None:
-    """
-    What the command does.
-
-    `layers`, `weights`: see `TransformerElmo.embed`. `input_format`: see
-    `transformer_elmo.text.corpus.parse_line`. `forget_sentences`: leave out `sentence_to_index`.
-    `part`: the number of a part of the lines, from 1, and how many parts there are. `options`: see
-    `TransformerElmo.open`. `input_digest`: what tells the same text again where the file is a copy
-    of it. By default its name, size and time do. Raises `ConfigurationError` or `ValueError`: see
-    `VectorShards` and `TransformerElmo`.
-    """
-    output = Path(output_file)
-    # Whatever can be found wrong is, before minutes go into opening a model.
-    output_format = checked_format(output, force)
-    if part is not None and output_format != "npy":
-        raise ConfigurationError(
-            f"A part goes to a .npy file, which transformer-elmo merge reads: got {output}."
-        )
+    """`input_digest`: what tells the same text again where the file is a copy of it."""
     num_lines = count_lines(input_file)
-    options = options or {}
-    elmo = TransformerElmo.open(model, **options)
-    layers = elmo.checked_layers(layers, weights)
+    options = model_options(args)
+    elmo = open_model(args)
+    chosen = args.layers if args.layer is None else args.layer
+    layers = elmo.checked_layers("mix" if chosen in (None, "average") else chosen, args.weights)
     settings = {
-        "archive": _identity(model),
+        "archive": _identity(args.model),
         "input": input_digest or [_identity(str(shard)) for shard in find_shards(input_file)],
         "layers": layers,
-        "weights": weights,
-        "dtype": dtype,
-        "input_format": input_format,
+        "weights": args.weights,
+        "dtype": args.dtype,
+        "input_format": args.input_format,
         # How sentences are batched doesn't matter.
         "options": {k: v for k, v in options.items() if k not in ("max_tokens", "device")},
     }
-    about = {"archive": str(model), "layers": layers, "weights": weights}
+    about = {"archive": args.model, "layers": layers, "weights": args.weights}
     about["transformer_elmo"] = __version__
     first, last = 0, num_lines
-    if part is not None:
-        first, last = ((number * num_lines) // part[1] for number in (part[0] - 1, part[0]))
-        settings["part"] = about["part"] = list(part)
+    if args.part is not None:
+        number, count = args.part
+        first, last = (number - 1) * num_lines // count, number * num_lines // count
+        settings["part"] = about["part"] = [number, count]
         about["lines"] = [first, last, num_lines]
     word_shape = [elmo.num_layers, elmo.dim] if layers == "all" else [elmo.dim]
-    shards = VectorShards(output, word_shape, dtype, settings, force)
+    shards = VectorShards(output, word_shape, args.dtype, settings, args.force)
     if shards.is_complete:
         logger.info("%s was complete before.", output)
         return
-    if shards.num_sentences:
-        logger.info("Going on after %d lines.", shards.num_sentences)
+    done = shards.num_sentences
+    if done:
+        logger.info("Going on after %d lines.", done)
     try:
-        sentences = _sentences(input_file, input_format, first, last)
-        done = shards.num_sentences
+        sentences = _sentences(input_file, args.input_format, first, last)
         bar = progress_bar(total=last - first, initial=done, desc="embedding")
-        for vectors in elmo.embed_stream(sentences, layers, weights=weights, skip=done):
+        for vectors in elmo.embed_stream(sentences, layers, weights=args.weights, skip=done):
             shards.append(vectors.swapaxes(0, 1) if layers == "all" else vectors)
             bar.update()
         bar.close()
     except BaseException:
         shards.close()
         raise
-    texts = None
-    if output_format == "hdf5" and not forget_sentences:
-        texts = texts_of(input_file, input_format)
-    shards.finish(about, texts)
+    with_texts = output.suffix not in (".npy", ".npz") and not args.forget_sentences
+    shards.finish(about, texts_of(input_file, args.input_format) if with_texts else None)
     logger.info("Wrote the vectors of %d lines to %s.", shards.num_sentences, output)
 
 

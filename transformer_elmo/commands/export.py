@@ -16,7 +16,6 @@ vocabulary.txt and a model card; with --onnx, model.onnx as well.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     parser.add_argument("model", help=MODEL_HELP + "; or an archive of a model on top of one")
     parser.add_argument("folder", help="the folder to write")
     parser.add_argument(
@@ -36,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
     if args.onnx:
         # Opening a large archive takes half a minute.
         check_packages()

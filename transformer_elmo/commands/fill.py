@@ -19,7 +19,6 @@ words and probabilities for each gap.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     add(parser, "model", "input_file", "--input-format", "--output-file", "--force")
     parser.add_argument("--top-k", type=int, default=5, help="words for a gap (default: 5)")
     parser.add_argument("--gap", default="___", help="how a gap is written (default: ___)")
@@ -27,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
     check_top_k(args, least=1)
     check_output(args.output_file, args.force)
     elmo = open_model(args)

@@ -31,7 +31,6 @@ _AT_ONCE = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     parser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
     parser.add_argument("parts", nargs="+", metavar="PART", help="a .npy file of embed --part")
     parser.add_argument(
@@ -41,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
     merge(Path(args.output_file), list(map(Path, args.parts)), args.sentences, args.force)
 
 

@@ -27,7 +27,6 @@ the order of the input. Blank lines are sentences without words.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     add(parser, "model", "input_file", "--input-format", "--output-file", "--force")
     parser.add_argument(
         "--top-k", type=int, default=0, help="name so many of the likeliest words in each place"
@@ -36,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
     check_top_k(args)
     check_output(args.output_file, args.force)
     elmo = open_model(args)

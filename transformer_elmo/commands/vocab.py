@@ -13,7 +13,6 @@ occur often enough, most frequent first.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     parser.add_argument(
         "data_path",
         nargs="+",
@@ -32,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
     with ExitStack() as files:
         size = write_vocabulary(
             [files.enter_context(file_of(path))[0] for path in args.data_path],

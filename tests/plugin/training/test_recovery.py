@@ -13,7 +13,7 @@ from allennlp.models import load_archive
 
 from tests.plugin.launched import write_config
 from transformer_elmo import TransformerElmo
-from transformer_elmo.commands.embed import embed_file
+from transformer_elmo.commands.cli import main
 from transformer_elmo.commands.report import write_report
 from transformer_elmo.errors import ConfigurationError
 
@@ -85,7 +85,7 @@ def test_a_run_of_version_0_2_0_goes_on(space, run):
         assert torch.equal(weight, expected[name]), name
 
 
-def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog):
+def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog, capsys):
     (run / "model.tar.gz").unlink()
     text = str(space / "valid.txt")
     before = evaluate_from_archive(space / "run" / "model.tar.gz", text)
@@ -101,10 +101,10 @@ def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog):
     write_report(run / "model.tar.gz", tmp_path / "report.html", sentences=str(space / "valid.txt"))
     assert "How surprising each word is" in (tmp_path / "report.html").read_text()
     # What is cut short doesn't go on with another checkpoint's vectors.
-    embed_file(str(run), text, str(tmp_path / "v.npz"), "top")
+    embed = ["embed", str(run), text, str(tmp_path / "v.npz"), "--top"]
+    assert main(embed) == 0
     os.utime(run / "model_state_e2_b0.th", (1, 1))
-    with pytest.raises(ConfigurationError, match="--force"):
-        embed_file(str(run / "model.tar.gz"), text, str(tmp_path / "v.npz"), "top")
+    assert main(embed) == 1 and "--force" in capsys.readouterr().err
     # Before its first checkpoint.
     for path in run.glob("*state_e*"):
         path.unlink()

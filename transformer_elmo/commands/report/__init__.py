@@ -18,7 +18,6 @@ import torch
 from transformer_elmo.commands.arguments import add, check_output, file_of
 from transformer_elmo.commands.report.facts import (
     Fact,
-    TrainingLog,
     config_of,
     read_training_log,
     results_of,
@@ -59,7 +58,6 @@ EXPECTED = "Expected the --serialization-dir of allennlp train, or a model.tar.g
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     parser.add_argument(
         "serialization_dir",
         type=Path,
@@ -83,7 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does."""
     source: Path = args.serialization_dir
     with nullcontext((None, None)) if args.sentences is None else file_of(args.sentences) as text:
         written = write_report(
@@ -156,7 +153,8 @@ def _of_model_folder(
             remarks.append(str(error))
     known = {"dimension": 2 * config.contextualizer.input_dim, **card}
     facts = [Fact(name.replace("_", " "), str(value)) for name, value in known.items()]
-    return Report(_title(folder, folder), facts, [], remarks, passages, sentences or "")
+    title = f"Training run {folder.resolve().name}"
+    return Report(title, facts, [], remarks, passages, sentences or "")
 
 
 def _report(
@@ -171,7 +169,12 @@ def _report(
             f"There is nothing to show in {source}: no metrics_epoch_*.json, no metrics.json, and "
             "no weights."
         )
-    remarks = _state_of_training(log)
+    remarks = []
+    if log.epochs and not log.final:
+        remarks.append(
+            "There is no metrics.json, so training hasn't ended: these are the numbers after epoch "
+            f"{log.epochs[-1]['epoch']}."
+        )
     passages: list[Passage] = []
     mixtures: list[Mixture] = []
     text = sentences or log.config.get("validation_data_path")
@@ -186,8 +189,11 @@ def _report(
             remarks.append("There are no heat maps: this isn't a language model.")
     except MissingPartError as error:
         remarks.append(str(error))
+    path = source.resolve()
+    # Archives are all called the same.
+    name = f"Model {path.parent.name}/{path.name}"
     return Report(
-        _title(run, source),
+        f"Training run {path.name}" if run == source else name,
         results_of(log),
         config_of(log.config),
         remarks,
@@ -195,23 +201,6 @@ def _report(
         text if isinstance(text, str) else json.dumps(text),
         mixtures,
     )
-
-
-def _title(run: Path, source: Path) -> str:
-    path = source.resolve()
-    if run == source:
-        return f"Training run {path.name}"
-    # Archives are all called the same.
-    return f"Model {path.parent.name}/{path.name}"
-
-
-def _state_of_training(log: TrainingLog) -> list[str]:
-    if log.final or not log.epochs:
-        return []
-    return [
-        "There is no metrics.json, so training hasn't ended: these are the numbers after epoch "
-        f"{log.epochs[-1]['epoch']}."
-    ]
 
 
 def _looked_into(weights: Path, config: dict[str, Any]) -> tuple[bool, list[Mixture]]:

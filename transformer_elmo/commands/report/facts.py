@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import json_text, read_json
 
 _METRICS_FILE = re.compile(r"metrics_epoch_(\d+)\.json")
@@ -100,23 +99,18 @@ class TrainingLog:
 def read_training_log(folder: Path) -> TrainingLog:
     """
     `folder`: the `--serialization-dir` of `allennlp train`, or what an archive was unpacked to.
-    Raises `ConfigurationError` if a file isn't what it should be, or there is no `config.json`.
+    Raises `ConfigurationError` if a file can't be read, or there is no `config.json`.
     """
-    epochs = []
-    for path in folder.iterdir():
-        match = _METRICS_FILE.fullmatch(path.name)
-        metrics = _json(path) if match else None
-        if match and metrics is not None:
-            epochs.append({**metrics, "epoch": int(match[1])})
+    epochs = [
+        {**read_json(path), "epoch": int(match[1])}
+        for path in folder.iterdir()
+        if (match := _METRICS_FILE.fullmatch(path.name))
+    ]
     epochs.sort(key=lambda metrics: metrics["epoch"])
-    config = _json(folder / "config.json")
-    if config is None:
-        raise ConfigurationError(f"{folder} has no config.json.")
-    return TrainingLog(config, epochs, _json(folder / "metrics.json") or {})
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.exists() else None
+    final = folder / "metrics.json"
+    return TrainingLog(
+        read_json(folder / "config.json"), epochs, read_json(final) if final.exists() else {}
+    )
 
 
 def seconds(duration: Any) -> float | None:
