@@ -14,7 +14,8 @@ from allennlp.modules.scalar_mix import ScalarMix
 
 from tests.small_lm import random_sentences
 from transformer_elmo import TransformerElmo
-from transformer_elmo.commands.report import mixtures_in, write_report
+from transformer_elmo.commands import cli
+from transformer_elmo.commands.report import mixtures_in
 from transformer_elmo.commands.report import sentences as report_sentences
 from transformer_elmo.commands.report.facts import (
     Fact,
@@ -24,7 +25,6 @@ from transformer_elmo.commands.report.facts import (
     results_of,
 )
 from transformer_elmo.commands.report.sentences import worth_showing
-from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.weights import read_weights
 
 
@@ -82,9 +82,9 @@ def words_in(page):
     return re.findall(r'<span class="c"><bdi[^>]*>(.*?)</bdi>', page)
 
 
-def written(run, tmp_path, **options):
+def written(run, tmp_path, *options):
     output = tmp_path / "report.html"
-    assert write_report(run, output, force=True, **options) == output
+    assert cli.main(["report", str(run), "-o", str(output), "--force", *map(str, options)]) == 0
     return output.read_text(encoding="utf-8")
 
 
@@ -111,7 +111,7 @@ def test_language_model(run, report, tmp_path, capsys):
 def test_scores_in_the_page_are_those_of_the_model(run, tmp_path):
     text = tmp_path / "mine.txt"
     text.write_text("unheard-of cat\n")
-    page = written(run, tmp_path, sentences=str(text))
+    page = written(run, tmp_path, "--sentences", text)
     elmo = TransformerElmo.from_archive(run / "model.tar.gz", device="cpu")
     (scores,) = elmo.score(["unheard-of cat"], top_k=5)
     assert f"perplexity {scores.perplexity:,.1f}" in page
@@ -140,7 +140,7 @@ def test_strange_words_and_long_sentences(run, tmp_path):
     text = tmp_path / "mine.txt"
     long = "a" * 3000
     text.write_text(f"{'the cat ' * 150}\n<script> & \" ' \0 \x1b \u202e 🙂 שלום {long}\n")
-    page = written(run, tmp_path, sentences=str(text))
+    page = written(run, tmp_path, "--sentences", text)
     assert "the first 200 of its 300 words" in page and words_in(page).count("cat") == 100
     assert words_in(page)[-11:-1] == [
         *("&lt;script&gt;", "&amp;", "&#34;", "&#39;", "\u2400", "\u241b", "U+202E", "🙂"),
@@ -153,7 +153,7 @@ def test_strange_words_and_long_sentences(run, tmp_path):
 def test_a_word_named_as_padding(run, tmp_path):
     text = tmp_path / "mine.txt"
     text.write_text("the @@PADDING@@ cat\nthe @@UNKNOWN@@ cat\n<S> </S>\n")
-    page = written(run, tmp_path, sentences=str(text))
+    page = written(run, tmp_path, "--sentences", text)
     assert page.count("<h3>Sentence") == 3 and not remarks_in(page)
     assert "@@PADDING@@" in words_in(page)
 
@@ -218,7 +218,7 @@ def test_a_language_model_that_was_trained_further(run, lm_archive, tmp_path):
     assert "/gone/model.tar.gz" in remark
 
 
-def test_what_is_missing_is_said(run, tmp_path, caplog):
+def test_what_is_missing_is_said(run, report, tmp_path, caplog):
     change_config(run, validation_data_path=str(tmp_path / "gone.txt"))
     (remark,) = remarks_in(written(run, tmp_path))
     assert "the validation data isn&#39;t here: No file matches" in remark
@@ -227,15 +227,15 @@ def test_what_is_missing_is_said(run, tmp_path, caplog):
     (remark,) = remarks_in(written(run, tmp_path))
     assert "the config has no validation data. Name a text with --sentences" in remark
     (tmp_path / "empty.txt").write_text("\n \n")
-    (remark,) = remarks_in(written(run, tmp_path, sentences=str(tmp_path / "empty.txt")))
+    (remark,) = remarks_in(written(run, tmp_path, "--sentences", tmp_path / "empty.txt"))
     assert "there is no sentence in" in remark
     latin = tmp_path / "latin.txt"
     latin.write_bytes(b"caf\xe9\n")
     change_config(run, validation_data_path=str(latin))
     (remark,) = remarks_in(written(run, tmp_path))
     assert "the validation data can&#39;t be read" in remark
-    with pytest.raises(ConfigurationError, match="is not UTF-8"):
-        written(run, tmp_path, sentences=str(latin))
+    with pytest.raises(SystemExit, match="is not UTF-8"):
+        report(run, "--sentences", latin)
 
     (run / "model.tar.gz").write_bytes(b"damaged")
     change_config(run, validation_data_path=str(tmp_path / "heldout.txt"))
@@ -289,7 +289,7 @@ def test_downstream_model(run, tmp_path):
     assert re.findall(r'<th scope="row">(.*?)</th><td class="num">(.*?)</td>',
                       written(run, tmp_path)) == names  # fmt: skip
     (tmp_path / "mine.txt").write_text("the cat\n")
-    page = written(run, tmp_path, sentences=str(tmp_path / "mine.txt"))
+    page = written(run, tmp_path, "--sentences", tmp_path / "mine.txt")
     assert remarks_in(page) == ["There are no heat maps: this isn&#39;t a language model."]
     torch.save({"_encoder.weight": torch.ones(2)}, run / "weights.th")
     (remark,) = remarks_in(written(run, tmp_path))
@@ -334,7 +334,7 @@ def test_what_cannot_be_shown(run, report, tmp_path):
     assert not (run / "report.html").exists()
 
 
-def test_a_file_that_is_there_stays_whole(run, tmp_path, monkeypatch):
+def test_a_file_that_is_there_stays_whole(run, report, tmp_path, monkeypatch):
     output = tmp_path / "report.html"
     output.write_text("what was there")
 
@@ -342,8 +342,8 @@ def test_a_file_that_is_there_stays_whole(run, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fails)
-    with pytest.raises(ConfigurationError, match="no space is left"):
-        write_report(run, output, num_sentences=0, force=True)
+    with pytest.raises(SystemExit, match="no space is left"):
+        report(run, "-o", output, "--num-sentences", 0, "--force")
     assert output.read_text() == "what was there"
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*"))
 

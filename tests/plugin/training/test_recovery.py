@@ -14,7 +14,6 @@ from allennlp.models import load_archive
 from tests.plugin.launched import write_config
 from transformer_elmo import TransformerElmo
 from transformer_elmo.commands.cli import main
-from transformer_elmo.commands.report import write_report
 from transformer_elmo.errors import ConfigurationError
 
 
@@ -98,7 +97,8 @@ def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog, capsys):
         last = torch.load(run / "model_state_e2_b0.th")
         assert all(torch.equal(tensor, last[name]) for name, tensor in weights.items())
         assert TransformerElmo.open(path).perplexity([["the", "cat"]]) > 0
-    write_report(run / "model.tar.gz", tmp_path / "report.html", sentences=str(space / "valid.txt"))
+    report = ["report", str(run / "model.tar.gz"), "-o", str(tmp_path / "report.html")]
+    assert main([*report, "--sentences", str(space / "valid.txt")]) == 0
     assert "How surprising each word is" in (tmp_path / "report.html").read_text()
     # What is cut short doesn't go on with another checkpoint's vectors.
     embed = ["embed", str(run), text, str(tmp_path / "v.npz"), "--top"]

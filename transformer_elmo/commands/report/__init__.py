@@ -82,60 +82,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     source: Path = args.serialization_dir
-    with nullcontext((None, None)) if args.sentences is None else file_of(args.sentences) as text:
-        written = write_report(
-            source,
-            args.output_file or (source.parent if source.is_file() else source) / "report.html",
-            sentences=text[0],
-            num_sentences=args.num_sentences,
-            force=args.force,
-            device=args.cuda_device,
-        )
-    print(written)
-
-
-def write_report(
-    folder: Path,
-    output: Path,
-    *,
-    sentences: str | None = None,
-    num_sentences: int = 3,
-    force: bool = False,
-    device: int = -1,
-) -> Path:
-    """
-    What `transformer-elmo report` and `allennlp lm-report` do.
-
-    `folder`: the `--serialization-dir` of `allennlp train`, an archive (`model.tar.gz`), or a model
-    folder. `output`: the HTML file to write. `sentences`: text to take the sentences of the heat
-    maps from, one a line, as they come. By default they are chosen from the config's validation
-    data. `num_sentences`: how many sentences to show. `force`: whether `output` may be replaced.
-    `device`: a GPU's number, or -1 for the CPU. Returns the file. Raises `ConfigurationError` if
-    there is no run in `folder` or nothing to show of it, `output` is there already or can't be
-    written, or `sentences` can't be read.
-    """
-    if num_sentences < 0:
-        raise ConfigurationError(f"The number of sentences can't be negative: {num_sentences}.")
-    if device >= torch.cuda.device_count():
+    output = args.output_file or (source.parent if source.is_file() else source) / "report.html"
+    if args.num_sentences < 0:
         raise ConfigurationError(
-            f"There is no GPU {device}: torch finds {torch.cuda.device_count() or 'none'} here. "
-            "The CPU is -1."
+            f"The number of sentences can't be negative: {args.num_sentences}."
         )
-    folder = in_place_of_archive(folder)
-    if not folder.exists():
-        raise ConfigurationError(f"There is no folder {folder}. {EXPECTED}")
-    check_output(output, force)
-    if model_folder.is_model_folder(folder):
-        report = _of_model_folder(folder, sentences, num_sentences, device)
-    else:
-        with unpacked(folder) as run:
-            if not (run / CONFIG).is_file():
-                raise ConfigurationError(f"{folder} has no {CONFIG}. {EXPECTED}")
-            report = _report(run, folder, sentences, num_sentences, device)
+    if args.cuda_device >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"There is no GPU {args.cuda_device}: torch finds "
+            f"{torch.cuda.device_count() or 'none'} here. The CPU is -1."
+        )
+    source = in_place_of_archive(source)
+    if not source.exists():
+        raise ConfigurationError(f"There is no folder {source}. {EXPECTED}")
+    check_output(output, args.force)
+    with nullcontext((None, None)) if args.sentences is None else file_of(args.sentences) as text:
+        report = _report_on(source, text[0], args.num_sentences, args.cuda_device)
     for remark in report.remarks:
         logger.warning(remark)
     write_text(output, page(report))
-    return output
+    print(output)
+
+
+def _report_on(source: Path, sentences: str | None, num_sentences: int, device: int) -> Report:
+    """`sentences`: text to take the sentences of the heat maps from, as they come."""
+    if model_folder.is_model_folder(source):
+        return _of_model_folder(source, sentences, num_sentences, device)
+    with unpacked(source) as run:
+        if not (run / CONFIG).is_file():
+            raise ConfigurationError(f"{source} has no {CONFIG}. {EXPECTED}")
+        return _report(run, source, sentences, num_sentences, device)
 
 
 def _of_model_folder(
