@@ -137,29 +137,6 @@ def test_the_same_model(archive, alone, tmp_path, name):
     ]
 
 
-def test_in_a_process_of_its_own_without_allennlp(archive, alone, tmp_path):
-    TransformerElmo.open(archive()).save(tmp_path / "folder")
-    expected = TransformerElmo.open(tmp_path / "folder").embed(["the cat sat"])[0]
-    folder = alone(tmp_path / "folder")
-    code = (
-        "import sys\nsys.modules['allennlp'] = None\n"
-        "from transformer_elmo import TransformerElmo\n"
-        f"elmo = TransformerElmo.open({str(folder)!r})\n"
-        "import numpy as np\n"
-        "np.save('vectors.npy', elmo.embed(['the cat sat'])[0])\n"
-        "assert not any(name.startswith('allennlp.') for name in sys.modules)\n"
-    )
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert np.allclose(np.load("vectors.npy"), expected, atol=1e-6)
-
-
 def test_without_a_softmax(archive, alone, tmp_path, capsys):
     path = archive()
     vectors = TransformerElmo.open(path).embed(TEXT, "all")

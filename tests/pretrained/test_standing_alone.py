@@ -66,25 +66,34 @@ def tagger_config(archive, **changes):
     }
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    """Where training takes place."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+@pytest.fixture(scope="module")
+def trained(lm_archive, tmp_path_factory):
+    """A folder with a language model, texts, and the run of a tagger that trains it along."""
+    folder = tmp_path_factory.mktemp("trained")
     (folder / "tagged.txt").write_text(TAGGED)
     known = [
         " ".join(w for w in s.split() if w in WORDS[:-3]) for s in random_sentences(60, seed=3)
     ]
     (folder / "text.txt").write_text("\n".join(known))
+    (folder / "lm").mkdir()
+    shutil.copy(lm_archive, folder / "lm" / "model.tar.gz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        # As people write it: relative to where they are.
+        train_model(Params(tagger_config("lm/model.tar.gz", requires_grad=True)), "out")
     return folder
 
 
 @pytest.fixture
-def language_model(work, lm_archive):
-    (work / "lm").mkdir()
-    shutil.copy(lm_archive, work / "lm" / "model.tar.gz")
-    # As people write it: relative to where they are.
+def work(trained, tmp_path, monkeypatch):
+    """Where training takes place."""
+    folder = shutil.copytree(trained, tmp_path / "work")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def language_model(work):
     return Path("lm/model.tar.gz")
 
 
@@ -111,8 +120,8 @@ def members(archive):
         return tar.getnames()
 
 
-def test_a_tagger(work, language_model, alone):
-    model = train_model(Params(tagger_config(language_model)), "out").eval()
+def test_a_tagger(work, alone):
+    model = load_archive("out/model.tar.gz").model
     whole = evaluate_from_archive("out/model.tar.gz", "tagged.txt")
     names = members("out/model.tar.gz")
     assert names[0] == "config.json" and names[-1] == "weights.th"
@@ -142,7 +151,6 @@ def test_a_tagger(work, language_model, alone):
 
 
 def test_the_language_model_in_a_tagger(work, language_model, alone, capsys):
-    train_model(Params(tagger_config(language_model, requires_grad=True)), "out")
     vectors = TransformerElmo.open(language_model).embed(["the dog ran ."], "all")[0]
     archive = alone("out/model.tar.gz")
     elmo = TransformerElmo.open(archive)
@@ -176,9 +184,8 @@ def test_the_language_model_in_a_tagger(work, language_model, alone, capsys):
 
 def test_a_tagger_adapted_again(work, language_model, alone):
     """From the archive of a tagger, itself gone afterwards."""
-    train_model(Params(tagger_config(language_model)), "first")
     config = tagger_config(language_model)
-    config["model"] = {"type": "from_archive", "archive_file": "first/model.tar.gz"}
+    config["model"] = {"type": "from_archive", "archive_file": "out/model.tar.gz"}
     # Its labels come in another order.
     (work / "tagged.txt").write_text("\n".join(reversed(TAGGED.split("\n"))))
     train_model(Params(config), "second")
@@ -203,10 +210,10 @@ def fine_tuning_config(archive):
 
 def test_a_language_model_trained_further(work, language_model, alone, capsys, monkeypatch):
     words = TransformerElmo.open(language_model).vocab.words
-    train_model(Params(fine_tuning_config(language_model)), "out")
-    whole = evaluate_from_archive("out/model.tar.gz", "text.txt")
-    expected = TransformerElmo.open("out/model.tar.gz").perplexity("text.txt")
-    archive = alone("out/model.tar.gz")
+    train_model(Params(fine_tuning_config(language_model)), "tuned")
+    whole = evaluate_from_archive("tuned/model.tar.gz", "text.txt")
+    expected = TransformerElmo.open("tuned/model.tar.gz").perplexity("text.txt")
+    archive = alone("tuned/model.tar.gz")
     assert evaluate_from_archive(archive, "text.txt") == pytest.approx(whole)
     elmo = TransformerElmo.open(archive)
     assert elmo.perplexity("text.txt") == pytest.approx(expected, rel=1e-6)
@@ -239,14 +246,14 @@ def test_a_language_model_trained_further(work, language_model, alone, capsys, m
 def test_an_archive_of_allennlp_s_own_that_names_its_base(work, language_model, capsys):
     """Such an archive has the run's own config, and opens where the base is."""
     config = fine_tuning_config(language_model)
-    model = train_model(Params(config), "out")
+    model = train_model(Params(config), "tuned")
     with tarfile.open("stock.tar.gz", "w:gz") as tar:
         for name, member in (
             ("config.json", None),
             ("vocabulary", None),
             ("best.th", "weights.th"),
         ):
-            tar.add(f"out/{name}", member or name)
+            tar.add(f"tuned/{name}", member or name)
 
     def check(overrides):
         opened = load_archive("stock.tar.gz", overrides=overrides)
@@ -283,9 +290,8 @@ def test_an_archive_of_allennlp_s_own_that_names_its_base(work, language_model, 
     check(json.dumps({"model.archive_file": "moved.tar.gz"}))
 
 
-def test_a_run_that_was_moved(work, language_model, alone):
+def test_a_run_that_was_moved(work, alone):
     """A folder, not an archive."""
-    train_model(Params(tagger_config(language_model)), "out")
     whole = evaluate_from_archive("out", "tagged.txt")
     folder = alone("out")
     assert evaluate_from_archive(str(folder), "tagged.txt") == whole
@@ -293,9 +299,9 @@ def test_a_run_that_was_moved(work, language_model, alone):
 
 def test_over_a_model_folder(work, language_model, alone):
     TransformerElmo.open(language_model).save("folder", with_softmax=False)
-    train_model(Params(tagger_config("folder")), "out")
-    whole = evaluate_from_archive("out/model.tar.gz", "tagged.txt")
-    assert evaluate_from_archive(alone("out/model.tar.gz"), "tagged.txt") == whole
+    train_model(Params(tagger_config("folder")), "over")
+    whole = evaluate_from_archive("over/model.tar.gz", "tagged.txt")
+    assert evaluate_from_archive(alone("over/model.tar.gz"), "tagged.txt") == whole
 
 
 def words_model():
@@ -310,10 +316,10 @@ def test_what_is_missing_is_named(work, alone, make_model):
     write_archive(work / "words", config, make_model(**config["model"]))
     tagger = tagger_config("words/model.tar.gz")
     tagger["dataset_reader"]["token_indexers"] = {"elmo": {"type": "single_id"}}
-    train_model(Params(tagger), "out")
-    whole = evaluate_from_archive("out/model.tar.gz", "tagged.txt")
+    train_model(Params(tagger), "over")
+    whole = evaluate_from_archive("over/model.tar.gz", "tagged.txt")
     vectors = TransformerElmo.open("words/model.tar.gz").embed(["the dog ran ."])[0]
-    with tarfile.open("out/model.tar.gz") as tar:
+    with tarfile.open("over/model.tar.gz") as tar:
         tar.extractall("unpacked", filter="data")
     # As earlier versions wrote it, and AllenNLP does.
     shutil.rmtree(f"unpacked/{FOLDER}")
@@ -321,7 +327,7 @@ def test_what_is_missing_is_named(work, alone, make_model):
         for name in sorted(os.listdir("unpacked")):
             tar.add(f"unpacked/{name}", name)
     assert evaluate_from_archive("old.tar.gz", "tagged.txt") == whole
-    new, old = alone("out/model.tar.gz", "old.tar.gz")
+    new, old = alone("over/model.tar.gz", "old.tar.gz")
     assert evaluate_from_archive(new, "tagged.txt") == whole
     assert np.allclose(TransformerElmo.open(new).embed(["the dog ran ."])[0], vectors)
     override = r"model\.text_field_embedder\.token_embedders\.elmo\.archive_file"
@@ -336,13 +342,12 @@ def test_no_language_model_at_all(work, tmp_path):
     config["model"]["text_field_embedder"] = {
         "token_embedders": {"tokens": {"type": "embedding", "embedding_dim": 2 * DIM}}
     }
-    train_model(Params(config), "out")
+    train_model(Params(config), "over")
     with pytest.raises(ConfigurationError, match="'simple_tagger', which is no language model"):
-        TransformerElmo.open("out/model.tar.gz")
+        TransformerElmo.open("over/model.tar.gz")
 
 
-def test_a_failing_archive_leaves_nothing(work, language_model, monkeypatch):
-    train_model(Params(tagger_config(language_model)), "out")
+def test_a_failing_archive_leaves_nothing(work, monkeypatch):
     before = Path("out/model.tar.gz").read_bytes()
     from allennlp.models.archival import archive_model
 
