@@ -8,6 +8,7 @@ each word is predicted as often as it occurs.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,11 +17,8 @@ from transformer_elmo.text.vocabulary import WordList
 # Words whose vectors and rows are in memory at a time: 16 MB of each for the billion-word model.
 WORDS_AT_A_TIME = 2**13
 
-# Fractions of the features' mean square. The one that serves words left out best is taken.
-RIDGES = tuple(10.0**exponent for exponent in range(-4, 4))
-
-# Every so many shared words, one is left out to choose the ridge by. With fewer words than the
-# second number, there is nothing to choose by.
+# One in so many shared words is left out, to see what the regression explains. With fewer words
+# than the second number, there is nothing to fit.
 ONE_IN = 8
 LEAST_SHARED = 32
 
@@ -83,49 +81,6 @@ def old_rows_of(old: WordList, new: WordList) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.long) - 1
 
 
-class _Moments:
-    """A least-squares problem, whatever the number of its examples: float64, added up by blocks."""
-
-    def __init__(self, num_features: int, num_values: int) -> None:
-        self.features = torch.zeros(num_features, num_features, dtype=torch.float64)
-        self.products = torch.zeros(num_features, num_values, dtype=torch.float64)
-        self.sums = torch.zeros(num_values, dtype=torch.float64)
-        self.squares = 0.0
-        self.count = 0
-
-    def add(self, features: torch.Tensor, values: torch.Tensor) -> None:
-        features, values = features.double(), values.double()
-        self.features.addmm_(features.t(), features)
-        self.products.addmm_(features.t(), values)
-        self.sums += values.sum(0)
-        self.squares += float(values.square().sum())
-        self.count += features.size(0)
-
-    def __add__(self, other: "_Moments") -> "_Moments":
-        total = _Moments(*self.products.shape)
-        for part in (self, other):
-            total.features += part.features
-            total.products += part.products
-            total.sums += part.sums
-            total.squares += part.squares
-            total.count += part.count
-        return total
-
-    def solution(self, ridge: float) -> torch.Tensor:
-        """Shape `(num_features, num_values)`. The last feature is constant and not held back."""
-        # Each feature against its own size; a feature that is always 0 must not make it singular.
-        penalty = ridge * self.features.diagonal() + 1e-9 * self.count
-        penalty[-1] = 0.0
-        return torch.linalg.solve(self.features + torch.diag(penalty), self.products)
-
-    def explained(self, solution: torch.Tensor) -> float:
-        """The share of the variance that a solution explains here; negative if it misleads."""
-        error = self.squares - 2 * float((solution * self.products).sum())
-        error += float((solution * (self.features @ solution)).sum())
-        variance = self.squares - float(self.sums.square().sum()) / self.count
-        return 1 - error / variance if variance > 0 else 0.0
-
-
 def _features(vectors: torch.Tensor) -> torch.Tensor:
     return torch.cat([vectors.float(), vectors.new_ones(vectors.size(0), 1).float()], 1)
 
@@ -166,7 +121,7 @@ def adapt_softmax(
         weight[made], bias[made] = old[0].float().mean(0), old[1].float().mean()
     for numbers in made.split(WORDS_AT_A_TIME) if solution is not None else ():
         assert word_vectors is not None and solution is not None
-        values = _features(word_vectors(numbers.tolist())) @ solution.float()
+        values = _features(word_vectors(numbers.tolist())) @ solution
         weight[numbers], bias[numbers] = values[:, :-1], values[:, -1]
     weight[-1], bias[-1] = old[0][-1], old[1][-1]
     num_dropped = old[0].size(0) - 1 - int(torch.unique(old_rows[shared]).numel())
@@ -176,26 +131,32 @@ def adapt_softmax(
 def _regression(
     old: Rows, old_rows: torch.Tensor, shared: torch.Tensor, word_vectors: WordVectors
 ) -> tuple[torch.Tensor | None, float | None]:
-    """From features of a word to its weights and bias; and what it explains of words left out."""
-    fitted: _Moments | None = None
-    left_out: _Moments | None = None
+    """
+    From features of a word to its weights and bias, shape `(num_features, dim + 1)`; and what it
+    explains of words left out. `None` if that is nothing.
+    """
     if shared.numel() > MOST_FITTED:
         shared = shared[torch.arange(MOST_FITTED) * shared.numel() // MOST_FITTED]
+    squares: Any = 0.0
+    products: Any = 0.0
+    left_out: list[tuple[torch.Tensor, torch.Tensor]] = []
     for numbers in shared.split(WORDS_AT_A_TIME):
-        features = _features(word_vectors(numbers.tolist()))
-        values = _values(old, old_rows[numbers])
-        if fitted is None or left_out is None:
-            shape = features.size(1), values.size(1)
-            fitted, left_out = _Moments(*shape), _Moments(*shape)
+        features = _features(word_vectors(numbers.tolist())).double()
+        values = _values(old, old_rows[numbers]).double()
         # By its place among the shared words: frequent and rare ones alike.
         apart = torch.arange(numbers.numel()) % ONE_IN == ONE_IN - 1
-        fitted.add(features[~apart], values[~apart])
-        left_out.add(features[apart], values[apart])
-    assert fitted is not None and left_out is not None
-    explained, ridge = max((left_out.explained(fitted.solution(ridge)), ridge) for ridge in RIDGES)
-    if explained <= 0:
-        return None, None
-    return (fitted + left_out).solution(ridge), explained
+        left_out.append((features[apart], values[apart]))
+        features, values = features[~apart], values[~apart]
+        squares, products = squares + features.t() @ features, products + features.t() @ values
+    # Each feature against its own size: as much as suits rows half of which vectors explain. One
+    # that is always 0 must not make it singular; the last one is constant and not held back.
+    penalty = squares.diagonal() * len(squares) / squares[-1, -1] + 1e-9 * squares[-1, -1]
+    penalty[-1] = 0.0
+    solution = torch.linalg.solve(squares + torch.diag(penalty), products)
+    features, values = (torch.cat(parts) for parts in zip(*left_out))
+    error, spread = values - features @ solution, values - values.mean(0)
+    explained = float(1 - error.square().sum() / spread.square().sum())
+    return (solution.float(), explained) if explained > 0 else (None, None)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from transformer_elmo.nn.caches import Kept
 from transformer_elmo.nn.config import NUM_HEADS, ContextualizerConfig
 from transformer_elmo.nn.forks import one_thread_in_forks
 from transformer_elmo.nn.kernels.dropout import Dropout
-from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
+from transformer_elmo.nn.kernels.layer_norm import cast_norms, layer_norm
 from transformer_elmo.nn.kernels.linear import linear, onednn_takes, packed
 from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
 
@@ -290,7 +290,7 @@ class BidirectionalTransformer(torch.nn.Module):
         """Those of all layers."""
         layers = self._layers()
         products = cast_weights(dtype, [group for layer in layers for group in layer.products()])
-        norms = norms_in_precision(rows_dtype, [w for layer in layers for w in layer.norms()])
+        norms = cast_norms(rows_dtype, [w for layer in layers for w in layer.norms()])
         of_products, of_norms = (zip(made[::2], made[1::2]) for made in (products, norms))
         return [LayerWeights(*islice(of_products, 4), *islice(of_norms, 2)) for _ in layers]
 

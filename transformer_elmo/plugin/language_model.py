@@ -367,7 +367,7 @@ class LanguageModel(Model):
         targets = predicted(encoded.packing, token_ids, self._bidirectional)
         if self.training and self.first_targets is None:
             self.first_targets = targets[0]
-        if self.training and self._order is not None and not self._order.is_over:
+        if self.training and self._order is not None:
             problem = self._order.problem(targets[0])
             if problem is not None:
                 logger.warning("%s", problem)

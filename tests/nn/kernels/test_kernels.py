@@ -33,7 +33,7 @@ from transformer_elmo.nn.kernels.attention import causal_attention, written_out_
 from transformer_elmo.nn.kernels.character_cnn import max_over_windows
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.gather_rows import gather_rows
-from transformer_elmo.nn.kernels.layer_norm import layer_norm, norms_in_precision
+from transformer_elmo.nn.kernels.layer_norm import cast_norms, layer_norm
 from transformer_elmo.nn.kernels.linear import linear, product
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, merged_rows
 from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
@@ -272,14 +272,14 @@ def test_layer_norm_of_batches_and_under_autocast():
         assert layer_norm(rows, gamma, beta).dtype == torch.float32
 
 
-def test_norms_in_precision():
+def test_cast_norms():
     weights = [torch.randn(5), torch.randn(5)]
-    assert norms_in_precision(torch.bfloat16, []) == []
-    for given_weight, made in zip(weights, norms_in_precision(torch.bfloat16, weights)):
+    assert cast_norms(torch.bfloat16, []) == []
+    for given_weight, made in zip(weights, cast_norms(torch.bfloat16, weights)):
         assert made is given_weight
     with pretend_device():
         rows = torch.randn(4, 5).bfloat16()
-        there = norms_in_precision(torch.bfloat16, moved(weights))
+        there = cast_norms(torch.bfloat16, moved(weights))
         assert [weight.dtype for weight in there] == [torch.bfloat16] * 2
         # Whether they were cast before or not.
         for gamma, beta in (there, moved(weights)):

@@ -14,7 +14,7 @@ from transformer_elmo.nn.kernels.weight_casts import cast_weights
 EPSILON = 1e-26
 
 
-def norms_in_precision(dtype: torch.dtype, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def cast_norms(dtype: torch.dtype, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """
     Gammas and betas for rows of a type. Only a CPU's kernel takes rows and weights of two types.
     """
@@ -28,7 +28,7 @@ def layer_norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) ->
     Layer normalization over the last dimension, in the tensor's own type. Means and deviations
     are float32 inside, whatever that is.
 
-    `tensor`: shape `(..., dim)`. `gamma`, `beta`: shape `(dim,)`, as :func:`norms_in_precision`
+    `tensor`: shape `(..., dim)`. `gamma`, `beta`: shape `(dim,)`, as :func:`cast_norms`
     gives them, or of another type.
     """
     if tensor.device.type != "cpu":
