@@ -20,6 +20,7 @@ from transformer_elmo.pretrained.jsonnet import evaluated_file
 from transformer_elmo.pretrained.legacy import (
     Change,
     archived_files,
+    check_trainer_keys,
     find_key,
     modern_weights,
     modernize,
@@ -86,6 +87,7 @@ def convert(old: Path, new: Path, force: bool = False, stock: bool = False) -> l
     if not isinstance(config, dict):
         raise ConfigurationError(f"{old} holds no object, so it is not a config.")
     modern, changes = modernize(config)
+    check_trainer_keys(modern.get("trainer"))
     if stock:
         modern, more = without_this_package(modern)
         changes = [*changes, *more]

@@ -1,10 +1,16 @@
 """Misspelled keys of a modern trainer, which AllenNLP 2 would ignore."""
 
 import inspect
+import json
 
 import pytest
+from allennlp.commands.train import train_model_from_file
+from allennlp.models.archival import load_archive
 from allennlp.training import GradientDescentTrainer
 
+from tests.small_lm import experiment_config, write_archive
+from transformer_elmo import TransformerElmo
+from transformer_elmo.commands.convert import convert
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.legacy import check_trainer_keys
 from transformer_elmo.pretrained.legacy.trainer import TRAINER_KEYS
@@ -37,6 +43,21 @@ def test_a_misspelled_key(key, near):
             check_trainer_keys(trainer)
     with pytest.raises(ConfigurationError, match=rf"^a\.b\.{key} = "):
         check_trainer_keys({key: 3}, "a.b")
+
+
+def test_a_trainer_made_of_callbacks(tmp_path, make_model):
+    """Nothing is trained by it; what it trained opens."""
+    config = experiment_config(trainer={"type": "callback", "callbacks": ["validate"]})
+    config["iterator"] = {"type": "basic", "batch_size": 2}
+    del config["data_loader"]
+    path = write_archive(tmp_path, config, make_model())
+    assert TransformerElmo.open(path).dim and load_archive(path).model.vocab
+    (tmp_path / "old.json").write_text(json.dumps(config))
+    message = r'trainer\.type = "callback": write its'
+    with pytest.raises(ConfigurationError, match=message):
+        train_model_from_file(tmp_path / "old.json", tmp_path / "run")
+    with pytest.raises(ConfigurationError, match=message):
+        convert(tmp_path / "old.json", tmp_path / "new.json")
 
 
 def test_a_key_that_is_like_no_other():

@@ -68,7 +68,7 @@ OLD_KEYS = {*MOVED, KEPT_FOREVER, ACCUMULATION}
 def is_old_trainer(trainer: Any) -> bool:
     """Whether only AllenNLP 0.x could have understood the config of a trainer."""
     return _is_plain(trainer) and (
-        trainer.get("type") in ("default", "callback")
+        trainer.get("type") == "default"
         or isinstance(trainer.get("cuda_device"), (str, list))
         or not OLD_KEYS.isdisjoint(trainer)
     )
@@ -76,8 +76,7 @@ def is_old_trainer(trainer: Any) -> bool:
 
 def _is_plain(trainer: Any) -> bool:
     """Whether a trainer is AllenNLP's own."""
-    known = ("default", "callback", MODERN_TYPE)
-    return isinstance(trainer, dict) and trainer.get("type", "default") in known
+    return isinstance(trainer, dict) and trainer.get("type", "default") in ("default", MODERN_TYPE)
 
 
 def modern_trainer(old: Any, batch_size: int | None, report: Report) -> dict[str, Any]:
@@ -88,9 +87,6 @@ def modern_trainer(old: Any, batch_size: int | None, report: Report) -> dict[str
     """
     if not _is_plain(old):
         return {"trainer": old, "data_loader": {}, "distributed": {}}
-    if old.get("type") == "callback":
-        advice = "write its callbacks' keys into the trainer itself, which does what they did."
-        refuse("trainer.type", "callback", advice)
     config: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {"trainer": config, "data_loader": {}, "distributed": {}}
     parts.update({CHECKPOINTER: {}, TENSORBOARD: {}})
@@ -195,12 +191,16 @@ def _several(cuda_device: Any) -> bool:
 
 def check_trainer_keys(trainer: Any, path: str = "trainer") -> None:
     """
-    Finds the misspelled keys of a modern trainer, which AllenNLP 2 would ignore.
+    Finds the misspelled keys of a modern trainer, which AllenNLP 2 would ignore, and AllenNLP 0.9's
+    trainer made of callbacks, which is not converted: archives of what it trained open.
 
     `trainer`: its config. Only that of AllenNLP's own trainer is looked at. `path`: its dotted key.
     Raises `ConfigurationError` if there is a key that the trainer doesn't take; it names the one
     that is most like it.
     """
+    if isinstance(trainer, dict) and trainer.get("type") == "callback":
+        advice = "write its callbacks' keys into the trainer itself, which does what they did."
+        refuse(f"{path}.type", "callback", advice)
     if not isinstance(trainer, dict) or trainer.get("type", MODERN_TYPE) != MODERN_TYPE:
         return
     for key, value in trainer.items():
