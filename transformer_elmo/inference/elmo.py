@@ -6,7 +6,7 @@ from functools import partial
 from html import escape
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, Union
+from typing import Any, NamedTuple, TypeVar, Union, cast
 
 import numpy as np
 import torch
@@ -207,15 +207,13 @@ class TransformerElmo:
 
         # Parameters
 
-        folder : `str` or `PathLike`, required.
         with_softmax : `bool`, optional (default = `True`)
             Without it the folder is for vectors alone, and an eighth as large for the billion-word
             model.
         dtype : `str`, optional (default = `"float32"`)
             "float32", "float16" or "bfloat16": how weights are written.
         onnx : `bool`, optional (default = `False`)
-            Whether to write `model.onnx` as well, for the vectors: see
-            `transformer_elmo.pretrained.onnx`.
+            Whether to write `model.onnx`, too: see `transformer_elmo.pretrained.onnx`.
         replace : `bool`, optional (default = `False`)
             Whether a folder that isn't empty may give way.
 
@@ -244,26 +242,24 @@ class TransformerElmo:
         model_folder.save_folder(model, reader, folder, more=more, **options)
 
     def _description(self) -> dict[str, str]:
-        layers = f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one"
         softmax = "" if self._model.softmax is not None else " (their vectors, no probabilities)"
         return {
             "model": self.name or type(self._model).__name__,
-            "layers": layers,
+            "layers": f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one",
             "dimensions": f"{self.dim:,}",
             "words": f"{len(self.vocab):,}{softmax}",
             "device": str(self.device),
         }
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{name}: {value}" for name, value in self._description().items())
-        return f"TransformerElmo({parts})"
+        return f"TransformerElmo({', '.join(map(': '.join, self._description().items()))})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
+        rows = (
             f"<tr><th>{name}</th><td>{escape(value)}</td></tr>"
             for name, value in self._description().items()
         )
-        return f"<table><caption>TransformerElmo</caption><tbody>{rows}</tbody></table>"
+        return f"<table><caption>TransformerElmo</caption><tbody>{''.join(rows)}</tbody></table>"
 
     @property
     def model(self) -> Any:
@@ -478,8 +474,7 @@ class TransformerElmo:
             return "top"
         if weights is not None and len(weights) != self.num_layers:
             raise ValueError(
-                f"weights must be {self.num_layers} numbers, one for each layer: got "
-                f"{len(weights)}."
+                f"weights must be {self.num_layers} numbers, one a layer: got {len(weights)}."
             )
         return layers if number is None else number
 
@@ -601,18 +596,17 @@ class TransformerElmo:
         `ConfigurationError`
             If there is nothing to predict.
         """
-        sentences: Iterable[Sentence]
+        name, sentences = "these sentences", cast(Any, corpus)
         if isinstance(corpus, (str, os.PathLike)):
-            name = f"{os.fspath(corpus)!r}"
+            name = repr(os.fspath(corpus))
             try:
                 shards = find_shards(corpus)
             except ConfigurationError as error:
                 raise ConfigurationError(
                     f"{error} If that is a sentence and no path, put it in a list."
                 ) from None
-            sentences = (line for shard in shards for line in read_sentences(shard))
-        else:
-            name, sentences = "these sentences", checked_sentences(corpus)
+            sentences = chain.from_iterable(map(read_sentences, shards))
+        sentences = checked_sentences(sentences)
         self._softmax()
         if isinstance(words_of, (str, os.PathLike)):
             words_of = WordList.read(words_of).words

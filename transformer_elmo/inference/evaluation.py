@@ -241,11 +241,7 @@ class SpellingModel:
 
 
 def spelled_bits(vocabulary: Sequence[str], unknown: Mapping[str, int]) -> float:
-    """
-    What the spellings of a text's unknown words cost.
-
-    `vocabulary`: the words that the model knows. `unknown`: how often each word outside it occurs.
-    """
+    """What the spellings of a text's unknown words cost; `unknown`: how often each occurs."""
     if not unknown:
         return 0.0
     counts = np.fromiter(unknown.values(), np.float64, len(unknown))

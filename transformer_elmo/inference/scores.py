@@ -63,6 +63,11 @@ class WordScores:
         """The sum over tokens."""
         return math.fsum(log_prob for log_prob in self.log_probs if log_prob is not None)
 
+    @property
+    def perplexity(self) -> float:
+        """NaN if there was nothing to predict."""
+        return perplexity(self.log_prob, self.num_tokens)
+
 
 @dataclass(frozen=True)
 class SentenceScores:
@@ -106,21 +111,17 @@ class SentenceScores:
     @property
     def perplexity(self) -> float:
         """Over both directions; NaN if there was nothing to predict."""
-        directions = [scores for scores in (self.forward, self.backward) if scores is not None]
-        return perplexity(
-            math.fsum(scores.log_prob for scores in directions),
-            sum(scores.num_tokens for scores in directions),
-        )
+        views = [view for view in (self.forward, self.backward) if view is not None]
+        log_prob = math.fsum(view.log_prob for view in views)
+        return perplexity(log_prob, sum(view.num_tokens for view in views))
 
     @property
     def forward_perplexity(self) -> float:
-        return perplexity(self.forward.log_prob, self.forward.num_tokens)
+        return self.forward.perplexity
 
     @property
     def backward_perplexity(self) -> float | None:
-        if self.backward is None:
-            return None
-        return perplexity(self.backward.log_prob, self.backward.num_tokens)
+        return None if self.backward is None else self.backward.perplexity
 
     def __str__(self) -> str:
         """A table of probabilities and ranks."""
@@ -160,8 +161,7 @@ class SentenceScores:
         for name, scores in present.items():
             if name != "combined":
                 result[f"{name}_log_prob"] = scores.log_prob
-                number = perplexity(scores.log_prob, scores.num_tokens)
-                result[f"{name}_perplexity"] = _finite(number)
+                result[f"{name}_perplexity"] = _finite(scores.perplexity)
         for name, scores in present.items():
             result[f"{name}_log_probs"] = scores.log_probs
             result[f"{name}_ranks"] = scores.ranks
@@ -241,9 +241,7 @@ class _Running:
         self._top_rows = targets.new_zeros(shape)
 
     def add(self, logits: torch.Tensor, columns: torch.Tensor, num_words: int) -> None:
-        """
-        Shape `(num_places, num_columns)`; rows of the softmax beyond `num_words` are no words.
-        """
+        """Logits of shape `(num_places, num_columns)`; rows beyond `num_words` are no words."""
         self._log_normalizer = torch.logaddexp(self._log_normalizer, logits.logsumexp(-1))
         others = (columns != self._targets) & (columns < num_words)
         self._ranks += ((logits > self._target_logits) & others).sum(-1)
@@ -271,10 +269,7 @@ def log_word_prior(rows: torch.Tensor) -> torch.Tensor:
     """
     How frequent words are whatever is around them, by Zipf's law: a vocabulary is sorted by falling
     frequency, and an archive keeps no counts. It is the distribution that the sampled softmax draws
-    from.
-
-    `rows`: any shape: rows of the softmax, from 0. Returns the same shape, float32:
-    log-probabilities but for a constant.
+    from. From rows of the softmax, any shape, to log-probabilities but for a constant, float32.
     """
     return torch.log1p(1.0 / (rows.double() + 1.0)).log().float()
 

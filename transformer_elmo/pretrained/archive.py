@@ -118,18 +118,23 @@ def _put_together(
 
 def base_of(experiment: Mapping[str, Any]) -> str | None:
     """The archive that training began with, where a config names it in place of its model."""
+    return _named(experiment, "from_archive")
+
+
+def adapted_from(experiment: Mapping[str, Any]) -> str | None:
+    """The archive that a config names for an adaptation to other text; `None` if it has none."""
+    return _named(experiment, ADAPTED)
+
+
+def _named(experiment: Mapping[str, Any], kind: str) -> str | None:
     model = experiment.get("model")
-    if isinstance(model, dict) and model.get("type") == "from_archive":
+    if isinstance(model, dict) and model.get("type") == kind:
         return str(model.get("archive_file"))
     return None
 
 
 def check_base_exists(path: str, needed_by: str) -> None:
-    """
-    `path`: the archive, or the folder of a run, that training began with. `needed_by`: the archive
-    whose config names it, for messages. Raises `ConfigurationError` if there is nothing at the
-    path.
-    """
+    """A `ConfigurationError` if there is nothing at the path, where training is to have begun."""
     if "://" not in path and not in_place_of_archive(Path(path)).exists():
         raise ConfigurationError(
             f"{needed_by} names {path}, which its training began with and which isn't there any "
@@ -142,11 +147,8 @@ def check_base_exists(path: str, needed_by: str) -> None:
 def small_parts(path: str, needed_by: str) -> Iterator[Path]:
     """
     A folder with all of an archive but its weights, as long as the block lasts: as AllenNLP has it,
-    from a model folder as well.
-
-    `path`: of an archive, a model folder, or the folder of a training run, or a URL. `needed_by`:
-    the archive that needs it, for messages. Raises `ConfigurationError` if there is nothing of that
-    kind.
+    from a model folder as well. `needed_by`: the archive that needs it, for messages. Raises
+    `ConfigurationError` if there is nothing of that kind at the path.
     """
     local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
     check_base_exists(str(local), needed_by)
@@ -168,9 +170,7 @@ def small_parts(path: str, needed_by: str) -> Iterator[Path]:
 def resolved_config(folder: Path, shown: str, seen: frozenset[str] = frozenset()) -> dict[str, Any]:
     """
     The config of an archive that is unpacked, with the section of its model where it names the
-    archive that training began with.
-
-    `shown`: what messages call the archive. `seen`: the archives that have led here. Raises
+    archive that training began with. `seen`: the archives that have led here. Raises
     `ConfigurationError` if there is no config, or that archive isn't there.
     """
     return with_its_model(read_experiment(folder, shown), shown, seen)
@@ -191,14 +191,6 @@ def with_its_model(
     with small_parts(base, shown) as below:
         before = resolved_config(below, base, seen | {base})
     return {**experiment, "model": before.get("model")}
-
-
-def adapted_from(experiment: Mapping[str, Any]) -> str | None:
-    """The archive that a config names for an adaptation to other text; `None` if it has none."""
-    model = experiment.get("model")
-    if isinstance(model, dict) and model.get("type") == ADAPTED:
-        return str(model.get("archive_file"))
-    return None
 
 
 def trains_language_model(experiment: Mapping[str, Any]) -> bool:
@@ -236,11 +228,8 @@ def with_own_sections(
 ) -> dict[str, Any]:
     """
     The config of a run that adapted a model, without the archive that this was: with the model's
-    whole section, which the run keeps, and without what made the vocabulary. Other configs are
-    given back as they are.
-
-    `folder`: of the run. `shown`: what messages call it. Raises `ConfigurationError` if the run
-    lacks that section.
+    whole section, which the run's folder keeps, and without what made the vocabulary. Other configs
+    are given back as they are. Raises `ConfigurationError` if the run lacks that section.
     """
     experiment = dict(experiment)
     vocabulary = experiment.get("vocabulary")
@@ -316,10 +305,7 @@ def _open_inner(folder: Path, experiment: dict[str, Any], shown: str) -> Opened:
 
 
 def read_experiment(folder: Path, shown: str) -> dict[str, Any]:
-    """
-    The config of an archive that is unpacked, as AllenNLP 2 would have it. Parameters and errors
-    are those of `archived_config`.
-    """
+    """As `archived_config`, as AllenNLP 2 would have it."""
     modern, changes = modernize(archived_config(folder, shown))
     log_changes(changes, shown)
     return with_own_sections(with_stock_names(modern)[0], folder, shown)
@@ -327,10 +313,8 @@ def read_experiment(folder: Path, shown: str) -> dict[str, Any]:
 
 def archived_config(folder: Path, shown: str) -> dict[str, Any]:
     """
-    The config of an archive, which messages call `shown`, that is unpacked. Nothing in it is
-    evaluated.
-
-    Raises `ConfigurationError` if there is none, or it can't be read.
+    The config of an archive that is unpacked. Nothing in it is evaluated. Raises
+    `ConfigurationError` if there is none, or it can't be read.
     """
     if not os.path.lexists(folder / CONFIG):
         raise ConfigurationError(
@@ -344,9 +328,7 @@ def archived_config(folder: Path, shown: str) -> dict[str, Any]:
 def weights_path(folder: Path, shown: str) -> Path:
     """
     The weights of an archive that is unpacked, or of a run: the best ones, or, before there are
-    any, those of the last checkpoint.
-
-    Raises `ConfigurationError` if there are none.
+    any, those of the last checkpoint. Raises `ConfigurationError` if there are none.
     """
     for name in WEIGHTS:
         if (folder / name).is_file():

@@ -106,10 +106,7 @@ def open_folder(folder: Union[str, "os.PathLike[str]"], with_softmax: bool = Tru
 
 
 def read_vocabulary(folder: Path, config: ModelConfig) -> WordList:
-    """
-    Raises `ConfigurationError` if the folder has no vocabulary, or one of other words than its
-    weights were saved with.
-    """
+    """A `ConfigurationError` if there is none, or it isn't the one that weights were saved with."""
     path = folder / VOCABULARY
     vocabulary = WordList.read(path)
     check_vocabulary(config, vocabulary, str(folder))

@@ -39,6 +39,7 @@ VARIABLES = {
     "PTB_TRAIN_PATH": ("bracketed trees in the Penn Treebank's format", "/path/to/train.trees"),
     "PTB_VALIDATION_PATH": ("the same, to validate on", "/path/to/dev.trees"),
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNDEFINED = re.compile(r"undefined external variable: *(\S+)", re.IGNORECASE)
 _EXT_VAR = re.compile(r"""std\.extVar\(\s*(["'])(.+?)\1\s*\)""")
 
@@ -75,44 +76,34 @@ def evaluated_overrides(
 
 def _variables(ext_vars: dict[str, Any] | None) -> dict[str, str]:
     # What a system's variables hold needn't be text.
-    of_system = {name: value for name, value in os.environ.items() if _is_text(value)}
+    of_system = {k: v for k, v in os.environ.items() if v.isascii() or not _SURROGATE.search(v)}
     return {**of_system, **(ext_vars or {})}
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _evaluated(name: str, text: str, variables: dict[str, str], is_file: bool = False) -> Any:
     try:
         import _jsonnet
     except ImportError:
-        return _without_jsonnet(name, text)
+        _jsonnet = None
     try:
+        if _jsonnet is None:
+            return parsed_json(text)
         if is_file:
             return json.loads(_jsonnet.evaluate_file(name, ext_vars=variables))
         return json.loads(_jsonnet.evaluate_snippet(name, text, ext_vars=variables))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         # Text that jsonnet doesn't take, such as a null character.
-        raise ConfigurationError(f"{name} can't be understood: {first_line(error)}") from None
+        reason = f"can't be understood: {first_line(error)}"
+        if _jsonnet is None:
+            reason = (
+                f"is not JSON ({first_line(error)}). If it is jsonnet, install what reads it: pip "
+                "install jsonnet."
+            )
+        raise ConfigurationError(f"{name} {reason}") from None
     except RuntimeError as error:
         raise (
             _unset_variables(error, text, name, variables)
             or ConfigurationError(f"{name} can't be understood: {str(error).strip()}")
-        ) from None
-
-
-def _without_jsonnet(name: str, text: str) -> Any:
-    try:
-        return parsed_json(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(
-            f"{name} is not JSON ({first_line(error)}). If it is jsonnet, install what reads it: "
-            "pip install jsonnet."
         ) from None
 
 

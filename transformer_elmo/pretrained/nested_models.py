@@ -28,11 +28,7 @@ SECTIONS = ("dataset_reader", "model", "vocabulary")
 
 
 class Embedder(NamedTuple):
-    """
-    A token embedder over a language model in the config of a model on top.
-
-    `path`: its dotted key.
-    """
+    """A token embedder over a language model, at a dotted key of the config of a model on top."""
 
     path: str
     section: dict[str, Any]
@@ -83,10 +79,7 @@ def folder_of(run: Path, archive_file: str) -> Path:
 
 
 def carried_config(folder: Path, shown: str) -> dict[str, Any]:
-    """
-    `folder`: see :func:`folder_of`. `shown`: what messages call the archive. Raises
-    `ConfigurationError` if there is no config, or it can't be read.
-    """
+    """What :func:`folder_of` has; a `ConfigurationError` if it isn't there or can't be read."""
     return read_json(folder / CONFIG, f"{folder.parent.name}/{folder.name}/{CONFIG} of {shown}")
 
 

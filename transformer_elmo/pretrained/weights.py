@@ -154,12 +154,7 @@ class Weights(dict[str, torch.Tensor]):
 
 
 class Unchecked:
-    """
-    What is still to be looked at.
-
-    `weights`: as they were read. In whatever model they are now, these tensors are looked at.
-    `shown`: what messages call the file.
-    """
+    """What is still to be looked at, in whatever model these tensors are now."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor], sums: Sums, shown: str) -> None:
         self._weights = {n: (tensor, tensor._version) for n, tensor in weights.items()}
@@ -242,9 +237,7 @@ def _sums_of_safetensors(path: Path) -> Sums:
 def sums_of_zip(path: Path, shown: str) -> Sums:
     """
     The checksums in a file that `torch.save` wrote; none in those that are no zip archives, as
-    before 2020.
-
-    Raises `ConfigurationError` if what the file says of its weights is damaged itself.
+    before 2020. Raises `ConfigurationError` if what the file says of itself is damaged.
     """
     check_can_read(path, shown)
     if not zipfile.is_zipfile(path):
