@@ -283,7 +283,7 @@ def embedding(generator: random.Random, made: Made, space: Path) -> None:
         return cli.main(["embed", str(made.folder), str(text), str(path), *options, *more])
 
     with (
-        mock.patch.object(vectors_file, "WORDS_PER_CHECKPOINT", 9),
+        mock.patch.object(vectors_file, "SHARD_BYTES", 600),
         mock.patch.object(sentences, "SECTION", 2),
     ):
         begin = time.monotonic()

@@ -12,13 +12,13 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
 from typing import Callable, Iterable, List
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text.corpus import find_shards, read_sentences
+from transformer_elmo.text.vocabulary import write_vocabulary
 
 NUM_SHARDS = 4
 HELDOUT_SHARE = 0.1
@@ -126,21 +126,18 @@ def main() -> None:
         write_lines(arguments.output / "train" / f"shard-{shard}.txt", train[shard::NUM_SHARDS])
     write_lines(arguments.output / "heldout.txt", heldout)
 
-    counts = Counter(word for sentence in train for word in sentence.split())
-    kept = sorted((w for w, n in counts.items() if n >= MIN_COUNT), key=lambda w: (-counts[w], w))
-    folder = arguments.output / "vocabulary"
-    write_lines(folder / "tokens.txt", ["</S>", "<S>", "@@UNKNOWN@@", *kept])
-    write_lines(folder / "non_padded_namespaces.txt", ["*labels", "*tags"])
+    num_words = sum(len(line.split()) for line in train)
+    vocabulary = arguments.output / "vocabulary"
+    size = write_vocabulary(arguments.output / "train", vocabulary, MIN_COUNT, quiet=True)
 
     for name, part in (("train", train), ("heldout", heldout)):
         write_lines(
             arguments.output / "truecase" / f"{name}.txt",
             (" ".join(f"{w.lower()}###{case_of(w)}" for w in line.split()) for line in part),
         )
-    num_words = sum(counts.values())
     print(
         f"{len(train)} sentences of {num_words} words to train on, {len(heldout)} held out, "
-        f"a vocabulary of {len(kept) + 3}."
+        f"a vocabulary of {size}."
     )
 
 

@@ -277,6 +277,12 @@ def full_disk(bench: Bench, folder: Path) -> None:
         bench.expect_whole(folder)
 
 
+def half_a_config(bench: Bench, folder: Path) -> None:
+    bench.stopped_run(folder)
+    truncate(bench, folder / "config.json")
+    bench.recover(folder)
+
+
 # What happens to commands that write files.
 
 
@@ -302,7 +308,7 @@ def command(name: str, bench: Bench, folder: Path) -> list[str]:
 
 def run(arguments: list[str]) -> None:
     # Many places to go on from, in a text of few lines.
-    vectors_file.WORDS_PER_CHECKPOINT, sentences.SECTION = 150, 2
+    vectors_file.SHARD_BYTES, sentences.SECTION = 20_000, 2
     sys.exit(cli.main(arguments))
 
 
@@ -382,6 +388,7 @@ FAULTS: dict[str, Callable[[Bench, Path], None]] = {
     "up to nine steps in a row with a loss of NaN or infinity": partial(bad_numbers, 9),
     "ten such steps in a row: the run ends; recovered, it trains on": partial(bad_numbers, 10),
     FULL: full_disk,
+    "config.json cut off": half_a_config,
     **{f"{name}: SIGKILL, up to three times": partial(command_killed, name) for name in COMMANDS},
     **{f"{name}: {FULL}": partial(command_on_full_disk, name) for name in COMMANDS},
 }
