@@ -271,10 +271,7 @@ def flattened_iterator(iterator: Any, path: str) -> Said:
 def data_loader(
     config: dict[str, Any], key: str, lazy: bool, shuffle: bool, report: Report
 ) -> dict[str, Any]:
-    """
-    `config`: a config that is modern but for its iterators. `key`: one of the `ITERATORS`. `lazy`:
-    whether its reader was to stream. Returns the config of the data loader that batches alike.
-    """
+    """What batches as the iterator at `key` did; `lazy`: whether its reader was to stream."""
     reader = config.get(reader_key(config, ITERATORS[key]))
     tokenizer = type_of(reader.get("tokenizer")) if isinstance(reader, dict) else ""
     slow = tokenizer not in ("just_spaces", "whitespace")
@@ -292,10 +289,7 @@ def data_loader(
 
 
 def add_evaluation_loader(config: dict[str, Any], report: Report) -> None:
-    """
-    Adds the loader that validation and evaluation need in place of the one made for training, if
-    that won't do: every instance once, in the order of the file where the batches keep it.
-    """
+    """Adds what reads every instance once, in the order of the file, if that for training won't."""
     key, loader = "validation_data_loader", config["data_loader"]
     new = copy.deepcopy(loader)
     for name in ("batches_per_epoch", "shuffle"):
@@ -317,10 +311,7 @@ def add_evaluation_loader(config: dict[str, Any], report: Report) -> None:
 def overridden_loader(
     config: dict[str, Any], key: str, override: Any, path: str, report: Report
 ) -> dict[str, Any]:
-    """
-    The data loader at `key` of a modern config, which needn't be there, under the override of an
-    old iterator, which the user calls by the dotted `path`.
-    """
+    """The loader at `key` under an old iterator's override, which the user calls `path`."""
     said = flattened_iterator(override, path)
     loader = config.get(key)
     loader = {"type": loader} if isinstance(loader, str) else loader

@@ -52,10 +52,7 @@ _APPLICATORS = ("initializer", "regularizer")
 
 
 def is_old_part(key: str, value: Any) -> bool:
-    """
-    Whether only AllenNLP 0.x could have understood `value`, which a model or a part of one calls
-    `key`: the value itself, not what lies deeper.
-    """
+    """Whether only 0.x could have understood `value`, called `key`; not what lies deeper in it."""
     if isinstance(value, dict):
         return _is_old_embedder(key, value)
     return _is_old_name(key, value) or (key in _APPLICATORS and isinstance(value, list))
@@ -78,11 +75,7 @@ def has_similarity_function(model: Any) -> bool:
 
 
 def modern_model(old: Any, readers: list[dict[str, Any]], report: Report) -> Any:
-    """
-    `old`: the config of the model. `readers`: the modern configs of the readers, which get token
-    indexers by other names where the model's embedders need them. Returns the modern config of the
-    model.
-    """
+    """The modern config of the model; `readers`, modern already, get the indexers that it needs."""
     if not isinstance(old, dict):
         return old
     modern = _modern_part(old, "model", readers, report)
@@ -204,10 +197,7 @@ def _without_options(embedder: dict[str, Any], *others: str) -> dict[str, Any]:
 def _modern_embedder(
     old: dict[str, Any], path: str, readers: list[dict[str, Any]], report: Report
 ) -> dict[str, Any]:
-    """
-    `old`: a text field embedder. Where a token embedder was mapped to an indexer of another name,
-    the `readers` get that indexer under the embedder's.
-    """
+    """`old` is an old text field embedder; `readers` get indexers by the names it needs."""
     if is_flat_embedder(old):
         embedders = _without_options(old, "type")
         modern: dict[str, Any] = {"type": old["type"]} if "type" in old else {}
@@ -252,10 +242,7 @@ def _rename_indexers(
     readers: list[dict[str, Any]],
     report: Report,
 ) -> None:
-    """
-    Gives every embedder an indexer of its own name. The embedder keeps its name because the weights
-    have it.
-    """
+    """Gives every embedder an indexer of its name, which it keeps: the weights have it."""
     added: set[str] = set()
     for embedder, said in as_object(mapping, path).items():
         at = f"{path}.{embedder}"

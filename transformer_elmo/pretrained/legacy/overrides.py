@@ -124,10 +124,7 @@ def _over_modern(
 
 
 def _folded(override: Any, original: Any, base: str, outer: tuple[str, ...]) -> Any:
-    """
-    An override in the shape of what it goes over: with or without the wrapper that ran several
-    processes.
-    """
+    """An override with or without a wrapper for processes around it, as what it goes over."""
     if not isinstance(override, dict) or not isinstance(original, dict):
         return override
     of_base = override.get(base) or {}
@@ -153,10 +150,7 @@ def _folded(override: Any, original: Any, base: str, outer: tuple[str, ...]) -> 
 
 
 def _with_embedders_as_in(original: Any, override: Any) -> Any:
-    """
-    An override in the shape of what it goes over: with or without the key `token_embedders` around
-    the token embedders.
-    """
+    """An override with or without `token_embedders` around embedders, as what it goes over."""
     if not isinstance(original, dict) or not isinstance(override, dict):
         return override
     fitted: dict[str, Any] = {}
@@ -226,10 +220,7 @@ TYPED_KEYS = ("model", *READERS)
 
 
 def unflattened(overrides: dict[str, Any]) -> dict[str, Any]:
-    """
-    Returns `overrides` with dotted keys nested: `{"a.b": 1}` is `{"a": {"b": 1}}`. Raises
-    `ConfigurationError` if one of them is of a key within what another one says is no object.
-    """
+    """Overrides with dotted keys nested: `{"a.b": 1}` is `{"a": {"b": 1}}`."""
     nested: dict[str, Any] = {}
     for key, value in overrides.items():
         place = nested
@@ -295,10 +286,7 @@ def with_overrides(config: Any, overrides: dict[str, Any], path: str = "") -> An
 
 
 def merges_into(key: str, original: Any, override: Any) -> bool:
-    """
-    Whether `override`, put in the place of the section `original` at the top-level `key`, as
-    AllenNLP 2 does it, could only fail. Then it is meant to be merged into it.
-    """
+    """Whether `override` in place of the section `original` could only fail, so is to be merged."""
     if not (isinstance(original, dict) and isinstance(override, dict) and "type" not in override):
         return False
     if key in TYPED_KEYS:

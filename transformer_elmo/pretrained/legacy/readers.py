@@ -43,14 +43,9 @@ TAG_INDEXERS = {
 
 
 def is_old_reader(key: str, part: Any) -> bool:
-    """
-    Whether only AllenNLP 0.x could have understood a reader, or what stands at `key` within one:
-    this part itself, not what lies deeper.
-    """
-    if is_word_tokenizer(key, part):
-        return True
-    if not isinstance(part, dict):
-        return False
+    """Whether only 0.x could have understood `part`, at `key` in a reader; not what lies deeper."""
+    if key.endswith("tokenizer") or not isinstance(part, dict):
+        return is_word_tokenizer(key, part)
     if key.endswith("token_indexers"):
         return any(isinstance(v, dict) and type_of(v) in TAG_INDEXERS for v in part.values())
     kind = type_of(part)
@@ -166,10 +161,7 @@ def is_default_tokenizer(key: str, value: Any) -> bool:
 
 
 def modern_tokenizer(old: str | dict[str, Any], path: str, report: Report) -> dict[str, Any]:
-    """
-    The tokenizer that splits as the `word_splitter` did. `start_tokens` and `end_tokens` stay in it
-    even where its class has no such keys; `modern_reader` finds them another place.
-    """
+    """What splits as the `word_splitter` did; `modern_reader` moves boundary tokens on."""
     old = {"type": old} if isinstance(old, str) else old
     if old.get("type", "word") != "word":
         # A modern type that an override put over the old config.
@@ -193,10 +185,7 @@ def modern_tokenizer(old: str | dict[str, Any], path: str, report: Report) -> di
 
 
 def _splitter(splitter: Any, tokenizer_path: str) -> dict[str, Any]:
-    """
-    The tokenizer that splits alike. There must be one: other tokens are another input, which a
-    trained model wasn't trained for.
-    """
+    """What splits alike. There must be one: of other tokens a trained model knows nothing."""
     path = f"{tokenizer_path}.word_splitter"
     splitter = {"type": splitter} if isinstance(splitter, str) else splitter or {}
     keys = dict(as_object(splitter, path))
@@ -218,10 +207,7 @@ def _splitter(splitter: Any, tokenizer_path: str) -> dict[str, Any]:
 
 
 def move_boundaries(reader: dict[str, Any], path: str, report: Report) -> None:
-    """
-    Moves the tokens that a tokenizer can't add any more to its reader. Those of the tokenizer lie
-    inside those of the reader.
-    """
+    """Moves tokens that a tokenizer can't add any more to its reader, inside the reader's own."""
     tokenizer = reader.get("tokenizer")
     if not isinstance(tokenizer, dict) or tokenizer.get("type") not in PLAIN_TYPES:
         return

@@ -18,12 +18,10 @@ MAX_SHOWN = 160
 @dataclass(frozen=True)
 class Change:
     """
-    One thing that was said in an AllenNLP 0.x config.
+    What was said in an AllenNLP 0.x config by the dotted key `path`, and is now by `new_path`.
 
-    `path`, `value`: the dotted key, and what it held. `new_path`: the dotted key that says it now;
-    `None` where nothing does. `dropped`: whether a meaning was lost. A key that says what happens
-    anyway has no `new_path`, and isn't dropped. `added`: whether the key is new: it says what was
-    understood without saying.
+    `dropped`: whether a meaning was lost. A key that says what happens anyway has no `new_path`,
+    and isn't dropped. `added`: whether the key is new: it says what went without saying.
     """
 
     path: str
@@ -48,11 +46,8 @@ class Change:
 @dataclass
 class Report:
     """
-    The changes of one conversion, in order.
-
-    `overridden`: dotted keys that the user gave in an override. What a user says now must have an
-    effect, so that dropping one of these is an error, where a key of an old config is dropped with
-    a warning.
+    The changes of one conversion, in order. `overridden`: dotted keys that the user gave in an
+    override, which must have an effect: dropping one is an error, and not a warning.
     """
 
     overridden: Collection[str] = ()

@@ -55,9 +55,6 @@ def reader_key(config: dict[str, Any], loader: str) -> str:
 
 
 def reads_sentences(config: dict[str, Any], loader: str) -> bool:
-    """
-    Whether the data loader at the key `loader` of a modern config has plain sentences for a
-    language model, so that it can be of the type `language_modeling`.
-    """
+    """Whether the loader at the key `loader` can be of the type `language_modeling`."""
     reader = type_of(config.get(reader_key(config, loader)))
     return type_of(config.get("model")) in LANGUAGE_MODELS and reader == LANGUAGE_MODELING_READER

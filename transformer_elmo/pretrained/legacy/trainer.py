@@ -1,7 +1,6 @@
 """Trainers of AllenNLP 0.x configs: what each of their keys says now."""
 
 import difflib
-from collections.abc import Callable
 from typing import Any
 
 from transformer_elmo.pretrained.legacy.report import (
@@ -80,11 +79,7 @@ def _is_plain(trainer: Any) -> bool:
 
 
 def modern_trainer(old: Any, batch_size: int | None, report: Report) -> dict[str, Any]:
-    """
-    `old`: the config of the trainer. `batch_size`: of the data loader, if there is one number for
-    all batches. Returns the sections that say what it said: `trainer`, and what belongs to
-    `data_loader` and `distributed`.
-    """
+    """The sections `trainer`, `data_loader` and `distributed` that say what the old trainer did."""
     if not _is_plain(old):
         return {"trainer": old, "data_loader": {}, "distributed": {}}
     config: dict[str, Any] = {}
@@ -122,8 +117,14 @@ def _take(
     if key in DROPPED:
         report.dropped(path, value, DROPPED[key])
     elif key in MOVED:
-        part, name = MOVED[key]
-        new = parts[part][name] = _CONVERTED[key](value, path) if key in _CONVERTED else value
+        (part, name), new = MOVED[key], value
+        if key == "shuffle":
+            new = is_true(value)
+        elif key == MODELS_TO_KEEP:
+            # All of them: once -1, now null.
+            count = -1 if value is None else as_number(value, int, path)
+            new = None if count < 0 else count
+        parts[part][name] = new
         report.moved(path, value, f"{part}.{name}", new)
     elif key == "tensorboard_writer":
         said = as_object(value or {}, path)
@@ -137,18 +138,6 @@ def _take(
         parts["trainer"][key] = value
     else:
         refuse(path, value, UNKNOWN_KEY)
-
-
-def _number_to_keep(value: Any, path: str) -> int | None:
-    """All of them: once -1, now null."""
-    count = -1 if value is None else as_number(value, int, path)
-    return None if count < 0 else count
-
-
-_CONVERTED: dict[str, Callable[[Any, str], Any]] = {
-    "shuffle": lambda value, path: is_true(value),
-    MODELS_TO_KEEP: _number_to_keep,
-}
 
 
 def _accumulate(value: Any, batch_size: int | None, config: dict[str, Any], report: Report) -> None:

@@ -23,10 +23,7 @@ def is_old_vocabulary(section: Any) -> bool:
 
 
 def modern_vocabulary(old: dict[str, Any], report: Report) -> dict[str, Any] | None:
-    """
-    The modern section; `None` where nothing is left to say. Old vocabularies had no types:
-    `directory_path` and `extend` said what the types `from_files` and `extend` say.
-    """
+    """The modern section, with the type that old keys stood for; `None`: nothing is left to say."""
     kind = old.get("type")
     if kind in (None, "default"):
         return _of_the_default_type(old, report)
@@ -63,10 +60,9 @@ def _of_the_default_type(old: dict[str, Any], report: Report) -> dict[str, Any] 
         report.needless("vocabulary.directory_path", directory, "it names nothing")
     if "extend" in old and not extend:
         report.needless("vocabulary.extend", old["extend"], "it is the default")
-    for key, value in old.items():
-        if key in SPECIAL_TOKEN_KEYS or (key in COUNTING_KEYS and (extend or not directory)):
-            modern[key] = value
-        elif key in COUNTING_KEYS:
-            reason = "the vocabulary is read from directory_path"
-            report.dropped(f"vocabulary.{key}", value, reason)
-    return modern or None
+    rest = {key: value for key, value in old.items() if key not in ("type", *LEGACY_KEYS)}
+    if directory and not extend:
+        reason = "the vocabulary is read from directory_path"
+        counting = {key: reason for key in rest if key in COUNTING_KEYS}
+        report.drop_keys(rest, "vocabulary", counting)
+    return {**modern, **rest} or None
