@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from overrides import overrides
 
 from transformer_elmo.nn.batch import PackedBatch, WordBatch
 from transformer_elmo.nn.kernels.dropout import Dropout
@@ -172,7 +171,6 @@ class LanguageModel(torch.nn.Module):
         layers = [packing.unpack(*rows, vectors.dtype) for rows in zip(forward, backward)]
         return EncoderOutput(vectors, layers, mask, packing, (forward[-1], backward[-1]))
 
-    @overrides(check_signature=False)
     def forward(self, batch: WordBatch) -> list[torch.Tensor]:
         """
         The loss of each prediction.

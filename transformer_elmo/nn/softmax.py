@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.softmax import exact_token_losses, sampled_token_losses
@@ -147,7 +146,6 @@ class Softmax(torch.nn.Module):
         """
         return self.exact_token_losses(embeddings, targets)
 
-    @overrides(check_signature=False)
     def forward(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The sum of `token_losses`, a scalar, as AllenNLP's losses return it."""
         return self.token_losses(embeddings, targets).sum()
@@ -201,12 +199,10 @@ class SampledSoftmaxLoss(Softmax):
         assert isinstance(self.softmax_b, torch.nn.Parameter)
         return self.softmax_w, self.softmax_b
 
-    @overrides
     def word_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = self._parameters_of_words()
         return weight, bias.view(-1)
 
-    @overrides
     def token_losses(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """
         Exact in evaluation mode. In training mode, the sampled loss of Jean et al. 2015 ("On Using
@@ -276,7 +272,6 @@ class SampledSoftmaxLoss(Softmax):
         probabilities = self._probabilities_of_all(word_ids.device).index_select(0, word_ids)
         return torch.log(-torch.expm1(-log_threshold.exp() * probabilities))
 
-    @overrides(check_signature=False)
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
     ) -> None:
@@ -308,11 +303,9 @@ class SoftmaxLoss(Softmax):
         )
         self.softmax_b = torch.nn.Parameter(torch.zeros(num_words))
 
-    @overrides
     def word_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.softmax_w.t(), self.softmax_b
 
-    @overrides(check_signature=False)
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
     ) -> None:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from numpy.typing import NDArray
-from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
@@ -116,7 +115,6 @@ class TransformerLayer(torch.nn.Module):
         sublayers = cast(list[ResidualNorm], list(self.sublayer))
         return [weight for s in sublayers for weight in (s.norm.gamma, s.norm.beta)]
 
-    @overrides(check_signature=False)
     def forward(
         self, x: torch.Tensor, order: DirectionLayout, weights: LayerWeights
     ) -> torch.Tensor:
@@ -165,7 +163,6 @@ class CausalTransformer(torch.nn.Module):
             if parameter.dim() > 1:
                 torch.nn.init.xavier_uniform_(parameter)
 
-    @overrides(check_signature=False)
     def forward(
         self, tokens: torch.Tensor, order: DirectionLayout, weights: Sequence[LayerWeights]
     ) -> list[torch.Tensor]:
@@ -211,7 +208,6 @@ class PositionalEncoding(torch.nn.Module):
             table = positional_encoding(max_len, input_dim)
         self.register_buffer("positional_encoding", table.to(torch.get_default_device()))
 
-    @overrides(check_signature=False)
     def forward(self, tokens: torch.Tensor, packing: PackedBatch) -> torch.Tensor:
         """Shape `(num_tokens, input_dim)`, in and out."""
         table = self.positional_encoding[0]
@@ -253,7 +249,6 @@ class BidirectionalTransformer(torch.nn.Module):
         self._dropout = Dropout(config.input_dropout or 0.0)
         self._kept = Kept()
 
-    @overrides
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         one_thread_in_forks()
@@ -315,7 +310,6 @@ class BidirectionalTransformer(torch.nn.Module):
         setting = (dtype, tokens.dtype, onednn_takes(parameters[0]))
         return self._kept.get(parameters, setting, made)
 
-    @overrides(check_signature=False)
     def forward(
         self,
         token_embeddings: torch.Tensor,

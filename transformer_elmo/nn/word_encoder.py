@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from overrides import overrides
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
@@ -43,7 +42,6 @@ class WordEmbedding(torch.nn.Module):
         self.embedding = random_embedding(num_embeddings, embedding_dim)
         self.output_dim = embedding_dim
 
-    @overrides(check_signature=False)
     def forward(self, batch: WordBatch) -> torch.Tensor:
         """Returns shape `(batch_size, timesteps, embedding_dim)`."""
         assert batch.token_ids is not None
@@ -309,7 +307,6 @@ class WordEncoder(torch.nn.Module):
             None if self.norm is None else (self.norm.gamma, self.norm.beta),
         )
 
-    @overrides(check_signature=False)
     def forward(self, batch: WordBatch) -> torch.Tensor:
         """Returns shape `(batch_size, timesteps, output_dim)`."""
         return embedded(self.cnn(), batch, self.cache)

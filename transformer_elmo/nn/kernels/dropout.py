@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from overrides import overrides
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -117,7 +116,6 @@ class Dropout(torch.nn.Dropout):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
-    @overrides(check_signature=False)
     def forward(self, tensor: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """
         `residual`: of the same shape: added to what remains of `tensor`, which may be overwritten.
