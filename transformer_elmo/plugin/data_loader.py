@@ -31,9 +31,9 @@ from transformer_elmo.text.batching import deal_rounds, regrouped
 from transformer_elmo.text.corpus import DataPath, Shards, find_shards, has_sentences, most_words
 from transformer_elmo.text.training_stream import (
     Chunk,
+    PassLog,
     PlannedBatch,
     Position,
-    Report,
     Schedule,
     TextChunk,
     prefetch,
@@ -523,8 +523,8 @@ class LanguageModelingDataLoader(DataLoader):
             self.reader.num_boundary_tokens,
             max(i._token_min_padding_length for i in self.reader.token_indexers.values()),
         )
-        report = Report(self.data_path, self._max_length(), quiet)
-        return schedule.plan(self._shards, position, self._encode, report)
+        log = PassLog(self.data_path, self._max_length(), quiet)
+        return schedule.plan(self._shards, position, self._encode, log)
 
     def _encode(self, chunks: Iterator[TextChunk]) -> Iterator[Tuple[TextChunk, Chunk]]:
         encoder = self._make_encoder()

@@ -1,10 +1,8 @@
 """
-A chunk: the lines of a corpus that are in memory at a time, within which sentences are shuffled and
-put into batches. It is read as text and encoded as rows of a table of words.
-
-Which batch of a corpus comes when: a pass over its shards, cut into chunks and these into batches,
-as a function of a seed, the number of the pass and the corpus alone; from its beginning or from any
-place where an earlier run stopped.
+Which batch of a corpus comes when: a pass over its shards, cut into chunks (the lines that are in
+memory at a time, within which sentences are shuffled) and these into batches, as a function of a
+seed, the number of the pass and the corpus alone; from its beginning or from any place where an
+earlier run stopped.
 
 Work done in the background, a bounded distance ahead of whoever uses it.
 """
@@ -58,10 +56,7 @@ def _stop_all() -> None:
 
 def prefetch(make_iterator: Callable[[], Iterator[T]], depth: int, name: str) -> Iterator[T]:
     """
-    Runs an iterator in a thread.
-
-    `make_iterator`: called in the thread. `depth`: how many items the thread may be ahead. `name`:
-    the name of the thread, for whoever looks at a running process. Returns the same items. An
+    The items of an iterator that is made and run in a thread, up to `depth` items ahead. An
     exception in the thread is raised here, after the items before it. When this iterator is closed,
     or forgotten, the thread ends, at the next item if it is busy.
     """
@@ -118,27 +113,20 @@ MAX_CHUNK_BYTES = 2**26
 
 
 @dataclass(frozen=True)
-class Place:
-    """
-    A place between two lines of a list of shards.
-    """
+class LineStart:
+    """A place between two lines of a list of shards."""
 
     shard: int = 0
     offset: int = 0
     line_number: int = 1
 
 
-START = Place()
-
-
 @dataclass
 class TextChunk:
-    """
-    Some lines of a corpus, not decoded yet.
-    """
+    """Some lines of a corpus, not decoded yet."""
 
-    start: Place
-    end: Place
+    start: LineStart
+    end: LineStart
     # Each piece is some whole lines of one shard, with its path and the number of the first of
     # them.
     pieces: list[tuple[bytes, Path, int]]
@@ -161,24 +149,22 @@ class TextChunk:
 def read_chunks(
     shards: Sequence[Path],
     max_lines: int,
-    start: Place = START,
+    start: LineStart = LineStart(),
     max_bytes: int = MAX_CHUNK_BYTES,
     check: Callable[[Path], None] = lambda path: None,
 ) -> Iterator[TextChunk]:
     """
-    Reads shards, one after the other, as chunks.
+    Reads shards, one after the other, as chunks of so many lines or bytes; the last one may have
+    fewer. From the start of a chunk, the same chunks follow as if those before had been read.
 
-    `max_lines`: the lines of a chunk. The last one may have fewer. `start`: where to begin. At the
-    start of a chunk, the same chunks follow as if the one before it had been read. `max_bytes`: a
-    chunk is complete when it has this many bytes, whatever the number of its lines. `check`: called
-    with each shard before and after it is read; raises if something is wrong with it.
+    `check`: called with each shard before and after it is read; raises if anything is wrong.
     """
     pieces: list[tuple[bytes, Path, int]] = []
     place = start
     num_lines = num_bytes = 0
     for shard in range(start.shard, len(shards)):
         if shard != start.shard:
-            place = Place(shard)
+            place = LineStart(shard)
         check(shards[shard])
         for block in read_blocks(shards[shard], place.offset):
             while block:
@@ -189,7 +175,7 @@ def read_chunks(
                     line_ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n"))
                     end = int(line_ends[block_lines - 1]) + 1
                 pieces.append((block[:end], shards[shard], place.line_number))
-                place = Place(shard, place.offset + end, place.line_number + block_lines)
+                place = LineStart(shard, place.offset + end, place.line_number + block_lines)
                 num_lines += block_lines
                 num_bytes += end
                 block = block[end:]
@@ -199,40 +185,29 @@ def read_chunks(
                     num_lines = num_bytes = 0
         check(shards[shard])
     if pieces:
-        yield TextChunk(start, Place(len(shards)), pieces)
+        yield TextChunk(start, LineStart(len(shards)), pieces)
 
 
 class Chunk(Protocol):
-    """
-    The sentences of a chunk, encoded.
-    """
+    """The sentences of a chunk, encoded."""
 
     # Sentences left out for their length, and lines without words.
     num_dropped: int
     num_blank: int
 
     def lengths(self) -> NDArray[np.int64]:
-        """
-        The number of words of each sentence, without start and end tokens. Shape
-        `(num_sentences,)`.
-        """
+        """The words of each sentence, without boundary tokens, shape `(num_sentences,)`."""
 
     def select(self, indices: Indices) -> "Chunk":
-        """
-        A chunk of some of the sentences, in the order given.
-        """
+        """Some of the sentences, in the order given."""
 
     def join(self, other: "Chunk") -> "Chunk":
-        """
-        A chunk of these sentences and then those of another chunk of the same kind.
-        """
+        """These sentences and then those of another chunk of the same kind."""
 
 
 @dataclass
 class WordsChunk:
-    """
-    Sentences as rows of a :class:`~transformer_elmo.text.word_table.WordTable`.
-    """
+    """Sentences as rows of a :class:`~transformer_elmo.text.word_table.WordTable`."""
 
     # Shape `(num_words,)`.
     rows: Rows
@@ -356,14 +331,12 @@ Encode = Callable[[Iterator[TextChunk]], Iterator[tuple[TextChunk, Chunk]]]
 
 @dataclass(frozen=True)
 class Position:
-    """
-    Where a pass over the corpus stands: at a batch of a chunk.
-    """
+    """Where a pass over the corpus stands: at a batch of a chunk."""
 
     pass_number: int
     chunk_number: int = 0
     # Where the chunk begins in the shards as this pass orders them, and the sentences before it.
-    place: Place = START
+    place: LineStart = LineStart()
     num_sentences: int = 0
     batch_number: int = 0
     # Rounds from there on that have been dealt out already.
@@ -377,14 +350,12 @@ class Position:
     def from_json(cls, value: dict[str, Any]) -> "Position":
         """Also what earlier versions wrote, under their names."""
         value = {"chunk_number" if k == "window_number" else k: v for k, v in value.items()}
-        return cls(**{**value, "place": Place(**value["place"])})
+        return cls(**{**value, "place": LineStart(**value["place"])})
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """
-    A batch before it is made: some consecutive sentences of a chunk.
-    """
+    """A batch before it is made: some consecutive sentences of a chunk."""
 
     position: Position
     chunk: Chunk
@@ -399,16 +370,12 @@ class PlannedBatch:
         return len(self) * int(self.chunk.lengths()[self.begin : self.end].max())
 
     def split(self, num_sentences: int) -> tuple["PlannedBatch", "PlannedBatch"]:
-        """
-        Cuts the batch after so many sentences.
-        """
+        """The batch cut after so many sentences."""
         middle = self.begin + num_sentences
         return replace(self, end=middle), replace(self, begin=middle)
 
     def merge(self, other: "PlannedBatch") -> "PlannedBatch":
-        """
-        A batch of these sentences and then the other's.
-        """
+        """A batch of these sentences and then the other's."""
         ours = self.chunk.select(np.arange(self.begin, self.end))
         chunk = ours.join(other.chunk.select(np.arange(other.begin, other.end)))
         return PlannedBatch(self.position, chunk, 0, len(self) + len(other))
@@ -434,12 +401,11 @@ class Schedule:
     min_length: int = 0
 
     def plan(
-        self, shards: Shards, position: Position, encode: Encode, report: "Report"
+        self, shards: Shards, position: Position, encode: Encode, log: "PassLog"
     ) -> Iterator[list[PlannedBatch]]:
         """
-        The batches from a position to the end of its pass, a list of them for each chunk.
-
-        `report`: told of what goes by.
+        The batches from a position to the end of its pass, a list of them for each chunk; `log` is
+        told of what goes by.
         """
         pass_number = position.pass_number
         paths = shards.paths
@@ -448,12 +414,12 @@ class Schedule:
             paths = [paths[i] for i in random_order(len(paths), self.seed, pass_number, 0)]
         chunks = read_chunks(paths, self.max_lines, position.place, check=shards.check)
         for text, chunk in encode(chunks):
-            report.at(pass_number, text.start.shard, paths)
+            log.at(pass_number, text.start.shard, paths)
             position = replace(position, place=text.start)
             lengths = chunk.lengths()
             if self.limit is not None:
                 lengths = lengths[: self.limit - position.num_sentences]
-            report.add(int(lengths.sum()), chunk)
+            log.add(int(lengths.sum()), chunk)
             if len(lengths):
                 planned = self._cut(chunk, lengths, position)[position.batch_number :]
                 if planned:
@@ -466,7 +432,7 @@ class Schedule:
             )
             if self.limit is not None and position.num_sentences >= self.limit:
                 break
-        report.end(position.num_sentences, len(paths))
+        log.end(position.num_sentences, len(paths))
 
     def _cut(self, chunk: Chunk, lengths: Any, position: Position) -> list[PlannedBatch]:
         path = (self.seed, position.pass_number, 1, position.chunk_number)
@@ -486,12 +452,10 @@ class Schedule:
 
 
 @dataclass
-class Report:
+class PassLog:
     """
-    What the log says of a pass.
-
-    `data_path`: the corpus, as the user named it. `max_length`: sentences of more tokens are
-    dropped. `quiet`: whether nothing is logged.
+    What the log says of a pass over `data_path`, from which sentences of more than `max_length`
+    tokens are dropped. `quiet`: nothing.
     """
 
     data_path: Any

@@ -2,8 +2,6 @@
 Words as numbers: the token id and the character ids of a word are worked out once, when it is first
 seen, and from then on a word is its row in a table.
 
-Finds all the words of a text in a vocabulary at once.
-
 A Python dictionary needs an object for each word of the text, and holds the interpreter's lock
 while it looks them up. Here the words never become objects: a word of up to 16 bytes is two 64-bit
 numbers, its first eight bytes and its last eight, and a hash table of such numbers is searched by
@@ -23,10 +21,8 @@ from transformer_elmo.errors import ConfigurationError
 # Rows are 32-bit: half the memory traffic of the 64-bit ids that are made at the very end.
 Rows = NDArray[np.int32]
 
+# Token id 0 and character ids 0, as in AllenNLP.
 PADDING_ROW = 0
-"""
-The row of the padding: token id 0 and character ids 0, as in AllenNLP.
-"""
 
 # Characters as ELMo numbers them (AllenNLP's `ELMoCharacterMapper`): a word is its UTF-8 bytes
 # between two marks, 50 ids in all; the two boundary words have a character of their own. All ids
@@ -72,11 +68,7 @@ def is_cut(word: str) -> bool:
 
 
 class Column:
-    """
-    What is known of every word under one name.
-
-    `min_padding_length`: sentences are padded at least to this length.
-    """
+    """What is known of every word under one name; sentences are padded at least to a length."""
 
     key: str
     table: NDArray[Any]
@@ -186,37 +178,21 @@ class WordTable:
         words = list(dict.fromkeys(itertools.chain(other_words, *vocabularies)))
         self._rows = _Interner(zip(words, itertools.count(PADDING_ROW + 1)))
         self._hash_table = WordHashTable(words, PADDING_ROW + 1)
-        self._num_known = len(words) + 1
-        self._rows.next_row = self._num_known
+        # The rows that stay: the padding's and those of the vocabulary's words.
+        self.num_known = len(words) + 1
+        self._rows.next_row = self.num_known
         for column in self._columns.values():
             column.put(PADDING_ROW + 1, words)
         self._position_of_row = np.zeros(0, dtype=np.int32)
 
-    @property
-    def num_known(self) -> int:
-        """
-        The number of rows that stay: the padding's and those of the vocabulary's words.
-        """
-        return self._num_known
-
-    @property
-    def min_padding_length(self) -> int:
-        """What the columns want sentences to be padded to at least."""
-        return max((column.min_padding_length for column in self._columns.values()), default=0)
-
     def encode(self, words: Sequence[str]) -> Rows:
-        """
-        The rows of words. A word that has none gets the next one.
-        """
+        """The rows of words. A word that has none gets the next one."""
         return np.fromiter(map(self._rows.__getitem__, words), np.int32, len(words))
 
     def encode_lines(self, text: str) -> tuple[Rows, NDArray[np.int64]]:
         r"""
-        The rows of the words of a text, which are what `str.split` makes of it, and the number of
-        words in each of its lines. Lines without words are left out.
-
-        `text`: lines that end with `\n`. Returns shape `(num_words,)`. Returns shape
-        `(num_sentences,)`; all positive, together `num_words`.
+        The rows of the words of a text, which are what `str.split` makes of it, and how many there
+        are in each of its lines, which end with `\n`. Lines without words are left out.
         """
         rows, starts, ends, data = self._hash_table.find(text)
         unknown = np.flatnonzero(rows == PADDING_ROW)
@@ -228,15 +204,14 @@ class WordTable:
 
     def forget_new_words(self) -> list[str]:
         """
-        Takes back the rows of the words that are not in the vocabulary.
-
-        Returns those words: the first had row `num_known`, and so on.
+        Takes back the rows of the words that are not in the vocabulary, and returns those words:
+        the first had row `num_known`, and so on.
         """
         new_words = self._rows.new_words
         for word in new_words:
             del self._rows[word]
         self._rows.new_words = []
-        self._rows.next_row = self._num_known
+        self._rows.next_row = self.num_known
         return new_words
 
     def put_new_words(self, words: list[str]) -> None:
@@ -245,21 +220,19 @@ class WordTable:
         them, for :meth:`arrays`.
         """
         for column in self._columns.values():
-            column.put(self._num_known, words)
+            column.put(self.num_known, words)
 
     def arrays(
         self, rows: NDArray[Any], distinct_words: bool = False
     ) -> dict[str, dict[str, NDArray[Any]]]:
         """
-        What AllenNLP's indexers give for a padded batch of words.
+        What AllenNLP's indexers give for a padded batch of words: for each column by its name, the
+        token ids as `tokens`, shape `(batch_size, timesteps)`, or the characters as `elmo_tokens`,
+        shape `(batch_size, timesteps, 50)`.
 
         `rows`: shape `(batch_size, timesteps)`; 0 where padded. `distinct_words`: if `True`,
-        characters come once for each distinct word of the batch, with an index that says where it
-        is. Returns for each column by its name. Token ids are `tokens`, shape `(batch_size,
-        timesteps)`; characters are `elmo_tokens`, shape `(batch_size, timesteps, 50)`. With
-        `distinct_words`, `elmo_tokens` has shape `(num_distinct_words + 1, 50)`, its row 0 is all
-        zero, and `word_index`, shape `(batch_size, timesteps)`, says which row each word is, 0
-        where padded.
+        `elmo_tokens` has shape `(num_distinct_words + 1, 50)`, its row 0 is all zero, and
+        `word_index`, shape `(batch_size, timesteps)`, says which row each word is, 0 where padded.
         """
         result: dict[str, dict[str, NDArray[Any]]] = {}
         distinct: tuple[NDArray[Any], NDArray[Any]] | None = None
@@ -279,7 +252,7 @@ class WordTable:
         num_rows = int(flat.max(initial=0)) + 1
         if num_rows > len(self._position_of_row):
             self._position_of_row = np.zeros(
-                max(num_rows, 2 * len(self._position_of_row), self._num_known), dtype=np.int32
+                max(num_rows, 2 * len(self._position_of_row), self.num_known), dtype=np.int32
             )
         positions = np.arange(len(flat), dtype=np.int32)
         self._position_of_row[flat] = positions
@@ -291,21 +264,17 @@ class WordTable:
 
 
 class _Interner(dict[str, int]):
-    """
-    A dictionary that gives a word that it doesn't have the next number.
-    """
+    """A dictionary that gives a word that it doesn't have the next number."""
 
     next_row: int
-    new_words: list[str]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.new_words = []
+        self.new_words: list[str] = []
 
     def __missing__(self, word: str) -> int:
-        row = self.next_row
-        self[word] = row
-        self.next_row = row + 1
+        row = self[word] = self.next_row
+        self.next_row += 1
         self.new_words.append(word)
         return row
 
@@ -317,10 +286,8 @@ def _pad(rows: NDArray[Any], min_length: int) -> NDArray[Any]:
     return np.pad(rows, ((0, 0), (0, missing)), constant_values=PADDING_ROW)
 
 
+# Longer words are not looked for: two numbers couldn't tell them apart.
 MAX_BYTES = 16
-"""
-Longer words are not looked for: two numbers couldn't tell them apart.
-"""
 
 # What `str.split` takes for white space among the characters of one byte; all others are in
 # _WIDE_SPACES.
@@ -374,10 +341,9 @@ class WordHashTable:
         self, text: str
     ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], bytes]:
         """
-        Returns shape `(num_words,)`: the row of each word of `text.split()`; 0 if it has none or is
-        longer than 16 bytes. Returns shape `(num_words,)`: where each word begins and ends in
-        `data`. Returns the text as UTF-8, with plain spaces for all the spaces of more than one
-        byte.
+        The row of each word of `text.split()`, 0 if it has none or is longer than 16 bytes; where
+        each begins and ends in the text as UTF-8 (all of shape `(num_words,)`); and that, with
+        plain spaces for all the spaces of more than one byte.
         """
         if not text.isascii():
             for space in _WIDE_SPACES:
@@ -434,9 +400,7 @@ class WordHashTable:
 def _numbers(
     data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """
-    The first eight bytes of words, and the last eight of those that have more.
-    """
+    """The first eight bytes of words, and the last eight of those that have more."""
     # With room on both sides, every eight bytes that are looked at exist.
     room = bytes(8)
     padded = room + data + room
@@ -452,9 +416,7 @@ def _numbers(
 
 
 def words_at(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[str]:
-    """
-    The words that begin and end there.
-    """
+    """The words that begin and end there."""
     return [
         data[start:end].decode("utf-8")
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
