@@ -25,6 +25,17 @@ from transformer_elmo.text.corpus import (
 
 MODEL_HELP = "a model folder, a model.tar.gz, the folder of a training run, or a URL"
 
+
+def _part(text: str) -> tuple[int, int]:
+    """The type of `--part`: its number, from 1, and how many there are."""
+    number, slash, count = text.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise argparse.ArgumentTypeError(
+        f"expected the number of a part and how many there are, such as 3/16: got {text!r}"
+    )
+
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"help": MODEL_HELP},
     "--max-tokens": {
@@ -55,6 +66,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": 'by default, a line that begins with {" is JSON',
     },
     "--output-file": {"type": Path, "help": "where results go; by default the standard output"},
+    "--part": {
+        "type": _part,
+        "metavar": "K/N",
+        "help": "only the K-th of N parts of the lines; transformer-elmo merge joins the parts",
+    },
     "--force": {"action": "store_true", "help": "replace what is there under that name"},
 }
 
@@ -97,6 +113,12 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
 def open_model(args: argparse.Namespace) -> TransformerElmo:
     """The model that the arguments name."""
     return TransformerElmo.open(args.model, **model_options(args))
+
+
+def part_of_lines(part: tuple[int, int] | None, num_lines: int) -> tuple[int, int, int]:
+    """Where a part of a text begins and ends, and how many lines there are in all."""
+    number, count = part or (1, 1)
+    return (number - 1) * num_lines // count, number * num_lines // count, num_lines
 
 
 def check_top_k(args: argparse.Namespace, least: int = 0) -> None:

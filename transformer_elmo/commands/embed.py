@@ -16,6 +16,7 @@ from transformer_elmo.commands.arguments import (
     file_of,
     model_options,
     open_model,
+    part_of_lines,
 )
 from transformer_elmo.commands.vector_shards import VectorShards, checked_format
 from transformer_elmo.errors import ConfigurationError
@@ -68,13 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="HDF5 without sentence_to_index, which takes as much memory as the text",
     )
-    parser.add_argument(
-        "--part",
-        type=part,
-        metavar="K/N",
-        help="only the K-th of N parts of the lines, to a .npy file for transformer-elmo merge",
-    )
-    add(parser, "--input-format", "--force")
+    add(parser, "--part", "--input-format", "--force")
     add_model_options(parser)
 
 
@@ -85,16 +80,6 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(
             f"expected numbers with commas between them, got {text!r}"
         ) from None
-
-
-def part(text: str) -> tuple[int, int]:
-    """The type of `--part`: its number, from 1, and how many there are."""
-    number, slash, count = text.partition("/")
-    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
-        return int(number), int(count)
-    raise argparse.ArgumentTypeError(
-        f"expected the number of a part and how many there are, such as 3/16: got {text!r}"
-    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -134,11 +119,9 @@ def _embed(
     }
     about = {"archive": args.model, "layers": layers, "weights": args.weights}
     about["transformer_elmo"] = __version__
-    first, last = 0, num_lines
+    first, last, _ = part_of_lines(args.part, num_lines)
     if args.part is not None:
-        number, count = args.part
-        first, last = (number - 1) * num_lines // count, number * num_lines // count
-        settings["part"] = about["part"] = [number, count]
+        settings["part"] = about["part"] = list(args.part)
         about["lines"] = [first, last, num_lines]
     word_shape = [elmo.num_layers, elmo.dim] if layers == "all" else [elmo.dim]
     shards = VectorShards(output, word_shape, args.dtype, settings, args.force)

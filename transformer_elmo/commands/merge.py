@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from transformer_elmo.commands.arguments import add
+from transformer_elmo.commands.arguments import add, check_output
 from transformer_elmo.commands.embed import texts_of
+from transformer_elmo.commands.perplexity import added_up
 from transformer_elmo.commands.vector_shards import (
     Piece,
     checked_format,
@@ -18,12 +19,12 @@ from transformer_elmo.commands.vector_shards import (
     write_vectors,
 )
 from transformer_elmo.errors import ConfigurationError, first_line
-from transformer_elmo.files import check_can_read, read_json
+from transformer_elmo.files import check_can_read, json_text, read_json, write_text
 from transformer_elmo.text.corpus import count_lines
 
 DESCRIPTION = """
-Join what transformer-elmo embed --part K/N has written. All N parts must be there, of the same
-text, model and layers.
+Join what transformer-elmo embed --part K/N has written, or add up what perplexity --part K/N has.
+All N parts must be there, of the same text and model.
 """
 
 # Sentences that are read together.
@@ -31,8 +32,15 @@ _AT_ONCE = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
-    parser.add_argument("parts", nargs="+", metavar="PART", help="a .npy file of embed --part")
+    parser.add_argument(
+        "output_file", help="ends with .hdf5 (or .h5), .npz or .npy; for perplexity with .json"
+    )
+    parser.add_argument(
+        "parts",
+        nargs="+",
+        metavar="PART",
+        help="a .npy file of embed --part, or a .json file of perplexity --part",
+    )
     parser.add_argument(
         "--sentences", metavar="TEXT", help="for HDF5: the text, for sentence_to_index"
     )
@@ -51,6 +59,11 @@ def merge(
     Raises `ConfigurationError` if a part is missing, is there twice, is damaged, or is of another
     work.
     """
+    if output.suffix == ".json":
+        check_output(output, force)
+        totals = added_up([about for _, about in _in_order(parts, of_vectors=False)])
+        write_text(output, json_text(totals, indent=1) + "\n")
+        return
     output_format = checked_format(output, force)
     # A glob finds what stands beside the parts as well.
     beside = {offsets_path(part) for part in parts}
@@ -82,11 +95,11 @@ def _pieces(arrays: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Piece]:
             yield vectors[ends[0] : ends[-1]], np.diff(ends)
 
 
-def _in_order(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+def _in_order(parts: list[Path], of_vectors: bool = True) -> list[tuple[Path, dict[str, Any]]]:
     """The parts with what is said of them, if they are all of one work."""
     found: dict[int, tuple[Path, dict[str, Any]]] = {}
     for path in parts:
-        about = _about(path)
+        about = _about(path, of_vectors)
         number, count = about["part"]
         if number in found:
             raise ConfigurationError(
@@ -115,22 +128,29 @@ def _common(about: dict[str, Any]) -> dict[str, Any]:
     """What all parts of a work have alike."""
     common = {k: v for k, v in about["settings"].items() if k != "part"}
     common["number of parts"], common["number of lines"] = about["part"][1], about["lines"][2]
-    return {**common, "word_shape": about["word_shape"], "dtype": about["dtype"]}
+    return {**common, "word_shape": about.get("word_shape"), "dtype": about.get("dtype")}
 
 
-def _about(path: Path) -> dict[str, Any]:
-    file = part_path(path)
-    about = read_json(file, f"{path} is no part of a text's vectors: {file}")
+def _about(path: Path, of_vectors: bool) -> dict[str, Any]:
+    """What a part says of itself: for vectors, in a file of its own."""
+    file, shown, keys = path, str(path), ["num_tokens"]
+    if of_vectors:
+        file = part_path(path)
+        shown = f"{path} is no part of a text's vectors: {file}"
+        keys = ["word_shape", "dtype", "num_words", "vectors", "lengths", "archive"]
+    about = read_json(file, shown)
     try:
         number, count = map(int, about["part"])
         begin, end, num_lines = map(int, about["lines"])
         if not (1 <= number <= count and 0 <= begin <= end <= num_lines):
             raise ValueError("its numbers make no sense")
-        for key in ("word_shape", "dtype", "num_words", "vectors", "lengths", "archive"):
+        for key in keys:
             about[key]
         about["settings"]["input_format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{file} is damaged: {first_line(error)}.") from None
+        raise ConfigurationError(
+            f"{file} isn't of a part, or is damaged: {first_line(error)}."
+        ) from None
     return about
 
 
