@@ -137,14 +137,25 @@ class Softmax(torch.nn.Module):
         return exact_token_losses(embeddings, weight, bias, targets.long())
 
     def token_losses(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """
-        The loss of each token: exact, unless a subclass trains on something cheaper.
-
-        `embeddings`: shape `(num_tokens, embedding_dim)`. `targets`: shape `(num_tokens,)`; word
-        ids from 0, without the vocabulary's padding entry. Returns shape `(num_tokens,)`, float32,
-        in nats.
-        """
+        """As `exact_token_losses`, unless a subclass trains on something cheaper."""
         return self.exact_token_losses(embeddings, targets)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+    ) -> None:
+        """Accepts the sparse layout and the dense one, either way round, whichever its own is."""
+        for name, own in self.state_dict().items():
+            dense = prefix + name.removesuffix(".weight")
+            given = state_dict.pop(dense + ".weight", state_dict.pop(dense, None))
+            if given is None:
+                continue
+            if name.startswith("softmax_b") and given.numel() == own.numel():
+                given = given.reshape(own.shape)
+            elif given.shape != own.shape and given.t().shape == own.shape:
+                # The full softmax keeps its weights the other way round from the sampled one.
+                given = given.t()
+            state_dict[prefix + name] = given
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The sum of `token_losses`, a scalar, as AllenNLP's losses return it."""
@@ -272,22 +283,6 @@ class SampledSoftmaxLoss(Softmax):
         probabilities = self._probabilities_of_all(word_ids.device).index_select(0, word_ids)
         return torch.log(-torch.expm1(-log_threshold.exp() * probabilities))
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
-    ) -> None:
-        """Accepts the sparse and the dense layout, and that of `SoftmaxLoss`."""
-        w, b = prefix + "softmax_w", prefix + "softmax_b"
-        weight, bias = _taken_out(state_dict, w), _taken_out(state_dict, b)
-        suffix = ".weight" if self.sparse else ""
-        own_weight, own_bias = self.word_weights()
-        if weight is not None:
-            state_dict[w + suffix] = _transposed_to_fit(weight, own_weight.shape)
-        if bias is not None:
-            if bias.numel() == own_bias.numel():
-                bias = bias.reshape((-1, 1) if self.sparse else (-1,))
-            state_dict[b + suffix] = bias
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 class SoftmaxLoss(Softmax):
     """
@@ -305,27 +300,3 @@ class SoftmaxLoss(Softmax):
 
     def word_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.softmax_w.t(), self.softmax_b
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
-    ) -> None:
-        """Accepts the layouts of `SampledSoftmaxLoss` as well."""
-        w, b = prefix + "softmax_w", prefix + "softmax_b"
-        weight, bias = _taken_out(state_dict, w), _taken_out(state_dict, b)
-        if weight is not None:
-            state_dict[w] = _transposed_to_fit(weight, self.softmax_w.shape)
-        if bias is not None:
-            state_dict[b] = bias.reshape(-1)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _taken_out(state_dict: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
-    """A parameter under its name in the sparse layout or in the dense one."""
-    return state_dict.pop(name + ".weight", state_dict.pop(name, None))
-
-
-def _transposed_to_fit(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The full softmax keeps its weights the other way round from the sampled one."""
-    if weight.shape != shape and weight.t().shape == shape:
-        return weight.t()
-    return weight

@@ -179,21 +179,14 @@ class CausalTransformer(torch.nn.Module):
         return outputs
 
 
-def positional_encoding(timesteps: int, dimension: int) -> torch.Tensor:
-    """Sines and cosines of Vaswani et al. 2017, section 3.5. Shape `(1, timesteps, dimension)`."""
-    position = torch.arange(timesteps, dtype=torch.float32).unsqueeze(1)
-    frequency = position_frequencies(dimension)
-    encoding = torch.zeros(timesteps, dimension)
-    encoding[:, 0::2] = torch.sin(position * frequency)
-    encoding[:, 1::2] = torch.cos(position * frequency)
-    return encoding.unsqueeze(0)
-
-
-def position_frequencies(dimension: int) -> torch.Tensor:
-    """How far each sine's angle turns from one position to the next. Shape `(dimension / 2,)`."""
-    return torch.exp(
-        torch.arange(0, dimension, 2, dtype=torch.float32) * -(math.log(10000.0) / dimension)
+def positional_encoding(timesteps: int, dim: int) -> torch.Tensor:
+    """Sines and cosines of Vaswani et al. 2017, section 3.5. Shape `(1, timesteps, dim)`."""
+    places = torch.arange(timesteps, dtype=torch.float32).unsqueeze(1)
+    frequencies = torch.exp(
+        torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim)
     )
+    angles = places * frequencies
+    return torch.stack([torch.sin(angles), torch.cos(angles)], -1).view(1, timesteps, dim)
 
 
 class PositionalEncoding(torch.nn.Module):
