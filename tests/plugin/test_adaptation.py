@@ -308,13 +308,6 @@ class TestWrongInput:
         assert "Take fewer words" in caplog.text
 
 
-def test_ten_sentences(work):
-    """As few as there may be."""
-    (work / "new.txt").write_text("\n".join(NEW_TEXT[:2] * 5))
-    train_model_from_file(str(CONFIG), "out", json.dumps(CHANGES))
-    assert TransformerElmo.open("out/model.tar.gz").perplexity("new.txt") > 1
-
-
 def test_samples_as_the_archive_had_them(work):
     """Where the new vocabulary allows that."""
     vocab = vocabulary_of("lm.tar.gz", words="keep")

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from transformer_elmo import LanguageModelingDataLoader
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import data_loader
-from transformer_elmo.text import training_stream as chunks
 from transformer_elmo.text import training_stream as prefetch
 from transformer_elmo.text import training_stream as schedule
 
@@ -361,22 +360,6 @@ class TestOrder:
             f"at file {i + 1} of 3, {path}/shard-0{i}." for i in range(3)
         ]
 
-    def test_chunks_end_by_bytes_too(self, tmp_path):
-        path = tmp_path / "text"
-        path.write_text("a b c\n" * 100)
-        pieces = list(chunks.read_chunks([path], 1000, max_bytes=100))
-        assert [len(chunk.pieces) for chunk in pieces] == [1]
-        (tmp_path / "many").mkdir()
-        shards = []
-        for i in range(5):
-            shards.append(tmp_path / "many" / str(i))
-            shards[-1].write_text("a b c\n" * 10)
-        assert [len(c.pieces) for c in chunks.read_chunks(shards, 1000, max_bytes=100)] == [
-            2,
-            2,
-            1,
-        ]
-
     def test_max_instances_are_the_first_ones(self, tmp_path):
         path = random_corpus(tmp_path / "corpus")
         reader = make_reader(max_instances=37)
@@ -574,16 +557,6 @@ class TestErrors:
         assert sorted(flat(order_of(loader))) == list(range(1200))
 
 
-def collect(rank, world_size, path, rendezvous, result_path):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
-    )
-    loader = make_loader(path, max_tokens=60, max_instances_in_memory=25)
-    torch.save([order_of(loader), order_of(loader)], f"{result_path}-{rank}")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 class TestDistributed:
     @pytest.mark.parametrize("world_size", [2, 3, 4, 7])
     def test_dealt_out_the_same_sequence(self, tmp_path, monkeypatch, world_size):
@@ -639,22 +612,6 @@ class TestDistributed:
             make_loader(path, max_tokens=60, reader=make_reader(max_instances=limit))
         monkeypatch.setattr(dist, "get_world_size", lambda: 2)
         make_loader(path, max_tokens=60, reader=make_reader(max_instances=limit))
-
-    def test_two_processes(self, tmp_path):
-        path = random_corpus(tmp_path / "corpus")
-        context = multiprocessing.get_context("fork")
-        arguments = (2, path, tmp_path / "rendezvous", tmp_path / "result")
-        processes = [context.Process(target=collect, args=(rank, *arguments)) for rank in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-            assert process.exitcode == 0
-        first, second = (torch.load(f"{tmp_path / 'result'}-{rank}") for rank in range(2))
-        for epoch in range(2):
-            assert len(first[epoch]) == len(second[epoch])
-            ours, theirs = flat(first[epoch]), flat(second[epoch])
-            assert sorted(ours + theirs) == list(range(120))
 
 
 def make_loader_of_text(folder, text):
@@ -827,17 +784,3 @@ def test_works_for_allennlps_other_users(tmp_path):
     assert next(iter(loader.iter_instances())).indexed
     loader.set_target_device(torch.device("cpu"))
     assert sum(map(num_rows, loader)) == 120
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_device(tmp_path):
-    path = random_corpus(tmp_path / "corpus")
-    plain = list(make_loader(path, max_tokens=60))
-    loader = make_loader(path, max_tokens=60)
-    loader.set_target_device(torch.device("cuda", 0))
-    for ours, theirs in zip(loader, plain):
-        assert ours["source"]["tokens"]["tokens"].device == torch.device("cuda", 0)
-        assert torch.equal(
-            ours["source"]["token_characters"]["elmo_tokens"].cpu(),
-            theirs["source"]["token_characters"]["elmo_tokens"],
-        )

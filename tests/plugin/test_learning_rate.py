@@ -80,3 +80,12 @@ def test_errors():
     for value in (-0.1, -1, 1.5):
         with pytest.raises(ConfigurationError, match="warmup must be a number of steps"):
             scheduler(warmup=value, num_steps=10)
+
+
+def test_the_scheduler_that_waits_for_a_plateau():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    options = {"type": "reduce_on_plateau", "factor": 0.5, "patience": 0, "mode": "max"}
+    scheduler = LearningRateScheduler.from_params(Params(options), optimizer=optimizer)
+    for metric in (1.0, 0.5, 2.0, 1.0):
+        scheduler.step(metric)
+    assert optimizer.param_groups[0]["lr"] == 0.25

@@ -1,20 +1,15 @@
 import copy
-import json
-import re
 from collections import defaultdict
 from typing import Any
 
 import pytest
 import torch
-from allennlp.commands.train import train_model
 from allennlp.common import Params
-from allennlp.training.learning_rate_schedulers import LearningRateScheduler
 from allennlp.training.optimizers import Optimizer
 
-from tests.small_lm import experiment_config, model_config, random_sentences, tensors
+from tests.small_lm import random_sentences, tensors
 from transformer_elmo import DenseSparseAdam, MuonSparseAdam
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.nn.kernels import optimizers as muon
 from transformer_elmo.nn.kernels.optimizers import (
     _by_squares,
     _iterated,
@@ -133,19 +128,6 @@ def test_products_of_squares_are_the_iteration(smallest):
         assert error.max() < 2e-3
 
 
-def test_long_matrices_are_iterated_by_their_squares(monkeypatch):
-    taken = []
-    for name in ("_iterated", "_by_squares"):
-        monkeypatch.setattr(muon, name, lambda matrices, name=name: taken.append(name))
-    for shape in ((1, 8, 8), (1, 8, 11), (1, 8, 12), (1, 32, 8)):
-        orthogonalized(torch.randn(shape))
-    assert taken == ["_iterated", "_iterated", "_by_squares", "_by_squares"]
-    # In half precision none is.
-    monkeypatch.setattr(muon, "HALF_PRECISION_DEVICES", ("cpu",))
-    orthogonalized(torch.randn(1, 8, 32))
-    assert taken[4:] == ["_iterated"]
-
-
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has one from 2.9 on")
 def test_the_same_as_pytorchs():
     torch.manual_seed(0)
@@ -220,33 +202,6 @@ def test_groups_and_schedulers_set_the_rate_of_both():
     gradient = model.hidden.weight.grad
     assert gradient is not None
     assert torch.equal(optimizer.state[model.hidden.weight]["momentum_buffer"], gradient)
-
-
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        {"type": "noam", "model_size": 16, "warmup_steps": 4},
-        {"type": "warmup_stable_decay", "warmup": 4, "decay": 4},
-    ],
-)
-def test_a_smaller_rate_is_a_shorter_step(scheduler):
-    torch.manual_seed(0)
-    lengths = []
-    for rate in (0.01, 0.005):
-        model = Words()
-        optimizer = optimizer_of(model, lr=rate)
-        if scheduler["type"] == "noam":
-            scheduler = {**scheduler, "factor": rate}
-        made: Any = LearningRateScheduler.from_params(
-            Params(dict(scheduler)), optimizer=optimizer, num_epochs=1, num_steps_per_epoch=8
-        )
-        made.step_batch(2)
-        before = model.hidden.weight.detach().clone()
-        steps(model, optimizer, 1)
-        length = (model.hidden.weight.detach() - before).norm() / optimizer.param_groups[0]["lr"]
-        lengths.append(float(length))
-    # 6 singular values near 1, in a matrix of at most 16 rows.
-    assert all(0.5 < length / (0.2 * 4 * 6**0.5) < 1.3 for length in lengths)
 
 
 def test_a_step_without_effect_can_be_taken_back():
@@ -358,42 +313,6 @@ def test_sparse_gradients_are_refused():
     optimizer = optimizer_of(model, muon=["vectors"])
     with pytest.raises(ConfigurationError, match=r"sparse gradients.*\(20, 6\)"):
         steps(model, optimizer, 1)
-
-
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path, sentences):
-    """With a schedule and bfloat16."""
-    text = tmp_path / "train.txt"
-    text.write_text("\n".join(sentences))
-    (tmp_path / "vocabulary").mkdir()
-    config = experiment_config(
-        train_data_path=str(text),
-        validation_data_path=str(text),
-        model={**model_config(), "precision": "bfloat16"},
-        trainer={
-            "num_epochs": 2,
-            "optimizer": {"type": "muon_sparse_adam", "lr": 0.01},
-            "learning_rate_scheduler": {"type": "warmup_stable_decay", "warmup": 2, "decay": 0.5},
-            "checkpointer": {"type": "crash_safe", "keep_most_recent_by_count": None},
-            "callbacks": [{"type": "resume_data"}],
-        },
-    )
-
-    def trained(folder, **options):
-        model = train_model(Params(copy.deepcopy(config)), str(folder), **options)
-        return weights(model), json.loads((folder / "metrics.json").read_text())
-
-    whole, metrics = trained(tmp_path / "whole")
-    (tmp_path / "whole").rename(tmp_path / "again")
-    removed = 0
-    for path in (tmp_path / "again").iterdir():
-        if re.search(r"_e2_|^best\.th|^model\.tar|^metrics", path.name):
-            path.unlink()
-            removed += 1
-    assert removed > 3
-    recovered, again = trained(tmp_path / "again", recover=True)
-    assert equal(whole, recovered)
-    assert metrics["best_validation_loss"] == again["best_validation_loss"]
-    assert metrics["training_loss"] == again["training_loss"]
 
 
 def test_the_kernel_leaves_others_alone():

@@ -1,7 +1,7 @@
 from allennlp.common.plugins import import_plugins
 from allennlp.predictors import Predictor
 
-from transformer_elmo.plugin.predictor_names import RENAMED
+from transformer_elmo.plugin.predictor import RENAMED
 
 
 def test_predictors_by_their_old_names(lm_archive, caplog):

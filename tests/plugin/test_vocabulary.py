@@ -226,7 +226,7 @@ class TestWriteVocabulary:
 
 
 def from_files(folder):
-    return Vocabulary.from_params(Params({"type": "from_files", "directory": str(folder)}))
+    return Vocabulary.from_params(Params({"type": "lm_from_files", "directory": str(folder)}))
 
 
 class TestFromFiles:

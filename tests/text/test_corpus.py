@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.text import corpus
+from transformer_elmo.text import corpus, training_stream
 from transformer_elmo.text.corpus import find_shards, read_blocks, read_sentences
 
 
@@ -229,3 +229,11 @@ class TestCompression:
     def test_vanished(self, tmp_path):
         with pytest.raises(ConfigurationError, match="gone"):
             list(read_sentences(tmp_path / "gone"))
+
+
+def test_chunks_end_by_bytes_too(tmp_path):
+    shards = [tmp_path / str(i) for i in range(5)]
+    for shard in shards:
+        shard.write_text("a b c\n" * 10)
+    found = [len(c.pieces) for c in training_stream.read_chunks(shards, 1000, max_bytes=100)]
+    assert found == [2, 2, 1]

@@ -3,7 +3,7 @@ AllenNLP around the core: everything that a config can name, and what is done to
 Importing this package registers all of it.
 """
 
-from transformer_elmo.plugin import (
+from transformer_elmo.plugin import (  # noqa: F401
     adaptation,
     commands,
     contextualizer,
@@ -17,7 +17,6 @@ from transformer_elmo.plugin import (
     optimizer,
     patches,
     predictor,
-    predictor_names,
     pretrained_vocabulary,
     sentences,
     tagger_predictor,
@@ -29,43 +28,12 @@ from transformer_elmo.plugin.compat import (
     archived,
     configs,
     peer,
-    prediction,
     shown_errors,
     training,
 )
-from transformer_elmo.plugin.training import trainer
+from transformer_elmo.plugin.training import trainer  # noqa: F401
 
 patches.check_version()
 peer.claim_names()
-for _module in (
-    configs,
-    archived,
-    training,
-    prediction,
-    shown_errors,
-):
+for _module in (configs, archived, training, shown_errors):
     _module.install()
-
-
-__all__ = [
-    "adaptation",
-    "commands",
-    "contextualizer",
-    "data_loader",
-    "dataset_reader",
-    "evaluator",
-    "language_model",
-    "learning_rate",
-    "loading",
-    "muon",
-    "optimizer",
-    "predictor",
-    "predictor_names",
-    "pretrained_vocabulary",
-    "sentences",
-    "tagger_predictor",
-    "token_embedders",
-    "tokenizers",
-    "trainer",
-    "vocabulary",
-]

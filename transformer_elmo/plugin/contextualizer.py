@@ -19,22 +19,14 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
 
     Registered as a `Seq2SeqEncoder` with name "bidirectional_language_model_transformer".
 
-    # Parameters
-
-    input_dim : `int`, required.
-        Dimension of the word vectors; a multiple of 8, the number of attention heads.
-    hidden_dim : `int`, required.
-        Dimension of the feed-forward networks' hidden layer.
-    num_layers : `int`, required.
-        Transformer layers in each direction.
-    dropout : `float`, optional (default = `0.1`)
-        Within the transformer layers.
-    input_dropout : `float`, optional (default = `None`)
-        On the word vectors, once their positions have been added.
-    activation : `str`, optional (default = `"relu"`)
-        Of the feed-forward networks; or "relu_squared", which stock allennlp-models doesn't know.
-    return_all_layers : `bool`, optional (default = `False`)
-        Return a list with every layer's output instead of the last one's alone.
+    - `input_dim`: Dimension of the word vectors; a multiple of 8, the number of attention heads.
+    - `hidden_dim`: Dimension of the feed-forward networks' hidden layer.
+    - `num_layers`: Transformer layers in each direction.
+    - `dropout`: Within the transformer layers.
+    - `input_dropout`: On the word vectors, once their positions have been added.
+    - `activation`: Of the feed-forward networks; or "relu_squared", which stock allennlp-models
+      doesn't know.
+    - `return_all_layers`: Return a list with every layer's output instead of the last one's alone.
     """
 
     def __init__(
@@ -47,11 +39,11 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
         return_all_layers: bool = False,
         activation: str = "relu",
     ) -> None:
-        super().__init__(
-            ContextualizerConfig(
-                input_dim, hidden_dim, num_layers, dropout, input_dropout, activation
-            )
+        config = ContextualizerConfig(
+            input_dim, hidden_dim, num_layers, dropout, input_dropout or 0.0, activation
         )
+        super().__init__(config)
+        self.config = config
         self._return_all_layers = return_all_layers
 
     def get_attention_masks(self, mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -59,16 +51,10 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
         Who may look at whom, for inspection and for code written against allennlp-models. `forward`
         computes what these masks say without ever making them.
 
-        # Parameters
+        - `mask`: Shape `(batch_size, timesteps)`.
 
-        mask : `torch.BoolTensor`
-            Shape `(batch_size, timesteps)`.
-
-        # Returns
-
-        `Tuple[torch.BoolTensor, torch.BoolTensor]`
-            Shape `(batch_size, timesteps, timesteps)`, for the forward and the backward direction:
-            whether the position of the second dimension looks at that of the third.
+        Returns shape `(batch_size, timesteps, timesteps)`, for the forward and the backward
+        direction: whether the position of the second dimension looks at that of the third.
         """
         timesteps = mask.size(1)
         earlier = torch.ones(timesteps, timesteps, dtype=torch.bool, device=mask.device).tril()
@@ -80,18 +66,12 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
         self, token_embeddings: torch.Tensor, mask: torch.Tensor
     ) -> Union[torch.Tensor, List[torch.Tensor]]:
         """
-        # Parameters
+        - `token_embeddings`: Shape `(batch_size, timesteps, input_dim)`.
+        - `mask`: Shape `(batch_size, timesteps)`. Positions outside it are neither seen nor
+          computed.
 
-        token_embeddings : `torch.Tensor`
-            Shape `(batch_size, timesteps, input_dim)`.
-        mask : `torch.BoolTensor`
-            Shape `(batch_size, timesteps)`. Positions outside it are neither seen nor computed.
-
-        # Returns
-
-        `torch.Tensor` or, with `return_all_layers`, a `List[torch.Tensor]` with an entry a layer
-            Shape `(batch_size, timesteps, 2 * input_dim)`: the forward direction's half, then the
-            backward one's. Zero outside the mask.
+        Returns shape `(batch_size, timesteps, 2 * input_dim)`: the forward direction's half, then
+        the backward one's. Zero outside the mask.
         """
         packing = PackedBatch(mask)
         layers, _ = self.layers(token_embeddings, packing)
@@ -101,11 +81,8 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
         self, token_embeddings: torch.Tensor, packing: PackedBatch
     ) -> Tuple[List[torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]:
         """
-        # Returns
-
-        `Tuple[List[torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]`
-            All layers, or the top one alone without `return_all_layers`, as `forward` has them; and
-            the top layer of both directions as rows of the packing's orders.
+        Returns All layers, or the top one alone without `return_all_layers`, as `forward` has them;
+        and the top layer of both directions as rows of the packing's orders.
         """
         forward, backward = self.rows(token_embeddings, packing)
         wanted = slice(None) if self._return_all_layers else slice(-1, None)

@@ -1,6 +1,4 @@
-"""
-The fast path: text on disk to padded tensors, arrays all the way.
-"""
+"""The fast path: text on disk to padded tensors, arrays all the way."""
 
 import hashlib
 import multiprocessing
@@ -24,9 +22,8 @@ from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
-from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
+from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader, fits_a_table
 from transformer_elmo.plugin.encoders import Encoder, InstancesEncoder, TableEncoder
-from transformer_elmo.plugin.indexers import fits_a_table
 from transformer_elmo.text.batching import deal_rounds, regrouped
 from transformer_elmo.text.corpus import DataPath, Shards, find_shards, has_sentences, most_words
 from transformer_elmo.text.training_stream import (
@@ -78,40 +75,27 @@ class LanguageModelingDataLoader(DataLoader):
 
     Registered as a `DataLoader` with name "language_modeling".
 
-    # Parameters
-
-    reader : `DatasetReader`
-        A `SimpleLanguageModelingDatasetReader`, which says what words and tensors are.
-    data_path : `str` or `List[str]`
-        What :func:`~transformer_elmo.text.corpus.find_shards` takes. With `None` there are no
-        instances, and iterating is an error.
-    max_tokens : `int`, optional (default = `None`)
-        The most tokens that a batch may have: its sentences times the longest one, start and end
-        tokens included. A longer sentence goes alone.
-    batch_size : `int`, optional (default = `None`)
-        The most sentences that a batch may have. `max_tokens`, `batch_size` or both must be given.
-    shuffle : `bool`, optional (default = `True`)
-        If `False`, shards and chunks come in order, and the batches of a chunk from short
-        sentences to long ones.
-    max_instances_in_memory : `int`, optional (default = `32768`)
-        The number of lines of a chunk.
-    batches_per_epoch : `int`, optional (default = `None`)
-        If given, an epoch has exactly this many batches, and the next one goes on where it ended.
-    distinct_words : `bool`, optional (default = `False`)
-        If `True`, `elmo_characters` gives each distinct word of a batch once: `elmo_tokens` has
-        shape
-        `(num_distinct_words + 1, 50)`, its row 0 is the padding, and `word_index`, of shape
-        `(batch_size, timesteps)`, says which row each word is.
-    keep_long_sentences : `bool`, optional (default = `False`)
-        If `True`, the reader's `max_sequence_length` is ignored: whoever evaluates wants every
-        sentence.
-    num_workers : `int`, optional (default = `0`)
-        The number of processes that tokenize and look up words. With 0 a thread does it, which is
-        enough for `just_spaces`.
-    seed : `int`, optional (default = `0`)
-        The seed of the order.
-    quiet : `bool`, optional (default = `False`)
-        If `True`, there is no progress bar where instances are read.
+    - `reader`: A `SimpleLanguageModelingDatasetReader`, which says what words and tensors are.
+    - `data_path`: What :func:`~transformer_elmo.text.corpus.find_shards` takes. With `None` there
+      are no instances, and iterating is an error.
+    - `max_tokens`: The most tokens that a batch may have: its sentences times the longest one,
+      start and end tokens included. A longer sentence goes alone.
+    - `batch_size`: The most sentences that a batch may have. `max_tokens`, `batch_size` or both
+      must be given.
+    - `shuffle`: If `False`, shards and chunks come in order, and the batches of a chunk from short
+      sentences to long ones.
+    - `max_instances_in_memory`: The number of lines of a chunk.
+    - `batches_per_epoch`: If given, an epoch has exactly this many batches, and the next one goes
+      on where it ended.
+    - `distinct_words`: If `True`, `elmo_characters` gives each distinct word of a batch once:
+      `elmo_tokens` has shape `(num_distinct_words + 1, 50)`, its row 0 is the padding, and
+      `word_index`, of shape `(batch_size, timesteps)`, says which row each word is.
+    - `keep_long_sentences`: If `True`, the reader's `max_sequence_length` is ignored: whoever
+      evaluates wants every sentence.
+    - `num_workers`: The number of processes that tokenize and look up words. With 0 a thread does
+      it, which is enough for `just_spaces`.
+    - `seed`: The seed of the order.
+    - `quiet`: If `True`, there is no progress bar where instances are read.
     """
 
     def __init__(
@@ -176,9 +160,7 @@ class LanguageModelingDataLoader(DataLoader):
         self.seed = seed
         self.quiet = quiet
         self.seconds_waited = 0.0
-        """
-        How long whoever iterates has waited for batches, in all.
-        """
+        """How long whoever iterates has waited for batches, in all."""
         self._keep_long_sentences = keep_long_sentences
         # AllenNLP makes a loader of `"validation_data_path": null` where it makes a vocabulary.
         self._shards = Shards([] if data_path is None else find_shards(data_path))
@@ -314,9 +296,7 @@ class LanguageModelingDataLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> Dict[str, Any]:
-        """
-        Where the loader stands: after the batch that was handed out last.
-        """
+        """Where the loader stands: after the batch that was handed out last."""
         return {
             "next_pass": self._next_pass,
             "position": None if self._position is None else self._position.to_json(),
@@ -334,21 +314,14 @@ class LanguageModelingDataLoader(DataLoader):
         Goes on where another loader of the same corpus and settings stood. AllenNLP's trainer asks
         again for the batches that it has seen, without looking at them; they are not read again.
 
-        # Parameters
+        - `state`: What :meth:`state_dict` gave.
+        - `num_epochs`: How many finished epochs will be asked for again. They are empty.
+        - `num_batches`: How many batches of the epoch after those will be asked for again. They are
+          `{}`.
+        - `on_resumed`: Called before the first batch that is new.
 
-        state : `Dict[str, Any]`
-            What :meth:`state_dict` gave.
-        num_epochs : `int`
-            How many finished epochs will be asked for again. They are empty.
-        num_batches : `int`
-            How many batches of the epoch after those will be asked for again. They are `{}`.
-        on_resumed : `Callable[[], None]`, optional
-            Called before the first batch that is new.
-
-        # Raises
-
-        `ConfigurationError`
-            If the corpus or a setting that the order depends on is another one.
+        Raises `ConfigurationError` if the corpus or a setting that the order depends on is another
+        one.
         """
         self.check_same_data(state)
         self._next_pass = state["next_pass"]
@@ -368,8 +341,8 @@ class LanguageModelingDataLoader(DataLoader):
         _, world_size = _place_among_processes()
         if self.batches_per_epoch is not None and num_processes % world_size:
             raise ConfigurationError(
-                "A run with batches_per_epoch goes on with a number of processes that divides "
-                f"the {num_processes} that it was begun with, and there are {world_size}."
+                "A run with batches_per_epoch goes on with a number of processes that divides the "
+                f"{num_processes} that it was begun with, and there are {world_size}."
             )
 
     @property
@@ -380,15 +353,10 @@ class LanguageModelingDataLoader(DataLoader):
 
     def check_same_data(self, state: Dict[str, Any]) -> None:
         """
-        # Parameters
+        - `state`: What :meth:`state_dict` gave.
 
-        state : `Dict[str, Any]`
-            What :meth:`state_dict` gave.
-
-        # Raises
-
-        `ConfigurationError`
-            If the corpus or a setting that the order depends on is another one.
+        Raises `ConfigurationError` if the corpus or a setting that the order depends on is another
+        one.
         """
         for name, value in self._settings().items():
             # A checkpoint of an earlier version may say less.

@@ -1,9 +1,10 @@
 """
-AllenNLP's general path: one `Instance` a sentence.
+AllenNLP's general path: one `Instance` a sentence. And its token indexers whose numbers depend on a
+word alone, as columns of a table of words.
 """
 
 import logging
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 
 from allennlp.data.dataset_readers.dataset_reader import DatasetReader
 from allennlp.data.fields import TextField
@@ -15,11 +16,13 @@ from allennlp.data.token_indexers import (
     TokenIndexer,
 )
 from allennlp.data.tokenizers import Token, Tokenizer
+from allennlp.data.vocabulary import Vocabulary
 from overrides import overrides
 
 from transformer_elmo.plugin.tokenizers import WordSplittingSpacyTokenizer
 from transformer_elmo.text.corpus import DataPath, Sentence, find_shards, most_words, read_sentences
 from transformer_elmo.text.reader import checked_sentence
+from transformer_elmo.text.word_table import CharacterIds, Column, TokenIds, WordTable
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +38,14 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
 
     Registered as a `DatasetReader` with name "simple_language_modeling".
 
-    # Parameters
-
-    tokenizer : `Tokenizer`, optional (default = `SpacyTokenizer()`)
-        Splits a sentence into words. `just_spaces` is for text that is tokenized already. The
-        default tags words only if one of the `token_indexers` may look at tags.
-    token_indexers : `Dict[str, TokenIndexer]`, optional (default = `{"tokens":
-    SingleIdTokenIndexer()}`)
-        The representations of a word.
-    max_sequence_length : `int`, optional (default = `None`)
-        Sentences of more tokens, those of `start_tokens` and `end_tokens` included, are dropped,
-        and the log says how many. The attribute of this name is looked at when sentences are read:
-        whoever evaluates sets it to `None`.
-    start_tokens : `List[str]`, optional (default = `None`)
-        Put before the words of every sentence.
-    end_tokens : `List[str]`, optional (default = `None`)
-        Put after the words of every sentence.
+    - `tokenizer`: Splits a sentence into words. `just_spaces` is for text that is tokenized
+      already. The default tags words only if one of the `token_indexers` may look at tags.
+    - `token_indexers`: The representations of a word.
+    - `max_sequence_length`: Sentences of more tokens, those of `start_tokens` and `end_tokens`
+      included, are dropped, and the log says how many. The attribute of this name is looked at when
+      sentences are read: whoever evaluates sets it to `None`.
+    - `start_tokens`: Put before the words of every sentence.
+    - `end_tokens`: Put after the words of every sentence.
     """
 
     def __init__(
@@ -77,16 +72,7 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
 
     @overrides(check_signature=False)
     def text_to_instance(self, sentence: Sentence) -> Instance:
-        """
-        # Parameters
-
-        sentence : `Sentence`
-
-        # Returns
-
-        `Instance`
-            Its field `source` has the sentence's tokens between the start and end tokens.
-        """
+        """Its field `source` has the tokens, between the start and end tokens."""
         return self.tokens_to_instance(self.tokens_of(sentence))
 
     def tokens_of(self, sentence: Sentence) -> List[Token]:
@@ -95,9 +81,7 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
         return self.tokenizer.tokenize(found) if isinstance(found, str) else [*map(Token, found)]
 
     def tokens_to_instance(self, tokens: List[Token]) -> Instance:
-        """
-        The instance of a sentence that is tokenized already.
-        """
+        """The instance of a sentence that is tokenized already."""
         # In a worker process the indexers are left out, as AllenNLP wants it:
         # `apply_token_indexers` puts them in on the other side.
         indexers = self.token_indexers if self.get_worker_info() is None else None
@@ -135,9 +119,7 @@ class SimpleLanguageModelingDatasetReader(DatasetReader):
 
     @property
     def num_boundary_tokens(self) -> int:
-        """
-        How many start and end tokens a sentence gets.
-        """
+        """How many start and end tokens a sentence gets."""
         return len(self.start_tokens) + len(self.end_tokens)
 
     @property
@@ -159,3 +141,53 @@ def reader_attribute(reader: Optional[DatasetReader], name: str) -> Any:
     leading underscore, ours in the open. `None` if there is no such thing.
     """
     return getattr(reader, name, getattr(reader, "_" + name, None))
+
+
+def depends_on_word_alone(indexer: TokenIndexer) -> bool:
+    """
+    Whether what an indexer says about a token is known to depend on the token's text alone, and its
+    output to be in step with the tokens.
+    """
+    if type(indexer) is SingleIdTokenIndexer:
+        return (
+            indexer.namespace is not None
+            and indexer._feature_name == "text"
+            and not indexer._start_tokens
+            and not indexer._end_tokens
+        )
+    return type(indexer) in (ELMoTokenCharactersIndexer, TokenCharactersIndexer)
+
+
+def fits_a_table(indexer: TokenIndexer) -> bool:
+    """
+    Whether an indexer's output can be kept in a table: `single_id` and `elmo_characters`, whose
+    numbers depend on the word alone. (`single_id` not if it adds tokens of its own, or reads
+    anything but the text.)
+    """
+    return depends_on_word_alone(indexer) and not isinstance(indexer, TokenCharactersIndexer)
+
+
+def word_table(
+    token_indexers: Mapping[str, TokenIndexer], vocab: Vocabulary, other_words: Sequence[str] = ()
+) -> WordTable:
+    """
+    `token_indexers`: all of a kind that `fits_a_table`. `vocab`: the vocabulary that the indexers
+    look words up in. `other_words`: words that keep their rows although the vocabulary may lack
+    them.
+    """
+    columns = {name: column_of(indexer, vocab) for name, indexer in token_indexers.items()}
+    return WordTable(columns, other_words)
+
+
+def column_of(indexer: TokenIndexer, vocab: Vocabulary) -> Column:
+    """What an indexer that `fits_a_table` says of words."""
+    if isinstance(indexer, SingleIdTokenIndexer):
+        ids = vocab.get_token_to_index_vocabulary(str(indexer.namespace))
+        return TokenIds(
+            ids,
+            ids.get(vocab._oov_token),
+            indexer.lowercase_tokens,
+            indexer._token_min_padding_length,
+        )
+    assert isinstance(indexer, ELMoTokenCharactersIndexer)
+    return CharacterIds(indexer._mapper.tokens_to_add, indexer._token_min_padding_length)

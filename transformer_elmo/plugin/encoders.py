@@ -4,7 +4,7 @@ that, else by way of AllenNLP's instances.
 """
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Union, cast
+from typing import Any, Dict, Iterator, List, Union, cast
 
 import numpy as np
 import torch
@@ -16,14 +16,13 @@ from allennlp.data.vocabulary import Vocabulary
 from numpy.typing import NDArray
 
 from transformer_elmo.nn.batch import HostLengths, longest_word
-from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
-from transformer_elmo.plugin.indexers import word_table
+from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader, word_table
 from transformer_elmo.plugin.text_fields import FACTS
 from transformer_elmo.text.batching import Indices
 from transformer_elmo.text.training_stream import Chunk, TextChunk, WordsChunk, WordsEncoder
 
 
-class TableEncoder:
+class TableEncoder(WordsEncoder):
     """
     The fast path: text to rows of a table, and rows to tensors.
 
@@ -39,40 +38,26 @@ class TableEncoder:
     ) -> None:
         start_words = [token.ensure_text() for token in reader.start_tokens]
         end_words = [token.ensure_text() for token in reader.end_tokens]
-        # None: words are what `str.split` makes.
-        self._tokenizer: Optional[Tokenizer] = (
-            None if type(reader.tokenizer) is WhitespaceTokenizer else reader.tokenizer
-        )
-        self._encoder = WordsEncoder(
+        self._tokenizer: Tokenizer = reader.tokenizer
+        self.is_fast = type(reader.tokenizer) is WhitespaceTokenizer
+        """Whether a hundred megabytes take no more than a few seconds to read."""
+        super().__init__(
             word_table(reader.token_indexers, vocab, [*start_words, *end_words]),
             start_words,
             end_words,
-            None if self._tokenizer is None else self._split,
+            # Without it, words are what `str.split` makes.
+            None if self.is_fast else self._words_of,
             distinct_words,
         )
 
-    @property
-    def is_fast(self) -> bool:
-        """
-        Whether reading a corpus takes no longer than a few seconds for a hundred megabytes.
-        """
-        return self._tokenizer is None
-
-    def _split(self, lines: List[str]) -> Iterator[List[str]]:
-        assert self._tokenizer is not None
+    def _words_of(self, lines: List[str]) -> Iterator[List[str]]:
         for tokens in self._tokenizer.batch_tokenize(lines):
             yield [token.ensure_text() for token in tokens]
 
-    def encode(self, chunk: TextChunk, max_words: float) -> WordsChunk:
-        """`max_words`: sentences of more words are dropped."""
-        return self._encoder.encode(chunk, max_words)
-
     def tensors(self, chunk: Chunk, begin: int, end: int) -> TensorDict:
-        """
-        The batch of the sentences from `begin` to `end` (not included).
-        """
+        """The batch of the sentences from `begin` to `end` (not included)."""
         assert isinstance(chunk, WordsChunk)
-        arrays, lengths = self._encoder.arrays(chunk, begin, end)
+        arrays, lengths = self.arrays(chunk, begin, end)
         source: Dict[str, Dict[str, Any]] = {}
         for name, entry in arrays.items():
             source[name] = {key: torch.from_numpy(array).long() for key, array in entry.items()}
@@ -86,9 +71,7 @@ class TableEncoder:
 
 @dataclass
 class InstancesChunk:
-    """
-    Sentences as AllenNLP's instances, not indexed yet.
-    """
+    """Sentences as AllenNLP's instances, not indexed yet."""
 
     instances: List[Instance]
     num_words: List[int]
@@ -109,9 +92,7 @@ class InstancesChunk:
 
 
 class InstancesEncoder:
-    """
-    AllenNLP's general path: text to instances, and instances to tensors.
-    """
+    """AllenNLP's general path: text to instances, and instances to tensors."""
 
     is_fast = False
 
@@ -135,9 +116,7 @@ class InstancesEncoder:
         return result
 
     def tensors(self, chunk: Chunk, begin: int, end: int) -> TensorDict:
-        """
-        The batch of the sentences from `begin` to `end` (not included).
-        """
+        """The batch of the sentences from `begin` to `end` (not included)."""
         assert isinstance(chunk, InstancesChunk)
         batch = Batch(chunk.instances[begin:end])
         for instance in batch.instances:

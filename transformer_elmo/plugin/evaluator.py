@@ -26,13 +26,12 @@ from transformer_elmo.memory import BatchSplitter
 from transformer_elmo.nn.language_model import predicted
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.large_batches import in_parts
-from transformer_elmo.plugin.patches import note
 from transformer_elmo.plugin.sentences import DatasetSentenceReader
 from transformer_elmo.plugin.vocabulary import word_list
 from transformer_elmo.text.vocabulary import WordList
 
 
-@Evaluator.register("language_modeling")
+@Evaluator.register("language_modeling", exist_ok=True)
 class LanguageModelingEvaluator(SimpleEvaluator):
     """
     AllenNLP's evaluator, with differences for language models:
@@ -47,24 +46,18 @@ class LanguageModelingEvaluator(SimpleEvaluator):
       `allennlp predict` keeps the file's order and the words as they were;
     - data without a word to predict is an error.
 
-    Registered as an `Evaluator` with name "language_modeling", which this package makes the
-    default. For any other model it does what AllenNLP's own does. A config's section `evaluation`
+    Registered as an `Evaluator` with name "language_modeling", which archives of language models
+    get. For any other model it does what AllenNLP's own does. A config's section `evaluation`
     has its parameters.
 
-    # Parameters
-
-    batch_serializer, cuda_device, postprocessor_fn_name
-        As in `SimpleEvaluator`; a `batch_serializer` of another kind than AllenNLP's simple one
-        writes predictions its own way.
-    words_of : `str`, optional (default = `None`)
-        A file of words, one a line. The metrics gain `listed_perplexity`, over predictions of these
-        words alone, and their number, `num_listed_predictions`. Over words that the vocabularies of
-        two models share, their perplexities can be compared.
-    bits_per_character : `bool`, optional (default = `False`)
-        The metrics gain `bits_per_character`, what the whole text costs with unknown words spelled
-        out, and `num_characters`: see
-        `transformer_elmo.inference.evaluation`. That compares models of any
-        vocabularies.
+    - `batch_serializer`, `cuda_device`, `postprocessor_fn_name`: As in `SimpleEvaluator`; a
+      `batch_serializer` of another kind than AllenNLP's simple one writes predictions its own way.
+    - `words_of`: A file of words, one a line. The metrics gain `listed_perplexity`, over
+      predictions of these words alone, and their number, `num_listed_predictions`. Over words that
+      the vocabularies of two models share, their perplexities can be compared.
+    - `bits_per_character`: The metrics gain `bits_per_character`, what the whole text costs with
+      unknown words spelled out, and `num_characters`: see `transformer_elmo.inference.evaluation`.
+      That compares models of any vocabularies.
     """
 
     def __init__(
@@ -152,7 +145,7 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         found = partial(self._found, model, data_loader, words, predictions is not None)
         for batch in progress:
             batch = util.move_to_device(batch, self.cuda_device)
-            for _, part in in_parts(splitter, found, batch, model, data_loader, True):
+            for part in in_parts(splitter, found, batch, model, data_loader, True):
                 totals.add(part.losses, part.num_sentences, part.num_outside, part.rows)
                 if predictions is not None:
                     predictions.writelines(f"{line}\n".encode() for line in part.lines)
@@ -253,10 +246,3 @@ def _keep_long_sentences(data_loader: DataLoader) -> None:
         # AllenNLP's loader read the data when it was made, without the long sentences.
         if getattr(data_loader, "_instances", None) is not None:
             data_loader._instances = None  # type: ignore[attr-defined]
-
-
-Evaluator.default_implementation = "language_modeling"
-note(
-    "allennlp.evaluation.Evaluator.default_implementation",
-    "evaluate reports totals over words for language models",
-)

@@ -1,7 +1,7 @@
 """The language models as AllenNLP's configs name them."""
 
 import logging
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -11,11 +11,12 @@ from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 from allennlp.modules.text_field_embedders import TextFieldEmbedder
 from allennlp.nn import InitializerApplicator
 from allennlp.nn.util import _check_incompatible_keys, _IncompatibleKeys
+from allennlp.training.metrics import Metric
 from overrides import overrides
 from torch.nn.parallel import DistributedDataParallel
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.inference.evaluation import DIRECTIONS
+from transformer_elmo.inference.evaluation import DIRECTIONS, perplexity
 from transformer_elmo.nn.batch import PackedBatch
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
@@ -31,8 +32,6 @@ from transformer_elmo.nn.softmax import (
 )
 from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
 from transformer_elmo.plugin.keys import parameters_of, unknown_keys
-from transformer_elmo.plugin.metrics import TokenPerplexity
-from transformer_elmo.plugin.patches import note
 from transformer_elmo.plugin.text_fields import embed_text_field, host_lengths, text_field_mask
 from transformer_elmo.plugin.vocabulary import word_list
 
@@ -42,6 +41,66 @@ WITHOUT_IDS = (
     "Probabilities of words need the words' ids, but the text field has entries for {} only. Add a "
     "single_id indexer named tokens to the dataset reader."
 )
+
+
+class TokenPerplexity(Metric):
+    """
+    `exp(total negative log-likelihood / total number of predicted tokens)`.
+
+    AllenNLP's `Perplexity` averages the losses of batches, whatever their sizes, and so changes
+    with the batch size and the order of the data. This one adds up numerators and denominators.
+    Under distributed training the processes' totals are added when the metric is read with
+    `reset=True`, which all of them do at the end of an epoch; in between, each sees its own.
+    """
+
+    supports_distributed = True
+
+    def __init__(self) -> None:
+        # Totals stay on the device of the losses, so that adding to them never waits for it.
+        self.total: Optional[torch.Tensor] = None
+        """Both sums, shape `(2,)`; another tensor each time that something is added."""
+
+    @overrides(check_signature=False)
+    def __call__(
+        self, negative_log_likelihood: torch.Tensor, num_tokens: Union[torch.Tensor, int]
+    ) -> None:
+        """
+        `negative_log_likelihood`: a scalar: the sum over tokens, in nats. `num_tokens`: how many
+        tokens it is the sum of.
+        """
+        total = negative_log_likelihood.detach().double().reshape(())
+        if isinstance(num_tokens, int):
+            count = torch.full_like(total, num_tokens)
+        else:
+            count = num_tokens.to(total).reshape(())
+        added = torch.stack([total, count])
+        self.total = added if self.total is None else self.total.to(added.device) + added
+
+    def loss(self, reset: bool = False) -> Optional[float]:
+        """The mean loss of a token, in nats; `None` if there was none."""
+        total = self.total
+        if reset:
+            self.reset()
+            if several_processes():
+                # A process without data takes part all the same, or the others would wait forever.
+                device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+                total = torch.zeros(2, dtype=torch.float64) if total is None else total
+                total = total.to(device)
+                dist.all_reduce(total)
+        if total is None:
+            return None
+        negative_log_likelihood, num_tokens = total.tolist()
+        return negative_log_likelihood / num_tokens if num_tokens else None
+
+    @overrides
+    def get_metric(self, reset: bool = False) -> float:
+        """The perplexity; 0 if there was no token, as AllenNLP's metric has it."""
+        loss = self.loss(reset)
+        return 0.0 if loss is None else perplexity(-loss, 1)
+
+    @overrides
+    def reset(self) -> None:
+        self.total = None
 
 
 @Model.register("language_model", exist_ok=True)
@@ -55,33 +114,21 @@ class LanguageModel(Model):
 
     Registered as a `Model` with name "language_model".
 
-    # Parameters
+    - `text_field_embedder`: Turns words into vectors. A character CNN (`character_encoding` over
+      `cnn-highway`) is run once for each distinct word of a batch.
+    - `contextualizer`: Its input dimension is the text field embedder's output dimension.
+    - `dropout`: On the contextual embeddings as the softmax sees them; those returned are without
+      it.
+    - `num_samples`: Train on this many sampled words instead of the full softmax. Evaluation is
+      always exact.
+    - `sparse_embeddings`: With `num_samples`: sparse gradients for the softmax weights.
+    - `bidirectional`: Must match the contextualizer.
+    - `precision`: `"bfloat16"` runs the matrix products in bfloat16. Parameters, statistics and
+      losses stay in float32.
+    - `compile`: Whether `torch.compile` makes the exact softmax, on a GPU.
 
-    vocab : `Vocabulary`
-    text_field_embedder : `TextFieldEmbedder`
-        Turns words into vectors. A character CNN (`character_encoding` over `cnn-highway`) is run
-        once for each distinct word of a batch.
-    contextualizer : `Seq2SeqEncoder`
-        Its input dimension is the text field embedder's output dimension.
-    dropout : `float`, optional (default = `None`)
-        On the contextual embeddings as the softmax sees them; those returned are without it.
-    num_samples : `int`, optional (default = `None`)
-        Train on this many sampled words instead of the full softmax. Evaluation is always exact.
-    sparse_embeddings : `bool`, optional (default = `False`)
-        With `num_samples`: sparse gradients for the softmax weights.
-    bidirectional : `bool`, optional (default = `False`)
-        Must match the contextualizer.
-    initializer : `InitializerApplicator`, optional (default = `None`)
-    precision : `str`, optional (default = `"float32"`)
-        `"bfloat16"` runs the matrix products in bfloat16. Parameters, statistics and losses stay in
-        float32.
-    compile : `bool`, optional (default = `False`)
-        Whether `torch.compile` makes the exact softmax, on a GPU.
-
-    # Raises
-
-    `ConfigurationError`
-        If dimensions, directions, samples and vocabulary don't fit together.
+    Raises `ConfigurationError` if dimensions, directions, samples and vocabulary don't fit
+    together.
     """
 
     default_predictor = "language_model"
@@ -153,10 +200,6 @@ class LanguageModel(Model):
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
                 self, [f"_softmax_loss.{name}" for name, _ in self._softmax_loss.named_parameters()]
             )
-            note(
-                "DistributedDataParallel's parameters to ignore",
-                "processes exchange the softmax's rows, and not every word's",
-            )
 
         # Nothing reads it, but every archive has it.
         self.register_buffer("_last_average_loss", torch.zeros(1))
@@ -195,10 +238,7 @@ class LanguageModel(Model):
         AllenNLP's function of this name. The softmax can't follow: what a new word's chance
         would be, training hasn't said.
 
-        # Raises
-
-        `ConfigurationError`
-            If the vocabulary has words now that the softmax doesn't know.
+        Raises `ConfigurationError` if the vocabulary has words now that the softmax doesn't know.
         """
         if self._softmax_loss is not None:
             num_words = self._softmax_loss.word_weights()[0].size(0)
@@ -216,10 +256,7 @@ class LanguageModel(Model):
         """
         The contextualizer's layers, and one more for the word vectors beneath them.
 
-        # Raises
-
-        `NotImplementedError`
-            If the contextualizer doesn't say.
+        Raises `NotImplementedError` if the contextualizer doesn't say.
         """
         layers = getattr(self._contextualizer, "num_layers", None)
         if layers is None:
@@ -256,15 +293,10 @@ class LanguageModel(Model):
     @overrides(check_signature=False)
     def forward(self, source: TextFieldTensors) -> Dict[str, Any]:
         """
-        # Parameters
+        - `source`: A batch of sentences. The entry `tokens`, from a `single_id` indexer, holds the
+          words to predict; without it there is no loss.
 
-        source : `TextFieldTensors`
-            A batch of sentences. The entry `tokens`, from a `single_id` indexer, holds the words
-            to predict; without it there is no loss.
-
-        # Returns
-
-        `Dict[str, torch.Tensor]` with
+        Returns `Dict[str, torch.Tensor]` with
 
         - `loss`: a scalar, the mean negative log-likelihood of a predicted word, in nats, over
           both directions if there are two. In distributed training it is scaled such that the mean
@@ -333,10 +365,7 @@ class LanguageModel(Model):
         """
         The words to predict. Shape `(batch_size, timesteps)`.
 
-        # Raises
-
-        `ConfigurationError`
-            If the text field has none.
+        Raises `ConfigurationError` if the text field has none.
         """
         if "tokens" not in source or "tokens" not in source["tokens"]:
             raise ConfigurationError(WITHOUT_IDS.format(sorted(source)))
@@ -351,16 +380,9 @@ class LanguageModel(Model):
         """
         The loss of each prediction, for each direction.
 
-        # Parameters
+        - `token_ids`: Shape `(batch_size, timesteps)`.
 
-        encoded : `EncoderOutput`
-        token_ids : `torch.Tensor`
-            Shape `(batch_size, timesteps)`.
-
-        # Returns
-
-        `List[torch.Tensor]`
-            Shapes `(num_pairs,)`, float32, in nats.
+        Returns shapes `(num_pairs,)`, float32, in nats.
         """
         assert self._softmax_loss is not None
         embeddings = [self._dropout(rows) for rows in encoded.predicting(self._bidirectional)]
@@ -388,8 +410,8 @@ class LanguageModel(Model):
             finite = exact.isfinite().all()
             exact, counted = exact.where(finite, 0.0), counted.where(finite, 0.0)
         self._perplexity(exact.mean(), counted)
-        for perplexity, direction_total in zip(self._direction_perplexities.values(), exact):
-            perplexity(direction_total, counted)
+        for metric, direction_total in zip(self._direction_perplexities.values(), exact):
+            metric(direction_total, counted)
 
         count = torch.full_like(total.detach(), float(num_targets))
         divisor = self._mean_over_processes(count).clamp(min=1)
@@ -430,8 +452,8 @@ class LanguageModel(Model):
         `forward_perplexity` and `backward_perplexity`.
         """
         metrics = {"perplexity": self._perplexity.get_metric(reset)}
-        for name, perplexity in self._direction_perplexities.items():
-            metrics[name + "_perplexity"] = perplexity.get_metric(reset)
+        for name, metric in self._direction_perplexities.items():
+            metrics[f"{name}_perplexity"] = metric.get_metric(reset)
         return metrics
 
 

@@ -45,7 +45,7 @@ def validated(
             return function(batch) if part is batch else model(**part)
 
     outputs = in_parts(splitter, run, batch, model, trainer._validation_data_loader, True)
-    return outputs[0][1] if len(outputs) == 1 else _of_parts(batch, outputs)
+    return outputs[0] if len(outputs) == 1 else _of_parts(outputs)
 
 
 def in_parts(
@@ -55,15 +55,15 @@ def in_parts(
     model: LanguageModel,
     loader: Any,
     validates: bool,
-) -> List[Tuple[range, ResultT]]:
+) -> List[ResultT]:
     """
     `function`: from a batch to a result; see `BatchSplitter.run`. `batch`: its sentences are in
-    `source`. `loader`: the batch's. `validates`: see `key_of`. Returns the sentences of each part
-    and the function's result: the batch itself, if all went well.
+    `source`. `loader`: the batch's. `validates`: see `key_of`. Returns the results of the parts: of
+    the batch itself, if all went well.
     """
     sentences = range((shape_of(batch) or (0, 0))[0])
     return splitter.run(
-        lambda rows: (rows, function(batch if rows == sentences else _part(batch, rows))),
+        lambda rows: function(batch if rows == sentences else _part(batch, rows)),
         sentences,
         lambda row: _lengths(batch)[row],
         key_of(loader, validates),
@@ -81,27 +81,16 @@ def _lengths(batch: Any) -> List[int]:
     return text_field_mask(batch["source"]).sum(-1).tolist()
 
 
-def _shares(batch: Any, parts: List[range]) -> List[float]:
-    """How much of what a batch predicts is in each part."""
-    # All words of a sentence but one predict another, in each direction.
-    predictions = [max(length - 1, 0) for length in _lengths(batch)]
-    total = sum(predictions)
-    if not total:
-        return [len(rows) / len(predictions) for rows in parts]
-    return [sum(predictions[row] for row in rows) / total for rows in parts]
-
-
-def _of_parts(batch: Any, outputs: List[Tuple[range, Dict[str, Any]]]) -> Dict[str, Any]:
-    """The losses of a batch, from those of its parts."""
-    shares = _shares(batch, [rows for rows, _ in outputs])
-    parts = [part for _, part in outputs]
-    whole: Dict[str, Any] = {
-        name: sum(share * part[name] for share, part in zip(shares, parts))
+def _of_parts(outputs: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """The losses of a batch, from those of its parts: means over predicted words."""
+    weights = torch.stack([part["batch_weight"] for part in outputs])
+    shares = weights / weights.sum().clamp(min=1)
+    whole = {
+        name: (shares * torch.stack([part[name] for part in outputs])).sum()
         for name in _MEANS
-        if name in parts[0]
+        if name in outputs[0]
     }
-    whole["batch_weight"] = sum(part["batch_weight"] for part in parts)
-    return whole
+    return {**whole, "batch_weight": weights.sum()}
 
 
 @contextmanager

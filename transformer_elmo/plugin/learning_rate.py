@@ -23,24 +23,14 @@ class WarmupStableDecay(LearningRateScheduler):
 
     Registered as a `LearningRateScheduler` with name "warmup_stable_decay".
 
-    # Parameters
+    - `optimizer`: Not an entry in a config.
+    - `warmup`: Steps of the rise; below 1, a share of all steps.
+    - `decay`: Steps of the fall; below 1, a share of all steps.
+    - `num_steps`: All steps of the training. Needed where the data loader doesn't know how many
+      batches an epoch has.
+    - `num_epochs`, `num_steps_per_epoch`: Not entries in a config: the trainer gives them.
 
-    optimizer : `torch.optim.Optimizer`
-        Not an entry in a config.
-    warmup : `float`, optional (default = `0.1`)
-        Steps of the rise; below 1, a share of all steps.
-    decay : `float`, optional (default = `0.6`)
-        Steps of the fall; below 1, a share of all steps.
-    num_steps : `int`, optional (default = those of all epochs)
-        All steps of the training. Needed where the data loader doesn't know how many batches an
-        epoch has.
-    num_epochs, num_steps_per_epoch : `int`, optional
-        Not entries in a config: the trainer gives them.
-
-    # Raises
-
-    `ConfigurationError`
-        If a value isn't possible, or the number of steps isn't known.
+    Raises `ConfigurationError` if a value isn't possible, or the number of steps isn't known.
     """
 
     def __init__(

@@ -1,18 +1,36 @@
-"""Language models out of archives, set up for what is wanted of them."""
+"""
+Language models out of archives, for `TransformerElmo` and for token embedders; and from what the
+archive of a model on top carries of them (see `transformer_elmo.pretrained.nested_models`).
+"""
 
 import os
 from contextlib import nullcontext
-from typing import Any, Dict, Optional, Tuple, Union
+from pathlib import Path
+from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
+from allennlp.common import Params
 from allennlp.common.checks import ConfigurationError as AllenNLPError
-from allennlp.common.params import parse_overrides
+from allennlp.common.params import parse_overrides, with_overrides
+from allennlp.common.util import is_global_primary
+from allennlp.data import DatasetReader, Vocabulary
+from allennlp.models import Model, archival
 from allennlp.models.archival import Archive, load_archive
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import folder_written_whole, json_text
 from transformer_elmo.inference.elmo import EXPECTED
 from transformer_elmo.nn.softmax import softmaxes
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.sentences import DatasetSentenceReader, EncodingModel, adapted
+from transformer_elmo.pretrained import nested_models as carried_models
+from transformer_elmo.pretrained.archive import (
+    archived_config,
+    last_checkpoint,
+    own_names,
+    with_its_model,
+)
+from transformer_elmo.pretrained.nested_models import Embedder, folder_of
+from transformer_elmo.pretrained.unpacking import archive_of
 from transformer_elmo.text.corpus import variables_with
 
 ALL_LAYERS = {"model.contextualizer.return_all_layers": True}
@@ -41,9 +59,7 @@ def load_language_model(
         )
     if weights_file is not None and "://" not in weights_file and not os.path.exists(weights_file):
         raise ConfigurationError(f"There is no weights file {weights_file}.")
-    if isinstance(overrides, str):
-        overrides = parse_overrides(overrides)
-    overrides = dict(overrides or {})
+    overrides = _parsed(overrides) if isinstance(overrides, str) else dict(overrides or {})
     # AllenNLP's default is None, whatever its annotation says.
     options: Dict[str, Any] = {"weights_file": weights_file}
     refusal: Optional[Exception] = None
@@ -75,8 +91,6 @@ def opened(
     weights_file: Optional[str],
 ) -> Tuple[EncodingModel, DatasetSentenceReader]:
     """A language model and its reader, out of whatever AllenNLP opens."""
-    if isinstance(overrides, str):
-        overrides = _parsed(overrides)
     with nullcontext() if softmax else softmaxes("left out"):
         archive, _ = load_language_model(path, "TransformerElmo", overrides, weights_file)
     found = adapted(archive.model, archive.validation_dataset_reader, None)
@@ -92,3 +106,105 @@ def _parsed(overrides: str) -> Dict[str, Any]:
         raise ConfigurationError(
             f"The overrides are not JSON ({str(error).strip()}): {overrides:.80}"
         ) from None
+
+
+class InnerModel(NamedTuple):
+    """A language model without a softmax, which returns all its layers, and its reader."""
+
+    model: LanguageModel
+    reader: DatasetReader
+
+
+def inner_model(
+    archive_file: str, run: Optional[str], precision: Optional[str] = None
+) -> InnerModel:
+    """
+    `archive_file`: as the config of the model on top has it. `run`: the folder of that model: of
+    its training, or where its archive was unpacked to. A training run is given what its archive
+    will have to carry. Raises `ConfigurationError` if there is no language model of the kind that
+    words can be embedded with.
+    """
+    folder = None if run is None else Path(run)
+    if folder is not None and _has_weights(folder, archive_file):
+        # The weights are among those of the model on top, and are loaded with them.
+        return _without_weights(folder, archive_file, precision)
+    inner, config = _opened(archive_file, precision)
+    if folder is not None and folder.is_dir() and is_global_primary():
+        _carry(inner.model.vocab, config, folder_of(folder, archive_file), precision)
+    return inner
+
+
+def _has_weights(folder: Path, archive_file: str) -> bool:
+    """Whether the weights of the model on top are there, and nothing else has to be asked."""
+    if archive_of(folder) is not None:
+        return folder_of(folder, archive_file).is_dir() or not _exists(archive_file)
+    trained = (folder / archival._DEFAULT_WEIGHTS).is_file() or last_checkpoint(folder) is not None
+    return trained and not _exists(archive_file)
+
+
+def _exists(archive_file: str) -> bool:
+    return "://" in archive_file or Path(archive_file).exists()
+
+
+def _opened(archive_file: str, precision: Optional[str]) -> Tuple[InnerModel, Dict[str, Any]]:
+    overrides = None if precision is None else {"model.precision": precision}
+    with softmaxes("left out"):
+        archive, refusal = load_language_model(archive_file, "a token embedder", overrides)
+    if refusal is not None:
+        raise ConfigurationError(
+            f"The language model in {archive_file} has a contextualizer that does not take "
+            "return_all_layers, so its layers cannot be mixed. Use one with a "
+            "bidirectional_language_model_transformer."
+        ) from refusal
+    assert isinstance(archive.model, LanguageModel)
+    # AllenNLP's own loading leaves it as it was.
+    config = with_its_model(archive.config.as_dict(quiet=True), archive_file)
+    return InnerModel(archive.model, archive.dataset_reader), config
+
+
+def _carry(
+    vocab: Vocabulary, config: Dict[str, Any], target: Path, precision: Optional[str]
+) -> None:
+    if target.is_dir():
+        return
+    sections = carried_models.sections_of(config)
+    if precision is not None:
+        # An override of a token embedder is its own affair.
+        sections["model"] = {k: v for k, v in sections["model"].items() if k != "precision"}
+    with folder_written_whole(target) as folder:
+        text = json_text(sections, indent=2)
+        (folder / carried_models.CONFIG).write_text(text, encoding="utf-8")
+        vocab.save_to_files(str(folder / carried_models.VOCABULARY))
+        (folder / carried_models.VOCABULARY / ".lock").unlink(missing_ok=True)
+
+
+def _without_weights(folder: Path, archive_file: str, precision: Optional[str]) -> InnerModel:
+    shown = archive_of(folder) or str(folder)
+    carried = folder_of(folder, archive_file)
+    if not carried.is_dir():
+        raise _embedder(folder, archive_file, shown).not_there(shown)
+    config = carried_models.carried_config(carried, shown)
+    section = config.get("vocabulary") or {}
+    vocab = Vocabulary.from_files(
+        str(carried / carried_models.VOCABULARY),
+        section.get("padding_token"),
+        section.get("oov_token"),
+    )
+    overrides = {**ALL_LAYERS, **({} if precision is None else {"model.precision": precision})}
+    params = Params(with_overrides(own_names(config), overrides))
+    with softmaxes("left out"):
+        model = Model.from_params(vocab=vocab, params=params["model"])
+    reader = DatasetReader.from_params(params["dataset_reader"])
+    assert isinstance(model, LanguageModel)
+    return InnerModel(model, reader)
+
+
+def _embedder(folder: Path, archive_file: str, shown: str) -> Embedder:
+    """The one in the model on top that asks."""
+    try:
+        found = carried_models.embedders_in(archived_config(folder, shown))
+    except ConfigurationError:
+        found = []
+    named = [embedder for embedder in found if embedder.archive_file == archive_file]
+    path = "model.text_field_embedder.token_embedders.elmo"
+    return (named or found or [Embedder(path, {"archive_file": archive_file})])[0]

@@ -1,6 +1,4 @@
-"""
-Muon for the matrices of a transformer's linear layers, and Adam for everything else.
-"""
+"""Muon for the matrices of a transformer's linear layers, and Adam for everything else."""
 
 import re
 from typing import Any, Dict, List, Optional, Set, Tuple
@@ -29,29 +27,16 @@ class MuonSparseAdam(DenseSparseAdam):
 
     Registered as an `Optimizer` with name "muon_sparse_adam".
 
-    # Parameters
+    - `parameter_groups`: Groups may have a `momentum` of their own, too.
+    - `betas`: Adam's.
+    - `eps`: Adam's.
+    - `momentum`: Muon's: the decay of the moving average of the gradient.
+    - `muon`: Regular expressions. Muon takes the parameters of two dimensions in whose name one of
+      them is found. The default is the weights of the attention's and the feed-forward's linear
+      layers in a `bidirectional_language_model_transformer`. Not meant for embeddings or a softmax.
 
-    model_parameters : `List[Tuple[str, torch.nn.Parameter]]`, required.
-    parameter_groups : `List[Tuple[List[str], Dict[str, Any]]]`, optional (default = `None`)
-        Groups may have a `momentum` of their own, too.
-    lr : `float`, optional (default = `1e-3`)
-    betas : `Tuple[float, float]`, optional (default = `(0.9, 0.999)`)
-        Adam's.
-    eps : `float`, optional (default = `1e-8`)
-        Adam's.
-    momentum : `float`, optional (default = `0.95`)
-        Muon's: the decay of the moving average of the gradient.
-    muon : `List[str]`, optional (default = `None`)
-        Regular expressions. Muon takes the parameters of two dimensions in whose name one of them
-        is found. The default is the weights of the attention's and the feed-forward's linear layers
-        in a `bidirectional_language_model_transformer`. Not meant for embeddings or a softmax.
-
-    # Raises
-
-    `ConfigurationError`
-        If an expression finds no parameter of two dimensions.
-    `ValueError`
-        If a value is out of range.
+    Raises `ConfigurationError` if an expression finds no parameter of two dimensions.
+    Raises `ValueError` if a value is out of range.
     """
 
     def __init__(

@@ -1,6 +1,4 @@
-"""
-Adam for a model most of whose parameters a step doesn't touch: the rows of the softmax.
-"""
+"""Adam for a model most of whose parameters a step doesn't touch: the rows of the softmax."""
 
 import math
 from itertools import chain
@@ -61,22 +59,11 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
 
     Registered as an `Optimizer` with name "dense_sparse_adam".
 
-    # Parameters
+    - `betas`: Decay of the moving averages of the gradient and of its square.
+    - `eps`: Added to the root of the second moment, before the correction of its bias.
 
-    model_parameters : `List[Tuple[str, torch.nn.Parameter]]`, required.
-    parameter_groups : `List[Tuple[List[str], Dict[str, Any]]]`, optional (default = `None`)
-    lr : `float`, optional (default = `1e-3`)
-    betas : `Tuple[float, float]`, optional (default = `(0.9, 0.999)`)
-        Decay of the moving averages of the gradient and of its square.
-    eps : `float`, optional (default = `1e-8`)
-        Added to the root of the second moment, before the correction of its bias.
-
-    # Raises
-
-    `ConfigurationError`
-        If a group has a key that isn't there, such as `weight_decay`.
-    `ValueError`
-        If a value is out of range, one of a group, too.
+    Raises `ConfigurationError` if a group has a key that isn't there, such as `weight_decay`.
+    Raises `ValueError` if a value is out of range, one of a group, too.
     """
 
     def __init__(
@@ -112,14 +99,9 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
     @overrides(check_signature=False)
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
         """
-        # Parameters
+        - `closure`: Evaluates the model again and returns the loss.
 
-        closure : `Callable`, optional (default = `None`)
-            Evaluates the model again and returns the loss.
-
-        # Returns
-
-        What `closure` returns.
+        Returns What `closure` returns..
         """
         loss = None
         if closure is not None:
@@ -142,14 +124,8 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
     @overrides(check_signature=False)
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """
-        # Parameters
-
-        state_dict : `Dict[str, Any]`
-
-        # Raises
-
-        `ConfigurationError`
-            If it is that of an optimizer which keeps something else of a parameter.
+        Raises `ConfigurationError` if it is that of an optimizer which keeps something else of a
+        parameter.
         """
         numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)

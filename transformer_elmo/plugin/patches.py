@@ -2,8 +2,9 @@
 What is done to AllenNLP: every function of its that is wrapped, every hook that is set, each with
 its reason, in one list.
 
-A wrapper lets through what AllenNLP understands, unchanged, and steps in where AllenNLP would fail
-with its insides showing, ignore what it was told, or run what a file brings along.
+A wrapper steps in for configs and archives of language models, and of models that contain one; and
+for input that AllenNLP rejects, or that would run what a file brings along. Everything else goes to
+AllenNLP's own function, unchanged.
 """
 
 import functools
@@ -28,7 +29,20 @@ class Patch:
     reason: str
 
 
-_patches: List[Patch] = []
+_patches: List[Patch] = [
+    Patch(
+        "allennlp.training.learning_rate_schedulers: the name reduce_on_plateau",
+        "mends what a newer torch changed",
+    ),
+    Patch(
+        "allennlp.training.optimizers: the name dense_sparse_adam",
+        "the same function, by torch's fused kernels",
+    ),
+    Patch(
+        "os.environ: ONEDNN_PRIMITIVE_CACHE_CAPACITY, LRU_CACHE_CAPACITY, where they aren't set",
+        "a text's batches have ever new shapes, for each of which memory would grow",
+    ),
+]
 
 
 def patches() -> List[Patch]:
@@ -42,10 +56,10 @@ def note(target: str, reason: str) -> None:
         _patches.append(Patch(target, reason))
 
 
-def wrap(owner: Any, name: str, wrapper: Callable[..., Any], reason: str) -> None:
+def wrap(owner: Any, name: str, wrapper: Callable[..., Any], reason: str, *others: Any) -> None:
     """
-    Puts `wrapper`, called with the wrapped function first, where `owner` has that function. A
-    second call changes nothing.
+    Puts `wrapper`, called with the wrapped function first, where `owner` has that function, and
+    where `others` have it by name. A second call changes nothing.
 
     `owner`: a module or a class. A class method stays one.
     """
@@ -59,7 +73,8 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any], reason: str) -> Non
         return
     wrapped = functools.wraps(stock)(lambda *args, **kwargs: wrapper(stock, *args, **kwargs))
     setattr(wrapped, _WRAPPED, stock)
-    setattr(owner, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
+    for place in (owner, *others):
+        setattr(place, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
     note(target, reason)
 
 

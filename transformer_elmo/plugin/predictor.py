@@ -1,6 +1,14 @@
-"""`allennlp predict` with a language model: the probability of every word."""
+"""
+`allennlp predict` with a language model: the probability of every word. And the names that
+predictors had in AllenNLP 0.x.
+"""
 
-from typing import Any, List, Optional
+import json
+import locale
+import logging
+import sys
+from functools import partial
+from typing import Any, Iterable, List, Optional
 
 from allennlp.common.util import JsonDict
 from allennlp.data import DatasetReader, Instance
@@ -10,9 +18,35 @@ from allennlp.predictors import Predictor
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.files import json_text
 from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.text.corpus import INPUT_FORMATS, Sentence, parse_line
+
+logger = logging.getLogger(__name__)
+
+
+def readable_line(outputs: JsonDict) -> str:
+    """A line of JSON, with letters as they are where files and the screen take them."""
+    line = json_text(outputs)
+    try:
+        for encoding in (locale.getpreferredencoding(False), sys.stdout.encoding):
+            line.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(outputs)
+    return f"{line}\n"
+
+
+def check_arguments(unknown: Iterable[str], known: str, input_format: str) -> None:
+    """Raises `ConfigurationError` for what `--predictor-args` can't say."""
+    if unknown:
+        raise ConfigurationError(
+            f"The predictor has no argument {', '.join(sorted(unknown))}. It has {known}."
+        )
+    if input_format not in INPUT_FORMATS:
+        raise ConfigurationError(
+            f"input_format must be one of {', '.join(INPUT_FORMATS)}: got {input_format!r}."
+        )
 
 
 @Predictor.register("language_model", exist_ok=True)
@@ -27,26 +61,17 @@ class LanguageModelPredictor(Predictor):
 
     Registered as a `Predictor` with name "language_model", the default one of language models.
 
-    # Parameters
+    - `model`: A `LanguageModel` with its softmax.
+    - `dataset_reader`: The one that it was trained with.
+    - `top_k`: Name so many of the likeliest words in each place: from the left, from the right, and
+      from both combined. `--predictor-args '{"top_k": 5}'`.
+    - `max_tokens`: Tokens of a batch, padding included.
+    - `tokenizer`: The name of another tokenizer for text.
+    - `input_format`: "text", "json", or decided for each line: what begins with `{"` or `["` is
+      JSON.
 
-    model : `Model`, required.
-        A `LanguageModel` with its softmax.
-    dataset_reader : `DatasetReader`, required.
-        The one that it was trained with.
-    top_k : `int`, optional (default = `0`)
-        Name so many of the likeliest words in each place: from the left, from the right, and from
-        both combined. `--predictor-args '{"top_k": 5}'`.
-    max_tokens : `int`, optional (default = `2000`)
-        Tokens of a batch, padding included.
-    tokenizer : `str`, optional (default = the reader's)
-        The name of another tokenizer for text.
-    input_format : `str`, optional (default = `"auto"`)
-        "text", "json", or decided for each line: what begins with `{"` or `["` is JSON.
-
-    # Raises
-
-    `ConfigurationError`
-        If the model is another kind of model, or an argument has no such value.
+    Raises `ConfigurationError` if the model is another kind of model, or an argument has no such
+    value.
     """
 
     def __init__(
@@ -60,11 +85,7 @@ class LanguageModelPredictor(Predictor):
         frozen: bool = True,
         **unknown: Any,
     ) -> None:
-        if unknown:
-            raise ConfigurationError(
-                f"The predictor has no argument {', '.join(sorted(unknown))}. It has top_k, "
-                "max_tokens, tokenizer and input_format."
-            )
+        check_arguments(unknown, "top_k, max_tokens, tokenizer and input_format", input_format)
         if not isinstance(model, LanguageModel):
             raise ConfigurationError(
                 'The predictor "language_model" needs an archive of a language model, and this is '
@@ -72,10 +93,6 @@ class LanguageModelPredictor(Predictor):
             )
         if not isinstance(top_k, int) or top_k < 0:
             raise ConfigurationError(f"top_k must be 0 or more words, got {top_k!r}.")
-        if input_format not in INPUT_FORMATS:
-            raise ConfigurationError(
-                f"input_format must be one of {', '.join(INPUT_FORMATS)}: got {input_format!r}."
-            )
         super().__init__(model, dataset_reader, frozen)
         self._elmo = TransformerElmo(
             model, dataset_reader, tokenizer=tokenizer, max_tokens=max_tokens
@@ -84,17 +101,13 @@ class LanguageModelPredictor(Predictor):
         self._input_format = input_format
 
     def predict(self, sentence: Sentence) -> JsonDict:
-        """
-        # Parameters
-
-        sentence : `Sentence`
-
-        # Returns
-
-        `JsonDict`
-        """
+        """Returns `JsonDict`."""
         (scores,) = self._elmo.score([sentence], self._top_k)
         return scores.to_json()
+
+    @overrides
+    def dump_line(self, outputs: JsonDict) -> str:
+        return readable_line(outputs)
 
     @overrides
     def load_line(self, line: str) -> JsonDict:
@@ -128,3 +141,44 @@ class LanguageModelPredictor(Predictor):
     def _json_to_instance(self, json_dict: JsonDict) -> Instance:
         words = self._elmo.words(json_dict)
         return self._dataset_reader.text_to_instance(" ".join(words))
+
+
+RENAMED = {
+    "machine-comprehension": "reading_comprehension",
+    "simple_seq2seq": "seq2seq",
+    **{
+        name: name.replace("-", "_")
+        for name in (
+            "constituency-parser",
+            "biaffine-dependency-parser",
+            "coreference-resolution",
+            "next-token-lm",
+            "masked-language-model",
+            "open-information-extraction",
+            "sentence-tagger",
+            "semantic-role-labeling",
+            "text-classifier",
+            "textual-entailment",
+        )
+    },
+}
+
+
+class OldNames(Predictor):
+    """
+    The home of constructors that make a predictor under its old name. The modern class is looked up
+    when it is asked for: whoever has it may not be imported yet.
+    """
+
+
+def _make(name: str, *args: Any, **kwargs: Any) -> Predictor:
+    modern = RENAMED[name]
+    logger.info("The predictor %s of AllenNLP 0.x is %s now.", name, modern)
+    return Predictor.by_name(modern)(*args, **kwargs)
+
+
+for _name in RENAMED:
+    if _name not in Predictor.list_available():
+        _constructor = _name.replace("-", "_") + "_of_old"
+        setattr(OldNames, _constructor, staticmethod(partial(_make, _name)))
+        Predictor.register(_name, constructor=_constructor)(OldNames)

@@ -16,7 +16,12 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import EXPECTED
 from transformer_elmo.plugin.archiving import vocabulary_of_run
 from transformer_elmo.plugin.vocabulary import count_with_reader
-from transformer_elmo.pretrained.archive import ADAPTED, resolved_config, small_parts
+from transformer_elmo.pretrained.archive import (
+    ADAPTED,
+    own_names,
+    resolved_config,
+    small_parts,
+)
 from transformer_elmo.pretrained.nested_models import is_language_model
 from transformer_elmo.text.corpus import variables_with
 from transformer_elmo.text.vocabulary import NAMESPACE, extended_words
@@ -25,9 +30,7 @@ WORDS = ("replace", "extend", "keep")
 
 
 class PretrainedVocabulary(Vocabulary):
-    """
-    The home of the constructor "from_pretrained_lm"; what it makes are plain vocabularies.
-    """
+    """The home of the constructor "from_pretrained_lm"; what it makes are plain vocabularies."""
 
     @classmethod
     def from_pretrained_lm(
@@ -79,7 +82,7 @@ class PretrainedVocabulary(Vocabulary):
         if words == "keep":
             return old
         if reader is None:
-            reader = DatasetReader.from_params(Params(experiment["dataset_reader"]))
+            reader = DatasetReader.from_params(Params(own_names(experiment)["dataset_reader"]))
         assert data_path is not None
         counter = {NAMESPACE: {}, **count_with_reader(data_path, reader)}
         vocab = Vocabulary(

@@ -24,10 +24,8 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.batch import BatchReader, HostLengths, longest_word
 from transformer_elmo.nn.language_model import EncoderOutput
 from transformer_elmo.nn.language_model import LanguageModel as CoreModel
-from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
-from transformer_elmo.plugin.dataset_reader import reader_attribute
-from transformer_elmo.plugin.indexers import column_of, fits_a_table
+from transformer_elmo.plugin.dataset_reader import column_of, fits_a_table, reader_attribute
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.text_fields import FACTS, forget_words, is_character_cnn
 from transformer_elmo.plugin.tokenizers import tokenizer_named
@@ -35,7 +33,6 @@ from transformer_elmo.plugin.vocabulary import word_list
 from transformer_elmo.pretrained.allennlp_config import NotStandardError
 from transformer_elmo.pretrained.config import (
     CharactersConfig,
-    ContextualizerConfig,
     ModelConfig,
     SoftmaxConfig,
     TextConfig,
@@ -240,17 +237,9 @@ class EncodingModel(torch.nn.Module):
         contextualizer = model._contextualizer
         if type(contextualizer) is not BidirectionalLanguageModelTransformer:
             raise _no_place(f"its contextualizer is a {type(contextualizer).__name__}")
-        layer = contextualizer._layers()[0]
         config = ModelConfig(
             words,
-            ContextualizerConfig(
-                contextualizer.input_dim,
-                layer.feed_forward.w_1.out_features,
-                contextualizer.num_layers,
-                layer.self_attn.dropout.p,
-                contextualizer._dropout.p,
-                "relu_squared" if layer.feed_forward.is_squared else "relu",
-            ),
+            contextualizer.config,
             reader.text_config(words, name),
             None
             if softmax is None
@@ -272,18 +261,6 @@ class EncodingModel(torch.nn.Module):
         forget_words(self.language_model)
 
     @property
-    def softmax(self) -> Optional[Softmax]:
-        return self.language_model.softmax
-
-    @property
-    def is_bidirectional(self) -> bool:
-        return self.language_model.is_bidirectional
-
-    @property
-    def has_all_layers(self) -> bool:
-        return self.language_model.has_all_layers
-
-    @property
     def embeds_ids(self) -> bool:
         # The text field has what it has.
         return False
@@ -291,14 +268,6 @@ class EncodingModel(torch.nn.Module):
     @property
     def num_layers(self) -> int:
         return self.language_model.num_layers()
-
-    @property
-    def word_dim(self) -> int:
-        return self.language_model.word_dim
-
-    @property
-    def output_dim(self) -> int:
-        return self.language_model.output_dim
 
     @property
     def precision(self) -> str:
@@ -323,8 +292,11 @@ class EncodingModel(torch.nn.Module):
     def encode(self, batch: SourceBatch) -> EncoderOutput:
         return self.language_model.encode(batch.source)
 
-    def losses(self, encoded: EncoderOutput, token_ids: torch.Tensor) -> List[torch.Tensor]:
-        return self.language_model.losses(encoded, token_ids)
+    def __getattr__(self, name: str) -> Any:
+        """Whatever both have under one name: `softmax`, `losses`, `output_dim`, ..."""
+        if name == "language_model" or name.startswith("__"):
+            return super().__getattr__(name)
+        return getattr(self.language_model, name)
 
 
 def adapted(

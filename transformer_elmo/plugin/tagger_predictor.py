@@ -10,8 +10,13 @@ from allennlp.predictors.sentence_tagger import SentenceTaggerPredictor
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin.tokenizers import NoSpacyModelError, tokenizer_named
-from transformer_elmo.text.corpus import INPUT_FORMATS, Sentence, parse_line
+from transformer_elmo.plugin.predictor import check_arguments, readable_line
+from transformer_elmo.plugin.tokenizers import (
+    NoSpacyModelError,
+    WordSplittingSpacyTokenizer,
+    tokenizer_named,
+)
+from transformer_elmo.text.corpus import Sentence, parse_line
 from transformer_elmo.text.reader import checked_sentence
 
 # What taggers put out for each word.
@@ -24,7 +29,7 @@ WAYS_WITHOUT = (
 )
 
 
-@Predictor.register("sentence_tagger", exist_ok=True)
+@Predictor.register("lm_sentence_tagger", exist_ok=True)
 class TaggerPredictor(SentenceTaggerPredictor):
     """
     AllenNLP's `SentenceTaggerPredictor`, which takes sentences that are split already as well. A
@@ -36,27 +41,17 @@ class TaggerPredictor(SentenceTaggerPredictor):
 
     Only the last one needs a spaCy model. A sentence without words gets no tags.
 
-    Registered as a `Predictor` with name "sentence_tagger", the default one of `simple_tagger` and
-    `crf_tagger`.
+    Registered as a `Predictor` with name "lm_sentence_tagger", which taggers with a language
+    model in them get for "sentence_tagger".
 
-    # Parameters
+    - `dataset_reader`: Its `text_to_instance` takes a list of tokens.
+    - `language`: The spaCy model for `{"sentence": ...}`.
+    - `tokenizer`: What splits `{"sentence": ...}` and lines of text instead: a name, such as
+      "just_spaces", or a tokenizer's config, such as `{"type": "spacy", "language": "fi"}`.
+    - `input_format`: "text", "json", or decided for each line: what begins with `{"` or `["` is
+      JSON.
 
-    model : `Model`, required.
-    dataset_reader : `DatasetReader`, required.
-        Its `text_to_instance` takes a list of tokens.
-    language : `str`, optional (default = `"en_core_web_sm"`)
-        The spaCy model for `{"sentence": ...}`.
-    tokenizer : `str` or `Dict[str, Any]`, optional (default = `None`)
-        What splits `{"sentence": ...}` and lines of text instead: a name, such as "just_spaces", or
-        a tokenizer's config, such as `{"type": "spacy", "language": "fi"}`.
-    input_format : `str`, optional (default = `"auto"`)
-        "text", "json", or decided for each line: what begins with `{"` or `["` is JSON.
-    frozen : `bool`, optional (default = `True`)
-
-    # Raises
-
-    `ConfigurationError`
-        If there is no such argument, tokenizer or format.
+    Raises `ConfigurationError` if there is no such argument, tokenizer or format.
     """
 
     def __init__(
@@ -69,15 +64,7 @@ class TaggerPredictor(SentenceTaggerPredictor):
         frozen: bool = True,
         **unknown: Any,
     ) -> None:
-        if unknown:
-            raise ConfigurationError(
-                f"The predictor has no argument {', '.join(sorted(unknown))}. It has language, "
-                "tokenizer and input_format."
-            )
-        if input_format not in INPUT_FORMATS:
-            raise ConfigurationError(
-                f"input_format must be one of {', '.join(INPUT_FORMATS)}: got {input_format!r}."
-            )
+        check_arguments(unknown, "language, tokenizer and input_format", input_format)
         # Not the parent's, which loads spaCy's model whether it is needed or not.
         Predictor.__init__(self, model, dataset_reader, frozen)
         self._language = language
@@ -88,12 +75,7 @@ class TaggerPredictor(SentenceTaggerPredictor):
         self._spacy: Optional[Tokenizer] = None
 
     def predict(self, sentence: Sentence) -> JsonDict:
-        """
-        # Parameters
-
-        sentence : `Sentence`
-            A text for the tokenizer, or its words.
-        """
+        """- `sentence`: A text for the tokenizer, or its words."""
         return self.predict_json(sentence)
 
     @overrides
@@ -107,6 +89,10 @@ class TaggerPredictor(SentenceTaggerPredictor):
             return {"sentence": sentence}
         # Nothing says what language a line is in, so it isn't split by one's rules.
         return {"words": self._split(line) if self._chosen else line.split()}
+
+    @overrides
+    def dump_line(self, outputs: JsonDict) -> str:
+        return readable_line(outputs)
 
     @overrides(check_signature=False)
     def predict_json(self, inputs: Sentence) -> JsonDict:
@@ -151,9 +137,7 @@ class TaggerPredictor(SentenceTaggerPredictor):
             return self._chosen
         if self._spacy is None:
             try:
-                self._spacy = tokenizer_named(
-                    {"type": "spacy", "language": self._language, "pos_tags": True}
-                )
+                self._spacy = WordSplittingSpacyTokenizer(self._language)
             except NoSpacyModelError as error:
                 raise ConfigurationError(f"{error.problem} {WAYS_WITHOUT}") from None
         return self._spacy

@@ -1,6 +1,4 @@
-"""
-AllenNLP's text fields as the core takes batches: each distinct word of a character CNN once.
-"""
+"""AllenNLP's text fields as the core takes batches: each distinct word of a character CNN once."""
 
 from typing import Any, Dict, List, Mapping, Optional, cast
 from weakref import WeakKeyDictionary

@@ -23,8 +23,8 @@ from transformer_elmo.inference.vectors import (
 )
 from transformer_elmo.memory import BatchSplitter
 from transformer_elmo.plugin.dataset_reader import reader_attribute
-from transformer_elmo.plugin.inner_models import inner_model
 from transformer_elmo.plugin.language_model import LanguageModel
+from transformer_elmo.plugin.loading import inner_model
 from transformer_elmo.plugin.text_fields import forget_words, with_characters
 from transformer_elmo.text.batching import cut_into_batches
 
@@ -39,54 +39,37 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
 
     Registered as a `TokenEmbedder` with name "language_model_token_embedder".
 
-    # Parameters
+    - `archive_file`: A `model.tar.gz` of a `LanguageModel`, or a folder or URL of one. The model's
+      contextualizer must have an attribute `num_layers` and take a parameter `return_all_layers`.
+    - `dropout`: On the mixed vectors.
+    - `bos_eos_tokens`: Put around each sentence before it is embedded, for language models that
+      were trained with such tokens; `None` where the token indexer has added them, or the LM knows
+      none.
+    - `remove_bos_eos`: Take the first and the last vector of each sentence away again.
+    - `requires_grad`: Fine-tune the language model along with the rest.
+    - `layers`: "mix" is the learned mixture of all layers, "top" the last one, a number that one: 0
+      is the word vectors, -1 the top. One layer alone has no weights to learn.
+    - `scalar_mix_parameters`: What the mixture's parameters begin with, one for each layer; their
+      softmax is the layers' weights. By default all are 0: the mean. As in AllenNLP's `Elmo`,
+      parameters that are given stay as they are.
+    - `train_scalar_mix`: Whether the mixture's parameters are learned. By default they are unless
+      `scalar_mix_parameters` gives them.
+    - `precision`: "float32" or "bfloat16" for the language model's matrix products; by default what
+      its archive says.
+    - `max_tokens_per_forward`: Run the language model on at most so many tokens at a time, padding
+      and boundary tokens included, so that its memory has a bound. Texts of more tokens go in
+      segments that overlap (see `transformer_elmo.inference.vectors`): what a word is understood
+      from then ends at the segment. At least 4.
+    - `vocab_namespace`: For a language model that knows its words by their ids: the namespace of
+      `vocab` that the ids given to `forward` are from. By default the one that it was trained with.
+    - `vocab`: That of the model on top, whose ids become those of the language model's words; words
+      that it doesn't know become its unknown word. Not given in a config, AllenNLP adds it. Without
+      it, ids are the language model's own.
+    - `serialization_dir`: The folder of the model on top, which is given what its archive has to
+      carry of the language model. AllenNLP adds it.
 
-    archive_file : `str`, required.
-        A `model.tar.gz` of a `LanguageModel`, or a folder or URL of one. The model's
-        contextualizer must have an attribute `num_layers` and take a parameter `return_all_layers`.
-    dropout : `float`, optional (default = `None`)
-        On the mixed vectors.
-    bos_eos_tokens : `Tuple[str, str]`, optional (default = `("<S>", "</S>")`)
-        Put around each sentence before it is embedded, for language models that were trained with
-        such tokens; `None` where the token indexer has added them, or the LM knows none.
-    remove_bos_eos : `bool`, optional (default = `True`)
-        Take the first and the last vector of each sentence away again.
-    requires_grad : `bool`, optional (default = `False`)
-        Fine-tune the language model along with the rest.
-    layers : `str` or `int`, optional (default = `"mix"`)
-        "mix" is the learned mixture of all layers, "top" the last one, a number that one: 0 is the
-        word vectors, -1 the top. One layer alone has no weights to learn.
-    scalar_mix_parameters : `List[float]`, optional (default = `None`)
-        What the mixture's parameters begin with, one for each layer; their softmax is the
-        layers' weights. By default all are 0: the mean. As in AllenNLP's `Elmo`, parameters
-        that are given stay as they are.
-    train_scalar_mix : `bool`, optional (default = `None`)
-        Whether the mixture's parameters are learned. By default they are unless
-        `scalar_mix_parameters` gives them.
-    precision : `str`, optional (default = `None`)
-        "float32" or "bfloat16" for the language model's matrix products; by default what its
-        archive says.
-    max_tokens_per_forward : `int`, optional (default = `None`)
-        Run the language model on at most so many tokens at a time, padding and boundary tokens
-        included, so that its memory has a bound. Texts of more tokens go in segments that overlap
-        (see `transformer_elmo.inference.vectors`): what a word is understood from then ends at the
-        segment. At least 4.
-    vocab_namespace : `str`, optional (default = `None`)
-        For a language model that knows its words by their ids: the namespace of `vocab` that the
-        ids given to `forward` are from. By default the one that it was trained with.
-    vocab : `Vocabulary`, optional (default = `None`)
-        That of the model on top, whose ids become those of the language model's words; words that
-        it doesn't know become its unknown word. Not given in a config, AllenNLP adds it. Without
-        it, ids are the language model's own.
-    serialization_dir : `str`, optional (default = `None`)
-        The folder of the model on top, which is given what its archive has to carry of the language
-        model. AllenNLP adds it.
-
-    # Raises
-
-    `ConfigurationError`
-        If the archive holds no language model that words can be embedded with, or a parameter
-        doesn't fit it.
+    Raises `ConfigurationError` if the archive holds no language model that words can be embedded
+    with, or a parameter doesn't fit it.
     """
 
     def __init__(
@@ -158,15 +141,14 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         self._max_tokens_per_forward = max_tokens_per_forward
         self._splitter = BatchSplitter()
 
-        contextual_dim = self._lm.output_dim
         # Says what is wrong with them, if anything is.
-        word_copies(self._lm.word_dim, contextual_dim)
+        word_copies(self._lm.word_dim, self._lm.output_dim)
         # Not every model on top compares it with its encoder's.
         logger.info(
             "Words embedded by the language model in %s have %d dimensions: the input_size of the "
             "encoder on top, if it gets nothing else.",
             archive_file,
-            contextual_dim,
+            self._lm.output_dim,
         )
 
     @overrides
@@ -182,10 +164,6 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         """
         Follows a vocabulary on top that has grown, or is known only now. AllenNLP calls it for
         every module that has it.
-
-        # Parameters
-
-        extended_vocab : `Vocabulary`
         """
         if isinstance(self._indexer, SingleIdTokenIndexer):
             lm_namespace, lower = self._indexer.namespace, self._indexer.lowercase_tokens
@@ -209,19 +187,13 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
     @overrides(check_signature=False)
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """
-        # Parameters
+        - `tokens`: What the language model's own indexer makes of the words: shape `(batch_size,
+          ..., timesteps, num_characters)` of character ids, or `(batch_size, ..., timesteps)` of
+          word ids. 0 is padding.
 
-        tokens : `torch.Tensor`
-            What the language model's own indexer makes of the words: shape `(batch_size, ...,
-            timesteps, num_characters)` of character ids, or `(batch_size, ..., timesteps)` of
-            word ids. 0 is padding.
-
-        # Returns
-
-        `torch.Tensor`
-            Shape `(batch_size, ..., timesteps, get_output_dim())`; two timesteps fewer if
-            boundaries are removed but not added, two more if they are added but not removed. Zero
-            at padding.
+        Returns shape `(batch_size, ..., timesteps, get_output_dim())`; two timesteps fewer if
+        boundaries are removed but not added, two more if they are added but not removed. Zero at
+        padding.
         """
         # A word is a row of characters, or a single id.
         word_dims = self._boundaries.dim() - 1

@@ -36,14 +36,15 @@ class NoSpacyModelError(ConfigurationError):
         )
 
 
-@Tokenizer.register("spacy", exist_ok=True)
+@Tokenizer.register("lm_spacy", exist_ok=True)
 class WordSplittingSpacyTokenizer(SpacyTokenizer):
     """
     AllenNLP's `SpacyTokenizer`. If no tags are asked for and the spaCy model isn't installed, words
     are split by the rules for its language, which come with spaCy.
 
-    Registered as a `Tokenizer` with name "spacy". Its parameters are those of `SpacyTokenizer`;
-    `language` may be a language alone, such as "fi", if no tags are asked for.
+    Registered as a `Tokenizer` with name "lm_spacy", which configs of language models get for
+    "spacy". Its parameters are those of `SpacyTokenizer`; `language` may be a language alone, such
+    as "fi", if no tags are asked for.
     """
 
     def __init__(
@@ -59,16 +60,12 @@ class WordSplittingSpacyTokenizer(SpacyTokenizer):
     ) -> None:
         if not (pos_tags or parse or ner):
             _load_rules(language)
-        super().__init__(
-            language,
-            pos_tags,
-            parse,
-            ner,
-            keep_spacy_tokens,
-            split_on_spaces,
-            start_tokens,
-            end_tokens,
-        )
+        options = (pos_tags, parse, ner, keep_spacy_tokens, split_on_spaces)
+        try:
+            super().__init__(language, *options, start_tokens, end_tokens)
+        # Its download ends the program where there is no such model.
+        except (Exception, SystemExit) as error:
+            raise NoSpacyModelError(language, error) from None
 
     @overrides
     def tokenize(self, text: str) -> List[Token]:
@@ -116,11 +113,12 @@ def tokenizer_named(tokenizer: Union[str, Dict[str, Any]]) -> Tokenizer:
             f'A tokenizer is a name or a config, such as "just_spaces": got {tokenizer!r:.80}.'
         )
     name = tokenizer.get("type", "spacy")
+    name = "lm_spacy" if name == "spacy" else name
     if name not in Tokenizer.list_available():
         raise ConfigurationError(
             f"There is no tokenizer {name!r}. There are: "
             f"{', '.join(sorted(Tokenizer.list_available()))}."
         )
-    if name == "spacy":
+    if name == "lm_spacy":
         tokenizer = {"pos_tags": False, **tokenizer}
-    return Tokenizer.from_params(Params(dict(tokenizer)))
+    return Tokenizer.from_params(Params({**tokenizer, "type": name}))

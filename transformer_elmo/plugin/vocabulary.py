@@ -7,10 +7,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, DefaultDict, Dict, Iterable, List, Optional, Union
 
-from allennlp.common import Lazy, Params
+from allennlp.common import Params
 from allennlp.common.tqdm import Tqdm
 from allennlp.common.util import namespace_match
 from allennlp.data.dataset_readers.dataset_reader import DatasetReader
+from allennlp.data.instance import Instance
 from allennlp.data.token_indexers import TokenIndexer
 from allennlp.data.tokenizers import Token, WhitespaceTokenizer
 from allennlp.data.vocabulary import (
@@ -23,8 +24,10 @@ from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import read_bytes
-from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader
-from transformer_elmo.plugin.indexers import depends_on_word_alone
+from transformer_elmo.plugin.dataset_reader import (
+    SimpleLanguageModelingDatasetReader,
+    depends_on_word_alone,
+)
 from transformer_elmo.text.corpus import DataPath, variables_with
 from transformer_elmo.text.vocabulary import (
     NAMESPACE,
@@ -74,9 +77,7 @@ def word_list(vocab: Vocabulary) -> WordList:
 
 
 class CorpusVocabulary(Vocabulary):
-    """
-    The home of the constructor "from_corpus"; what it makes are plain vocabularies.
-    """
+    """The home of the constructor "from_corpus"; what it makes are plain vocabularies."""
 
     @classmethod
     def from_corpus(
@@ -181,8 +182,8 @@ def _count_distinct(
 
 class CheckedVocabulary(Vocabulary):
     """
-    The home of the constructor "from_files" that says what is wrong with a folder; what it makes
-    are plain vocabularies.
+    The home of the constructor "lm_from_files", which says what is wrong with a folder; what it
+    makes are plain vocabularies.
     """
 
     @classmethod
@@ -212,12 +213,22 @@ class CheckedVocabulary(Vocabulary):
         return Vocabulary.from_files(directory, padding_token, oov_token)
 
 
-Vocabulary.register("from_files", constructor="from_files", exist_ok=True)(CheckedVocabulary)
+Vocabulary.register("lm_from_files", constructor="from_files", exist_ok=True)(CheckedVocabulary)
 
 
 class RecoveredVocabulary(Vocabulary):
     """The vocabulary of a language model's run that goes on: nothing is written over that of its
     weights, which it must be equal to."""
+
+    @classmethod
+    def of_run(
+        cls, given: Dict[str, Any], instances: Optional[Iterable[Instance]] = None
+    ) -> Vocabulary:
+        """`given`: the config's section."""
+        vocab = Vocabulary.from_params(Params(given), instances=instances)
+        if type(vocab) is Vocabulary:
+            vocab.__class__ = RecoveredVocabulary
+        return vocab
 
     @overrides(check_signature=False)
     def save_to_files(self, directory: Union[str, "os.PathLike[str]"]) -> None:
@@ -242,16 +253,7 @@ class RecoveredVocabulary(Vocabulary):
                     )
 
 
-def recovered_vocabulary(params: Params) -> Lazy[Vocabulary]:
-    """The vocabulary that a section of a config gives, for a run that goes on."""
-
-    def construct(**extras: Any) -> Vocabulary:
-        vocab = Vocabulary.from_params(params, **extras)
-        if type(vocab) is Vocabulary:
-            vocab.__class__ = RecoveredVocabulary
-        return vocab
-
-    return Lazy(construct)
+Vocabulary.register("lm_of_run", constructor="of_run", exist_ok=True)(RecoveredVocabulary)
 
 
 def _difference(now: Path, before: Path) -> Optional[str]:
@@ -323,40 +325,31 @@ def check_vocabulary_folder(
 def _problem(file: Path, padded: bool, predicted: bool, oov_token: str) -> Optional[str]:
     words = WordList.read(file, unknown_word=oov_token)
     if padded and oov_token not in words.ids:
-        return _without_oov_token(file, words, oov_token)
+        others = [w for w in ("<UNK>", "<unk>", "[UNK]", "UNK") if w in words.ids]
+        advice = "Add it, for example as the first line."
+        if others:
+            advice = f"Line {words.ids[others[0]]} is {others[0]}: write {oov_token} there."
+        return (
+            f"{file} has no line {oov_token}, the entry for words that are not in the list. A "
+            "vocabulary file has one word a line, this one among them; every file in the folder is "
+            f"taken for one. {advice}"
+        )
     if len(words.ids) < len(words) or (padded and PADDING in words.ids):
-        return _first_duplicate(file, words)
+        lines: Dict[str, int] = {}
+        for number, word in enumerate(words.words, start=1):
+            if lines.setdefault(word, number) != number:
+                return (
+                    f"{file}, line {number}: the word {word!r} is also on line {lines[word]}. The "
+                    "number of a word is the number of its line, so that each may be there once. "
+                    "Remove the second."
+                )
+        return (
+            f"{file} has the entry for padding, or that for unknown words, twice under two names. "
+            "Remove one."
+        )
     if padded and predicted and "" in words.ids:
         return (
             f"{file}, line {words.ids['']}: this line is empty. The number of a word is the number "
             "of its line. Remove empty lines."
         )
     return None
-
-
-def _without_oov_token(file: Path, words: WordList, oov_token: str) -> str:
-    message = (
-        f"{file} has no line {oov_token}, the entry for words that are not in the list. A "
-        "vocabulary file has one word a line, this one among them; every file in the folder is "
-        "taken for one."
-    )
-    for other in ("<UNK>", "<unk>", "[UNK]", "UNK"):
-        if other in words.ids:
-            return message + f" Line {words.ids[other]} is {other}: write {oov_token} there."
-    return message + " Add it, for example as the first line."
-
-
-def _first_duplicate(file: Path, words: WordList) -> str:
-    lines: Dict[str, int] = {}
-    for number, word in enumerate(words.words, start=1):
-        if word in lines:
-            return (
-                f"{file}, line {number}: the word {word!r} is also on line {lines[word]}. The "
-                "number of a word is the number of its line, so that each may be there once. "
-                "Remove the second."
-            )
-        lines[word] = number
-    return (
-        f"{file} has the entry for padding, or that for unknown words, twice under two names. "
-        "Remove one."
-    )

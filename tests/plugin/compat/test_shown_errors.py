@@ -49,11 +49,17 @@ def shown(hook, error, capsys):
 def test_bad_input_is_told_alone(as_main, command, capsys, monkeypatch):
     hook = as_main(**command)
     assert shown(hook, ConfigurationError("no such key"), capsys) == MESSAGE + "no such key\n"
-    assert "Traceback" not in shown(hook, FileNotFoundError("no such file"), capsys)
-    # An address in a config, for a machine that is offline.
-    assert "Traceback" not in shown(hook, requests.ConnectionError("no such host"), capsys)
-    # What may be a fault of the program is shown with all its calls.
-    assert "Traceback" in shown(hook, KeyError("type"), capsys)
+    for error in (
+        FileNotFoundError("no such file"),
+        # An address in a config, for a machine that is offline.
+        requests.ConnectionError("no such host"),
+        # What may be a fault of the program is shown with all its calls.
+        KeyError("type"),
+    ):
+        assert "Traceback" in shown(hook, error, capsys)
+        with pytest.raises(type(error)), errors.errors_are_ours():
+            raise error
+        assert ("Traceback" in shown(hook, error, capsys)) == isinstance(error, KeyError)
     monkeypatch.setenv("ALLENNLP_DEBUG", "1")
     assert "Traceback" in shown(hook, ConfigurationError("no such key"), capsys)
 
@@ -78,9 +84,12 @@ def test_bad_input_of_one_of_several_processes_is_told_alone(as_main, capsys):
         calls = "\n\n-- Process 1 terminated with the following error:\nTraceback (...)\n  call()\n"
         return ProcessRaisedException(calls + last, 1, 17)
 
-    told = of_a_process(MESSAGE + "line 51\nis not UTF-8\n")
+    told, other = map(of_a_process, (MESSAGE + "line 51\nis not UTF-8\n", "KeyError: 'type'\n"))
+    for error in (told, other):
+        with pytest.raises(ProcessRaisedException), errors.errors_are_ours():
+            raise error
     assert shown(hook, told, capsys) == MESSAGE + "line 51\nis not UTF-8\n"
-    assert "Traceback" in shown(hook, of_a_process("KeyError: 'type'\n"), capsys)
+    assert "Traceback" in shown(hook, other, capsys)
 
 
 @pytest.mark.parametrize(

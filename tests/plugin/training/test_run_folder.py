@@ -20,7 +20,7 @@ from transformer_elmo.plugin.training.folder import (
     prepare,
     shared,
 )
-from transformer_elmo.plugin.vocabulary import recovered_vocabulary
+from transformer_elmo.plugin.vocabulary import RecoveredVocabulary
 
 CONFIG: Dict[str, Dict[str, Any]] = {
     "trainer": {"num_epochs": 3, "callbacks": [{"type": "resume_data"}]},
@@ -240,7 +240,7 @@ class TestVocabulary:
         return path
 
     def recovered(self, *words):
-        vocab = recovered_vocabulary(Params({"type": "empty"})).construct()
+        vocab = RecoveredVocabulary.of_run({"type": "empty"})
         for word in words:
             vocab.add_token_to_namespace(word)
         return vocab

@@ -21,6 +21,7 @@ from allennlp.modules.text_field_embedders import TextFieldEmbedder
 from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
 from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.pretrained.archive import own_names
 from transformer_elmo.pretrained.legacy import modernize
 
 peer = pytest.importorskip("allennlp_models.lm")
@@ -286,7 +287,7 @@ class TestConverter:
         assert main(["convert", str(old), str(new)]) == 0
         modern = json.loads(new.read_text(encoding="utf-8"))
         assert modern["vocabulary"] == {"type": "from_files", "directory": "words"}
-        assert Params.from_file(new).params == modern
+        assert Params.from_file(new).params == own_names(modern)
         # A second time there is nothing to do.
         assert main(["convert", str(new), str(tmp_path / "again.json")]) == 0
         assert "nothing of AllenNLP 0.x" in capsys.readouterr().out

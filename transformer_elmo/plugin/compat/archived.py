@@ -4,6 +4,7 @@ import os
 import re
 from collections import OrderedDict
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 
@@ -23,6 +24,7 @@ from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.vocabulary import check_vocabulary_folder, vocabulary_of
 from transformer_elmo.pretrained import archive as archived_models
 from transformer_elmo.pretrained import folder as model_folder
+from transformer_elmo.pretrained.archive import contains_language_model
 from transformer_elmo.pretrained.config import check_sizes
 from transformer_elmo.pretrained.legacy import modern_weights
 from transformer_elmo.pretrained.nested_models import is_language_model
@@ -50,12 +52,7 @@ def install() -> None:
         lambda stock, *args, **kwargs: extracted_archive(*args, **kwargs),
         "damaged and hostile archives",
     )
-    wrap(
-        archival,
-        "cached_path",
-        _cached_path,
-        "a run in place of its missing archive; no folder for downloads for a file that is here",
-    )
+    wrap(archival, "cached_path", _cached_path, "a run in place of its missing archive")
     wrap(
         archival,
         "_load_model",
@@ -68,13 +65,22 @@ def install() -> None:
         _read_state_dict,
         "no pickle is run; names of weights in AllenNLP 0.x; weights are mapped, not copied",
     )
-    for module in (archival, train):
-        wrap(
-            module,
-            "archive_model",
-            lambda stock, *args, **kwargs: archive_model(*args, **kwargs),
-            "archives stand alone, and are written whole or not at all",
-        )
+    wrap(
+        archival,
+        "archive_model",
+        _archive_model,
+        "archives stand alone, and are written whole or not at all",
+        train,
+    )
+
+
+def _archive_model(stock: Callable[..., str], serialization_dir: Any, *args: Any, **kw: Any) -> str:
+    is_ours = _is_ours(_config_in(Path(serialization_dir)))
+    return (archive_model if is_ours else stock)(serialization_dir, *args, **kw)
+
+
+def _is_ours(config: Any) -> bool:
+    return isinstance(config, dict) and contains_language_model(config)
 
 
 def _cached_path(stock: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +88,7 @@ def _cached_path(stock: Callable[..., Any], path: Any, *args: Any, **kwargs: Any
     if "://" not in str(path):
         local = archived_models.in_place_of_archive(Path(path))
         if local.exists():
-            # AllenNLP's needs a folder for downloads even so.
+            # AllenNLP's wants to make a folder for downloads even so.
             return str(local)
     return stock(path, *args, **kwargs)
 
@@ -94,6 +100,8 @@ def _load_model(
     serialization_dir: Union[str, os.PathLike],
     cuda_device: int,
 ) -> Model:
+    if not _is_ours(config.as_dict(quiet=True)):
+        return stock(config, weights_path, serialization_dir, cuda_device)
     if isinstance(cuda_device, int) and cuda_device >= torch.cuda.device_count():
         raise ConfigurationError(no_gpu(cuda_device))
     folder = Path(serialization_dir)
@@ -115,8 +123,20 @@ def _load_model(
         shapes = read_shapes(Path(weights_path), _shown(weights_path))
         check_sizes(section, shapes, source)
         _check_words(folder / "vocabulary", softmax_rows(shapes), source)
-    with _weights_that_fit(source):
+    with _weights_that_fit(source), _reading_ours():
         return stock(config, weights_path, serialization_dir, cuda_device)
+
+
+_ours_is_read: ContextVar[bool] = ContextVar("ours_is_read", default=False)
+
+
+@contextmanager
+def _reading_ours() -> Iterator[None]:
+    token = _ours_is_read.set(True)
+    try:
+        yield
+    finally:
+        _ours_is_read.reset(token)
 
 
 _OTHER_SIZE = re.compile(
@@ -194,6 +214,9 @@ def _read_state_dict(
     strict: bool = True,
     cuda_device: int = -1,
 ) -> Dict[str, torch.Tensor]:
+    config = _config_in(Path(path).parent)
+    if not (_ours_is_read.get() or _is_ours(config)):
+        return stock(path, strip_prefix, ignore, strict, cuda_device)
     archive = archive_of(Path(path).parent)
     if not os.path.exists(path):
         raise ConfigurationError(f"There is no weights file {path}.")
@@ -204,7 +227,7 @@ def _read_state_dict(
         return stock(path, strip_prefix, ignore, strict, cuda_device)
     if cuda_device >= 0:
         state = {name: tensor.cuda(cuda_device) for name, tensor in state.items()}
-    return OrderedDict(modern_weights(state, _config_beside(path)))
+    return OrderedDict(modern_weights(state, config))
 
 
 def _shown(weights_path: Union[str, os.PathLike]) -> str:
@@ -212,11 +235,10 @@ def _shown(weights_path: Union[str, os.PathLike]) -> str:
     return str(weights_path) if archive is None else f"{Path(weights_path).name} in {archive}"
 
 
-def _config_beside(path: Union[str, os.PathLike]) -> Any:
-    """The config of the model that a file of weights belongs to, if it lies where training or an
-    archive has it."""
+def _config_in(folder: Path) -> Any:
+    """The config of the model whose weights lie in a folder, if training or an archive has it."""
     try:
-        return read_json(Path(path).parent / archival.CONFIG_NAME)
+        return read_json(folder / archival.CONFIG_NAME)
     except ConfigurationError:
         # Another program's file of this name.
         return None

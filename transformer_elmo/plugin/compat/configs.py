@@ -1,27 +1,29 @@
 """Configs and overrides of AllenNLP 0.x, and overrides that nothing would look at."""
 
-import argparse
-import atexit
 import importlib
-import inspect
 import os
-import shutil
-import tempfile
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Type, Union
 
 import torch
-from allennlp.commands import evaluate, predict
-from allennlp.common import FromParams, file_utils
+from allennlp.commands import evaluate
+from allennlp.common import FromParams
 from allennlp.common.params import Params
 from allennlp.models import archival
+from allennlp.models.archival import Archive
+from allennlp.predictors import Predictor
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import check_can_write
-from transformer_elmo.plugin.patches import note, wrap
+from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.pretrained import folder as model_folder
 from transformer_elmo.pretrained.allennlp_config import experiment_of
-from transformer_elmo.pretrained.archive import archived_config
+from transformer_elmo.pretrained.archive import (
+    archived_config,
+    contains_language_model,
+    own_names,
+    trains_language_model,
+)
 from transformer_elmo.pretrained.jsonnet import evaluated_file, evaluated_overrides
 from transformer_elmo.pretrained.legacy import (
     apply_overrides,
@@ -30,11 +32,17 @@ from transformer_elmo.pretrained.legacy import (
     check_trainer_keys,
     find_key,
     is_experiment,
+    is_old,
     log_changes,
     shared_with_validation,
 )
+from transformer_elmo.pretrained.legacy.own_names import OWN_NAMES
+from transformer_elmo.pretrained.legacy.sections import ITERATORS
 from transformer_elmo.pretrained.unpacking import archive_of
 from transformer_elmo.text.corpus import fetch
+
+# Whether what is opened is going to be evaluated.
+_evaluating: ContextVar[bool] = ContextVar("evaluating", default=False)
 
 
 def install() -> None:
@@ -44,27 +52,21 @@ def install() -> None:
         "from_file",
         _from_file,
         "configs and overrides of AllenNLP 0.x; overrides that nothing looks at; variables "
-        "not set; model folders",
+        "not set; model folders; archived configs are read, and not evaluated",
     )
     wrap(
         evaluate,
         "evaluate_from_archive",
         _evaluate_from_archive,
-        "overrides that evaluation doesn't look at are errors; files that can't be written",
+        "overrides that evaluation doesn't look at are errors",
     )
-    wrap(predict, "_get_predictor", _get_predictor, "an output file that can't be written")
-    if not _can_be_made(Path(file_utils.CACHE_DIRECTORY)):
-        file_utils.CACHE_DIRECTORY = tempfile.mkdtemp(prefix="allennlp-cache-")
-        atexit.register(shutil.rmtree, file_utils.CACHE_DIRECTORY, ignore_errors=True)
-        note(
-            "allennlp.common.file_utils.CACHE_DIRECTORY",
-            "local files can be read where no home can be written: AllenNLP makes it first",
-        )
-
-
-def _can_be_made(folder: Path) -> bool:
-    above = next(path for path in (folder, *folder.parents) if path.exists())
-    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+    wrap(
+        Predictor,
+        "from_archive",
+        _from_archive,
+        "models that began as another archive's have a predictor; taggers with a language model "
+        "have ours",
+    )
 
 
 def _from_file(
@@ -84,17 +86,44 @@ def _from_file(
         place = find_key(config, key)
         if place:
             place[0][place[1]] = str(path)
-    if not is_experiment(config):
+    if not is_experiment(config) or not (
+        contains_language_model(config)
+        or is_old(config)
+        or any(key.partition(".")[0] in ITERATORS for key in overrides)
+    ):
         return stock(cls, params_file, params_overrides, ext_vars)
     opened = source is not None or _is_opened(Path(params_file))
     if opened:
         overrides = shared_with_validation(config, overrides)
     modern, changes = apply_overrides(config, overrides)
+    log_changes(changes, source or str(params_file))
+    # An old config may name the model otherwise.
+    if not contains_language_model(modern):
+        return cls(modern)
     if not opened:
         # Of what is trained already it doesn't matter any more.
         check_trainer_keys(modern.get("trainer"))
-    log_changes(changes, source or str(params_file))
-    return cls(modern)
+    elif _evaluating.get():
+        check_evaluation_overrides(overrides)
+    if opened and trains_language_model(modern):
+        modern["evaluation"] = {"type": "language_modeling", **(modern.get("evaluation") or {})}
+    return cls(with_token_names(own_names(modern)))
+
+
+def with_token_names(config: Dict[str, Any]) -> Dict[str, Any]:
+    """
+    AllenNLP's classifier names the tokens of its output by their ids. Where words have none, they
+    get some, which are embedded as nothing.
+    """
+    model, reader = config["model"], config.get("dataset_reader")
+    embedder = model.get("text_field_embedder") if isinstance(model, dict) else None
+    if not isinstance(embedder, dict) or model.get("type") != "basic_classifier":
+        return config
+    indexers = reader.get("token_indexers") if isinstance(reader, dict) else None
+    embedders = embedder.get("token_embedders")
+    if isinstance(indexers, dict) and isinstance(embedders, dict) and "tokens" not in indexers:
+        indexers["tokens"], embedders["tokens"] = {"type": "single_id"}, {"type": "empty"}
+    return config
 
 
 def _config(
@@ -125,21 +154,26 @@ def _is_opened(path: Path) -> bool:
 def _evaluate_from_archive(
     stock: Callable[..., Dict[str, Any]], *args: Any, **kwargs: Any
 ) -> Dict[str, Any]:
-    given = inspect.signature(stock).bind(*args, **kwargs).arguments
-    check_evaluation_overrides(evaluated_overrides(given.get("cmd_overrides") or ""))
-    named = given.get("auto_names", "NONE") == "NONE"
-    for name in ("metrics_output_file", "predictions_output_file") if named else ():
-        # Of several inputs each has a file of its own, and commas between them.
-        for file in str(given.get(name) or "").split(","):
-            if file:
-                check_can_write(Path(file))
-    return stock(*args, **kwargs)
+    token = _evaluating.set(True)
+    try:
+        return stock(*args, **kwargs)
+    finally:
+        _evaluating.reset(token)
 
 
-def _get_predictor(stock: Callable[..., Any], args: argparse.Namespace) -> Any:
-    if args.output_file:
-        check_can_write(Path(args.output_file))
-    return stock(args)
+def _from_archive(
+    stock: Callable[..., Predictor],
+    cls: Type[Predictor],
+    archive: Archive,
+    predictor_name: Optional[str] = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Predictor:
+    if contains_language_model(archive.config.as_dict(quiet=True)):
+        # A config that names another archive doesn't say what it is.
+        predictor_name = predictor_name or archive.model.default_predictor
+        predictor_name = OWN_NAMES["predictor"].get(str(predictor_name), predictor_name)
+    return stock(cls, archive, predictor_name, *args, **kwargs)
 
 
 def check_class_names(config: Any, source: str) -> None:

@@ -10,12 +10,12 @@ import os
 import re
 import sys
 import traceback
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Optional, Type
+from typing import Any, Callable, Iterator, Optional, Type
 
-from allennlp.common import logging as common_logging
 from allennlp.common.checks import ConfigurationError as AllenNLPError
 from requests.exceptions import RequestException
 from torch.multiprocessing import ProcessRaisedException
@@ -28,7 +28,7 @@ from transformer_elmo.plugin.compat.wrong_values import (
     of_device,
     with_its_place,
 )
-from transformer_elmo.plugin.patches import note, wrap
+from transformer_elmo.plugin.patches import note
 from transformer_elmo.plugin.training.stopping import ProcessLostError
 
 # What is raised for input that is not as it must be, each with a message for whoever gave it.
@@ -43,35 +43,46 @@ _OF_THE_DISK = {
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 
+_OURS = "_transformer_elmo"
+_PACKAGE = __name__.partition(".")[0] + "."
+# What AllenNLP calls for any model.
+_WRAPPERS = (f"{_PACKAGE}plugin.compat.", f"{_PACKAGE}plugin.patches", f"{_PACKAGE}with_allennlp")
+
 _IN_A_PROCESS = re.compile(r"^(\S+\.ConfigurationError|FileNotFoundError): .*\Z", re.M | re.S)
 
 
 def install() -> None:
-    """Sets the hook, now and after AllenNLP has put one of its own in place."""
-    _set_hook()
-    wrap(
-        common_logging,
-        "prepare_global_logging",
-        _prepare_global_logging,
-        "bad input in training is logged as one message, and not with all calls",
-    )
-
-
-def _prepare_global_logging(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    stock(*args, **kwargs)
-    _set_hook()
-
-
-def _set_hook() -> None:
     """
-    Changes nothing but what the `allennlp` command prints when it ends with such an error. Called
-    again after AllenNLP has put a hook of its own in place, which logs all errors, it has the
-    message logged.
+    Changes nothing but what the `allennlp` command prints when it ends with an error of a language
+    model. Called again after AllenNLP has put a hook of its own in place, which logs all errors, it
+    has the message logged.
     """
     stock = sys.excepthook
     if _is_allennlp_command() and getattr(stock, "func", None) is not _show:
         sys.excepthook = partial(_show, stock)
-        note("sys.excepthook", "bad input ends the allennlp command with one message")
+        note("sys.excepthook", "bad input to a language model ends `allennlp` with one message")
+
+
+@contextmanager
+def errors_are_ours() -> Iterator[None]:
+    """Whatever the block raises is shown as an error of a language model."""
+    try:
+        yield
+    except BaseException as error:
+        error.__dict__[_OURS] = True
+        install()
+        raise
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error is this package's, of its models, or went through its code."""
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    return (
+        isinstance(error, (ConfigurationError, ProcessLostError))
+        or _OURS in vars(error)
+        or any(name.startswith(_PACKAGE) and not name.startswith(_WRAPPERS) for name in modules)
+    )
 
 
 def _is_allennlp_command() -> bool:
@@ -88,7 +99,8 @@ def _show(
     error: BaseException,
     trace: Optional[TracebackType],
 ) -> None:
-    message = None if os.environ.get("ALLENNLP_DEBUG") else message_of(error)
+    shortened = not os.environ.get("ALLENNLP_DEBUG") and _is_ours(error)
+    message = message_of(error) if shortened else None
     if message is None:
         stock(kind, error, trace)
     elif stock is sys.__excepthook__:

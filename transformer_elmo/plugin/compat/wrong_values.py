@@ -21,8 +21,7 @@ from allennlp.training import GradientDescentTrainer
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.plugin.keys import NOT_IN_CONFIGS, unknown_keys
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.pretrained.archive import ADAPTED
-from transformer_elmo.pretrained.nested_models import is_language_model
+from transformer_elmo.pretrained.archive import trains_language_model
 
 _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
@@ -54,16 +53,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises `ConfigurationError` if a key isn't there, or its value is of a wrong type: the message
     has the dotted key.
     """
-    check, sections = _Check(is_of_language_model(config)), dict(config)
+    check, sections = _Check(trains_language_model(config)), dict(config)
     for key, annotation in _OF_TRAINING.items():
         check.value(annotation, sections.pop(key, None), key)
     check.section(TrainModel, "from_partial_objects", sections, "")
-
-
-def is_of_language_model(config: Mapping[str, Any]) -> bool:
-    """Whether a config is that of a language model itself, new or taken from another run."""
-    model = config.get("model")
-    return is_language_model(config) or (isinstance(model, dict) and model.get("type") == ADAPTED)
 
 
 class _Check:

@@ -24,6 +24,7 @@ from transformer_elmo.pretrained.archive import (
     VOCABULARY,
     WHOLE_SECTION,
     adapted_from,
+    own_names,
     trains_language_model,
     with_own_sections,
 )
@@ -244,15 +245,15 @@ def _differences(params: Params, folder: Path) -> List[str]:
         )
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
-        # Version 0.2.0 named none.
+        # Version 0.2.0 named none, and ours as AllenNLP's.
         name_parts(begun)
-        before = Params(begun).as_flat_dict()
+        before = Params(own_names(begun)).as_flat_dict()
     except (ValueError, OSError, TypeError, AttributeError):
         logger.warning("%s can't be read: the config given takes its place.", path)
         return []
     given = json.loads(json.dumps(params.as_dict(quiet=True)))
     name_parts(given)
-    now = Params(given).as_flat_dict()
+    now = Params(own_names(given)).as_flat_dict()
     different = [
         key
         for key in sorted({*before, *now})
