@@ -82,7 +82,7 @@ def start(environments: List[Dict[str, str]], *arguments: Any, **options: Any) -
 
 def ended(processes: List[Any]) -> List[Any]:
     for process in processes:
-        process.join(100)
+        process.join(300)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
