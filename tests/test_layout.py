@@ -1,6 +1,7 @@
 """What lies where; for which module imports which, see `test_rooms`."""
 
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -24,3 +25,9 @@ def test_what_is_said_of_installing():
     """The package's name is on no index: what anybody could register there isn't named."""
     for path in (*PACKAGE.rglob("*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"):
         assert not re.search(r"pip install\W+transformer[-_]elmo", path.read_text("utf-8")), path
+
+
+def test_the_list_of_files_is_of_today():
+    """`python scripts/tree.py` writes it."""
+    script = runpy.run_path(str(ROOT / "scripts" / "tree.py"))
+    assert script["PAGE"].read_text("utf-8").partition(script["BEFORE"])[2] == script["tree"]()
