@@ -20,6 +20,7 @@ from tests.small_lm import DIM, random_sentences
 from transformer_elmo import TransformerElmo
 from transformer_elmo.commands.cli import main as transformer_elmo
 from transformer_elmo.pretrained.jsonnet import evaluated_file
+from transformer_elmo.with_allennlp import is_registered
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -207,6 +208,15 @@ def test_every_command_has_arguments_that_it_takes(tmp_path, monkeypatch, capsys
         else:
             monkeypatch.setattr(sys, "argv", words[words.index("allennlp") :])
             parse_args(prog="allennlp")
+
+
+def test_names_for_configs_are_registered():
+    _, _, section = PAGES["allennlp.md"].partition("## What a config can name\n")
+    # "Words: their meaning" has a name before the colon alone.
+    rows = re.findall(r"^\| [\w, ]+ \| (.*?)(?::.*)? \|$", section, re.MULTILINE)
+    named = [name for row in rows for name in re.findall("`(.+?)`", row)]
+    assert len(named) > 15
+    assert not [name for name in named if not is_registered(name)]
 
 
 def anchors(text):
