@@ -100,6 +100,10 @@ def _load_model(
     serialization_dir: Union[str, os.PathLike],
     cuda_device: int,
 ) -> Model:
+    base = archived_models.base_of(config.as_dict(quiet=True))
+    if base is not None:
+        folder = Path(serialization_dir)
+        archived_models.check_base_exists(base, archive_of(folder) or str(folder))
     if not _is_ours(config.as_dict(quiet=True)):
         return stock(config, weights_path, serialization_dir, cuda_device)
     if isinstance(cuda_device, int) and cuda_device >= torch.cuda.device_count():
@@ -115,9 +119,6 @@ def _load_model(
     if archived_models.adapted_from(config.as_dict(quiet=True)) is not None:
         # The folder of a run: what it began with isn't asked any more.
         config = Params(archived_models.with_own_sections(config.as_dict(quiet=True), folder))
-    base = archived_models.base_of(config.as_dict(quiet=True))
-    if base is not None:
-        archived_models.check_base_exists(base, source)
     section = config.as_dict(quiet=True).get("model")
     if is_language_model({"model": section}) and os.path.isfile(weights_path):
         shapes = read_shapes(Path(weights_path), _shown(weights_path))

@@ -20,6 +20,7 @@ from transformer_elmo.pretrained import folder as model_folder
 from transformer_elmo.pretrained.allennlp_config import experiment_of
 from transformer_elmo.pretrained.archive import (
     archived_config,
+    base_of,
     contains_language_model,
     own_names,
     trains_language_model,
@@ -89,6 +90,8 @@ def _from_file(
     if not is_experiment(config) or not (
         contains_language_model(config)
         or is_old(config)
+        # An override may say where it is now.
+        or base_of(config) is not None
         or any(key.partition(".")[0] in ITERATORS for key in overrides)
     ):
         return stock(cls, params_file, params_overrides, ext_vars)
