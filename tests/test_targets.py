@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from allennlp.commands import evaluate, main, predict
+from allennlp.commands import main
 
 from transformer_elmo.commands import cli
 from transformer_elmo.inference.elmo import TransformerElmo
@@ -37,15 +37,15 @@ def no_work(*_, **__):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_evaluate_and_predict(run, lm_archive, monkeypatch, target):
-    monkeypatch.setattr(evaluate, "load_archive", no_work)
-    monkeypatch.setattr(predict, "load_archive", no_work)
+def test_evaluate_and_predict(run, lm_archive, tmp_path, target):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat\n")
     for command, option in (
         ("evaluate", "--output-file"),
         ("evaluate", "--predictions-output-file"),
         ("predict", "--output-file"),
     ):
-        message = run(command, lm_archive, "text.txt", option, target.format("out.json"))
+        message = run(command, lm_archive, text, option, target.format("out.json"))
         assert message is not None and "\n" not in message and "out.json" in message
 
 
