@@ -26,7 +26,7 @@ from transformer_elmo.pretrained import archive as archived_models
 from transformer_elmo.pretrained import folder as model_folder
 from transformer_elmo.pretrained.archive import contains_language_model
 from transformer_elmo.pretrained.config import check_sizes
-from transformer_elmo.pretrained.legacy import modern_weights
+from transformer_elmo.pretrained.legacy import is_old, modern_weights
 from transformer_elmo.pretrained.nested_models import is_language_model
 from transformer_elmo.pretrained.unpacking import archive_of, extracted_archive
 from transformer_elmo.pretrained.weights import (
@@ -216,7 +216,8 @@ def _read_state_dict(
     cuda_device: int = -1,
 ) -> Dict[str, torch.Tensor]:
     config = _config_in(Path(path).parent)
-    if not (_ours_is_read.get() or _is_ours(config)):
+    # Names of AllenNLP 0.x in an archive of any model are ones that AllenNLP can't read.
+    if not (_ours_is_read.get() or _is_ours(config) or is_old(config)):
         return stock(path, strip_prefix, ignore, strict, cuda_device)
     archive = archive_of(Path(path).parent)
     if not os.path.exists(path):
