@@ -1,6 +1,7 @@
 import copy
 import math
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_fill_where_the_tokenizer_knows_no_gaps(elmo, lm_archive):
 
 @pytest.mark.parametrize("kind", ["archive", "folder", "overrides"])
 def test_without_a_softmax(elmo, lm_archive, tmp_path, kind):
-    options = {}
+    options: Any = {}
     if kind == "overrides":
         options = {"overrides": {"model.dropout": 0.1}}
     elif kind == "folder":
@@ -289,7 +290,7 @@ def test_a_model_that_reads_forward_only(tmp_path, vocabulary, make_model, monke
         tmp_path / "lm", experiment_config(model=config, dataset_reader=reader), model
     )
     elmo = TransformerElmo.from_archive(archive)
-    model_class = type(elmo.model)
+    model_class = type(elmo.model.language_model)
     (scores,) = elmo.score(["the cat sat"])
     assert scores.backward is None and "combined_log_probs" not in scores.to_json()
     assert set(elmo.evaluate(["the cat sat"])) >= {"forward_perplexity", "perplexity"}

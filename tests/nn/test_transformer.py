@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -195,9 +196,11 @@ def test_on_another_device():
     expected = BidirectionalTransformer.forward(encoder, vectors, mask, lengths)[-1]
     with pretend.pretend_device():
         there = pretend.moved(encoder)
-        arguments = pretend.moved((vectors, mask))
+        arguments: Any = pretend.moved((vectors, mask))
         pretend.waits.clear()
-        result = BidirectionalTransformer.forward(there, *arguments, lengths)[-1]
+        result: Any = BidirectionalTransformer.forward(there, arguments[0], arguments[1], lengths)[
+            -1
+        ]
         result.sum().backward()
         assert not pretend.waits
     assert torch.allclose(result.held, expected, atol=1e-5)

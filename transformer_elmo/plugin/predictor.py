@@ -171,10 +171,12 @@ class OldNames(Predictor):
     """
 
 
-def _make(name: str, *args: Any, **kwargs: Any) -> Predictor:
+def _make(name: str, model: Model, *args: Any, **kwargs: Any) -> Predictor:
     modern = RENAMED[name]
     logger.info("The predictor %s of AllenNLP 0.x is %s now.", name, modern)
-    return Predictor.by_name(modern)(*args, **kwargs)
+    if modern == "sentence_tagger" and any(isinstance(p, LanguageModel) for p in model.modules()):
+        modern = "lm_sentence_tagger"
+    return Predictor.by_name(modern)(model, *args, **kwargs)
 
 
 for _name in RENAMED:
