@@ -30,6 +30,7 @@ from transformer_elmo.pretrained.archive import (
     read_experiment,
     resolved_config,
     small_parts,
+    stock_names,
     with_own_sections,
 )
 from transformer_elmo.pretrained.nested_models import FOLDER
@@ -77,7 +78,7 @@ def archive_model(
             tarfile.open(fileobj=file, mode="w:gz", compresslevel=LEVEL) as archive,
         ):
             # What is small comes first: it is read without unpacking the rest.
-            _add_text(archive, CONFIG, json.dumps(config, indent=2))
+            _add_text(archive, CONFIG, json.dumps(stock_names(config), indent=2))
             if carried.is_dir():
                 archive.add(carried, arcname=FOLDER)
             archive.add(vocabulary, arcname=VOCABULARY, filter=_without_locks)

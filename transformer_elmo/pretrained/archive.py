@@ -213,6 +213,11 @@ def own_names(experiment: dict[str, Any]) -> dict[str, Any]:
     return with_own_names(experiment) if contains_language_model(experiment) else experiment
 
 
+def stock_names(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The same the other way round, for archives that AllenNLP opens without this package."""
+    return with_stock_names(experiment)[0]
+
+
 def _with_base(experiment: Mapping[str, Any]) -> Mapping[str, Any]:
     """A config with the model of the archive that it names; as it is if that can't be read."""
     base = base_of(experiment)

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,6 +53,30 @@ def test_killed_after_its_last_epoch(space, run):
             (space / "run" / name).read_text()
         )
     assert (run / "model.tar.gz").exists()
+
+
+STOCK = """
+import sys
+sys.modules["transformer_elmo"] = None
+import allennlp_models.lm
+from allennlp.models import load_archive
+# As a config that allennlp-models knows has it.
+archive = load_archive(sys.argv[1], overrides={"model.type": "bidirectional-language-model"})
+print(type(archive.model).__module__)
+"""
+
+
+def test_the_archive_opens_in_allennlp_models_alone(run, tmp_path):
+    pytest.importorskip("allennlp_models")
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK, str(run / "model.tar.gz")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["allennlp_models.lm.models.bidirectional_lm"]
 
 
 def as_version_0_2_0(run):
