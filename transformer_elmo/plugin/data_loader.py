@@ -24,7 +24,7 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader, fits_a_table
 from transformer_elmo.plugin.encoders import Encoder, InstancesEncoder, TableEncoder
-from transformer_elmo.text.batching import deal_rounds, regrouped
+from transformer_elmo.text.batching import Round, deal_rounds, regrouped
 from transformer_elmo.text.corpus import DataPath, Shards, find_shards, has_sentences, most_words
 from transformer_elmo.text.training_stream import (
     Chunk,
@@ -467,8 +467,12 @@ class LanguageModelingDataLoader(DataLoader):
                 yield from batches
 
         dealt_to = self._dealt_to or world_size
-        rounds = islice(deal_rounds(counted(), dealt_to), num_skipped, None)
-        for of_round in regrouped(rounds, world_size):
+        rounds: Iterator[Round[PlannedBatch]] = islice(
+            deal_rounds(counted(), dealt_to), num_skipped, None
+        )
+        if dealt_to != world_size:
+            rounds = regrouped(rounds, world_size)
+        for of_round in rounds:
             num_batches += 1
             following = None
             if of_round.resume_at is not None:
