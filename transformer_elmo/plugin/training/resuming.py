@@ -188,7 +188,7 @@ class ResumeDataCallback(TrainerCallback):
     ) -> None:
         self._last_collected = 0
         self._collect(trainer)
-        if self.serialization_dir is None:
+        if not self.serialization_dir:
             return
         # Metrics of an earlier epoch stay until there are new ones, also over a stop.
         if self.metrics.keys() - metrics.keys():
