@@ -449,10 +449,16 @@ def data(side: Side) -> Round:
         row["first batch, s"] = time.perf_counter() - begin
         tokens = padded = 0
         begin_cpu, begin, waited = time.process_time(), 0.0, 0.0
-        for batch in loader:
+        batches = iter(loader)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
             if not tokens:
                 # The wait for the first batch is a figure of its own.
-                begin, waited = time.perf_counter(), getattr(loader, "seconds_waited", 0.0)
+                begin, waited = time.perf_counter(), 0.0
             ids = batch["source"]["tokens"]["tokens"]
             tokens += int(ids.count_nonzero())
             padded += ids.numel()
@@ -460,7 +466,6 @@ def data(side: Side) -> Round:
                 # A model on a device leaves this thread idle while it computes.
                 time.sleep(ids.numel() / step_rate)
         if step_rate:
-            waited = loader.seconds_waited - waited
             row["waits, %"] = 100 * waited / (time.perf_counter() - begin)
         # The processor's time: other programs on the machine change it less than the clock's.
         row.update(tokens=tokens, seconds=time.process_time() - begin_cpu)

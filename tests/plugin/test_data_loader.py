@@ -391,7 +391,7 @@ class TestLongSentences:
             assert sorted(flat(order_of(loader))) == [0, 1, 2, 3, 4]
         assert "Dropped 5 sentences" in caplog.text
         assert len(list(loader.iter_instances())) == 5
-        loader.keep_long_sentences()
+        reader.max_sequence_length = None
         assert sorted(flat(order_of(loader))) == list(range(10))
         kept = make_loader(path, reader, batch_size=3, keep_long_sentences=True)
         assert sorted(flat(order_of(kept))) == list(range(10))
@@ -525,7 +525,7 @@ class TestErrors:
         monkeypatch.setattr(prefetch, "SECONDS_TO_END", 0)
         path = random_corpus(tmp_path / "corpus")
         loader = make_loader(path, batch_size=2, max_instances_in_memory=10)
-        encoder = loader._make_encoder()
+        encoder = loader._encoder
         encode, busy, overlaps = encoder.encode, [], []
 
         def slow(*args):

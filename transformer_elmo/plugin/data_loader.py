@@ -2,13 +2,14 @@
 
 import hashlib
 import multiprocessing
+import os
 import threading
-import time
 from collections import deque
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, TypeVar
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain, islice
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader, fits_a_table
 from transformer_elmo.plugin.encoders import Encoder, InstancesEncoder, TableEncoder
-from transformer_elmo.text.batching import Round, deal_rounds, regrouped
+from transformer_elmo.text.batching import deal_rounds, regrouped
 from transformer_elmo.text.corpus import DataPath, Shards, find_shards, has_sentences, most_words
 from transformer_elmo.text.training_stream import (
     Chunk,
@@ -36,8 +37,6 @@ from transformer_elmo.text.training_stream import (
     prefetch,
 )
 from transformer_elmo.text.vocabulary import NAMESPACE
-
-T = TypeVar("T")
 
 # Batches made ahead of the one in use. A few are enough to hide the time that one takes, and they
 # are the largest thing that the loader keeps: 400 bytes a token.
@@ -116,9 +115,8 @@ class LanguageModelingDataLoader(DataLoader):
     ) -> None:
         if not isinstance(reader, SimpleLanguageModelingDatasetReader):
             raise ConfigurationError(
-                'The data loader "language_modeling" reads sentences, one a line, and needs '
-                'transformer_elmo\'s dataset reader "simple_language_modeling"; this one is a '
-                f"{type(reader).__name__}."
+                'The data loader "language_modeling" needs transformer_elmo\'s dataset reader '
+                f'"simple_language_modeling"; this one is a {type(reader).__name__}.'
             )
         if max_tokens is None and batch_size is None:
             raise ConfigurationError(
@@ -135,14 +133,10 @@ class LanguageModelingDataLoader(DataLoader):
         ):
             if value is not None and value < least:
                 raise ConfigurationError(f'"{name}" must be at least {least}, and is {value}.')
-        self._words_only = all(map(fits_a_table, reader.token_indexers.values()))
-        if distinct_words and not (
-            self._words_only
-            and any(
-                isinstance(indexer, ELMoTokenCharactersIndexer)
-                for indexer in reader.token_indexers.values()
-            )
-        ):
+        indexers = reader.token_indexers.values()
+        self._words_only = all(map(fits_a_table, indexers))
+        has_characters = any(isinstance(i, ELMoTokenCharactersIndexer) for i in indexers)
+        if distinct_words and not (self._words_only and has_characters):
             raise ConfigurationError(
                 '"distinct_words" needs a token indexer "elmo_characters", and beside it none but '
                 '"single_id" with its default feature and no tokens of its own. There are: '
@@ -152,74 +146,60 @@ class LanguageModelingDataLoader(DataLoader):
         self.data_path = data_path
         self.max_tokens = max_tokens
         self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.max_instances_in_memory = max_instances_in_memory
         self.batches_per_epoch = batches_per_epoch
-        self.distinct_words = distinct_words
-        self.num_workers = num_workers
-        self.seed = seed
-        self.quiet = quiet
-        self.seconds_waited = 0.0
-        """How long whoever iterates has waited for batches, in all."""
+        self._distinct_words = distinct_words
         self._keep_long_sentences = keep_long_sentences
+        self._num_workers = num_workers
+        self._quiet = quiet
+        self._schedule = Schedule(
+            max_tokens,
+            batch_size,
+            shuffle,
+            seed,
+            max_instances_in_memory,
+            reader.max_instances,
+            reader.num_boundary_tokens,
+            max(indexer._token_min_padding_length for indexer in indexers),
+        )
         # AllenNLP makes a loader of `"validation_data_path": null` where it makes a vocabulary.
         self._shards = Shards([] if data_path is None else find_shards(data_path))
-        if self._shards.paths and self._shards.num_bytes <= MAX_BYTES_TO_COUNT:
-            # What is wrong with the text for validation is better known now than after an epoch.
-            if not sum(has_sentences(path) for path in self._shards.paths):
-                raise ConfigurationError(
-                    f"There is no sentence in {self.data_path}: {len(self._shards.paths)} files, "
-                    f"{self._shards.num_bytes} bytes. Expected text, one sentence a line."
-                )
-        self._device: Optional[torch.device] = None
+        # What is wrong with the text for validation is better known now than after an epoch.
+        if self._is_small and not sum(has_sentences(path) for path in self._shards.paths):
+            raise ConfigurationError(
+                f"There is no sentence in {data_path}: {len(self._shards.paths)} files, "
+                f"{self._shards.num_bytes} bytes. Expected text, one sentence a line."
+            )
+        self._device = torch.device("cpu")
         self._vocab: Optional[Vocabulary] = None
-        self._vocabulary_description: Optional[str] = None
-        self._encoder: Optional[Encoder] = None
-        # The threads of a pass that was given up may still be busy when the next one begins, and a
+        # The threads of a pass that was given up may still be busy when the next one begins, and an
         # encoder is for one at a time.
-        self._encoding = threading.Lock()
-        self._making_tensors = threading.Lock()
-        self._num_batches: Optional[int] = None
+        self._encoding, self._making_tensors = threading.Lock(), threading.Lock()
+        # By the longest sentences: the reader may be told to drop none.
+        self._num_batches: Dict[Optional[int], Optional[int]] = {}
 
         # The pass that begins next, and where the current one goes on (None when it is over).
         self._next_pass = 0
         self._position: Optional[Position] = None
         # With `batches_per_epoch`, a pass goes on from one epoch to the next.
-        self._current_pass: Optional[Iterator[TensorDict]] = None
-        self._resumption: Optional[_Resumption] = None
+        self._passes = self._all_passes()
+        # What `resume` was given, until the first new batch.
+        self._resumption: Optional[Tuple[int, int, Callable[[], None]]] = None
         # Of a run that was begun with another number of processes: their number.
         self._dealt_to: Optional[int] = None
 
-    def keep_long_sentences(self) -> None:
-        """
-        From the next epoch on, no sentence is dropped for its length, whatever the reader's
-        `max_sequence_length`.
-        """
-        self._keep_long_sentences = True
-        self._num_batches = None
+    @property
+    def _is_small(self) -> bool:
+        return bool(self._shards.paths) and self._shards.num_bytes <= MAX_BYTES_TO_COUNT
 
     @overrides
     def index_with(self, vocab: Vocabulary) -> None:
         self._vocab = vocab
-        self._vocabulary_description = None
-        self._encoder = None
-        self._num_batches = None
-        if several_processes() and self._shards.paths:
-            self._check_enough_for(dist.get_world_size())
-
-    def _check_enough_for(self, num_processes: int) -> None:
-        # Of text for validation, better now than after an epoch.
-        if self._shards.num_bytes > MAX_BYTES_TO_COUNT or not self._make_encoder().is_fast:
-            return
-        num_sentences = 0
-        for batches in self._plan(Position(0), quiet=True):
-            num_sentences += sum(map(len, batches))
-            if num_sentences >= num_processes:
-                return
-        raise ConfigurationError(
-            f"{self.data_path} has {num_sentences} sentences, fewer than the {num_processes} "
-            "processes that share it. Use fewer processes (distributed.cuda_devices) or more text."
-        )
+        for of_vocab in ("_encoder", "_vocabulary"):
+            vars(self).pop(of_vocab, None)
+        self._num_batches.clear()
+        if several_processes():
+            # Of text for validation, it is better known now whether all of them get a sentence.
+            self._count()
 
     @overrides
     def set_target_device(self, device: torch.device) -> None:
@@ -230,7 +210,7 @@ class LanguageModelingDataLoader(DataLoader):
         if self.data_path is None:
             return
         instances = self.reader.read(self.data_path)  # type: ignore[arg-type]
-        if not self.quiet:
+        if not self._quiet:
             instances = iter(Tqdm.tqdm(instances, desc="loading instances"))
         for instance in instances:
             if self._vocab is not None:
@@ -241,59 +221,53 @@ class LanguageModelingDataLoader(DataLoader):
     def __len__(self) -> int:
         """
         The number of batches of an epoch (for this process), where it is known and the same in all
-        of them: with `batches_per_epoch`; for a corpus of a single chunk; and without `shuffle`,
-        once the corpus has been read. A small corpus is counted on the spot.
+        of them: with `batches_per_epoch`; and of a corpus of up to 16 MB, which is counted, if it
+        is a single chunk or isn't shuffled.
 
         Raises `TypeError` where it isn't known, as AllenNLP wants it.
         """
-        if self._rounds_per_epoch is not None:
-            return self._rounds_per_epoch
-        if (
-            self._num_batches is None
-            and self._vocab is not None
-            and self._shards.num_bytes <= MAX_BYTES_TO_COUNT
-            and self._make_encoder().is_fast
-        ):
-            for _ in self._deal(self._plan(Position(0), quiet=True)):
-                pass  # Coming to the end is what sets the number.
-        if self._num_batches is None:
+        number = self._rounds_per_epoch or self._count()
+        if number is None:
             raise TypeError("The number of batches of this corpus is not known.")
-        return self._num_batches
+        return number
+
+    def _count(self) -> Optional[int]:
+        longest = self._max_length
+        if longest not in self._num_batches:
+            self._num_batches[longest] = None
+            if self._is_small and self._vocab is not None and self._encoder.is_fast:
+                chunks = list(self._plan(Position(0), quiet=True))
+                number = sum(1 for _ in self._deal(chunks))
+                # Shuffling spreads sentences over chunks differently each time, so that several of
+                # them may have one batch more or less in the next epoch.
+                if len(chunks) == 1 or not self._schedule.shuffle:
+                    self._num_batches[longest] = number
+        return self._num_batches[longest]
 
     @overrides
     def __iter__(self) -> Iterator[TensorDict]:
         if self._vocab is None:
-            raise ValueError(
-                "The data loader has no vocabulary yet: call index_with(vocab) before iterating "
-                "over it."
-            )
+            raise ValueError("The data loader has no vocabulary yet: call index_with(vocab) first.")
         if self.data_path is None:
             raise ConfigurationError("The path of the corpus is null: name a file.")
-        num_replayed, goes_on = 0, False
+        num_replayed, position = 0, None
         if self._resumption is not None:
-            if self._resumption.num_epochs > 0:
-                # Nobody looks at the batches of an epoch that was finished before, so there are
-                # none.
-                self._resumption.num_epochs -= 1
+            num_epochs, num_replayed, on_resumed = self._resumption
+            if num_epochs > 0:
+                # Nobody looks at the batches of an epoch that was finished before: there are none.
+                self._resumption = num_epochs - 1, num_replayed, on_resumed
                 return
-            num_replayed, goes_on = self._resumption.num_batches, self._position is not None
+            position = self._position
             for _ in range(num_replayed):
                 yield {}
-            on_resumed = self._resumption.on_resumed
             self._resumption = None
             on_resumed()
-        if self._rounds_per_epoch is None:
-            # An epoch is a pass: at its end, the epoch is over, too.
-            if goes_on or not num_replayed:
-                self._position = self._position if goes_on else None
-                yield from self._iterate_pass()
-            return
-        for _ in range(self._rounds_per_epoch - num_replayed):
-            batch = None if self._current_pass is None else next(self._current_pass, None)
-            if batch is None:
-                self._current_pass = self._iterate_pass()
-                batch = next(self._current_pass)
-            yield batch
+        if self._rounds_per_epoch is not None:
+            yield from islice(self._passes, self._rounds_per_epoch - num_replayed)
+        elif position is not None or num_replayed == 0:
+            # An epoch is a pass: if that was at its end, there is nothing left of the epoch.
+            self._position = position
+            yield from self._iterate_pass()
 
     def state_dict(self) -> Dict[str, Any]:
         """Where the loader stands: after the batch that was handed out last."""
@@ -327,8 +301,8 @@ class LanguageModelingDataLoader(DataLoader):
         self._next_pass = state["next_pass"]
         position = state["position"]
         self._position = None if position is None else Position.from_json(position)
-        self._current_pass = None
-        self._resumption = _Resumption(num_epochs, num_batches, on_resumed)
+        self._passes = self._all_passes()
+        self._resumption = num_epochs, num_batches, on_resumed
 
     def deal_as(self, num_processes: int) -> None:
         """
@@ -338,6 +312,7 @@ class LanguageModelingDataLoader(DataLoader):
         Raises `ConfigurationError` if an epoch's batches can't be shared so.
         """
         self._dealt_to = num_processes
+        self._num_batches.clear()
         _, world_size = _place_among_processes()
         if self.batches_per_epoch is not None and num_processes % world_size:
             raise ConfigurationError(
@@ -368,169 +343,113 @@ class LanguageModelingDataLoader(DataLoader):
                 )
 
     def _settings(self) -> Dict[str, Any]:
+        schedule = self._schedule
         return {
             "the corpus": self._shards.description,
             "the corpus's content": self._shards.content,
-            "the vocabulary": self._describe_vocabulary(),
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "max_tokens": self.max_tokens,
-            "batch_size": self.batch_size,
-            "max_instances_in_memory": self.max_instances_in_memory,
-            "max_sequence_length": self._max_length(),
-            "max_instances": self.reader.max_instances,
+            "the vocabulary": self._vocabulary,
+            "seed": schedule.seed,
+            "shuffle": schedule.shuffle,
+            "max_tokens": schedule.max_tokens,
+            "batch_size": schedule.batch_size,
+            "max_instances_in_memory": schedule.max_lines,
+            "max_sequence_length": self._max_length,
+            "max_instances": schedule.limit,
             # They say how long sentences are.
             "the tokenizer": type(self.reader.tokenizer).__name__,
-            "the number of start and end tokens": self.reader.num_boundary_tokens,
+            "the number of start and end tokens": schedule.num_boundary_tokens,
         }
 
-    def _describe_vocabulary(self) -> str:
-        if self._vocabulary_description is None:
-            assert self._vocab is not None
-            words = self._vocab.get_index_to_token_vocabulary(NAMESPACE)
-            listed = "\n".join(words[number] for number in sorted(words))
-            digest = hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
-            self._vocabulary_description = f"{len(words)} words ({digest[:16]})"
-        return self._vocabulary_description
+    @cached_property
+    def _vocabulary(self) -> str:
+        """What it comes to."""
+        assert self._vocab is not None
+        words = self._vocab.get_index_to_token_vocabulary(NAMESPACE)
+        listed = "\n".join(words[number] for number in sorted(words))
+        digest = hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{len(words)} words ({digest[:16]})"
 
+    @cached_property
+    def _encoder(self) -> Encoder:
+        assert self._vocab is not None
+        if self._words_only:
+            return TableEncoder(self.reader, self._vocab, self._distinct_words)
+        return InstancesEncoder(self.reader, self._vocab)
+
+    @property
     def _max_length(self) -> Optional[int]:
         return None if self._keep_long_sentences else self.reader.max_sequence_length
 
-    def _make_encoder(self) -> Encoder:
-        if self._encoder is None:
-            assert self._vocab is not None
-            if self._words_only:
-                self._encoder = TableEncoder(self.reader, self._vocab, self.distinct_words)
-            else:
-                self._encoder = InstancesEncoder(self.reader, self._vocab)
-        return self._encoder
+    def _all_passes(self) -> Iterator[TensorDict]:
+        return chain.from_iterable(iter(self._iterate_pass, None))
 
     def _iterate_pass(self) -> Iterator[TensorDict]:
         position = self._position or Position(self._next_pass)
         self._next_pass = position.pass_number + 1
-        for batch, following in self._prefetched(lambda: self._make_batches(position)):
+        made = prefetch(lambda: self._make_batches(position), PREFETCHED_BATCHES, "batches")
+        for batch, following in made:
             self._position = following
-            yield self._on_device(batch)
-
-    def _prefetched(self, make: Callable[[], Iterator[T]]) -> Iterator[T]:
-        batches = prefetch(make, PREFETCHED_BATCHES, "batches")
-        try:
-            while True:
-                begin = time.perf_counter()
-                item = next(batches, None)
-                self.seconds_waited += time.perf_counter() - begin
-                if item is None:
-                    return
-                yield item
-        finally:
-            batches.close()  # type: ignore[attr-defined]
-
-    def _on_device(self, batch: TensorDict) -> TensorDict:
-        if self._device is None or self._device.type == "cpu":
-            return batch
-        return _map_tensors(lambda tensor: tensor.to(self._device, non_blocking=True), batch)
+            if self._device.type != "cpu":
+                batch = _map_tensors(lambda t: t.to(self._device, non_blocking=True), batch)
+            yield batch
 
     def _make_batches(self, position: Position) -> Iterator[Tuple[TensorDict, Optional[Position]]]:
-        for batch, following in self._deal(self._plan_ahead(position), position.num_skipped):
-            yield self._tensors(batch), following
-
-    def _plan_ahead(self, position: Position) -> Iterator[List[PlannedBatch]]:
         # Words are looked up in a thread of their own, so that no batch waits for a whole chunk of
         # them.
-        return prefetch(lambda: self._plan(position), PREFETCHED_CHUNKS, "chunks")
-
-    def _tensors(self, batch: PlannedBatch) -> TensorDict:
-        with self._making_tensors:
-            tensors = self._make_encoder().tensors(batch.chunk, batch.begin, batch.end)
-        if self._device is not None and self._device.type == "cuda":
-            tensors = _map_tensors(torch.Tensor.pin_memory, tensors)
-        return tensors
+        planned = prefetch(lambda: self._plan(position), PREFETCHED_CHUNKS, "chunks")
+        for batch, following in self._deal(planned, position.num_skipped):
+            with self._making_tensors:
+                tensors = self._encoder.tensors(batch.chunk, batch.begin, batch.end)
+            if self._device.type == "cuda":
+                tensors = _map_tensors(torch.Tensor.pin_memory, tensors)
+            yield tensors, following
 
     def _deal(
-        self, planned: Iterator[List[PlannedBatch]], num_skipped: int = 0
+        self, planned: Iterable[List[PlannedBatch]], num_skipped: int = 0
     ) -> Iterator[Tuple[PlannedBatch, Optional[Position]]]:
         """
         This process's batches, and where each leaves the corpus: on another number of processes
         than the run was begun with, only at the end of a step.
         """
         rank, world_size = _place_among_processes()
-        num_chunks = num_batches = 0
-        whole_pass = False
-
-        def counted() -> Iterator[PlannedBatch]:
-            nonlocal num_chunks, whole_pass
-            for batches in planned:
-                if num_chunks == 0:
-                    first = batches[0].position
-                    whole_pass = first.chunk_number == first.batch_number == num_skipped == 0
-                num_chunks += 1
-                yield from batches
-
         dealt_to = self._dealt_to or world_size
-        rounds: Iterator[Round[PlannedBatch]] = islice(
-            deal_rounds(counted(), dealt_to), num_skipped, None
-        )
-        if dealt_to != world_size:
-            rounds = regrouped(rounds, world_size)
-        for of_round in rounds:
-            num_batches += 1
+        dealt = deal_rounds(chain.from_iterable(planned), dealt_to, str(self.data_path))
+        rounds = islice(dealt, num_skipped, None)
+        for of_round in rounds if dealt_to == world_size else regrouped(rounds, world_size):
             following = None
             if of_round.resume_at is not None:
                 following = replace(of_round.resume_at.position, num_skipped=of_round.num_skipped)
             yield of_round.batches[rank], following
-        # Shuffling spreads sentences over chunks differently each time, so several chunks may
-        # have one batch more or less in the next epoch.
-        if whole_pass and (num_chunks == 1 or not self.shuffle):
-            self._num_batches = num_batches
 
     def _plan(self, position: Position, quiet: bool = False) -> Iterator[List[PlannedBatch]]:
         """The batches from a position to the end of its pass, a list of them for each chunk."""
-        schedule = Schedule(
-            self.max_tokens,
-            self.batch_size,
-            self.shuffle,
-            self.seed,
-            self.max_instances_in_memory,
-            self.reader.max_instances,
-            self.reader.num_boundary_tokens,
-            max(i._token_min_padding_length for i in self.reader.token_indexers.values()),
-        )
-        log = PassLog(self.data_path, self._max_length(), quiet)
-        return schedule.plan(self._shards, position, self._encode, log)
+        log = PassLog(self.data_path, self._max_length, quiet)
+        return self._schedule.plan(self._shards, position, self._encode, log)
 
     def _encode(self, chunks: Iterator[TextChunk]) -> Iterator[Tuple[TextChunk, Chunk]]:
-        encoder = self._make_encoder()
-        max_words = most_words(self._max_length(), self.reader.num_boundary_tokens)
-        if self.num_workers == 0:
+        max_words = most_words(self._max_length, self.reader.num_boundary_tokens)
+        if self._num_workers == 0:
             for text in chunks:
                 with self._encoding:
-                    chunk = encoder.encode(text, max_words)
+                    chunk: Chunk = self._encoder.encode(text, max_words)
                 yield text, chunk
             return
         # A forked process has the vocabulary without being sent it. It never touches a device.
-        start_method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-        executor = ProcessPoolExecutor(
-            self.num_workers,
-            mp_context=multiprocessing.get_context(start_method),
-            initializer=_start_worker,
-            initargs=(encoder,),
-        )
-        pending: Deque[Tuple[TextChunk, Future[Chunk]]] = deque()
+        context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+        executor = ProcessPoolExecutor(self._num_workers, context, _start_worker, (self._encoder,))
+        tasks = ((text, executor.submit(_encode_in_worker, text, max_words)) for text in chunks)
         try:
-            for text in chunks:
-                pending.append((text, executor.submit(_encode_in_worker, text, max_words)))
-                if len(pending) > self.num_workers:
-                    first, future = pending.popleft()
-                    yield first, future.result()
+            pending = deque(islice(tasks, self._num_workers))
             while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
+                text, future = pending.popleft()
+                pending.extend(islice(tasks, 1))
+                yield text, future.result()
         except BrokenExecutor as error:
             raise ConfigurationError(
                 "A process that tokenizes for the data loader ended before its work was done. The "
                 "system may have stopped it for want of memory: try fewer than "
-                f'{self.num_workers} for "num_workers", or a smaller "max_instances_in_memory" '
-                f"than {self.max_instances_in_memory}."
+                f'{self._num_workers} for "num_workers", or a smaller "max_instances_in_memory" '
+                f"than {self._schedule.max_lines}."
             ) from error
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -538,13 +457,6 @@ class LanguageModelingDataLoader(DataLoader):
 
 def _place_among_processes() -> Tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if several_processes() else (0, 1)
-
-
-@dataclass
-class _Resumption:
-    num_epochs: int
-    num_batches: int
-    on_resumed: Callable[[], None]
 
 
 _worker_encoder: Optional[Encoder] = None

@@ -237,9 +237,6 @@ def _read_everything(data_loader: Any) -> None:
 
 
 def _keep_long_sentences(data_loader: DataLoader) -> None:
-    keep = getattr(data_loader, "keep_long_sentences", None)
-    if callable(keep):
-        keep()
     reader: Any = getattr(data_loader, "reader", None)
     if getattr(reader, "max_sequence_length", None) is not None:
         reader.max_sequence_length = None

@@ -92,7 +92,9 @@ class Round(Generic[BatchT]):
     num_skipped: int = 0
 
 
-def deal_rounds(batches: Iterator[BatchT], world_size: int) -> Iterator[Round[BatchT]]:
+def deal_rounds(
+    batches: Iterator[BatchT], world_size: int, corpus: str = "The corpus"
+) -> Iterator[Round[BatchT]]:
     """
     Deals a sequence of batches, the same one in every process, out to the processes: each takes one
     of every `world_size` batches. All take the same number of batches, none is lost and none grows.
@@ -117,7 +119,7 @@ def deal_rounds(batches: Iterator[BatchT], world_size: int) -> Iterator[Round[Ba
     num_sentences = sum(map(len, held + dealt))
     if num_sentences < world_size:
         raise ConfigurationError(
-            f"The corpus has {num_sentences} sentences, fewer than the {world_size} processes that "
+            f"{corpus} has {num_sentences} sentences, fewer than the {world_size} processes that "
             "share it. Use fewer processes or more text."
         )
     num_rounds = min(2, num_sentences // world_size)
