@@ -4,24 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.plugin.test_language_model import tensors
-from tests.small_lm import WORDS, model_config, random_sentences
+from tests.small_lm import WORDS, random_sentences
+from transformer_elmo import TransformerElmo
 from transformer_elmo.inference import scores as scoring
-from transformer_elmo.inference.scores import (
-    SentenceScores,
-    WordScores,
-    score_encoded,
-    score_places,
-)
+from transformer_elmo.inference.scores import SentenceScores, WordScores, score_places
 from transformer_elmo.nn.kernels import softmax as token_losses
-from transformer_elmo.plugin.vocabulary import word_list
-
-
-def score_batch(model, source, top_k=0):
-    ids = model.token_ids(source)
-    with torch.no_grad():
-        encoded = model.encode(source)
-    return score_encoded(encoded, model.softmax, ids, word_list(model.vocab), True, top_k)
 
 
 def plain_scores(weight, bias, embeddings, targets, num_words):
@@ -75,38 +62,16 @@ def test_a_view_that_is_missing_somewhere_leaves_the_other_alone():
 SENTENCES = [*random_sentences(5, seed=8), "the unheard-of cat", "it"]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"num_samples": None, "sparse_embeddings": False},
-        {"type": "language_model", "bidirectional": True},
-    ],
-)
-def test_scores_of_sentences_add_up_to_the_losses(make_model, vocabulary, changes):
-    config = model_config(**changes)
-    if changes.get("num_samples", 0) is None:
-        del config["num_samples"], config["sparse_embeddings"]
-    model = make_model(**config).eval()
-    if "num_samples" not in config:
-        model = make_model(**{**config, "num_samples": None, "sparse_embeddings": False}).eval()
-    source = tensors(SENTENCES, vocabulary)["source"]
-    with torch.no_grad():
-        output = model(source)
-    found = score_batch(model, source, top_k=3)
-    count = output["batch_weight"].item()
-    assert sum(scores.num_tokens for scores in found) == count
-    for name in ("forward", "backward"):
-        total = -sum(getattr(scores, name).log_prob for scores in found)
-        assert total == pytest.approx(output[f"{name}_loss"].item() * count, rel=1e-5)
+def test_scores_of_sentences(lm_archive):
+    elmo = TransformerElmo.open(lm_archive, "cpu")
+    found = elmo.score(SENTENCES, top_k=3)
     for sentence, scores in zip(SENTENCES, found):
-        words = sentence.split()
-        assert len(scores.tokens) == len(words) + 2
+        length = len(sentence.split())
+        assert len(scores.tokens) == length + 2 and scores.num_tokens == length + 1
         assert scores.forward.log_probs[0] is None and scores.backward.log_probs[-1] is None
         assert None not in scores.combined.log_probs
-        assert scores.num_tokens == len(words) + 1
-        total = scores.forward_log_prob + scores.backward_log_prob
-        assert scores.perplexity == pytest.approx(math.exp(-total / 2 / (len(words) + 1)))
+        total = scores.forward.log_prob + scores.backward.log_prob
+        assert scores.perplexity == pytest.approx(math.exp(-total / 2 / (length + 1)))
         for view in (scores.forward, scores.backward, scores.combined):
             for log_prob, rank, top, token in zip(
                 view.log_probs, view.ranks, view.top, scores.tokens
@@ -118,24 +83,18 @@ def test_scores_of_sentences_add_up_to_the_losses(make_model, vocabulary, change
                 assert (rank <= 3) == (token in [word for word, _ in top])
                 if rank == 1:
                     assert math.log(top[0][1]) == pytest.approx(log_prob, abs=1e-5)
-    assert found[5].tokens == ["<S>", "the", "@@UNKNOWN@@", "cat", "</S>"]
+    assert found[5].tokens == ["<S>", "the", "unheard-of", "cat", "</S>"]
     assert found[5].out_of_vocabulary == [False, False, True, False, False]
     # No word of the vocabulary is missing, and nothing else is there.
-    everything = score_batch(model, source, top_k=1000)[0].forward.top[1]
-    assert {word for word, _ in everything} == {"@@UNKNOWN@@", "</S>", "<S>", *WORDS[:-3]}
-
-
-def test_json(make_model, vocabulary):
-    model = make_model().eval()
-    source = tensors(["the cat"], vocabulary)["source"]
-    assert set(score_batch(model, source)[0].to_json()) == {
+    (everything,) = elmo.score(SENTENCES[:1], top_k=1000)
+    assert {w for w, _ in everything.forward.top[1]} == {"@@UNKNOWN@@", "</S>", "<S>", *WORDS[:-3]}
+    parts, names = ("log_probs", "ranks"), ("log_prob", "perplexity")
+    assert set(elmo.score(SENTENCES)[0].to_json()) == {
         *("tokens", "out_of_vocabulary", "num_tokens", "num_out_of_vocabulary", "perplexity"),
-        *("forward_log_prob", "forward_perplexity", "forward_log_probs", "forward_ranks"),
-        *("backward_log_prob", "backward_perplexity", "backward_log_probs", "backward_ranks"),
-        *("combined_log_probs", "combined_ranks"),
+        *(f"{view}_{part}" for view in ("forward", "backward", "combined") for part in parts),
+        *(f"{view}_{name}" for view in ("forward", "backward") for name in names),
     }
-    top = score_batch(model, source, top_k=2)[0].to_json()["combined_top"]
-    assert [len(words) for words in top] == [2, 2, 2, 2]
+    assert [len(words) for words in found[6].to_json()["combined_top"]] == [3, 3, 3]
 
 
 def test_combining_counts_what_is_frequent_once():
@@ -146,9 +105,6 @@ def test_combining_counts_what_is_frequent_once():
     one, _, both = score_places(torch.randn(50, 4), bias, [knows_nothing] * 2, targets, 5)
     assert torch.allclose(both.log_probs, one.log_probs, atol=1e-5)
     assert torch.equal(both.top_ids, one.top_ids)
-
-
-# Tables
 
 
 FORWARD = WordScores([None, math.log(0.25), -20.0], [None, 3, 1234])
@@ -169,17 +125,13 @@ def test_a_table_in_a_terminal():
         "perplexity 419.78 over 2 tokens, 1 of them unknown (*)",
     ]
 
-
-def test_columns_stand_below_each_other_in_any_script():
-    lines = str(scored(["a", "นี่", "हिन्दी"])).splitlines()
-    assert lines[0] == "token  forward   rank"
     # Marks that stand above or below their letters take no column.
-    assert lines[2] == "นี่ *     0.2500      3"
+    lines = str(scored(["a", "นี่", "हिन्दी"])).splitlines()
+    assert lines[0] == "token  forward   rank" and lines[2] == "นี่ *     0.2500      3"
 
 
 def test_html_is_escaped_and_finds_its_direction():
     html = scored(["<S>", "שלום", "a&b"], backward=BACKWARD)._repr_html_()
-    assert '<bdi dir="auto">&lt;S&gt;</bdi>' in html
-    assert '<bdi dir="auto">שלום</bdi> *' in html
-    assert "a&amp;b" in html and html.count("<tr>") == 4
-    assert "perplexity" in html
+    assert '<bdi dir="auto">&lt;S&gt;</bdi>' in html and "a&amp;b" in html
+    assert '<bdi dir="auto">שלום</bdi> *' in html and "perplexity" in html
+    assert html.count("<tr>") == 4 and html.count("<th>") == 5 + 3 and html.count("<td>") == 12

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict
 import pytest
 
 from tests.integrations.small_model import CONFIG, OF_IDS, save_small_model
+from transformer_elmo.commands.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,12 +20,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Path]:
     """Folders, with a graph where ONNX's packages are: of characters and of words' numbers."""
-    onnx = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-    home = tmp_path_factory.mktemp("models")
-    return {
-        name: save_small_model(home / name, config=config, onnx=onnx)
-        for name, config in (("characters", CONFIG), ("ids", OF_IDS))
-    }
+    onnx = ["--onnx"] * all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    home, folders = tmp_path_factory.mktemp("models"), {}
+    for name, config in (("characters", CONFIG), ("ids", OF_IDS)):
+        source, folders[name] = save_small_model(home / f"{name}.0", config=config), home / name
+        assert main(["export", str(source), str(folders[name]), *onnx]) == 0
+    return folders
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A small model, made without AllenNLP, as a folder; and what the reference makes of sentences."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, List, Sequence
 
@@ -17,7 +16,7 @@ from transformer_elmo.pretrained.config import (
     WordIdsConfig,
 )
 from transformer_elmo.pretrained.folder import Opened, open_folder, reader_of, save_folder
-from transformer_elmo.pretrained.onnx import graph_module, write_onnx
+from transformer_elmo.pretrained.onnx import graph_module
 from transformer_elmo.text.vocabulary import UNKNOWN, WordList
 
 WORDS = ["</S>", "<S>", UNKNOWN, *"the a cat dog sat ran in on Berlin Paris Anna Otto . ,".split()]
@@ -60,12 +59,10 @@ def small_model(config: ModelConfig = CONFIG, seed: int = 0) -> Opened:
 
 
 def save_small_model(
-    folder: Path, seed: int = 0, config: ModelConfig = CONFIG, onnx: bool = False, **options: Any
+    folder: Path, seed: int = 0, config: ModelConfig = CONFIG, **options: Any
 ) -> Path:
     """`options`: `save_folder`'s."""
-    opened = small_model(config, seed)
-    more = partial(write_onnx, opened.model) if onnx else None
-    save_folder(opened.model, opened.reader, folder, more=more, **options)
+    save_folder(*small_model(config, seed), folder, **options)
     return folder
 
 

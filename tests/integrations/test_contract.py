@@ -4,10 +4,8 @@ import copy
 import multiprocessing
 import pickle
 import random
-import re
 import shutil
 import threading
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -295,13 +293,3 @@ def test_wrong_sentences(library, models, wrong):
     with pytest.raises(TypeError, match=r"^Expected |put it in a list|list of strings"):
         opened.embed_other(wrong)
     assert opened.embed([["the"]])[0].any()
-
-
-@pytest.mark.parametrize("library", [Flair, Spacy], indirect=True)
-def test_the_lines_of_the_docstring(library, models, monkeypatch, capsys):
-    monkeypatch.chdir(models["characters"].parent)
-    module = import_module(f"transformer_elmo.integrations.{library.__name__.lower()}")
-    (block,) = re.findall(r"```python\n(.*?)```", module.__doc__ or "", re.DOTALL)
-    assert len(list(filter(None, block.splitlines()))) == 5
-    exec(block.replace('"elmo"', '"characters"'), {})
-    assert re.search(r"torch\.Size|0\.", capsys.readouterr().out)

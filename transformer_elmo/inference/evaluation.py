@@ -7,7 +7,7 @@ models of different vocabularies can be compared.
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,8 +150,7 @@ class WholeText:
     bits of its spelling, over the characters of the text. Mielke 2019 ("Can You Compare Perplexity
     Across Different Segmentations?") compares models of different units so: by what the same text
     costs, in a unit that no model chooses. Unknown words are spelled as Mielke and Eisner 2019 do
-    it (`spelled_bits`); without that, a model would gain by knowing fewer
-    words.
+    it (`SpellingModel`); without that, a model would gain by knowing fewer words.
 
     `reader`: with a boundary token at each end, so that both directions predict every word. Raises
     `ConfigurationError` if the model has no boundary tokens, or no entry for unknown words.
@@ -183,8 +182,9 @@ class WholeText:
         """
         num_characters = sum((len(word) + 1) * count for word, count in self._words.items())
         bits = totals.loss * totals.num_tokens / math.log(2)
-        unknown = {word: self._words[word] for word in self._unknown_words()}
-        bits += spelled_bits(self._vocabulary.words, unknown)
+        if unknown := self._unknown_words():
+            spelled = SpellingModel(self._vocabulary.words).bits(unknown)
+            bits += float(spelled @ np.array([self._words[word] for word in unknown], np.float64))
         return {
             "bits_per_character": bits / num_characters if num_characters else math.nan,
             "num_characters": num_characters,
@@ -238,14 +238,6 @@ class SpellingModel:
             probability = np.where(total > 0, backed_off, probability)
         starts = np.cumsum(lengths) - lengths
         return np.add.reduceat(-np.log2(probability), starts) if len(lengths) else np.zeros(0)
-
-
-def spelled_bits(vocabulary: Sequence[str], unknown: Mapping[str, int]) -> float:
-    """What the spellings of a text's unknown words cost; `unknown`: how often each occurs."""
-    if not unknown:
-        return 0.0
-    counts = np.fromiter(unknown.values(), np.float64, len(unknown))
-    return float(SpellingModel(vocabulary).bits(list(unknown)) @ counts)
 
 
 def _symbols(words: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -101,14 +101,6 @@ class SentenceScores:
         return sum(self.out_of_vocabulary[1:])
 
     @property
-    def forward_log_prob(self) -> float:
-        return self.forward.log_prob
-
-    @property
-    def backward_log_prob(self) -> float | None:
-        return None if self.backward is None else self.backward.log_prob
-
-    @property
     def perplexity(self) -> float:
         """Over both directions; NaN if there was nothing to predict."""
         views = [view for view in (self.forward, self.backward) if view is not None]
@@ -116,36 +108,46 @@ class SentenceScores:
         return perplexity(log_prob, sum(view.num_tokens for view in views))
 
     @property
-    def forward_perplexity(self) -> float:
-        return self.forward.perplexity
-
-    @property
-    def backward_perplexity(self) -> float | None:
-        return None if self.backward is None else self.backward.perplexity
+    def _views(self) -> dict[str, WordScores]:
+        views = {"forward": self.forward, "backward": self.backward, "combined": self.combined}
+        return {name: view for name, view in views.items() if view is not None}
 
     def __str__(self) -> str:
         """A table of probabilities and ranks."""
-        return _table_as_text(*self._table())
+        titles, rows, summary = self._table()
+        table = [titles, *([token + mark, *cells] for token, mark, cells in rows)]
+        first = max(_width(row[0]) for row in table)
+        widths = [max(map(len, column)) for column in list(zip(*table))[1:]]
+        lines = []
+        for token, *cells in table:
+            padded = token + " " * (first - _width(token))
+            lines.append("  ".join([padded, *map(str.rjust, cells, widths)]).rstrip())
+        return "\n".join([*lines, summary])
 
     def _repr_html_(self) -> str:
         """The same, in a notebook."""
-        return _table_as_html(*self._table())
+        titles, rows, summary = self._table()
+        lines = ["".join(f"<th>{title}</th>" for title in titles)]
+        for token, mark, cells in rows:
+            head = f'<th><bdi dir="auto">{escape(token)}</bdi>{mark}</th>'
+            lines.append(head + "".join(f"<td>{cell}</td>" for cell in cells))
+        table = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<table>{table}</table><p>{escape(summary)}</p>"
 
-    def _table(self) -> tuple[list[str], list[list[str]], str]:
-        """The names of the views; a row for each token, with two cells for each view; a summary."""
-        views = {"forward": self.forward, "backward": self.backward, "both": self.combined}
-        present = {name: scores for name, scores in views.items() if scores is not None}
+    def _table(self) -> tuple[list[str], list[tuple[str, str, list[str]]], str]:
+        """Titles; for each token its word, a mark and two cells for each view; a summary."""
+        titles = ["token"]
+        for name in self._views:
+            titles += [name.replace("combined", "both"), "rank"]
         rows = []
         for number, (token, outside) in enumerate(zip(self.tokens, self.out_of_vocabulary)):
-            row = [token + (_UNKNOWN if outside else "")]
-            for view in present.values():
-                row += cells_of(view.log_probs[number], view.ranks[number])
-            rows.append(row)
+            cells = []
+            for view in self._views.values():
+                cells += _cells(view.log_probs[number], view.ranks[number])
+            rows.append((token, " *" if outside else "", cells))
         unknown = self.num_out_of_vocabulary
         summary = f"perplexity {self.perplexity:,.2f} over {self.num_tokens} tokens"
-        if unknown:
-            summary += f", {unknown} of them unknown (*)"
-        return list(present), rows, summary
+        return titles, rows, summary + (f", {unknown} of them unknown (*)" if unknown else "")
 
     def to_json(self) -> dict[str, Any]:
         """The same as a dictionary for `json`; a view that isn't there has no entries."""
@@ -156,13 +158,11 @@ class SentenceScores:
             "num_out_of_vocabulary": self.num_out_of_vocabulary,
             "perplexity": _finite(self.perplexity),
         }
-        views = {"forward": self.forward, "backward": self.backward, "combined": self.combined}
-        present = {name: scores for name, scores in views.items() if scores is not None}
-        for name, scores in present.items():
+        for name, scores in self._views.items():
             if name != "combined":
                 result[f"{name}_log_prob"] = scores.log_prob
                 result[f"{name}_perplexity"] = _finite(scores.perplexity)
-        for name, scores in present.items():
+        for name, scores in self._views.items():
             result[f"{name}_log_probs"] = scores.log_probs
             result[f"{name}_ranks"] = scores.ranks
             if scores.top:
@@ -350,39 +350,11 @@ def _word_scores(
     )
 
 
-# Tables for people: what follows an unknown word, and the characters that stand above, below or
-# between others.
-_UNKNOWN = " *"
+# Characters that stand above, below or between others.
 _WITHOUT_WIDTH = {"Mn", "Me", "Cf"}
 
 
-def _table_as_text(views: list[str], rows: list[list[str]], summary: str) -> str:
-    """For a terminal."""
-    table = [["token", *(title for view in views for title in (view, "rank"))], *rows]
-    first = max(_width(row[0]) for row in table)
-    widths = [max(map(len, column)) for column in list(zip(*table))[1:]]
-    lines = []
-    for token, *cells in table:
-        padded = token + " " * (first - _width(token))
-        lines.append("  ".join([padded, *map(str.rjust, cells, widths)]).rstrip())
-    return "\n".join([*lines, summary])
-
-
-def _table_as_html(views: list[str], rows: list[list[str]], summary: str) -> str:
-    """For a notebook."""
-    titles = "".join(f'<th colspan="2">{view}: probability, rank</th>' for view in views)
-    lines = []
-    for token, *cells in rows:
-        word = token.removesuffix(_UNKNOWN)
-        head = f'<th><bdi dir="auto">{escape(word)}</bdi>{token[len(word) :]}</th>'
-        lines.append(f"<tr>{head}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return (
-        f"<table><thead><tr><th>token</th>{titles}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table><p>{escape(summary)}</p>"
-    )
-
-
-def cells_of(log_prob: float | None, rank: int | None) -> list[str]:
+def _cells(log_prob: float | None, rank: int | None) -> list[str]:
     """A probability and a rank in few digits; nothing where there is nothing to say."""
     if log_prob is None or rank is None:
         return ["", ""]

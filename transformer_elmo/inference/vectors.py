@@ -99,20 +99,16 @@ def segments(length: int, size: int) -> list[Segment]:
         raise ConfigurationError(
             f"A text can be cut into segments of at least 4 tokens, not of {size}."
         )
-    if length <= size:
-        return [Segment(0, length, 0, length)]
     context = max(1, size // 8)
     result: list[Segment] = []
     kept = 0
-    while kept < length:
-        begin = max(0, kept - context)
-        end = begin + size
-        if end >= length:
-            # A full segment reads more than a short one.
-            result.append(Segment(length - size, length, kept, length))
-            break
-        result.append(Segment(begin, end, kept, end - context))
-        kept = end - context
+    while kept < length or not result:
+        # The last one begins so early that it is full: it reads more then.
+        begin = max(0, min(kept - context, length - size))
+        end = min(begin + size, length)
+        keep_end = end if end == length else end - context
+        result.append(Segment(begin, end, kept, keep_end))
+        kept = keep_end
     return result
 
 

@@ -30,20 +30,16 @@ class TransformerElmoEmbeddings(TokenEmbeddings):
     What flair saves of a tagger with these embeddings has the whole language model in it, but for
     the softmax: it is loaded where the folder isn't, and without importing this module first.
 
-    # Parameters
-
-    folder : `str` or `PathLike`, required.
-        A model folder, a `model.tar.gz`, the folder of a training run, or a URL.
-    layers : `str` or `int`, optional (default = `"mix"`)
-        "mix" is a weighted sum of all layers, times a factor; weights and factor are learned with
-        the tagger. "top" is the last layer, "all" each of them, side by side; a number is that
-        layer: 0 is the word vectors, -1 the top.
-    fine_tune : `bool`, optional (default = `False`)
-        Whether the language model is trained, too, with its dropout. By default it stays as it is.
-    name : `str`, optional (default = from the folder's name, the layers and the weights)
-        Under which tokens keep their vectors.
-    max_tokens : `int`, optional (default = `2000`)
-        Tokens in a batch of the language model, padding included. A longer sentence goes alone.
+    - `folder`: A model folder, a `model.tar.gz`, the folder of a training run, or a URL.
+    - `layers`: "mix" is a weighted sum of all layers, times a factor; weights and factor are
+      learned with the tagger. "top" is the last layer, "all" each of them, side by side; a number
+      is that layer: 0 is the word vectors, -1 the top.
+    - `fine_tune`: Whether the language model is trained, too, with its dropout. By default it stays
+      as it is.
+    - `name`: Under which tokens keep their vectors; by default from the folder's name, the layers
+      and the weights.
+    - `max_tokens`: Tokens in a batch of the language model, padding included. A longer sentence
+      goes alone.
 
     Raises `ConfigurationError` or `ValueError` if there is no model, or it has no such layer.
     """

@@ -47,14 +47,9 @@ class OnnxElmo:
     `TransformerElmo` for vectors, without a model of torch. It may be used by several threads at
     once, and can be pickled as long as the folder stays where it is.
 
-    # Parameters
-
-    folder : `str` or `PathLike`
-        A model folder with a `model.onnx`.
-    tokenizer, max_tokens, segment_length : optional
-        As for `TransformerElmo`.
-    options
-        Those of `onnxruntime.InferenceSession`: `providers`, `sess_options`, ...
+    - `folder`: A model folder with a `model.onnx`.
+    - `tokenizer`, `max_tokens`, `segment_length`: As for `TransformerElmo`.
+    - `options`: Those of `onnxruntime.InferenceSession`: `providers`, `sess_options`, ...
 
     Raises `ConfigurationError` if the folder has no such model, or a damaged one; if onnxruntime
     isn't installed.

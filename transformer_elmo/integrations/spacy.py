@@ -14,7 +14,7 @@ What makes `.vector` and `.similarity` of spaCy's objects those of the rows of `
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -112,6 +112,11 @@ def add_hooks(doc: Doc) -> Doc:
 FOLDER = "model"
 
 
+@Language.factory(
+    "transformer_elmo",
+    default_config={"layers": "mix", "max_tokens": 2000, "device": None},
+    assigns=["doc.tensor"],
+)
 class TransformerElmoComponent(Pipe):
     """
     Sets `doc.tensor` to a vector for each token, and with it the vectors and similarities of
@@ -122,27 +127,22 @@ class TransformerElmoComponent(Pipe):
     sentences; or else all of a document. Tokens are its words, as they are. Whitespace it doesn't
     see; its vectors are zero.
 
-    `nlp.add_pipe` opens the model, and says what is wrong with it. What spaCy writes of the
-    pipeline has all of it but the softmax, so that nothing else is needed to load it.
+    `nlp.add_pipe("transformer_elmo", config={"path": "folder"})` opens the model, and says what is
+    wrong with it. What spaCy writes of the pipeline has all of it but the softmax, so that nothing
+    else is needed to load it. The config's keys:
 
-    # Parameters
-
-    name : `str`
-        In the pipeline.
-    path : `str`, optional
-        A model folder, a `model.tar.gz`, the folder of a training run, or a URL. A pipeline that
-        was loaded doesn't need it any more; `None` is for one that `from_bytes` fills.
-    layers : `str` or `int`
-        "mix" is the mean of all layers, "top" the last one, "all" each of them, side by side, a
-        number that one: 0 is the word vectors, -1 the top.
-    max_tokens : `int`
-        Tokens in a batch, padding included. A longer sentence goes alone.
-    device : `int` or `str`, optional
-        "cpu" or "cuda:1", say, or a GPU's number; `None` is a GPU if there is one.
+    - `path`: A model folder, a `model.tar.gz`, the folder of a training run, or a URL. A pipeline
+      that was loaded doesn't need it any more; `None` is for one that `from_bytes` fills.
+    - `layers`: "mix", the default, is the mean of all layers, "top" the last one, "all" each of
+      them, side by side, a number that one: 0 is the word vectors, -1 the top.
+    - `max_tokens`: Tokens in a batch, padding included; by default 2000. A longer sentence goes
+      alone.
+    - `device`: "cpu" or "cuda:1", say, or a GPU's number; by default a GPU if there is one.
     """
 
     def __init__(
         self,
+        nlp: Language,
         name: str,
         path: str | None,
         layers: int | str,
@@ -154,6 +154,9 @@ class TransformerElmoComponent(Pipe):
         self._elmo: TransformerElmo | None = None
         # Each of several processes may open the model for itself.
         one_thread_in_forks()
+        # What spaCy has read of a pipeline that was saved names components before they are made.
+        if path is not None and name not in nlp._meta.get("pipeline", ()):
+            self._open(path)
 
     @property
     def elmo(self) -> TransformerElmo:
@@ -168,12 +171,6 @@ class TransformerElmoComponent(Pipe):
         elmo.checked_layers(self.layers)
         self._elmo = elmo
         return elmo
-
-    def initialize(
-        self, get_examples: Callable[[], Iterable[Any]], *, nlp: Language | None = None
-    ) -> None:
-        """Opens the model, if that hasn't been done."""
-        self.elmo  # noqa: B018 (it opens the model)
 
     def __call__(self, doc: Doc) -> Doc:
         """The document itself, with vectors."""
@@ -265,25 +262,5 @@ def _sentences(doc: Doc) -> list[list[tuple[int, str]]]:
     return [sentence for sentence in found if sentence]
 
 
-@Language.factory(
-    "transformer_elmo",
-    default_config={"layers": "mix", "max_tokens": 2000, "device": None},
-    assigns=["doc.tensor"],
-)
-def make_transformer_elmo(
-    nlp: Language,
-    name: str,
-    path: str | None,
-    layers: int | str,
-    max_tokens: int,
-    device: int | str | None,
-) -> TransformerElmoComponent:
-    """
-    The component that `nlp.add_pipe("transformer_elmo", config={"path": "folder"})` adds. By
-    default, `layers` is "mix", `max_tokens` 2000, and `device` a GPU if there is one.
-    """
-    component = TransformerElmoComponent(name, path, layers, max_tokens, device)
-    # What spaCy has read of a pipeline that was saved names components before they are made.
-    if path is not None and name not in nlp._meta.get("pipeline", ()):
-        component.elmo  # noqa: B018 (it opens the model)
-    return component
+# What the package's entry point names.
+make_transformer_elmo = TransformerElmoComponent
