@@ -43,76 +43,35 @@ only_run() {
     fi
 }
 
-# One try at URL into PART, from where PART ends. Sets `outcome` (complete, retry, again, never, full) and `reason`.
-attempt() {
-    local url=$1 part=$2 said="" tool=curl status=0 code
-    # A proxy or a server that falls silent is given up after a minute.
-    local command=(curl --fail --location --connect-timeout 30 --speed-limit 1 --speed-time 60
-        --continue-at - --output "$part" --write-out '\n%{http_code}' "$url")
-    if ! command -v curl >/dev/null 2>&1; then
-        tool=wget
-        said=$(wget --no-verbose --server-response --tries=1 --timeout=60 --continue --output-document="$part" "$url" \
-            2>&1 </dev/null) || status=$?
-    elif [ -t 2 ]; then
-        said=$("${command[@]}" --progress-bar </dev/null) || status=$?
-    else
-        said=$("${command[@]}" --silent --show-error 2>&1 </dev/null) || status=$?
-    fi
-    # curl writes the server's code as a line of its own, wget the headers.
-    code=$(printf '%s\n' "$said" | sed -n 's/^ *HTTP\/[0-9.]* \([0-9]*\).*/\1/p; /^[0-9][0-9][0-9]$/p' | tail -n 1)
-    reason=$(printf '%s\n' "$said" | grep -v -e '^ ' -e '^[0-9]*$' | tail -n 1) || true
-    reason=${reason:-the connection ended before the file did}
-    case $tool-$status in curl-22|wget-8) status=answer reason="the server answered $code" ;; esac
-    case $tool-$status-$code-$reason in
-        *-0-*) outcome=complete ;;
-        curl-23-*|wget-3-*|wget-*"Cannot write"*) outcome=full ;;
-        curl-33-*|wget-answer-200-*) outcome=again reason="the server can't resume" ;;
-        *-answer-416-*) outcome=complete ;; # Nothing after what is here: the checks that follow say whether it is right.
-        *-answer-408-*|*-answer-425-*|*-answer-429-*|*-answer-5??-*) outcome=retry ;;
-        *-answer-*|curl-[13]-*|wget-[12]-*) outcome=never ;;
-        *) outcome=retry ;;
-    esac
-}
-
 # download URL FILE VARIABLE: FILE appears when it is complete; until then it grows as FILE.part, which a later run
 # goes on with. VARIABLE names what chooses another mirror.
 download() {
-    local url=$1 file=$2 part=$2.part tries=1 wait=${FETCH_WAIT:-2} attempts=${FETCH_ATTEMPTS:-5}
-    local outcome="" reason=""
-    command -v curl >/dev/null 2>&1 || command -v wget >/dev/null 2>&1 ||
-        fail "needs 'curl' or 'wget', and neither is on this machine's PATH; install one"
+    local url=$1 file=$2 part=$2.part tries=1 wait=${FETCH_WAIT:-2} attempts=${FETCH_ATTEMPTS:-5} status code
+    # A proxy or a server that falls silent is given up after a minute.
+    local curl=(curl --fail --location --connect-timeout 30 --speed-limit 1 --speed-time 60 --silent --show-error)
+    if [ -t 2 ]; then curl+=(--no-silent --progress-bar); fi
+    need curl
     if [ "$(cat "$part.url" 2>/dev/null)" != "$url" ]; then
         rm -f "$part" # It was begun from another address.
         # In braces, so that the shell's own complaint isn't shown beside ours.
-        if ! { printf '%s\n' "$url" >"$part.url"; } 2>/dev/null; then
-            rm -f "$part.url" 2>/dev/null || true
-            fail "can't write to $(dirname "$part"): is the disk full?"
-        fi
+        { printf '%s\n' "$url" >"$part.url"; } 2>/dev/null || fail "can't write to $(dirname "$part"): is the disk full?"
     fi
-    if [ -s "$part" ]; then
-        say "going on with $url after $(kilobytes_of "$part") kB"
-    else
-        say "downloading $url"
-    fi
-    while :; do
-        attempt "$url" "$part"
-        case $outcome in
-            complete) break ;;
-            full)
-                fail "$part can't be written to: is the disk full? What has come is kept, make room and run this again"
-                ;;
-            never)
-                [ -s "$part" ] || rm -f "$part" "$part.url"
-                fail "$url can't be had: $reason. Another mirror is chosen by $3"
-                ;;
-            again) rm -f "$part" ;;
+    say "downloading $url$(if [ -s "$part" ]; then echo ", after $(kilobytes_of "$part") kB"; fi)"
+    until code=$("${curl[@]}" --continue-at - --output "$part" --write-out '%{http_code}' "$url" </dev/null); do
+        status=$?
+        case $status-$code in
+            22-416) break ;; # Nothing after what is here: the checks that follow say whether it is right.
+            23-*) fail "$part can't be written to: is the disk full? What has come is kept, make room and run this again" ;;
+            33-*) rm -f "$part" ;; # The server can't resume.
+            22-408|22-425|22-429|22-5??) ;;
+            22-*|[13]-*) tries=$attempts ;;
         esac
         if [ "$tries" -ge "$attempts" ]; then
             [ -s "$part" ] || rm -f "$part" "$part.url"
-            fail "$url couldn't be had in $attempts tries: $reason. Is this machine online? Run this again to go on" \
-                "with what has come; another mirror is chosen by $3"
+            fail "$url couldn't be had: curl ended with $status, the server answered ${code/000/nothing}. Is this machine" \
+                "online? Run this again to go on with what has come; another mirror is chosen by $3"
         fi
-        say "try $tries of $attempts: $reason; again in $wait s"
+        say "try $tries of $attempts failed; again in $wait s"
         sleep "$wait"
         tries=$((tries + 1))
         wait=$((wait * 2))

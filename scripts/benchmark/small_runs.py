@@ -85,11 +85,11 @@ def write_tagged(brown_folder: Path, folder: Path) -> dict[str, Path]:
     _, others = drawn(tagged_brown(brown_folder), MAX_WORDS)
     parts = {}
     for part, count in TAGGED.items():
-        parts[part], others = [list(map(_plain, words)) for words in others[:count]], others[count:]
+        parts[part], others = [list(map(plain, words)) for words in others[:count]], others[count:]
     return write_parts(folder, "tagged", parts)
 
 
-def _plain(token: str) -> str:
+def plain(token: str) -> str:
     """Without the marks of foreign words, headlines, titles and quoted words."""
     word, _, tag = token.rpartition("/")
     return f"{word}###{re.sub(r'^fw-|(-(hl|tl|nc))+$', '', tag)}"
