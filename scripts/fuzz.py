@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
 
@@ -42,9 +41,7 @@ from allennlp.models.archival import load_archive
 
 from transformer_elmo import ConfigurationError, TransformerElmo
 from transformer_elmo.commands import cli
-from transformer_elmo.commands import vector_shards as vectors_file
 from transformer_elmo.plugin.compat.shown_errors import message_of
-from transformer_elmo.text import reader as sentences
 from transformer_elmo.text.corpus import count_lines, read_lines, read_sentences
 from transformer_elmo.text.vocabulary import count_words
 
@@ -273,41 +270,8 @@ def overrides(generator: random.Random, made: Made, space: Path) -> None:
     build(made.config, text, space)
 
 
-def embedding(generator: random.Random, made: Made, space: Path) -> None:
-    """What is left of work on vectors, damaged, ends in the vectors that it would have ended in."""
-    output, whole, text = space / "out.npy", space / "whole.npy", space / "text.txt"
-    text.write_text("".join(f"{generator.choice(SENTENCES)}\n" for _ in range(40)), "utf-8")
-    options = ["--cuda-device", "-1", "--max-tokens", "4", "--top"]
-
-    def embed(path: Path, *more: str) -> int:
-        return cli.main(["embed", str(made.folder), str(text), str(path), *options, *more])
-
-    with (
-        mock.patch.object(vectors_file, "SHARD_BYTES", 600),
-        mock.patch.object(sentences, "SECTION", 2),
-    ):
-        begin = time.monotonic()
-        expect(not embed(whole), "it could not be embedded")
-        seconds = time.monotonic() - begin
-        child = os.fork()
-        if child == 0:
-            try:
-                embed(output)
-            finally:
-                os._exit(0)
-        time.sleep(generator.uniform(0, seconds))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        left = [p for p in space.rglob("*") if p.is_file() and p not in (output, whole, text)]
-        if left:
-            damage(generator.choice(sorted(left)), generator)
-        if embed(output):
-            expect(not embed(output, "--force"), "it could not be embedded again")
-    expect(output.read_bytes() == whole.read_bytes(), "other vectors")
-
-
 CASES: dict[str, Callable[[random.Random, Made, Path], None]] = {
-    case.__name__: case for case in (corpus, archive, folder, config, overrides, embedding)
+    case.__name__: case for case in (corpus, archive, folder, config, overrides)
 }
 
 

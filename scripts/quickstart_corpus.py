@@ -12,9 +12,9 @@ import re
 import shutil
 import sys
 import unicodedata
+from collections.abc import Callable, Iterable
 from itertools import chain, islice
 from pathlib import Path
-from typing import Callable, Iterable, List
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text.corpus import find_shards, read_sentences
@@ -55,23 +55,23 @@ def own_text(corpus: str) -> Iterable[str]:
             yield sentence if isinstance(sentence, str) else " ".join(sentence)
 
 
-def words(sentence: str) -> List[str]:
+def words(sentence: str) -> list[str]:
     """Words and marks of a language that puts spaces between words."""
     return _WORDS.findall(sentence)
 
 
-def characters(sentence: str) -> List[str]:
+def characters(sentence: str) -> list[str]:
     """Of one that doesn't, such as Chinese: each character, but whole numbers and Latin words."""
     return _CHARACTERS.findall(sentence)
 
 
-def splitter(sentences: List[str]) -> Callable[[str], List[str]]:
+def splitter(sentences: list[str]) -> Callable[[str], list[str]]:
     """How to split these sentences: by whether most of them have a space within."""
     spaced = sum(bool(re.search(r"\w\s+\w", sentence)) for sentence in sentences)
     return words if 2 * spaced >= len(sentences) else characters
 
 
-def limited(sentences: Iterable[List[str]]) -> List[str]:
+def limited(sentences: Iterable[list[str]]) -> list[str]:
     """Different sentences of four words or more, up to about `MAX_WORDS`; the rest isn't read."""
     kept: dict = {}
     num_words = 0

@@ -5,18 +5,15 @@ import json
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Dict, List, Tuple
 
-import torch
-from allennlp.data import Token
-from allennlp.data.token_indexers import ELMoTokenCharactersIndexer
+import numpy as np
 
-from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
+from transformer_elmo import TransformerElmo
 
 SENTENCE = "The statement is executed when the condition is true ."
 
 
-def lines(path: Path) -> List[str]:
+def lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
@@ -28,7 +25,7 @@ def unigram_perplexity(data: Path) -> float:
     vocabulary = lines(data / "vocabulary" / "tokens.txt")
     known = set(vocabulary)
 
-    def predicted(sentence: str) -> List[str]:
+    def predicted(sentence: str) -> list[str]:
         return [w if w in known else "@@UNKNOWN@@" for w in sentence.split()] + ["</S>"]
 
     counts: Counter = Counter()
@@ -45,7 +42,7 @@ def unigram_perplexity(data: Path) -> float:
     return math.exp(-sum(log_probabilities) / len(log_probabilities))
 
 
-def tagged(data: Path, name: str) -> List[Tuple[str, str]]:
+def tagged(data: Path, name: str) -> list[tuple[str, str]]:
     return [
         (word, tag)
         for line in lines(data / "truecase" / name)
@@ -55,7 +52,7 @@ def tagged(data: Path, name: str) -> List[Tuple[str, str]]:
 
 def most_frequent_case(data: Path) -> float:
     """Tagging accuracy of giving each word the case it has most often; "lower" if it is new."""
-    seen: Dict[str, Counter] = defaultdict(Counter)
+    seen: dict[str, Counter] = defaultdict(Counter)
     for word, tag in tagged(data, "train.txt"):
         seen[word][tag] += 1
     usual = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
@@ -74,16 +71,14 @@ def sentence_to_embed(data: Path) -> str:
 
 def nearest_words(archive: Path, sentence: str) -> None:
     """Embeds a sentence, and for each of its words names the other one that is nearest to it."""
-    embedder = BidirectionalLanguageModelTokenEmbedder(archive_file=str(archive)).eval()
-    tokens = [Token(word) for word in sentence.split()]
-    indexed = ELMoTokenCharactersIndexer().tokens_to_indices(tokens, embedder.vocab)
-    with torch.no_grad():
-        vectors = embedder(torch.tensor([indexed["elmo_tokens"]]))[0]
-    print(f"\nEmbedded: {sentence}\n  {len(tokens)} words, {vectors.size(-1)} numbers each.")
-    vectors = torch.nn.functional.normalize(vectors, dim=-1)
-    similarity = (vectors @ vectors.t()).fill_diagonal_(-1)
-    nearest = similarity.argmax(-1).tolist()
-    print("  " + ", ".join(f"{t.text} ~ {tokens[n].text}" for t, n in zip(tokens, nearest)))
+    words = sentence.split()
+    (vectors,) = TransformerElmo.open(archive).embed([words])
+    print(f"\nEmbedded: {sentence}\n  {len(words)} words, {vectors.shape[-1]} numbers each.")
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -1)
+    nearest = similarity.argmax(-1)
+    print("  " + ", ".join(f"{word} ~ {words[other]}" for word, other in zip(words, nearest)))
 
 
 def main() -> None:
@@ -95,21 +90,13 @@ def main() -> None:
     tagger = json.loads((run / "tagger" / "metrics.json").read_text())
     nearest_words(run / "lm" / "model.tar.gz", sentence_to_embed(run / "data"))
 
-    rows = [
-        ("perplexity, held-out text", unigram_perplexity(run / "data"), metrics["perplexity"]),
-        ("  left to right", None, metrics["forward_perplexity"]),
-        ("  right to left", None, metrics["backward_perplexity"]),
-        (
-            "truecasing accuracy, held out",
-            most_frequent_case(run / "data"),
-            tagger["best_validation_accuracy"],
-        ),
-    ]
+    accuracy, usual = tagger["best_validation_accuracy"], most_frequent_case(run / "data")
     print(f"\n{'':32}{'word counts':>14}{'Transformer ELMo':>20}")
-    for name, baseline, learned in rows:
-        places = 4 if learned <= 1 else 1
-        shown = "" if baseline is None else f"{baseline:.{places}f}"
-        print(f"{name:32}{shown:>14}{learned:>20.{places}f}")
+    counted = unigram_perplexity(run / "data")
+    print(f"{'perplexity, held-out text':32}{counted:14.1f}{metrics['perplexity']:20.1f}")
+    print(f"{'  left to right':46}{metrics['forward_perplexity']:20.1f}")
+    print(f"{'  right to left':46}{metrics['backward_perplexity']:20.1f}")
+    print(f"{'truecasing accuracy, held out':32}{usual:14.4f}{accuracy:20.4f}")
     if len({tag for _, tag in tagged(run / "data", "train.txt")}) == 1:
         print("\nThis text has no upper and lower case, so there was nothing to tag.")
 

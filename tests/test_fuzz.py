@@ -31,7 +31,6 @@ EXAMPLES = {
     "folder": 70,
     "config": 30,
     "overrides": 40,
-    "embedding": 15,
 }
 
 

