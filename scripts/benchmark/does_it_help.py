@@ -101,11 +101,13 @@ class Task:
         write_vocabulary(self.text, vocabulary, force=True, quiet=True)
         paths = {"TRAIN": self.text, "HELDOUT": self.folder / "validation.txt", "VOCAB": vocabulary}
         variables = {f"BIDIRECTIONAL_LM_{name}_PATH": path for name, path in paths.items()}
-        train_model(
-            Params(runs.config_of("quickstart.jsonnet", **variables)),
-            str(run),
-            recover=run.exists(),
+        config = runs.config_of("quickstart.jsonnet", **variables)
+        # Its schedule has to know the end of training.
+        num_words = len(self.text.read_text("utf-8").split())
+        config["data_loader"]["batches_per_epoch"] = (
+            num_words // config["data_loader"]["max_tokens"]
         )
+        train_model(Params(config), str(run), recover=run.exists())
 
 
 def with_allennlp(task: Task, way: str, size: int, seed: int, run: Path) -> float:
