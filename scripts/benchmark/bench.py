@@ -45,6 +45,10 @@ class SideError(Exception):
 class OutOfMemoryError(SideError):
     """A side whose batch was too large for the GPU."""
 
+    def __init__(self, side: str, message: str) -> None:
+        super().__init__(f"{side}: {message}")
+        self.side = side
+
 
 class Process:
     """A side: what is asked of it runs in a process of its own."""
@@ -72,7 +76,7 @@ class Process:
             raise SideError(f"{self.name}: its process ended, see above")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise OutOfMemoryError(f"{self.name}: {answer['error']}")
+            raise OutOfMemoryError(self.name, answer["error"])
         return answer
 
     def stop(self) -> None:
@@ -324,13 +328,13 @@ def suite(options: argparse.Namespace, folder: Path) -> Iterator[str]:
             if not more:
                 machine = sides[OURS].ask(**{**request, "job": "machine"})
                 known[name].update(machine, tests=run_tests(out, options.small))
-            for side in sides if more else ():
-                # One after the other: a card has no room for all of them with the largest batches.
+            turns = dict(sides) if more else {}
+            while turns and not known[name]["rounds"]:
                 try:
-                    found = in_turns({side: sides[side]}, options.rounds, **request)
-                    known[name]["rounds"].update(found)
+                    known[name]["rounds"] = in_turns(turns, options.rounds, **request)
                 except OutOfMemoryError as error:
                     yield f"{name}: {error}"
+                    del turns[error.side]
             file.write(json.dumps(known[name]) + "\n")
             file.flush()
             yield f"{name}: {time.monotonic() - begin:.1f} s (expected {seconds})"
@@ -382,7 +386,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="a sentence a line (default: Python's help)")
     parser.add_argument("--many-shards", type=int, default=100, help="data: for its memory")
     parser.add_argument("--profile", action="store_true", help="train: what a step is made of")
-    parser.add_argument("--seconds", type=float, default=600.0, help="suite: for everything")
+    parser.add_argument("--seconds", type=float, default=480.0, help="suite: for everything")
     parser.add_argument("--small", action="store_true", help="a rehearsal: everything shrunk")
     options = parser.parse_args()
     if options.command == "suite" and options.out is None:

@@ -128,7 +128,7 @@ def with_allennlp(task: Task, way: str, size: int, seed: int, run: Path) -> floa
         embedders: dict[str, Any] = {
             "characters": {
                 "type": "character_encoding",
-                "embedding": {"embedding_dim": 32},
+                "embedding": {"embedding_dim": 32, "vocab_namespace": "token_characters"},
                 "encoder": cnn,
             }
         }
