@@ -6,6 +6,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.inference.vectors import SEGMENT_LENGTH
 from transformer_elmo.nn.precision import PRECISIONS
 from transformer_elmo.text.corpus import (
+    BLOCK_SIZE,
     INPUT_FORMATS,
     TextOrWords,
+    decode,
     is_blank,
     parse_line,
     read_lines,
@@ -74,16 +78,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--force": {"action": "store_true", "help": "replace what is there under that name"},
 }
 
-_OF_MODELS = (
-    "--max-tokens",
-    "--segment-length",
-    "--tokenizer",
-    "--precision",
-    "--cuda-device",
-    "--weights-file",
-    "--overrides",
-)
-
 
 def add(parser: argparse.ArgumentParser, *names: str) -> None:
     """Some of `ARGUMENTS`, in this order."""
@@ -94,7 +88,8 @@ def add(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How a model is opened."""
-    add(parser, *_OF_MODELS)
+    names = ("--max-tokens", "--segment-length", "--tokenizer", "--precision", "--cuda-device")
+    add(parser, *names, "--weights-file", "--overrides")
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,38 +125,30 @@ def check_top_k(args: argparse.Namespace, least: int = 0) -> None:
 
 def check_output(path: Path | None, force: bool) -> None:
     """Raises `ConfigurationError` if a file may not be written, or not be replaced."""
-    if path is None:
-        return
-    if path.is_file() and not force:
-        raise ConfigurationError(f"{path} exists. Give --force to replace it.")
-    check_can_write(path)
+    if path is not None:
+        if path.is_file() and not force:
+            raise ConfigurationError(f"{path} exists. Give --force to replace it.")
+        check_can_write(path)
 
 
 STANDARD_INPUT = "-"
 
-_BYTES_AT_ONCE = 2**20
 
-
-def sentences_of(path: str, input_format: str) -> Iterator[TextOrWords]:
-    """
-    The sentences of a file, or of the standard input, each as soon as it is there. A blank line is
-    one without words.
-    """
-    lines = _standard_input_lines() if path == STANDARD_INPUT else read_lines(path)
-    for number, line in enumerate(lines, start=1):
-        yield [] if is_blank(line) else parse_line(line, input_format, number)
-
-
-def _standard_input_lines() -> Iterator[str]:
+def lines_of(path: str) -> Iterator[str]:
+    """The lines of a file, or of the standard input, each as soon as it is there."""
+    if path != STANDARD_INPUT:
+        yield from read_lines(path)
+        return
     for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ConfigurationError(
-                f"The standard input, line {number}, is not UTF-8. Convert it, for example with "
-                "iconv."
-            ) from None
-        yield from split_lines(text.removeprefix("\ufeff") if number == 1 else text)
+        yield from split_lines(decode(line, "The standard input", number))
+
+
+def sentences_of(
+    path: str, input_format: str, first: int = 0, last: int | None = None
+) -> Iterator[TextOrWords]:
+    """Those of `lines_of`, or of some of them. A blank line is a sentence without words."""
+    for number, line in enumerate(islice(lines_of(path), first, last), start=first + 1):
+        yield [] if is_blank(line) else parse_line(line, input_format, number)
 
 
 @contextmanager
@@ -177,7 +164,7 @@ def file_of(path: str) -> Iterator[tuple[str, str | None]]:
         return
     digest = hashlib.sha256()
     with tempfile.NamedTemporaryFile(prefix="standard-input-", suffix=".txt") as file:
-        while block := sys.stdin.buffer.read(_BYTES_AT_ONCE):
+        for block in iter(partial(sys.stdin.buffer.read, BLOCK_SIZE), b""):
             digest.update(block)
             file.write(block)
         file.flush()

@@ -83,21 +83,18 @@ class Comparison(NamedTuple):
     words: list[Word]
     bits_per_character: tuple[float, float] | None
 
-    def to_json(self) -> dict[str, Any]:
-        """For `json`."""
-        return {**self._asdict(), "words": [word._asdict() for word in self.words]}
-
 
 def run(args: argparse.Namespace) -> None:
     check_top_k(args)
     check_output(args.output_file, args.force)
     options = model_options(args)
-    models = [TransformerElmo.open(path, **options) for path in (args.first, args.second)]
+    first, second = (TransformerElmo.open(path, **options) for path in (args.first, args.second))
     with file_of(args.text) as (text, _):
-        found = compare(models[0], models[1], text)
+        found = compare(first, second, text)
     print(report(found, (args.first, args.second), args.top_k))
     if args.output_file is not None:
-        write_text(args.output_file, json_text(found.to_json(), indent=1) + "\n")
+        said: dict[str, Any] = {**found._asdict(), "words": [w._asdict() for w in found.words]}
+        write_text(args.output_file, json_text(said, indent=1) + "\n")
 
 
 def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Comparison:
@@ -105,40 +102,51 @@ def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Compa
     `text`: what :func:`~transformer_elmo.text.corpus.find_shards` takes. Raises
     `ConfigurationError` if they split a line differently, or there is no word that both know.
     """
+    models = (first, second)
     shared = set(first.vocab.words) & set(second.vocab.words)
-    shared -= {first.vocab.unknown_word, second.vocab.unknown_word}
+    shared -= {model.vocab.unknown_word for model in models}
     sums: list[tuple[float, float, int]] = []
     gains: dict[str, list[float]] = defaultdict(list)
     numbered = enumerate(_sentences(text), start=1)
-    streams = (model.score_stream(_sentences(text)) for model in (first, second))
+    streams = (model.score_stream(_sentences(text)) for model in models)
     for (number, line), *scores in zip(numbered, *streams):
-        one, two = (_said(model, said) for model, said in zip((first, second), scores))
-        if one.words != two.words:
+        sides = [_words_and_views(*pair) for pair in zip(models, scores)]
+        (words, known, views), (others, also_known, other_views) = sides
+        if words != others:
             raise ConfigurationError(
-                f"The models split sentence {number} of {text} differently: {one.words!r:.60} and "
-                f"{two.words!r:.60} of {line!r:.60}. Only models that read alike can be compared."
+                f"The models split sentence {number} of {text} differently: {words!r:.60} and "
+                f"{others!r:.60} of {line!r:.60}. Only models that read alike can be compared."
             )
-        pairs = list(_pairs(one, two, shared))
-        for word, before, after in pairs:
-            gains[word].append(after - before)
-        sums.append((sum(p[1] for p in pairs), sum(p[2] for p in pairs), len(pairs)))
+        before = after = 0.0
+        count = 0
+        for view, other_view in zip(views, other_views):
+            for word, *both_know, one, two in zip(words, known, also_known, view, other_view):
+                if word in shared and all(both_know) and one is not None and two is not None:
+                    gains[word].append(two - one)
+                    before, after, count = before + one, after + two, count + 1
+        sums.append((before, after, count))
     totals = np.asarray(sums, dtype=np.float64).reshape(-1, 3)
-    if not totals[:, 2].sum():
+    log_probs = totals.sum(0)
+    num_predictions = int(log_probs[2])
+    if not num_predictions:
         raise ConfigurationError(
             f"{text} has no word that both models know: their vocabularies share {len(shared):,} "
             "words."
         )
-    log_probs = totals.sum(0)
-    words = [Word(word, len(found), float(np.mean(found))) for word, found in gains.items()]
+    words_found = [Word(word, len(each), float(np.mean(each))) for word, each in gains.items()]
+    bits = None
+    if all(model.num_boundaries == (1, 1) for model in models):
+        metrics = [model.evaluate(text, bits_per_character=True) for model in models]
+        bits = metrics[0]["bits_per_character"], metrics[1]["bits_per_character"]
     return Comparison(
-        (perplexity(log_probs[0], int(log_probs[2])), perplexity(log_probs[1], int(log_probs[2]))),
+        (perplexity(log_probs[0], num_predictions), perplexity(log_probs[1], num_predictions)),
         _ratio(log_probs),
         _interval(totals),
-        int(log_probs[2]),
+        num_predictions,
         len(sums),
         len(shared),
-        sorted(words, key=lambda word: -word.times * word.gain),
-        _bits(first, second, text),
+        sorted(words_found, key=lambda word: -word.times * word.gain),
+        bits,
     )
 
 
@@ -146,27 +154,15 @@ def _sentences(text: str) -> Iterator[Sentence]:
     return (line for shard in find_shards(text) for line in read_sentences(shard))
 
 
-class _Said(NamedTuple):
-    """What a model says of a sentence without its boundary tokens, from one side or from both."""
-
-    words: list[str]
-    unknown: list[bool]
-    log_probs: list[list[float | None]]
-
-
-def _said(model: TransformerElmo, scores: SentenceScores) -> _Said:
+def _words_and_views(
+    model: TransformerElmo, scores: SentenceScores
+) -> tuple[list[str], list[bool], list[list[float | None]]]:
+    """Without boundary tokens: words, whether each is known, and log-probabilities of each side."""
     start, end = model.num_boundaries
     inside = slice(start, len(scores.tokens) - end)
+    known = [not unknown for unknown in scores.out_of_vocabulary[inside]]
     views = [view.log_probs[inside] for view in (scores.forward, scores.backward) if view]
-    return _Said(scores.tokens[inside], scores.out_of_vocabulary[inside], views)
-
-
-def _pairs(one: _Said, two: _Said, shared: set[str]) -> Iterator[tuple[str, float, float]]:
-    """Words that both know, with what either model says of each, where both say something."""
-    for views in zip(one.log_probs, two.log_probs):
-        for word, *unknown, before, after in zip(one.words, one.unknown, two.unknown, *views):
-            if word in shared and not any(unknown) and before is not None and after is not None:
-                yield word, before, after
+    return scores.tokens[inside], known, views
 
 
 def _ratio(sums: NDArray[np.float64]) -> float:
@@ -176,26 +172,16 @@ def _ratio(sums: NDArray[np.float64]) -> float:
 def _interval(totals: NDArray[np.float64]) -> tuple[float, float]:
     """Sentences are drawn with replacement, the same ones for both models."""
     rng = np.random.default_rng(0)
-    ratios = []
-    for _ in range(SAMPLES):
-        sums = totals[rng.integers(len(totals), size=len(totals))].sum(0)
-        if sums[2]:
-            ratios.append(_ratio(sums))
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    samples = (totals[rng.integers(len(totals), size=len(totals))].sum(0) for _ in range(SAMPLES))
+    low, high = np.quantile([_ratio(sums) for sums in samples if sums[2]], [0.025, 0.975])
     return float(low), float(high)
-
-
-def _bits(first: TransformerElmo, second: TransformerElmo, text: str) -> tuple[float, float] | None:
-    if not all(model.num_boundaries == (1, 1) for model in (first, second)):
-        return None
-    found = [model.evaluate(text, bits_per_character=True) for model in (first, second)]
-    return found[0]["bits_per_character"], found[1]["bits_per_character"]
 
 
 def report(found: Comparison, names: Sequence[str], top_k: int) -> str:
     """What the command prints."""
     low, high = found.interval
     clear = "" if low > 1 or high < 1 else ", so that either may be the better one"
+    one, two = found.perplexities
     lines = [
         f"A  {names[0]}",
         f"B  {names[1]}",
@@ -203,7 +189,7 @@ def report(found: Comparison, names: Sequence[str], top_k: int) -> str:
         f"both know; their vocabularies share {found.num_shared_words:,}",
         "",
         f"{'':24}{'A':>10}{'B':>10}",
-        f"{'perplexity':24}{found.perplexities[0]:10.2f}{found.perplexities[1]:10.2f}",
+        f"{'perplexity':24}{one:10.2f}{two:10.2f}",
     ]
     if found.bits_per_character is not None:
         one, two = found.bits_per_character

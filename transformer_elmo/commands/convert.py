@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from transformer_elmo.commands.arguments import add
+from transformer_elmo.commands.arguments import add, check_output
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import check_can_write, write_text, written_whole
+from transformer_elmo.files import write_text, written_whole
 from transformer_elmo.pretrained.archive import CONFIG, WEIGHTS, archived_config
 from transformer_elmo.pretrained.jsonnet import evaluated_file
 from transformer_elmo.pretrained.legacy import (
@@ -60,8 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 def convert(old: Path, new: Path, force: bool = False, stock: bool = False) -> list[Change]:
     """
-    Writes the modern form of a config file or of an archive. The file appears under its name only
-    when it is complete.
+    Writes the modern form of a config file or of an archive, whole or not at all.
 
     `old`: a config (`.jsonnet`, `.json`) or an archive (`.tar.gz`). `new`: what to write. `force`:
     whether `new` may be there already. `stock`: whether the result needs no parts of this package:
@@ -70,13 +69,9 @@ def convert(old: Path, new: Path, force: bool = False, stock: bool = False) -> l
     """
     if not old.is_file():
         raise ConfigurationError(f"{old} is not a file.")
-    if new.exists() and (new.is_dir() or new.samefile(old)):
-        raise ConfigurationError(f"{new} can't be written: it is a folder, or the old file itself.")
-    if new.exists() and not force:
-        raise ConfigurationError(
-            f"{new} exists. Choose another name, or overwrite it with --force."
-        )
-    check_can_write(new)
+    if new.exists() and new.samefile(old):
+        raise ConfigurationError(f"{new} can't be written: it is the old file itself.")
+    check_output(new, force)
     if is_archive(old) != is_archive(new):
         raise ConfigurationError(
             f"{old} and {new}: an archive becomes an archive, a config a config."
@@ -86,13 +81,18 @@ def convert(old: Path, new: Path, force: bool = False, stock: bool = False) -> l
     config = evaluated_file(old)
     if not isinstance(config, dict):
         raise ConfigurationError(f"{old} holds no object, so it is not a config.")
-    modern, changes = modernize(config)
+    modern, changes = _converted(config, stock)
     check_trainer_keys(modern.get("trainer"))
+    write_text(new, json.dumps(modern, indent=2) + "\n")
+    return changes
+
+
+def _converted(config: dict[str, Any], stock: bool) -> tuple[dict[str, Any], list[Change]]:
+    modern, changes = modernize(config)
     if stock:
         modern, more = without_this_package(modern)
         changes = [*changes, *more]
-    write_text(new, json.dumps(modern, indent=2) + "\n")
-    return changes
+    return modern, changes
 
 
 def is_archive(file: Path) -> bool:
@@ -105,29 +105,22 @@ def _convert_archive(old: Path, new: Path, stock: bool) -> list[Change]:
         directory = Path(name)
         unpack(old, directory)
         config = archived_config(directory, str(old))
-        modern, changes = modernize(config)
-        files = archived_files(directory)
-        if files:
-            modern = _rename_archived_files(config, files, directory)
-        if stock:
-            modern, more = without_this_package(modern)
-            changes = [*changes, *more]
+        modern, changes = _converted(config, stock)
         (directory / CONFIG).write_text(json.dumps(modern, indent=2) + "\n", encoding="utf-8")
-        if (directory / WEIGHTS[0]).is_file():
-            _convert_weights(directory / WEIGHTS[0], config)
+        if files := archived_files(directory):
+            _rename_archived_files(config, files, directory)
+        weights_file = directory / WEIGHTS[0]
+        if weights_file.is_file():
+            weights = read_weights(weights_file, shown=f"The archive's {weights_file.name}")
+            renamed = modern_weights(weights, config)
+            if renamed.keys() != weights.keys():
+                # The tensors are mapped from the old file, which keeps its content without a name.
+                with written_whole(weights_file) as file:
+                    torch.save(renamed, file)
         with written_whole(new) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
             for path in sorted(directory.iterdir()):
                 tar.add(path, arcname=path.name, filter=_anonymous)
     return changes
-
-
-def _convert_weights(file: Path, config: dict[str, Any]) -> None:
-    weights = read_weights(file, shown=f"The archive's {file.name}")
-    modern = modern_weights(weights, config)
-    if modern.keys() != weights.keys():
-        # The tensors are mapped from the old file, which keeps its content without a name.
-        with written_whole(file) as new:
-            torch.save(modern, new)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -136,34 +129,23 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def _rename_archived_files(
-    config: dict[str, Any], files: dict[str, Path], directory: Path
-) -> dict[str, Any]:
-    """
-    Renames the files that an archive holds for some keys of its config to the keys' modern names.
-
-    Returns the modern config.
-    """
+def _rename_archived_files(config: dict[str, Any], files: dict[str, Path], directory: Path) -> None:
+    """The files that an archive holds for keys of its config get the keys' modern names."""
+    # Which key becomes which is seen by marks in place of their values.
     marked = copy.deepcopy(config)
-    marks: dict[str, tuple[str, Any]] = {}
-    for key in files:
-        place = find_key(marked, key)
-        if place:
-            mark = f"\0{len(marks)}"
-            marks[mark] = (key, place[0][place[1]])
-            place[0][place[1]] = mark
-    modern, _ = modernize(marked)
-    modern = copy.deepcopy(modern)
+    values: dict[str, tuple[str, Any]] = {}
+    for number, key in enumerate(files):
+        if place := find_key(marked, key):
+            holder, last = place
+            values[f"\0{number}"] = key, holder[last]
+            holder[last] = f"\0{number}"
     names: dict[str, Any] = {}
-    for new_key, mark in list(_strings(modern)):
-        if mark in marks:
-            key, original = marks[mark]
-            holder, last = find_key(modern, new_key)
-            holder[last] = names[new_key] = original
+    for new_key, value in _strings(modernize(marked)[0]):
+        if value in values:
+            key, names[new_key] = values[value]
             if new_key != key:
-                shutil.move(str(files[key]), str(directory / FOLDER / new_key))
+                shutil.move(files[key], directory / FOLDER / new_key)
     (directory / NAMES_FILE).write_text(json.dumps(names), encoding="utf-8")
-    return modern
 
 
 def _strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -1,13 +1,14 @@
 """Vectors for every word of a text, in a file: `transformer-elmo embed`, `allennlp embed`."""
 
 import argparse
-import itertools
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from transformer_elmo import __version__
 from transformer_elmo.commands.arguments import (
@@ -17,18 +18,12 @@ from transformer_elmo.commands.arguments import (
     model_options,
     open_model,
     part_of_lines,
+    sentences_of,
 )
-from transformer_elmo.commands.vector_shards import VectorShards, checked_format
+from transformer_elmo.commands.vector_shards import check_format, vector_shards
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.archive import in_place_of_archive, last_checkpoint
-from transformer_elmo.text.corpus import (
-    TextOrWords,
-    count_lines,
-    find_shards,
-    is_blank,
-    parse_line,
-    read_lines,
-)
+from transformer_elmo.text.corpus import count_lines, find_shards
 from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -44,7 +39,7 @@ is cut short, the same command goes on where it stood, to the same numbers. The 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "model", "input_file")
-    parser.add_argument("output_file", help="ends with .hdf5 (or .h5), .npz or .npy")
+    parser.add_argument("output_file", type=Path, help="ends with .hdf5 (or .h5), .npz or .npy")
     what = parser.add_mutually_exclusive_group(required=True)
     for layers, summary in (
         ("all", "all layers, that of words first"),
@@ -83,81 +78,68 @@ def _numbers(text: str) -> list[float]:
 
 
 def run(args: argparse.Namespace) -> None:
-    output = Path(args.output_file)
     # Whatever can be found wrong is, before the whole input is waited for and a model opened.
-    output_format = checked_format(output, args.force)
-    if args.part is not None and output_format != "npy":
+    check_format(args.output_file, args.force)
+    if args.part is not None and args.output_file.suffix != ".npy":
         raise ConfigurationError(
-            f"A part goes to a .npy file, which transformer-elmo merge reads: got {output}."
+            f"A part goes to a .npy file, which transformer-elmo merge reads: got "
+            f"{args.output_file}."
         )
     try:
         with file_of(args.input_file) as (input_file, digest):
-            _embed(args, input_file, digest, output)
+            _embed(args, input_file, digest)
     except KeyboardInterrupt:
         print("The same command goes on from here.", file=sys.stderr)
         raise
 
 
-def _embed(
-    args: argparse.Namespace, input_file: str, input_digest: str | None, output: Path
-) -> None:
+def _embed(args: argparse.Namespace, input_file: str, input_digest: str | None) -> None:
     """`input_digest`: what tells the same text again where the file is a copy of it."""
-    num_lines = count_lines(input_file)
-    options = model_options(args)
+    first, last, num_lines = part_of_lines(args.part, count_lines(input_file))
     elmo = open_model(args)
     chosen = args.layers if args.layer is None else args.layer
     layers = elmo.checked_layers("mix" if chosen in (None, "average") else chosen, args.weights)
+    about = {"archive": args.model, "layers": layers, "weights": args.weights}
     settings = {
+        **about,
         "archive": _identity(args.model),
         "input": input_digest or [_identity(str(shard)) for shard in find_shards(input_file)],
-        "layers": layers,
-        "weights": args.weights,
         "dtype": args.dtype,
         "input_format": args.input_format,
         # How sentences are batched doesn't matter.
-        "options": {k: v for k, v in options.items() if k not in ("max_tokens", "device")},
+        "options": {
+            k: v for k, v in model_options(args).items() if k not in ("max_tokens", "device")
+        },
     }
-    about = {"archive": args.model, "layers": layers, "weights": args.weights}
     about["transformer_elmo"] = __version__
-    first, last, _ = part_of_lines(args.part, num_lines)
     if args.part is not None:
         settings["part"] = about["part"] = list(args.part)
         about["lines"] = [first, last, num_lines]
     word_shape = [elmo.num_layers, elmo.dim] if layers == "all" else [elmo.dim]
-    shards = VectorShards(output, word_shape, args.dtype, settings, args.force)
-    if shards.is_complete:
-        logger.info("%s was complete before.", output)
-        return
-    done = shards.num_sentences
-    if done:
-        logger.info("Going on after %d lines.", done)
-    try:
-        sentences = _sentences(input_file, args.input_format, first, last)
+    of_word = word_shape, np.dtype(args.dtype)
+    output = args.output_file
+    with vector_shards(output, of_word, settings, args.force) as shards:
+        if shards.is_complete:
+            logger.info("%s was complete before.", output)
+            return
+        done = shards.num_sentences
+        if done:
+            logger.info("Going on after %d lines.", done)
+        sentences = sentences_of(input_file, args.input_format, first, last)
         bar = progress_bar(total=last - first, initial=done, desc="embedding")
         for vectors in elmo.embed_stream(sentences, layers, weights=args.weights, skip=done):
             shards.append(vectors.swapaxes(0, 1) if layers == "all" else vectors)
             bar.update()
         bar.close()
-    except BaseException:
-        shards.close()
-        raise
-    with_texts = output.suffix not in (".npy", ".npz") and not args.forget_sentences
-    shards.finish(about, texts_of(input_file, args.input_format) if with_texts else None)
+        with_texts = output.suffix not in (".npy", ".npz") and not args.forget_sentences
+        shards.finish(about, texts_of(input_file, args.input_format) if with_texts else None)
     logger.info("Wrote the vectors of %d lines to %s.", shards.num_sentences, output)
 
 
 def texts_of(input_file: str, input_format: str) -> Iterator[str]:
     """The keys of `sentence_to_index`, line by line."""
-    for sentence in _sentences(input_file, input_format):
+    for sentence in sentences_of(input_file, input_format):
         yield sentence.strip() if isinstance(sentence, str) else " ".join(sentence)
-
-
-def _sentences(
-    input_file: str, input_format: str, first: int = 0, last: int | None = None
-) -> Iterator[TextOrWords]:
-    for number, line in enumerate(itertools.islice(read_lines(input_file), first, last), first + 1):
-        # A blank line is a sentence without words.
-        yield parse_line(line, input_format, number) if not is_blank(line) else []
 
 
 def _identity(path: str) -> Any:

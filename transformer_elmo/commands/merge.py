@@ -12,8 +12,9 @@ from transformer_elmo.commands.arguments import add, check_output
 from transformer_elmo.commands.embed import texts_of
 from transformer_elmo.commands.perplexity import added_up
 from transformer_elmo.commands.vector_shards import (
+    HDF5,
     Piece,
-    checked_format,
+    check_format,
     offsets_path,
     part_path,
     write_vectors,
@@ -33,11 +34,14 @@ _AT_ONCE = 1000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "output_file", help="ends with .hdf5 (or .h5), .npz or .npy; for perplexity with .json"
+        "output_file",
+        type=Path,
+        help="ends with .hdf5 (or .h5), .npz or .npy; for perplexity with .json",
     )
     parser.add_argument(
         "parts",
         nargs="+",
+        type=Path,
         metavar="PART",
         help="a .npy file of embed --part, or a .json file of perplexity --part",
     )
@@ -48,35 +52,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    merge(Path(args.output_file), list(map(Path, args.parts)), args.sentences, args.force)
-
-
-def merge(
-    output: Path, parts: list[Path], sentences: str | None = None, force: bool = False
-) -> None:
-    """
-    `parts`: in any order. `sentences`: the text, for the `sentence_to_index` of an HDF5 file.
-    Raises `ConfigurationError` if a part is missing, is there twice, is damaged, or is of another
-    work.
-    """
+    output, parts = args.output_file, args.parts
     if output.suffix == ".json":
-        check_output(output, force)
+        check_output(output, args.force)
         totals = added_up([about for _, about in _in_order(parts, of_vectors=False)])
         write_text(output, json_text(totals, indent=1) + "\n")
         return
-    output_format = checked_format(output, force)
+    check_format(output, args.force)
     # A glob finds what stands beside the parts as well.
     beside = {offsets_path(part) for part in parts}
-    found = _in_order([part for part in parts if part not in beside])
+    found = _in_order([part for part in parts if part not in beside], of_vectors=True)
     about = found[0][1]
     num_lines = about["lines"][2]
-    if sentences is not None and (lines := count_lines(sentences)) != num_lines:
+    text, texts = args.sentences, None
+    if text is not None and (lines := count_lines(text)) != num_lines:
         raise ConfigurationError(
-            f"{sentences} has {lines:,} lines, and these are vectors of {num_lines:,}."
+            f"{text} has {lines:,} lines, and these are vectors of {num_lines:,}."
         )
-    texts = None
-    if output_format == "hdf5" and sentences is not None:
-        texts = texts_of(sentences, about["settings"]["input_format"])
+    if text is not None and output.suffix in HDF5:
+        texts = texts_of(text, about["settings"]["input_format"])
     arrays = [_arrays(path, of_part) for path, of_part in found]
     write_vectors(
         output,
@@ -95,8 +89,8 @@ def _pieces(arrays: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Piece]:
             yield vectors[ends[0] : ends[-1]], np.diff(ends)
 
 
-def _in_order(parts: list[Path], of_vectors: bool = True) -> list[tuple[Path, dict[str, Any]]]:
-    """The parts with what is said of them, if they are all of one work."""
+def _in_order(parts: list[Path], of_vectors: bool) -> list[tuple[Path, dict[str, Any]]]:
+    """The parts with what is said of them, if they are all of one work and there."""
     found: dict[int, tuple[Path, dict[str, Any]]] = {}
     for path in parts:
         about = _about(path, of_vectors)
@@ -105,21 +99,20 @@ def _in_order(parts: list[Path], of_vectors: bool = True) -> list[tuple[Path, di
             raise ConfigurationError(
                 f"{path} and {found[number][0]} are both part {number} of {count}."
             )
-        found[number] = (path, about)
-    first_path, first = found[min(found)]
-    for path, about in found.values():
+        found[number] = path, about
+        first_path, first = next(iter(found.values()))
         ours, theirs = _common(about), _common(first)
-        differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
-        if differing:
+        if differing := [
+            key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)
+        ]:
             raise ConfigurationError(
                 f"{path} and {first_path} are no parts of one work: they differ in "
                 f"{', '.join(differing)}."
             )
-    missing = [n for n in range(1, first["part"][1] + 1) if n not in found]
+    missing = [str(number) for number in range(1, count + 1) if number not in found]
     if missing:
         raise ConfigurationError(
-            f"Of {first['part'][1]} parts, {', '.join(map(str, missing))} "
-            f"{'is' if len(missing) == 1 else 'are'} missing."
+            f"Of {count} parts, {', '.join(missing)} {'are' if missing[1:] else 'is'} missing."
         )
     return [found[number] for number in sorted(found)]
 
@@ -166,20 +159,13 @@ def _arrays(path: Path, about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     except (OSError, ValueError, EOFError) as error:
         raise ConfigurationError(f"{path} can't be read: {first_line(error)}") from None
     lengths = np.diff(offsets).astype(np.int64)
-    if (
-        len(lengths) != end - begin
-        or zlib.crc32(lengths.tobytes()) != about["lengths"]
-        or vectors.shape != (about["num_words"], *about["word_shape"])
-        or _checksum(vectors) != about["vectors"]
-    ):
+    whole = len(lengths) == end - begin and zlib.crc32(lengths.tobytes()) == about["lengths"]
+    whole = whole and vectors.shape == (about["num_words"], *about["word_shape"])
+    checksum = 0
+    for first in range(0, about["num_words"] if whole else 0, 10_000):
+        checksum = zlib.crc32(np.ascontiguousarray(vectors[first : first + 10_000]).data, checksum)
+    if not whole or checksum != about["vectors"]:
         raise ConfigurationError(
             f"{path} isn't what was written: it is damaged, or unfinished. Embed this part again."
         )
     return vectors, offsets
-
-
-def _checksum(vectors: np.ndarray) -> int:
-    result = 0
-    for begin in range(0, len(vectors), 10_000):
-        result = zlib.crc32(np.ascontiguousarray(vectors[begin : begin + 10_000]).data, result)
-    return result

@@ -1,7 +1,6 @@
 """`transformer-elmo perplexity`: how well a model predicts a text."""
 
 import argparse
-import itertools
 import math
 from typing import Any
 
@@ -55,9 +54,8 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output_file, args.force)
     with file_of(args.input_file) as (text, _):
         first, last, num_lines = part_of_lines(args.part, count_lines(text))
-        lines = itertools.islice(sentences_of(text, args.input_format), first, last)
         found = open_model(args).evaluate(
-            lines,
+            sentences_of(text, args.input_format, first, last),
             words_of=args.words_of,
             bits_per_character=args.bits_per_character,
             progress=True,

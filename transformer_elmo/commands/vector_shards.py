@@ -10,7 +10,8 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,26 +20,22 @@ from filelock import FileLock, Timeout
 
 from transformer_elmo.commands.arguments import check_output
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import errors_of_disk, read_json, write_text, written_whole
+from transformer_elmo.files import REPEAT, errors_of_disk, read_json, write_text, written_whole
 from transformer_elmo.optional import needed
 from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {".hdf5": "hdf5", ".h5": "hdf5", ".npy": "npy", ".npz": "npz"}
+HDF5 = (".hdf5", ".h5")
+FORMATS = (*HDF5, ".npy", ".npz")
 
 # Of vectors, until they are written.
 SHARD_BYTES = 2**26
-# Of an array in memory, beside its numbers.
-_ARRAY_BYTES = 128
+# Of an array in memory, beside its numbers; and of a sentence in HDF5.
+_ARRAY_BYTES, _HDF5_BYTES = 128, 400
 
-_STATE, _LOCK, _DONE = "state.json", "lock", "done.json"
-
-# Of the folder's files. Version 0.2.0 had others.
-_VERSION = 2
-
-# Bytes that HDF5 needs beside the vectors of a sentence.
-_HDF5_BYTES = 400
+# The folder's files, beside the shards. Version 0.2.0 had others.
+_STATE, _LOCK, _VERSION = "state.json", "lock", 2
 
 Piece = tuple[np.ndarray, np.ndarray]
 """
@@ -46,113 +43,100 @@ Sentences in a row: the vectors of their words, shape `(num_words, *word_shape)`
 shape `(num_sentences,)`.
 """
 
+OfWord = tuple[list[int], np.dtype]
+"""The shape of what one word gets, `[dim]` or `[num_layers, dim]`, and the type of its numbers."""
+
+
+@contextmanager
+def vector_shards(
+    path: Path, of_word: OfWord, settings: dict[str, Any], force: bool = False
+) -> Iterator["VectorShards"]:
+    """
+    The work on a file of vectors, in a folder beside it, its name with `.partial` behind. If the
+    block is left before `finish`, and entered again with the same settings, it goes on from there.
+
+    `settings`: all that the vectors depend on. `force`: replace a file that is there, and begin
+    anew what was begun otherwise. Raises `ConfigurationError` as `check_format`, if the work was
+    begun with other settings, and if another process is at it.
+    """
+    check_format(path, force)
+    folder = partial_folder(path)
+    with errors_of_disk(path):
+        folder.mkdir(exist_ok=True)
+        # The system lets go of it when the process ends, however it ends.
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigurationError(
+                f"Another process is writing {path} (it works in {folder}). Wait for it, or choose "
+                "another name."
+            ) from None
+    try:
+        shards = VectorShards(path, of_word, settings, force)
+        try:
+            yield shards
+        finally:
+            shards.write()
+    finally:
+        if not _shards_in(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
 
 class VectorShards:
-    """
-    The work on a file of vectors, in a folder beside it, its name with `.partial` behind. If it is
-    cut short and begun again with the same settings, it goes on from there.
+    """What `vector_shards` gives."""
 
-    `word_shape`: the shape of what one word gets: `[dim]` or `[num_layers, dim]`. `dtype`:
-    "float32" or "float16". `settings`: all that the vectors depend on. `force`: replace a file that
-    is there, and begin anew what was begun otherwise. Raises `ConfigurationError` as
-    `checked_format`, if the work was begun with other settings, and if another process is at it.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        word_shape: list[int],
-        dtype: str,
-        settings: dict[str, Any],
-        force: bool = False,
-    ) -> None:
-        checked_format(path, force)
-        self.path = path
+    def __init__(self, path: Path, of_word: OfWord, settings: dict[str, Any], force: bool) -> None:
         self.is_complete = False
         self.num_sentences = 0
-        self._word_shape, self._dtype = word_shape, np.dtype(dtype)
+        self._path, self._folder, self._of_word = path, partial_folder(path), of_word
         self._waiting: list[np.ndarray] = []
         self._num_bytes = 0
-        self._folder = partial_folder(path)
-        self._advice = _advice(self._folder)
         # As it will be when it is read again.
         self._settings = json.loads(json.dumps(settings))
-        with errors_of_disk(path, self._advice):
-            self._folder.mkdir(exist_ok=True)
-            # The system lets go of it when the process ends, however it ends.
-            self._lock = FileLock(self._folder / _LOCK)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise ConfigurationError(
-                    f"Another process is writing {path} (it works in {self._folder}). Wait for it, "
-                    "or choose another name."
-                ) from None
-            try:
-                self._open(force)
-            except BaseException:
-                self._lock.release()
-                if not (self._folder / _STATE).exists():
-                    shutil.rmtree(self._folder, ignore_errors=True)
-                raise
-
-    def _open(self, force: bool) -> None:
-        noted = self._noted_settings()
-        if _is_done(self.path):
-            # Cut short between its last two steps.
-            if noted in (None, self._settings):
-                self._remove_folder()
+        noted = _noted(path).get("settings")
+        goes_on = noted == self._settings
+        if _is_done(path):
+            if goes_on:
+                # Cut short between its last two steps.
+                shutil.rmtree(self._folder)
                 self.is_complete = True
                 return
-            if not force:
-                self._remove_folder()
-                check_output(self.path, force)
-        if noted is not None and noted != self._settings and not force:
-            changed = [
-                name
-                for name in sorted({*noted, *self._settings})
-                if noted.get(name) != self._settings.get(name)
-            ]
+            check_output(path, force)
+        elif noted is None:
+            if (self._folder / _STATE).exists():
+                logger.warning(
+                    "%s is damaged, or of another version: the work begins anew.", self._folder
+                )
+        elif not (goes_on or force):
+            names = sorted({*noted, *self._settings})
+            changed = [name for name in names if noted.get(name) != self._settings.get(name)]
             raise ConfigurationError(
                 f"{self._folder} holds work begun with other settings ({', '.join(changed)}). "
                 "Repeat those to go on, or give --force to begin anew."
             )
-        if noted != self._settings:
+        if not goes_on:
             for file in self._folder.iterdir():
                 if file.name != _LOCK:
                     file.unlink()
-            state = {"version": _VERSION, "settings": self._settings}
-            write_text(self._folder / _STATE, json.dumps(state))
-        (self._folder / _DONE).unlink(missing_ok=True)
+            self._note()
         self._check_shards()
 
-    def _noted_settings(self) -> dict[str, Any] | None:
-        """`None` if there are none, or they can't be read."""
-        path = self._folder / _STATE
-        if not path.exists():
-            return None
-        try:
-            state = read_json(path)
-        except ConfigurationError:
-            state = {}
-        settings = state.get("settings")
-        if state.get("version") == _VERSION and isinstance(settings, dict):
-            return settings
-        logger.warning("%s is damaged, or of another version: the work begins anew.", self._folder)
-        return None
-
-    def _shards(self) -> list[Path]:
-        return sorted(self._folder.glob("[0-9]*.npz"))
+    def _note(self, **more: Any) -> None:
+        state = {"version": _VERSION, "settings": self._settings, **more}
+        write_text(self._folder / _STATE, json.dumps(state))
 
     def _check_shards(self) -> None:
         """Reads all that has been made. What follows the first damage is made again."""
-        shards = self._shards()
+        word_shape, dtype = self._of_word
+        shards = _shards_in(self._folder)
         for place, shard in enumerate(shards):
             try:
                 # Zip files have a checksum of each array.
                 vectors, lengths = _read(shard)
-                whole = int(shard.stem) == self.num_sentences and vectors.dtype == self._dtype
-                whole = whole and vectors.shape == (lengths.sum(), *self._word_shape)
+                whole = int(shard.stem) == self.num_sentences and vectors.dtype == dtype
+                whole = whole and vectors.shape == (lengths.sum(), *word_shape)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 whole = False
             if not whole:
@@ -165,77 +149,57 @@ class VectorShards:
             self.num_sentences += len(lengths)
 
     def append(self, vectors: np.ndarray) -> None:
-        """
-        The next sentence's vectors.
-
-        `vectors`: shape `(num_words, *word_shape)`.
-        """
-        self._waiting.append(np.ascontiguousarray(vectors, dtype=self._dtype))
+        """The next sentence's vectors, shape `(num_words, *word_shape)`."""
+        self._waiting.append(np.ascontiguousarray(vectors, dtype=self._of_word[1]))
         self._num_bytes += _ARRAY_BYTES + self._waiting[-1].nbytes
         self.num_sentences += 1
         if self._num_bytes >= SHARD_BYTES:
-            self._write_shard()
+            self.write()
 
-    def _write_shard(self) -> None:
+    def write(self) -> None:
+        """Writes the sentences that aren't in a shard yet to one."""
         if not self._waiting:
             return
         first = self.num_sentences - len(self._waiting)
-        with written_whole(self._folder / f"{first:012}.npz", advice=self._advice) as file:
+        shard = self._folder / f"{first:012}.npz"
+        with written_whole(shard, advice=_advice(self._folder)) as file:
             lengths = np.array(list(map(len, self._waiting)), dtype=np.int64)
             np.savez(file, vectors=np.concatenate(self._waiting), lengths=lengths)
         self._waiting, self._num_bytes = [], 0
 
-    def close(self) -> None:
-        """Leaves the work, if there is any, for another time."""
-        try:
-            self._write_shard()
-            if not self.num_sentences:
-                self._remove_folder()
-        finally:
-            self._lock.release()
-
-    def _remove_folder(self) -> None:
-        # That the work is done is forgotten last.
-        for file in self._folder.iterdir():
-            if file.name != _DONE:
-                file.unlink()
-        shutil.rmtree(self._folder)
-        self._lock.release()
-
     def finish(self, about: dict[str, Any], sentences: Iterable[str] | None = None) -> None:
         """Joins the shards: see `write_vectors`."""
-        try:
-            self._write_shard()
-            shards = self._shards()
-            lengths = [np.zeros(0, np.int64), *(_read(shard, "lengths")[0] for shard in shards)]
-            write_vectors(
-                self.path,
-                map(_read, shards),
-                np.concatenate(lengths),
-                (self._word_shape, self._dtype),
-                {**about, "settings": self._settings},
-                sentences,
-                self._folder,
-            )
-            with errors_of_disk(self.path, self._advice):
-                self._remove_folder()
-        finally:
-            self._lock.release()
+        self.write()
+        shards = _shards_in(self._folder)
+        write_vectors(
+            self._path,
+            map(_read, shards),
+            np.concatenate([np.zeros(0, np.int64), *(_read(shard)[1] for shard in shards)]),
+            self._of_word,
+            {**about, "settings": self._settings},
+            sentences,
+            self._note,
+        )
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _read(shard: Path, *names: str) -> Any:
+def _shards_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.npz"))
+
+
+def _read(shard: Path) -> Piece:
     with np.load(shard) as arrays:
-        return [arrays[name] for name in names or ("vectors", "lengths")]
+        return arrays["vectors"], arrays["lengths"]
 
 
 def write_vectors(
     path: Path,
     pieces: Iterable[Piece],
     lengths: np.ndarray,
-    of_word: tuple[list[int], np.dtype],
+    of_word: OfWord,
     about: dict[str, Any],
     sentences: Iterable[str] | None = None,
-    folder: Path | None = None,
+    note: Callable[..., None] | None = None,
 ) -> None:
     """
     One file of all vectors, whole or not at all.
@@ -251,36 +215,34 @@ def write_vectors(
     - `.npy`: `vectors` alone, for `numpy.load(..., mmap_mode="r")`. `offsets` go to a file of
       their own, with `.offsets.npy` in place of `.npy`.
 
-    `lengths`: of all sentences. `of_word`: the shape of what one word gets, and its type. `about`:
-    what an HDF5 file says of itself in its attributes, but for `settings`; with a key `part`, a
-    file beside a `.npy` file says it, `part_path`. `sentences`: for HDF5: the texts that
-    `sentence_to_index` leads from. `folder`: of the shards that are joined, where it is noted that
-    this is done.
+    `lengths`: of all sentences. `about`: what an HDF5 file says of itself in its attributes, but
+    for `settings`; with a key `part`, a file beside a `.npy` file says it, `part_path`.
+    `sentences`: for HDF5: the texts that `sentence_to_index` leads from. `note`: of shards: keeps
+    which file has them all.
     """
     word_shape, dtype = of_word
     shape = (int(lengths.sum()), *word_shape)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    kind = FORMATS[path.suffix]
     checksum = 0
 
     def before() -> None:
-        if kind == "npy":
-            if "part" in about:
-                sums = {"vectors": checksum, "lengths": zlib.crc32(lengths.tobytes())}
-                sizes = {"num_sentences": len(lengths), "num_words": shape[0]}
-                said = {**about, **sizes, **sums, "word_shape": word_shape, "dtype": dtype.name}
-                write_text(part_path(path), json.dumps(said, indent=2) + "\n")
-            # Two files can't change at once. There are never vectors with other offsets.
-            with written_whole(offsets_path(path), lambda: path.unlink(missing_ok=True)) as beside:
-                np.save(beside, offsets)
-        if folder is not None:
-            write_text(folder / _DONE, json.dumps([status.st_ino, status.st_size]))
+        if path.suffix != ".npy":
+            return
+        if "part" in about:
+            sums = {"vectors": checksum, "lengths": zlib.crc32(lengths.tobytes())}
+            sizes = {"num_sentences": len(lengths), "num_words": shape[0]}
+            said = {**about, **sizes, **sums, "word_shape": word_shape, "dtype": dtype.name}
+            write_text(part_path(path), json.dumps(said, indent=2) + "\n")
+        # Two files can't change at once. There are never vectors with other offsets.
+        with written_whole(offsets_path(path), lambda: path.unlink(missing_ok=True)) as beside:
+            np.save(beside, offsets)
 
-    with written_whole(path, before, _advice(folder)) as file:
-        if kind == "hdf5":
+    advice = _advice(partial_folder(path)) if note else REPEAT
+    with written_whole(path, before, advice) as file:
+        if path.suffix in HDF5:
             num_bytes = int(np.prod(shape)) * dtype.itemsize + len(lengths) * _HDF5_BYTES
             _write_hdf5(file, pieces, len(lengths), num_bytes, about, sentences)
-        elif kind == "npy":
+        elif path.suffix == ".npy":
             checksum = _write_array(file, pieces, shape, dtype)
         else:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -288,8 +250,9 @@ def write_vectors(
                     _write_array(member, pieces, shape, dtype)
                 with archive.open("offsets.npy", "w", force_zip64=True) as member:
                     np.save(member, offsets)
-        file.flush()
-        status = os.fstat(file.fileno())
+        if note:
+            file.flush()
+            note(file=_identity(os.fstat(file.fileno())))
 
 
 def _write_array(
@@ -306,16 +269,6 @@ def _write_array(
     return checksum
 
 
-def _make_room(file: IO[bytes], num_bytes: int) -> None:
-    """
-    Raises `OSError` if there isn't so much of it: HDF5's library ends the process when it closes a
-    file on a disk that is full.
-    """
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, num_bytes)
-        file.truncate(0)
-
-
 def _write_hdf5(
     file: IO[bytes],
     pieces: Iterable[Piece],
@@ -327,72 +280,72 @@ def _write_hdf5(
     index = None
     if sentences is not None:
         index = json.dumps({sentence: str(number) for number, sentence in enumerate(sentences)})
-    _make_room(file, num_bytes + len(index or ""))
+    if hasattr(os, "posix_fallocate"):
+        # HDF5's library ends the process when it closes a file on a disk that is full.
+        os.posix_fallocate(file.fileno(), 0, num_bytes + len(index or ""))
+        file.truncate(0)
     bar = progress_bar(total=num_sentences, desc="writing")
     with _h5py().File(file, "w") as output:
         for name, value in about.items():
             if name != "settings":
                 output.attrs[name] = value if isinstance(value, str) else json.dumps(value)
-        for number, sentence in enumerate(_sentences(pieces)):
-            data = sentence.swapaxes(0, 1) if sentence.ndim == 3 else sentence
-            output.create_dataset(str(number), data=data)
-            bar.update()
+        number = 0
+        for words, lengths in pieces:
+            for vectors in np.split(words, np.cumsum(lengths)[:-1]):
+                data = vectors.swapaxes(0, 1) if vectors.ndim == 3 else vectors
+                output.create_dataset(str(number), data=data)
+                number += 1
+                bar.update()
         bar.close()
         if index is not None:
             strings = _h5py().string_dtype("utf-8")
             output.create_dataset("sentence_to_index", data=[index], dtype=strings)
 
 
-def _sentences(pieces: Iterable[Piece]) -> Iterator[np.ndarray]:
-    for vectors, lengths in pieces:
-        ends = np.cumsum(lengths)
-        for begin, end in zip((ends - lengths).tolist(), ends.tolist()):
-            yield vectors[begin:end]
-
-
 def _h5py() -> Any:
     return needed("h5py", "Writing HDF5", otherwise="Or choose .npz or .npy.")
 
 
-def checked_format(path: Path, force: bool) -> str:
+def check_format(path: Path, force: bool) -> None:
     """
-    The format of a file to be written, by its name.
-
-    Raises `ConfigurationError` if the name has another ending; if there is such a file and `force`
-    isn't given; if there is no such folder, or it can't be written to.
+    Raises `ConfigurationError` if the name of a file to be written has another ending; if there is
+    such a file and `force` isn't given; if it can't be written there.
     """
     if path.suffix not in FORMATS:
         raise ConfigurationError(
             f"The output's name must end with one of {', '.join(FORMATS)}: got {path}."
         )
-    kind = FORMATS[path.suffix]
-    if kind == "hdf5":
+    if path.suffix in HDF5:
         _h5py()
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"There is no folder {path.parent} to write {path.name} to.")
     if _is_done(path):
-        return kind
+        return
     check_output(path, force)
     # Work cut short at its very end has left these; they were checked when the work began.
-    if kind == "npy" and not (partial_folder(path) / _STATE).exists():
+    if path.suffix == ".npy" and not (partial_folder(path) / _STATE).exists():
         for beside in (offsets_path(path), part_path(path)):
             check_output(beside, force)
-    return kind
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What the work on a file has noted; nothing of none, or of another version's."""
+    try:
+        state = read_json(partial_folder(path) / _STATE)
+    except ConfigurationError:
+        return {}
+    is_ours = state.get("version") == _VERSION and isinstance(state.get("settings"), dict)
+    return state if is_ours else {}
 
 
 def _is_done(path: Path) -> bool:
     """Whether a file is the very one that the folder beside it was for."""
-    try:
-        noted = json.loads((partial_folder(path) / _DONE).read_text(encoding="utf-8"))
-        status = path.stat()
-    except (OSError, ValueError):
-        return False
-    return noted == [status.st_ino, status.st_size]
+    return path.exists() and _noted(path).get("file") == _identity(path.stat())
 
 
-def _advice(folder: Path | None) -> str:
-    if folder is None:
-        return "Once it can, repeat the command."
+def _identity(status: os.stat_result) -> list[int]:
+    return [status.st_ino, status.st_size]
+
+
+def _advice(folder: Path) -> str:
     return (
         f"Once it can, repeat the command: it goes on from what {folder.name} holds. (At the end, "
         "the vectors need their space twice; float16 takes half.)"
