@@ -29,12 +29,9 @@ def test_what_it_prints_means_the_same_elsewhere(name, tmp_path, capsys):
     assert evaluated_file(saved, variables) == original
 
 
-def test_the_files_name_will_do(capsys):
+def test_the_files_name_will_do_and_another_wont(capsys):
     assert main(["config", "quickstart.jsonnet"]) == 0
     assert "import '" not in capsys.readouterr().out
-
-
-def test_one_that_is_not_there(capsys):
     assert main(["config", "quickstrat"]) == 1
     assert "no config quickstrat. There are" in capsys.readouterr().err
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import tarfile
+from html import escape
 
 import pytest
 import torch
@@ -21,7 +22,6 @@ from transformer_elmo.commands.report.facts import (
     Fact,
     TrainingLog,
     config_of,
-    read_training_log,
     results_of,
 )
 from transformer_elmo.commands.report.sentences import worth_showing
@@ -108,10 +108,16 @@ def test_language_model(run, report, tmp_path, capsys):
     assert [path.name for path in tmp_path.glob("*report*")] == ["report.html"]
 
 
-def test_scores_in_the_page_are_those_of_the_model(run, tmp_path):
+def test_sentences_of_ones_own_with_the_models_scores(run, report, tmp_path):
     text = tmp_path / "mine.txt"
-    text.write_text("unheard-of cat\n")
-    page = written(run, tmp_path, "--sentences", text)
+    text.write_text("\nunheard-of cat\n1 <S> @@PADDING@@\n2\nthe dog\n")
+    report(run, "--sentences", text)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    # As they come, whatever they are.
+    assert page.count("<h3>Sentence") == 3 and not remarks_in(page)
+    shown = " ".join(words_in(page)).replace("&lt;S&gt;", "^").replace("&lt;/S&gt;", "$")
+    assert shown == "^ unheard-of cat $ ^ 1 ^ @@PADDING@@ $ ^ 2 $"
+    assert f"<code>{text}</code>" in page
     elmo = TransformerElmo.from_archive(run / "model.tar.gz", device="cpu")
     (scores,) = elmo.score(["unheard-of cat"], top_k=5)
     assert f"perplexity {scores.perplexity:,.1f}" in page
@@ -119,61 +125,7 @@ def test_scores_in_the_page_are_those_of_the_model(run, tmp_path):
         for log_prob in view.log_probs:
             assert log_prob is None or f">{-log_prob / math.log(2):.1f}</span>" in page
     assert all(f"rank {rank:,}<" in page for rank in scores.forward.ranks if rank is not None)
-    assert all(word.replace("<", "&lt;").replace(">", "&gt;") in page
-               for word, _ in scores.backward.top[1])  # fmt: skip
-    # One of the two words is unknown, which is said at the word and in the explanation.
-    assert page.count('class="outside"') == 2 and page.count("Outside the vocabulary") == 1
-
-
-def test_default_output_and_sentences_of_ones_own(run, report, tmp_path):
-    text = tmp_path / "mine.txt"
-    text.write_text("\n12 !\nthe cat\n1 2\nthe dog\n")
-    report(run, "--sentences", text)
-    page = (run / "report.html").read_text(encoding="utf-8")
-    # As they come, whatever they are.
-    assert page.count("<h3>Sentence") == 3
-    assert [word for word in words_in(page) if word[0] != "&"] == "12 ! the cat 1 2".split()
-    assert f"<code>{text}</code>" in page
-
-
-def test_strange_words_and_long_sentences(run, tmp_path):
-    text = tmp_path / "mine.txt"
-    long = "a" * 3000
-    text.write_text(f"{'the cat ' * 150}\n<script> & \" ' \0 \x1b \u202e 🙂 שלום {long}\n")
-    page = written(run, tmp_path, "--sentences", text)
-    assert "the first 200 of its 300 words" in page and words_in(page).count("cat") == 100
-    assert words_in(page)[-11:-1] == [
-        *("&lt;script&gt;", "&amp;", "&#34;", "&#39;", "\u2400", "\u241b", "U+202E", "🙂"),
-        *("שלום", f"{'a' * 60}…"),
-    ]
-    assert not re.search("<script|[\0\x1b\u202e]|a{61}", page)
-    assert "a word of 3,000 characters" in page
-
-
-def test_a_word_named_as_padding(run, tmp_path):
-    text = tmp_path / "mine.txt"
-    text.write_text("the @@PADDING@@ cat\nthe @@UNKNOWN@@ cat\n<S> </S>\n")
-    page = written(run, tmp_path, "--sentences", text)
-    assert page.count("<h3>Sentence") == 3 and not remarks_in(page)
-    assert "@@PADDING@@" in words_in(page)
-
-
-def test_a_model_that_reads_one_way(run, tmp_path, make_model, lm_archive):
-    from tests.small_lm import model_config, write_archive
-
-    config = json.loads((run / "config.json").read_text())
-    config["model"] = model_config(type="language_model", bidirectional=False, num_samples=None)
-    config["model"]["contextualizer"] = {
-        "type": "pass_through",
-        "input_dim": config["model"]["contextualizer"]["input_dim"],
-    }
-    config["model"]["sparse_embeddings"] = False
-    model = make_model(**config["model"])
-    shutil.rmtree(run)
-    write_archive(run, config, model)
-    page = written(run, tmp_path)
-    assert page.count("<h3>Sentence") == 3 and not remarks_in(page)
-    assert "given the words after" not in page and 'class="words"' in page
+    assert all(escape(word) in page for word, _ in scores.backward.top[1])
 
 
 def test_an_archive_alone(run, report, tmp_path, capsys):
@@ -320,7 +272,7 @@ def test_what_cannot_be_shown(run, report, tmp_path):
         ([run, "-o", tmp_path], "is a folder"),
         ([run, "--sentences", tmp_path / "none.txt"], "No file matches"),
         ([run, "--num-sentences", -1], "can't be negative"),
-        ([run, "--cuda-device", 99], "There is no GPU 99"),
+        ([run, "--cuda-device", 99], "There is no device"),
     ):
         with pytest.raises(SystemExit, match=message) as exit:
             report(*arguments)
@@ -332,20 +284,6 @@ def test_what_cannot_be_shown(run, report, tmp_path):
     with pytest.raises(SystemExit, match="no JSON object"):
         report(run)
     assert not (run / "report.html").exists()
-
-
-def test_a_file_that_is_there_stays_whole(run, report, tmp_path, monkeypatch):
-    output = tmp_path / "report.html"
-    output.write_text("what was there")
-
-    def fails(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fails)
-    with pytest.raises(SystemExit, match="no space is left"):
-        report(run, "-o", output, "--num-sentences", 0, "--force")
-    assert output.read_text() == "what was there"
-    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*"))
 
 
 def facts_of(**metrics):
@@ -361,6 +299,7 @@ def test_numbers_are_those_of_metrics_json():
         best_validation_forward_perplexity=41.5,
         best_validation_backward_perplexity=43.25,
         best_validation_loss=3.81,
+        best_validation_x=True,
         test_loss=3.7,
         test_perplexity=math.exp(3.7),
         test_num_tokens=123456,
@@ -368,7 +307,6 @@ def test_numbers_are_those_of_metrics_json():
     )
     assert facts["epochs"] == ("5", "numbered 0 to 4, as in metrics.json")
     assert facts["best epoch"] == ("2", "")
-    assert facts["duration"] == ("1 day, 2:03:04", "")
     assert facts["best validation perplexity"] == (
         "42.3201",
         "over all words, 41.5000 given the words before, 43.2500 given the words after",
@@ -376,38 +314,22 @@ def test_numbers_are_those_of_metrics_json():
     # The trainer's loss is another number than that which the perplexity is made of.
     assert facts["best validation loss"][0] == f"{math.log(42.3201):.4f}"
     assert "logarithm" in facts["best validation loss"][1]
-    assert facts["best validation loss by batches"][0] == "3.8100"
-    assert "best_validation_loss in metrics.json" in facts["best validation loss by batches"][1]
-    # Where they are the same it is said once.
-    assert facts["test loss"][0] == "3.7000" and "test loss by batches" not in facts
-    assert facts["test num tokens"] == ("123,456", "")
-    assert len(facts) == 9
-
-
-def test_numbers_that_are_none():
-    assert facts_of(best_epoch=None, training_duration=3, test_x=True, test_y="a") == {}
-    facts = facts_of(best_validation_perplexity=math.inf, test_perplexity=0.0, test_loss=math.nan)
+    assert facts["test loss"][0] == "3.7000" and facts["test num tokens"] == ("123,456", "")
+    assert len(facts) == 7
+    facts = facts_of(best_validation_perplexity=math.inf, test_perplexity=0.0, epoch=0)
     assert facts["best validation perplexity"][0] == facts["best validation loss"][0] == "inf"
-    assert facts["test perplexity"][0] == "0.0000" and facts["test loss"][0] == "nan"
-    assert facts_of(epoch=0)["epochs"] == ("1", "number 0, as in metrics.json")
+    assert facts["test perplexity"] == ("0.0000", "")
+    assert facts["epochs"] == ("1", "number 0, as in metrics.json")
 
 
 def test_durations():
-    totals = ["0:00:10", "0:00:30", "0:00:05.5", "1:00:00"]
+    totals = ["0:00:10", "0:00:30", None, "0:00:05.5", "1 day, 2:00:00"]
     log = TrainingLog({}, [{"epoch": n, "training_duration": t} for n, t in enumerate(totals)])
-    assert log.epoch_durations == [10, 20, 5.5, 3594.5] and log.was_restarted
+    found = log.epoch_durations
+    assert found[:2] == [10, 20] and math.isnan(found[2]) and found[3:] == [5.5, 93594.5]
     facts = {fact.name: fact for fact in results_of(log)}
-    assert facts["duration"] == Fact("duration", "1:00:00", "since the run was last started")
+    assert facts["duration"] == Fact("duration", "1 day, 2:00:30")
     assert facts["an epoch"] == Fact("an epoch", "15.0 s", "the median")
-    assert not TrainingLog({}, log.epochs[:2]).was_restarted
-
-
-def test_log(run):
-    log = read_training_log(run)
-    assert [epoch["epoch"] for epoch in log.epochs] == [0, 1, 2]
-    assert log.number("best_epoch") == 2 and log.number("training_duration") is None
-    (run / "metrics.json").unlink()
-    assert read_training_log(run).number("best_validation_perplexity") == 80.0
 
 
 def test_essentials_of_a_config():
@@ -434,17 +356,13 @@ def test_essentials_of_a_config():
     "sentence",
     [
         "जब रात की पहली नावें लौटीं ।",
-        "ฉัน ไม่ รู้ ว่า ทำไม เธอ ไป ที่ นั่น",
-        "அவள் கடிதத்தை மேசையில் வைத்து விட்டு வெளியே சென்றாள்",
         "בְּרֵאשִׁית בָּרָא אֱלֹהִים אֵת הַשָּׁמַיִם וְאֵת הָאָרֶץ",
-        "كَانَ الْمِينَاءُ الْقَدِيمُ هَادِئًا عِنْدَمَا عَادَتِ الْقَوَارِبُ",
         "او هر روز به خانه می‌رود .",
     ],
 )
 def test_sentences_of_all_scripts_are_worth_showing(sentence):
-    words = sentence.split()
     table = ["1", "2", "3", "-", "4", "%", "5"]
-    assert worth_showing([table, words, table], 1) == [words]
+    assert worth_showing([table, sentence.split(), table], 1) == [sentence.split()]
 
 
 def test_sentences_that_make_up_for_better_ones(monkeypatch):

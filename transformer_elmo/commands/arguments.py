@@ -32,21 +32,15 @@ MODEL_HELP = "a model folder, a model.tar.gz, the folder of a training run, or a
 
 def _part(text: str) -> tuple[int, int]:
     """The type of `--part`: its number, from 1, and how many there are."""
-    number, slash, count = text.partition("/")
-    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
-    raise argparse.ArgumentTypeError(
-        f"expected the number of a part and how many there are, such as 3/16: got {text!r}"
-    )
+    raise argparse.ArgumentTypeError(f"expected the part of how many, such as 3/16: got {text!r}")
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"help": MODEL_HELP},
-    "--max-tokens": {
-        "type": int,
-        "default": 2000,
-        "help": "tokens of a batch, padding included (default: 2000)",
-    },
+    "--max-tokens": {"type": int, "default": 2000, "help": "tokens of a batch, padding included"},
     "--segment-length": {
         "type": int,
         "default": SEGMENT_LENGTH,
@@ -105,8 +99,9 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def open_model(args: argparse.Namespace) -> TransformerElmo:
-    """The model that the arguments name."""
+def open_model(args: argparse.Namespace, output: Path | None = None) -> TransformerElmo:
+    """The model that the arguments name; first, whether results can be written is checked."""
+    check_output(output, args.force)
     return TransformerElmo.open(args.model, **model_options(args))
 
 
@@ -114,13 +109,6 @@ def part_of_lines(part: tuple[int, int] | None, num_lines: int) -> tuple[int, in
     """Where a part of a text begins and ends, and how many lines there are in all."""
     number, count = part or (1, 1)
     return (number - 1) * num_lines // count, number * num_lines // count, num_lines
-
-
-def check_top_k(args: argparse.Namespace, least: int = 0) -> None:
-    """Raises `ConfigurationError` if `--top-k` makes no sense."""
-    if args.top_k < least:
-        must = f"be at least {least}" if least else "not be negative"
-        raise ConfigurationError(f"--top-k must {must}, got {args.top_k}.")
 
 
 def check_output(path: Path | None, force: bool) -> None:
@@ -131,12 +119,9 @@ def check_output(path: Path | None, force: bool) -> None:
         check_can_write(path)
 
 
-STANDARD_INPUT = "-"
-
-
 def lines_of(path: str) -> Iterator[str]:
     """The lines of a file, or of the standard input, each as soon as it is there."""
-    if path != STANDARD_INPUT:
+    if path != "-":
         yield from read_lines(path)
         return
     for number, line in enumerate(sys.stdin.buffer, start=1):
@@ -159,7 +144,7 @@ def file_of(path: str) -> Iterator[tuple[str, str | None]]:
     Returns the path of a file, which for the standard input is a temporary one; and for that, what
     tells the same text again.
     """
-    if path != STANDARD_INPUT:
+    if path != "-":
         yield path, None
         return
     digest = hashlib.sha256()

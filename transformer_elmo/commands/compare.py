@@ -15,7 +15,6 @@ from transformer_elmo.commands.arguments import (
     add,
     add_model_options,
     check_output,
-    check_top_k,
     file_of,
     model_options,
 )
@@ -39,17 +38,12 @@ SAMPLES = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="A", help=MODEL_HELP)
     parser.add_argument("second", metavar="B", help="likewise")
-    parser.add_argument(
-        "text",
-        metavar="TEXT",
-        help="a file, directory or glob, a sentence a line; - for the standard input",
-    )
-    parser.add_argument(
-        "--top-k", type=int, default=10, help="words to name on either side (default: 10)"
-    )
-    parser.add_argument(
-        "--output-file", type=Path, help="everything as JSON, all words that both know among it"
-    )
+    what = "a file, directory or glob, a sentence a line; - for the standard input"
+    parser.add_argument("text", metavar="TEXT", help=what)
+    named = "words to name on either side (default: 10)"
+    parser.add_argument("--top-k", type=int, default=10, help=named)
+    everything = "everything as JSON, all words that both know among it"
+    parser.add_argument("--output-file", type=Path, help=everything)
     add(parser, "--force")
     add_model_options(parser)
 
@@ -85,7 +79,6 @@ class Comparison(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> None:
-    check_top_k(args)
     check_output(args.output_file, args.force)
     options = model_options(args)
     first, second = (TransformerElmo.open(path, **options) for path in (args.first, args.second))

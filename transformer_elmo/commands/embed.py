@@ -39,31 +39,24 @@ is cut short, the same command goes on where it stood, to the same numbers. The 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "model", "input_file")
-    parser.add_argument("output_file", type=Path, help="ends with .hdf5 (or .h5), .npz or .npy")
+    endings = "ends with .hdf5 (or .h5), .npz or .npy"
+    parser.add_argument("output_file", type=Path, help=endings)
     what = parser.add_mutually_exclusive_group(required=True)
-    for layers, summary in (
+    for name, summary in (
         ("all", "all layers, that of words first"),
         ("top", "the top layer"),
         ("average", "the mean of all layers"),
     ):
         what.add_argument(
-            f"--{layers}", dest="layers", action="store_const", const=layers, help=summary
+            f"--{name}", dest="layers", action="store_const", const=name, help=summary
         )
-    what.add_argument(
-        "--weights", type=_numbers, metavar="W,W,...", help="a sum of layers with these weights"
-    )
+    summed = "a sum of layers with these weights"
+    what.add_argument("--weights", type=_numbers, metavar="W,W,...", help=summed)
     what.add_argument("--layer", type=int, help="one layer; 0 is that of words")
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "float16"],
-        default="float32",
-        help="how numbers are written",
-    )
-    parser.add_argument(
-        "--forget-sentences",
-        action="store_true",
-        help="HDF5 without sentence_to_index, which takes as much memory as the text",
-    )
+    written = "how numbers are written"
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help=written)
+    forget = "HDF5 without sentence_to_index, which takes as much memory as the text"
+    parser.add_argument("--forget-sentences", action="store_true", help=forget)
     add(parser, "--part", "--input-format", "--force")
     add_model_options(parser)
 

@@ -2,14 +2,7 @@
 
 import argparse
 
-from transformer_elmo.commands.arguments import (
-    add,
-    add_model_options,
-    check_output,
-    check_top_k,
-    open_model,
-    sentences_of,
-)
+from transformer_elmo.commands.arguments import add, add_model_options, open_model, sentences_of
 from transformer_elmo.commands.score import write_lines
 
 DESCRIPTION = """
@@ -26,16 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_top_k(args, least=1)
-    check_output(args.output_file, args.force)
-    elmo = open_model(args)
-    write_lines(
-        args.output_file,
-        (
-            {
-                "sentence": sentence if isinstance(sentence, str) else " ".join(sentence),
-                "gaps": elmo.fill_all(sentence, args.top_k, args.gap),
-            }
-            for sentence in sentences_of(args.input_file, args.input_format)
-        ),
+    elmo = open_model(args, args.output_file)
+    results = (
+        {
+            "sentence": sentence if isinstance(sentence, str) else " ".join(sentence),
+            "gaps": elmo.fill_all(sentence, args.top_k, args.gap),
+        }
+        for sentence in sentences_of(args.input_file, args.input_format)
     )
+    write_lines(args.output_file, results)

@@ -33,21 +33,12 @@ _AT_ONCE = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "output_file",
-        type=Path,
-        help="ends with .hdf5 (or .h5), .npz or .npy; for perplexity with .json",
-    )
-    parser.add_argument(
-        "parts",
-        nargs="+",
-        type=Path,
-        metavar="PART",
-        help="a .npy file of embed --part, or a .json file of perplexity --part",
-    )
-    parser.add_argument(
-        "--sentences", metavar="TEXT", help="for HDF5: the text, for sentence_to_index"
-    )
+    endings = "ends with .hdf5 (or .h5), .npz or .npy; for perplexity with .json"
+    parser.add_argument("output_file", type=Path, help=endings)
+    parts = "a .npy file of embed --part, or a .json file of perplexity --part"
+    parser.add_argument("parts", nargs="+", type=Path, metavar="PART", help=parts)
+    text = "for HDF5: the text, for sentence_to_index"
+    parser.add_argument("--sentences", metavar="TEXT", help=text)
     add(parser, "--force")
 
 

@@ -2,15 +2,7 @@
 
 import argparse
 
-from transformer_elmo.commands.arguments import (
-    STANDARD_INPUT,
-    add,
-    add_model_options,
-    check_output,
-    check_top_k,
-    open_model,
-    sentences_of,
-)
+from transformer_elmo.commands.arguments import add, add_model_options, lines_of, open_model
 from transformer_elmo.commands.score import write_lines
 
 DESCRIPTION = """
@@ -21,9 +13,8 @@ word. By itself, a word is known by its characters; with --sentence, by what it 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "model")
-    parser.add_argument(
-        "words", nargs="+", metavar="WORD", help="- for the standard input, one word a line"
-    )
+    standard_input = "- for the standard input, one word a line"
+    parser.add_argument("words", nargs="+", metavar="WORD", help=standard_input)
     parser.add_argument("--sentence", help="text in which the words stand")
     parser.add_argument("--top-k", type=int, default=10, help="words to name (default: 10)")
     add(parser, "--output-file", "--force")
@@ -31,17 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_top_k(args, least=1)
-    check_output(args.output_file, args.force)
-    words = args.words
-    if words == [STANDARD_INPUT]:
-        words = (str(line).strip() for line in sentences_of(STANDARD_INPUT, "text") if line)
-    elmo = open_model(args)
+    elmo = open_model(args, args.output_file)
+    words = filter(None, map(str.strip, lines_of("-"))) if args.words == ["-"] else args.words
+    options = {"sentence": args.sentence, "progress": True}
     results = (
-        {
-            "word": word,
-            "nearest": elmo.nearest(word, args.top_k, sentence=args.sentence, progress=True),
-        }
-        for word in words
+        {"word": word, "nearest": elmo.nearest(word, args.top_k, **options)} for word in words
     )
     write_lines(args.output_file, results)

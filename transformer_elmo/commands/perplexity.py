@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--words-of",
         metavar="FILE",
         help="the perplexity of the words in this file, one a line, by itself as well: over words "
-        "that the vocabularies of several models share, they can be compared",
+        "that several vocabularies share, models can be compared",
     )
     parser.add_argument(
         "--bits-per-character",
@@ -79,12 +79,10 @@ def added_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
             totals[name] = sum(part[name] for part in parts)
         elif name in _MEANS:
             of = [part for part in parts if part[_MEANS[name]]]
-            is_perplexity = name.endswith("perplexity")
-            values = [math.log(part[name]) if is_perplexity else part[name] for part in of]
             count = sum(part[_MEANS[name]] for part in of)
+            in_logs = name.endswith("perplexity")
+            values = (math.log(part[name]) if in_logs else part[name] for part in of)
             total = math.fsum(value * part[_MEANS[name]] for value, part in zip(values, of))
-            if is_perplexity:
-                totals[name] = perplexity(-total, count)
-            else:
-                totals[name] = total / count if count else math.nan
+            mean = total / count if count else math.nan
+            totals[name] = perplexity(-total, count) if in_logs else mean
     return totals

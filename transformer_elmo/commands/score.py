@@ -3,18 +3,12 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ContextManager
 
-from transformer_elmo.commands.arguments import (
-    add,
-    add_model_options,
-    check_output,
-    check_top_k,
-    open_model,
-    sentences_of,
-)
+from transformer_elmo.commands.arguments import add, add_model_options, open_model, sentences_of
 from transformer_elmo.files import json_text, written_whole
 from transformer_elmo.text.word_table import MOST_BYTES, is_cut
 
@@ -28,16 +22,13 @@ the order of the input. Blank lines are sentences without words.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "model", "input_file", "--input-format", "--output-file", "--force")
-    parser.add_argument(
-        "--top-k", type=int, default=0, help="name so many of the likeliest words in each place"
-    )
+    likeliest = "name so many of the likeliest words in each place"
+    parser.add_argument("--top-k", type=int, default=0, help=likeliest)
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    check_top_k(args)
-    check_output(args.output_file, args.force)
-    elmo = open_model(args)
+    elmo = open_model(args, args.output_file)
     num_cut = 0
 
     def results() -> Iterator[dict[str, Any]]:
@@ -54,17 +45,11 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def write_lines(output: Path | None, results: Iterator[object]) -> None:
+def write_lines(output: Path | None, results: Iterable[object]) -> None:
     """JSON, one a line, each as soon as it is there; by default to the standard output."""
-
-    def write(file: IO[bytes]) -> None:
+    to_file: ContextManager[IO[bytes]] | None = written_whole(output) if output else None
+    with to_file or nullcontext(sys.stdout.buffer) as file:
         for result in results:
             file.write(f"{json_text(result)}\n".encode())
-            if output is None:
+            if to_file is None:
                 file.flush()
-
-    if output is None:
-        write(sys.stdout.buffer)
-    else:
-        with written_whole(output) as file:
-            write(file)

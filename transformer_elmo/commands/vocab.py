@@ -13,31 +13,20 @@ occur often enough, most frequent first.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "data_path",
-        nargs="+",
-        help="files, directories, globs or URLs of text; - for the standard input",
-    )
+    what = "files, directories, globs or URLs of text; - for the standard input"
+    parser.add_argument("data_path", nargs="+", help=what)
     parser.add_argument("directory", help="the folder to write")
-    parser.add_argument(
-        "--min-count",
-        type=int,
-        default=3,
-        help="leave out words that occur less often (default: 3)",
-    )
-    parser.add_argument("--max-vocab-size", type=int, default=None, help="the most words to keep")
+    rare = "leave out words that occur less often (default: 3)"
+    parser.add_argument("--min-count", type=int, default=3, help=rare)
+    parser.add_argument("--max-vocab-size", type=int, help="the most words to keep")
     add(parser, "--force")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> None:
+    names = ("min_count", "max_vocab_size", "force", "quiet")
+    options = {name: getattr(args, name) for name in names}
     with ExitStack() as files:
-        size = write_vocabulary(
-            [files.enter_context(file_of(path))[0] for path in args.data_path],
-            args.directory,
-            min_count=args.min_count,
-            max_vocab_size=args.max_vocab_size,
-            force=args.force,
-            quiet=args.quiet,
-        )
+        paths = [files.enter_context(file_of(path))[0] for path in args.data_path]
+        size = write_vocabulary(paths, args.directory, **options)
     print(f"{args.directory}: {size} words")

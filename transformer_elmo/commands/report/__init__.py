@@ -16,18 +16,22 @@ from typing import Any
 import torch
 
 from transformer_elmo.commands.arguments import add, check_output, file_of
-from transformer_elmo.commands.report.facts import (
-    Fact,
-    config_of,
-    read_training_log,
-    results_of,
-)
-from transformer_elmo.commands.report.page import Mixture, Passage, Report, page
+from transformer_elmo.commands.report.facts import Fact, config_of, read_training_log, results_of
+from transformer_elmo.commands.report.page import Mixture, Report, page
 from transformer_elmo.commands.report.sentences import MissingPartError, else_missing, passages_of
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import write_text
+from transformer_elmo.inference.elmo import device_of
 from transformer_elmo.pretrained import folder as model_folder
-from transformer_elmo.pretrained.archive import in_place_of_archive, last_checkpoint, unpacked
+from transformer_elmo.pretrained.archive import (
+    ARCHIVE,
+    CONFIG,
+    WEIGHTS,
+    in_place_of_archive,
+    last_checkpoint,
+    unpacked,
+)
+from transformer_elmo.pretrained.nested_models import is_language_model
 from transformer_elmo.pretrained.weights import read_weights
 
 logger = logging.getLogger(__name__)
@@ -38,11 +42,6 @@ language model, how surprising each word of a few held-out sentences is from bot
 on top of one, the layer weights it has learned. Curves are in the run's TensorBoard log.
 """
 
-LANGUAGE_MODELS = (
-    "language_model",
-    "bidirectional_language_model",
-    "bidirectional-language-model",
-)
 # What only a language model has at the beginning of its weights' names: below another model they
 # stand further on.
 _PARTS = {"_contextualizer", "_softmax_loss"}
@@ -50,33 +49,21 @@ _PARTS = {"_contextualizer", "_softmax_loss"}
 # AllenNLP's `ScalarMix` in a token embedder; the original ELMo numbers its own.
 _SCALAR_MIX = re.compile(r"((?:(.+)\.)?_?scalar_mix[^.]*)\.scalar_parameters\.(\d+)")
 
-CONFIG, ARCHIVE = "config.json", "model.tar.gz"
-# In the order in which AllenNLP looks for them.
-WEIGHTS = ("weights.th", "best.th", ARCHIVE)
-
 EXPECTED = "Expected the --serialization-dir of allennlp train, or a model.tar.gz."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "serialization_dir",
-        type=Path,
-        help="the --serialization-dir of allennlp train, a model.tar.gz, or a model folder",
-    )
-    parser.add_argument(
-        "-o",
-        "--output-file",
-        type=Path,
-        help="the HTML file; by default report.html in the run's folder",
-    )
+    what = "the --serialization-dir of allennlp train, a model.tar.gz, or a model folder"
+    parser.add_argument("serialization_dir", type=Path, help=what)
+    output = "the HTML file; by default report.html in the run's folder"
+    parser.add_argument("-o", "--output-file", type=Path, help=output)
     parser.add_argument(
         "--sentences",
         help="text to take the sentences of the heat maps from, one a line (- for standard input); "
         "by default some are chosen from the config's validation data",
     )
-    parser.add_argument(
-        "--num-sentences", type=int, default=3, help="how many sentences to show (default: 3)"
-    )
+    count = "how many sentences to show (default: 3)"
+    parser.add_argument("--num-sentences", type=int, default=3, help=count)
     add(parser, "--force", "--cuda-device")
 
 
@@ -84,99 +71,88 @@ def run(args: argparse.Namespace) -> None:
     source: Path = args.serialization_dir
     output = args.output_file or (source.parent if source.is_file() else source) / "report.html"
     if args.num_sentences < 0:
-        raise ConfigurationError(
-            f"The number of sentences can't be negative: {args.num_sentences}."
-        )
-    if args.cuda_device >= torch.cuda.device_count():
-        raise ConfigurationError(
-            f"There is no GPU {args.cuda_device}: torch finds "
-            f"{torch.cuda.device_count() or 'none'} here. The CPU is -1."
-        )
+        raise ConfigurationError(f"--num-sentences can't be negative: {args.num_sentences}.")
+    device_of(args.cuda_device)
     source = in_place_of_archive(source)
     if not source.exists():
         raise ConfigurationError(f"There is no folder {source}. {EXPECTED}")
     check_output(output, args.force)
     with nullcontext((None, None)) if args.sentences is None else file_of(args.sentences) as text:
-        report = _report_on(source, text[0], args.num_sentences, args.cuda_device)
+        options = text[0], args.num_sentences, args.cuda_device
+        if model_folder.is_model_folder(source):
+            report = _of_model_folder(source, *options)
+        else:
+            with unpacked(source) as folder:
+                report = _of_run(folder, source, *options)
     for remark in report.remarks:
         logger.warning(remark)
     write_text(output, page(report))
     print(output)
 
 
-def _report_on(source: Path, sentences: str | None, num_sentences: int, device: int) -> Report:
-    """`sentences`: text to take the sentences of the heat maps from, as they come."""
-    if model_folder.is_model_folder(source):
-        return _of_model_folder(source, sentences, num_sentences, device)
-    with unpacked(source) as run:
-        if not (run / CONFIG).is_file():
-            raise ConfigurationError(f"{source} has no {CONFIG}. {EXPECTED}")
-        return _report(run, source, sentences, num_sentences, device)
-
-
 def _of_model_folder(
     folder: Path, sentences: str | None, num_sentences: int, device: int
 ) -> Report:
     config, card = model_folder.read_config(folder)
-    remarks: list[str] = []
-    passages: list[Passage] = []
-    if sentences is None:
-        remarks.append("A model folder holds no text. Name one with --sentences for heat maps.")
-    elif num_sentences:
-        try:
-            passages = passages_of(folder, sentences, True, num_sentences, device)
-        except MissingPartError as error:
-            remarks.append(str(error))
     known = {"dimension": 2 * config.contextualizer.input_dim, **card}
     facts = [Fact(name.replace("_", " "), str(value)) for name, value in known.items()]
-    title = f"Training run {folder.resolve().name}"
-    return Report(title, facts, [], remarks, passages, sentences or "")
+    report = Report(f"Training run {folder.resolve().name}", facts, passages_from=sentences or "")
+    if sentences is None:
+        remark = "A model folder holds no text. Name one with --sentences for heat maps."
+        report.remarks.append(remark)
+    elif num_sentences:
+        try:
+            report.passages.extend(passages_of(folder, sentences, True, num_sentences, device))
+        except MissingPartError as error:
+            report.remarks.append(str(error))
+    return report
 
 
-def _report(
+def _of_run(
     run: Path, source: Path, sentences: str | None, num_sentences: int, device: int
 ) -> Report:
-    """`run`: a folder. `source`: itself, or the archive that was unpacked to it."""
+    """
+    `run`: a folder. `source`: itself, or the archive that was unpacked to it. `sentences`: text to
+    take the sentences of the heat maps from, as they come.
+    """
+    if not (run / CONFIG).is_file():
+        raise ConfigurationError(f"{source} has no {CONFIG}. {EXPECTED}")
     log = read_training_log(run)
-    known = (run / name for name in WEIGHTS if (run / name).is_file())
+    known = (run / name for name in (*WEIGHTS, ARCHIVE) if (run / name).is_file())
     weights = next(known, None) or last_checkpoint(run)
     if weights is None and not log.latest:
         raise ConfigurationError(
             f"There is nothing to show in {source}: no metrics_epoch_*.json, no metrics.json, and "
             "no weights."
         )
-    remarks = []
+    path = source.resolve()
+    # Archives are all called the same.
+    name = f"Training run {path.name}" if run == source else f"Model {path.parent.name}/{path.name}"
+    text = sentences or log.config.get("validation_data_path")
+    shown = text if isinstance(text, str) else json.dumps(text)
+    report = Report(name, results_of(log), config_of(log.config), passages_from=shown)
     if log.epochs and not log.final:
-        remarks.append(
+        report.remarks.append(
             "There is no metrics.json, so training hasn't ended: these are the numbers after epoch "
             f"{log.epochs[-1]['epoch']}."
         )
-    passages: list[Passage] = []
-    mixtures: list[Mixture] = []
-    text = sentences or log.config.get("validation_data_path")
     try:
         if weights is None:
-            raise MissingPartError(f"There are no weights yet ({', '.join(WEIGHTS)}).")
-        is_language_model, mixtures = _looked_into(weights, log.config)
-        if is_language_model and num_sentences:
-            model, is_asked_for = _model_of(weights), sentences is not None
-            passages = passages_of(model, text, is_asked_for, num_sentences, device)
-        elif sentences is not None and not is_language_model:
-            remarks.append("There are no heat maps: this isn't a language model.")
+            raise MissingPartError(f"There are no weights yet ({', '.join((*WEIGHTS, ARCHIVE))}).")
+        is_model_of_language, mixtures = _looked_into(weights, log.config)
+        report.mixtures.extend(mixtures)
+        if is_model_of_language and num_sentences:
+            # The folder needs no unpacking, if it has all of the model.
+            archive = weights.with_name(ARCHIVE)
+            is_whole = weights != archive and (run / "vocabulary").is_dir()
+            model = archive if archive.is_file() and not is_whole else run
+            asked = sentences is not None
+            report.passages.extend(passages_of(model, text, asked, num_sentences, device))
+        elif sentences is not None and not is_model_of_language:
+            report.remarks.append("There are no heat maps: this isn't a language model.")
     except MissingPartError as error:
-        remarks.append(str(error))
-    path = source.resolve()
-    # Archives are all called the same.
-    name = f"Model {path.parent.name}/{path.name}"
-    return Report(
-        f"Training run {path.name}" if run == source else name,
-        results_of(log),
-        config_of(log.config),
-        remarks,
-        passages,
-        text if isinstance(text, str) else json.dumps(text),
-        mixtures,
-    )
+        report.remarks.append(str(error))
+    return report
 
 
 def _looked_into(weights: Path, config: dict[str, Any]) -> tuple[bool, list[Mixture]]:
@@ -185,8 +161,7 @@ def _looked_into(weights: Path, config: dict[str, Any]) -> tuple[bool, list[Mixt
     config's word is taken for it that they are; where it has another, the weights have the last
     one: `from_archive` goes on with a model of any kind, and users have classes of their own.
     """
-    model = config.get("model")
-    if isinstance(model, dict) and model.get("type") in LANGUAGE_MODELS:
+    if is_language_model(config):
         return True, []
     unreadable = else_missing("The weights can't be read", ConfigurationError)
     with unreadable, unpacked(weights) if weights.name == ARCHIVE else nullcontext(weights) as path:
@@ -219,10 +194,3 @@ def mixtures_in(weights: Mapping[str, torch.Tensor]) -> list[Mixture]:
         factor = factor if factor.numel() == 1 else torch.ones(1)
         found.append(Mixture(names[path], torch.softmax(ordered, dim=0).tolist(), factor.item()))
     return found
-
-
-def _model_of(weights: Path) -> Path:
-    """What to open: the run's folder, which needs no unpacking, if it has all of the model."""
-    folder, archive = weights.parent, weights.with_name(ARCHIVE)
-    is_whole = weights != archive and (folder / "vocabulary").is_dir()
-    return archive if archive.is_file() and not is_whole else folder

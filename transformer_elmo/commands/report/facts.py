@@ -17,32 +17,15 @@ _DURATION = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 BEFORE, AFTER = "given the words before", "given the words after"
 
 # By dotted path; `*` stands for any key.
-_ESSENTIALS = (
-    "model.type",
-    "model.archive_file",
-    "model.num_samples",
-    "model.precision",
-    "model.contextualizer.type",
-    "model.contextualizer.input_dim",
-    "model.contextualizer.hidden_dim",
-    "model.contextualizer.num_layers",
-    "model.contextualizer.dropout",
-    "model.text_field_embedder.token_embedders.*.archive_file",
-    # As AllenNLP 0.x had it.
-    "model.text_field_embedder.*.archive_file",
-    "data_loader.type",
-    "data_loader.max_tokens",
-    "data_loader.batch_size",
-    "iterator",
-    "trainer.optimizer",
-    "trainer.learning_rate_scheduler",
-    "trainer.num_epochs",
-    "train_data_path",
-    "validation_data_path",
-    "test_data_path",
-    "vocabulary",
-    "distributed",
-)
+_ESSENTIALS = """
+model.type model.archive_file model.num_samples model.precision
+model.contextualizer.type model.contextualizer.input_dim model.contextualizer.hidden_dim
+model.contextualizer.num_layers model.contextualizer.dropout
+model.text_field_embedder.token_embedders.*.archive_file model.text_field_embedder.*.archive_file
+data_loader.type data_loader.max_tokens data_loader.batch_size iterator
+trainer.optimizer trainer.learning_rate_scheduler trainer.num_epochs
+train_data_path validation_data_path test_data_path vocabulary distributed
+""".split()
 
 
 class Fact(NamedTuple):
@@ -65,15 +48,9 @@ class TrainingLog:
     final: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def latest(self) -> dict[str, Any]:
-        """The metrics that count: those of the end, or else of the last epoch so far."""
-        return self.final or (self.epochs[-1] if self.epochs else {})
-
-    def number(self, name: str) -> float | None:
-        """One of the latest metrics, if it is there and a number."""
-        value = self.latest.get(name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return value if is_number else None
+    def latest(self) -> dict[str, float]:
+        """The numbers that count: those of the end, or else of the last epoch so far."""
+        return numbers_in(self.final or (self.epochs[-1] if self.epochs else {}))
 
     @property
     def epoch_durations(self) -> list[float]:
@@ -82,18 +59,15 @@ class TrainingLog:
         before = 0.0
         for metrics in self.epochs:
             total = seconds(metrics.get("training_duration"))
-            if total is None:
-                continue
             # A run that was started again counts from zero.
             durations.append(total - before if total >= before else total)
-            before = total
+            before = total if math.isfinite(total) else before
         return durations
 
-    @property
-    def was_restarted(self) -> bool:
-        """Whether durations count from a later start than the first."""
-        totals = [seconds(metrics.get("training_duration")) or 0.0 for metrics in self.epochs]
-        return totals != sorted(totals)
+
+def numbers_in(metrics: dict[str, Any]) -> dict[str, float]:
+    """Those of some metrics that are numbers."""
+    return {name: number for name, number in metrics.items() if type(number) in (int, float)}
 
 
 def read_training_log(folder: Path) -> TrainingLog:
@@ -108,16 +82,15 @@ def read_training_log(folder: Path) -> TrainingLog:
     ]
     epochs.sort(key=lambda metrics: metrics["epoch"])
     final = folder / "metrics.json"
-    return TrainingLog(
-        read_json(folder / "config.json"), epochs, read_json(final) if final.exists() else {}
-    )
+    config = read_json(folder / "config.json")
+    return TrainingLog(config, epochs, read_json(final) if final.exists() else {})
 
 
-def seconds(duration: Any) -> float | None:
-    """A duration as AllenNLP writes it, `1 day, 2:03:04.5`; `None` for anything else."""
+def seconds(duration: Any) -> float:
+    """Of a duration as AllenNLP writes it, `1 day, 2:03:04.5`; NaN for anything else."""
     match = _DURATION.fullmatch(duration) if isinstance(duration, str) else None
     if match is None:
-        return None
+        return math.nan
     days, hours, minutes = (int(part or 0) for part in match.groups()[:3])
     return ((days * 24 + hours) * 60 + minutes) * 60 + float(match[4])
 
@@ -125,59 +98,52 @@ def seconds(duration: Any) -> float | None:
 def results_of(log: TrainingLog) -> list[Fact]:
     """How a run went; nothing of one that has had no epoch yet."""
     facts = []
-    epoch, best = log.number("epoch"), log.number("best_epoch")
-    if epoch is not None:
-        last = int(epoch)
-        numbers = f"numbered 0 to {last}" if last else "number 0"
-        facts.append(Fact("epochs", f"{last + 1}", f"{numbers}, as in metrics.json"))
-    if best is not None:
-        facts.append(Fact("best epoch", f"{int(best)}"))
-    duration = log.latest.get("training_duration")
-    if isinstance(duration, str):
-        since = "since the run was last started" if log.was_restarted else ""
-        facts.append(Fact("duration", duration.partition(".")[0], since))
-    if len(log.epoch_durations) > 1:
-        typical = median(log.epoch_durations)
-        text = f"{typical:.1f} s" if typical < 60 else str(timedelta(seconds=round(typical)))
-        facts.append(Fact("an epoch", text, "the median"))
-    facts += _measured(log, "best_validation_", "best validation")
-    facts += _measured(log, "test_", "test")
+    numbers = log.latest
+    if "epoch" in numbers:
+        last = int(numbers["epoch"])
+        note = f"numbered 0 to {last}" if last else "number 0"
+        facts.append(Fact("epochs", f"{last + 1}", f"{note}, as in metrics.json"))
+    if "best_epoch" in numbers:
+        facts.append(Fact("best epoch", f"{int(numbers['best_epoch'])}"))
+    durations = [duration for duration in log.epoch_durations if math.isfinite(duration)]
+    if durations:
+        facts.append(Fact("duration", duration_in_words(sum(durations))))
+    if len(durations) > 1:
+        facts.append(Fact("an epoch", duration_in_words(median(durations)), "the median"))
+    for prefix, what in (("best_validation_", "best validation"), ("test_", "test")):
+        facts += _measured(numbers, prefix, what)
     return facts
 
 
-def _measured(log: TrainingLog, prefix: str, what: str) -> Iterator[Fact]:
+def _measured(numbers: dict[str, float], prefix: str, what: str) -> Iterator[Fact]:
     """
     The metrics of one text. AllenNLP's trainer writes down as `loss` a mean of batches, whatever
     their sizes, which isn't what the perplexity is made of: that is a mean of words.
     """
-    metrics = {
-        name[len(prefix) :]: number
-        for name in log.latest
-        if name.startswith(prefix) and (number := log.number(name)) is not None
-    }
-    perplexity, loss = metrics.get("perplexity", math.nan), metrics.get("loss")
+    found = {k[len(prefix) :]: number for k, number in numbers.items() if k.startswith(prefix)}
+    perplexity = found.get("perplexity", math.nan)
     if perplexity > 0:
         sides = [
-            f"{_number(metrics.pop(name))} {side}"
+            f"{_number(found.pop(name))} {side}"
             for name, side in (("forward_perplexity", BEFORE), ("backward_perplexity", AFTER))
-            if name in metrics
+            if name in found
         ]
-        exact = math.log(perplexity)
-        yield Fact(f"{what} perplexity", _number(perplexity), ", ".join(["over all words", *sides]))
-        yield Fact(f"{what} loss", _number(exact), "in nats a word: the perplexity's logarithm")
-        if loss is not None and _number(loss) != _number(exact):
-            yield Fact(
-                f"{what} loss by batches",
-                _number(loss),
-                f"{prefix}loss in metrics.json, a mean of batches whatever their sizes",
-            )
-        metrics = {k: v for k, v in metrics.items() if k not in ("perplexity", "loss")}
-    for name, number in metrics.items():
-        yield Fact(f"{what} {name.replace('_', ' ')}", _number(number))
+        note = ", ".join(["over all words", *sides])
+        yield Fact(f"{what} perplexity", _number(found.pop("perplexity")), note)
+        found["loss"] = math.log(perplexity)
+    for name, number in found.items():
+        is_logarithm = name == "loss" and perplexity > 0
+        note = "in nats a word: the perplexity's logarithm" if is_logarithm else ""
+        yield Fact(f"{what} {name.replace('_', ' ')}", _number(number), note)
 
 
 def _number(number: float) -> str:
     return f"{number:,}" if isinstance(number, int) else f"{number:,.4f}"
+
+
+def duration_in_words(duration: float) -> str:
+    """Seconds as they are read: `9.5 s`, or `1 day, 2:03:04`."""
+    return f"{duration:.1f} s" if duration < 60 else str(timedelta(seconds=round(duration)))
 
 
 def config_of(config: dict[str, Any]) -> list[Fact]:

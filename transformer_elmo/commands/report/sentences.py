@@ -11,7 +11,6 @@ from transformer_elmo.commands.report.page import MOST_WORDS, Passage
 from transformer_elmo.commands.report.text import is_of_letters
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.inference.elmo import TransformerElmo
-from transformer_elmo.inference.scores import SentenceScores
 from transformer_elmo.text.corpus import find_shards, read_sentences
 
 logger = logging.getLogger(__name__)
@@ -33,10 +32,7 @@ class MissingPartError(Exception):
 
 @contextmanager
 def else_missing(reason: str, *errors: type[Exception]) -> Iterator[None]:
-    """
-    Has one of `errors` leave the block as `MissingPartError`, in one line, which begins with
-    `reason`.
-    """
+    """Has `errors` leave the block as `MissingPartError`, in one line that begins with `reason`."""
     try:
         yield
     except errors as error:
@@ -74,7 +70,8 @@ def passages_of(
         raise MissingPartError(f"{_NO_HEAT_MAPS}: there is no sentence in {text}.")
     with else_missing(f"{_NO_HEAT_MAPS}: the model gives no probabilities", ConfigurationError):
         scored = elmo.score(chosen, top_k=TOP_K)
-    return [_passage(scores, words) for scores, words in zip(scored, chosen)]
+    first, _ = elmo.num_boundaries
+    return [Passage(scores, first, first + len(words)) for scores, words in zip(scored, chosen)]
 
 
 def worth_showing(sentences: Iterable[list[str]], count: int) -> list[list[str]]:
@@ -93,10 +90,3 @@ def worth_showing(sentences: Iterable[list[str]], count: int) -> list[list[str]]
         if len(chosen) == count:
             break
     return [*chosen, *others][:count]
-
-
-def _passage(scores: SentenceScores, words: list[str]) -> Passage:
-    """A sentence with its words told from the boundary tokens around them."""
-    places = range(len(scores.tokens) - len(words) + 1)
-    first = next((n for n in places if scores.tokens[n : n + len(words)] == words), 0)
-    return Passage(scores, first, first + len(words))

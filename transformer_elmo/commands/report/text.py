@@ -12,24 +12,15 @@ _JOINERS = "\u200c\u200d"
 # Hebrew with points and accents has four, Tibetan a few more.
 _MOST_MARKS = 8
 
+# Control characters have pictures (NUL: U+2400). Lone surrogates, which UTF-8 can't write, and what
+# ends a line or a paragraph have none.
+_PICTURES = dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000), 0x2028, 0x2029], 0xFFFD)
+_PICTURES |= {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
+
 
 def visible(text: str) -> str:
-    """
-    A text with control characters, which HTML has no place for, as pictures (of NUL: U+2400), and
-    what isn't a character as U+FFFD.
-    """
-    return "".join(map(_visible, text))
-
-
-def _visible(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cc":
-        code = ord(character)
-        if code < 0x20:
-            return chr(0x2400 + code)
-        return "\u2421" if code == 0x7F else "\ufffd"
-    # Lone surrogates, which UTF-8 can't write, and what ends a line or a paragraph.
-    return "\ufffd" if category in ("Cs", "Zl", "Zp") else character
+    """A text with pictures of control characters, and U+FFFD for what isn't a character."""
+    return text.translate(_PICTURES)
 
 
 def is_invisible(text: str) -> bool:
@@ -50,7 +41,8 @@ def cut(text: str, most: int) -> str:
     """
     marks = 0
     for end, character in enumerate(text[: most + 1]):
-        marks = marks + 1 if _is_mark(character) else 0
+        is_mark = unicodedata.category(character)[0] == "M" or character in _JOINERS
+        marks = marks + 1 if is_mark else 0
         if marks > _MOST_MARKS:
             return text[:end]
         if end == most:
@@ -67,20 +59,11 @@ def is_of_letters(word: str) -> bool:
     return "L" in kinds and kinds <= {"L", "M"}
 
 
-def _is_mark(character: str) -> bool:
-    return unicodedata.category(character)[0] == "M" or character in _JOINERS
-
-
 def direction_of(texts: Iterable[str]) -> str | None:
     """
     Returns "ltr" or "rtl", whichever the first character asks for that asks for any; `None` if none
     does, as in a number.
     """
-    for text in texts:
-        for character in text:
-            kind = unicodedata.bidirectional(character)
-            if kind == "L":
-                return "ltr"
-            if kind in ("R", "AL"):
-                return "rtl"
-    return None
+    kinds = (unicodedata.bidirectional(character) for text in texts for character in text)
+    first = next((kind for kind in kinds if kind in ("L", "R", "AL")), None)
+    return first and ("ltr" if first == "L" else "rtl")
