@@ -3,186 +3,107 @@
 import copy
 import math
 import pickle
+import random
 from unittest import mock
 
 import pytest
 import torch
 
+from transformer_elmo.nn import caches
+from transformer_elmo.nn.batch import PackedBatch
 from transformer_elmo.nn.caches import Kept, WordVectors, checksum, weights_unshared
 from transformer_elmo.nn.config import ContextualizerConfig
 from transformer_elmo.nn.transformer import BidirectionalTransformer
 
 
-def transformer(seed=0):
-    torch.manual_seed(seed)
-    return BidirectionalTransformer(ContextualizerConfig(16, 24, 2, dropout=0.0)).eval()
+def by_step(module):
+    module(torch.ones(1, 5)).sum().backward()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
 
 
-VECTORS, MASK = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
+@torch.no_grad()
+def in_place(module):
+    module.bias[1] += 1.0
 
 
-def learning(model):
-    """What it computes with weights as they are: nothing is kept where there are gradients."""
-    with torch.enable_grad():
-        return [layer.detach() for layer in model(VECTORS, MASK)]
+def behind_the_back(module):
+    module.weight.data[:, 1:] *= 2.0
 
 
-def assert_up_to_date(model):
-    expected = learning(model)
-    with torch.no_grad():
-        for _ in range(2):
-            for ours, wanted in zip(model(VECTORS, MASK), expected):
-                assert torch.allclose(ours, wanted, atol=1e-5)
+def by_an_array(module):
+    module.weight.detach().numpy()[2] = 0.0
 
 
-def by_step(model):
-    torch.optim.SGD(model.parameters(), lr=0.1).zero_grad()
-    sum(layer.square().sum() for layer in model(VECTORS, MASK)).backward()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
+def with_gaps(module):
+    module.weight = torch.nn.Parameter(module.weight.detach().t().contiguous().t())
 
 
-def in_place(model):
-    with torch.no_grad():
-        model._backward_transformer.layers[1].self_attn.linears[2].bias[3] += 1.0
+def by_another(module):
+    module.weight = torch.nn.Parameter(torch.randn(4, 5))
 
 
-def behind_the_back(model):
-    for parameter in model.parameters():
-        parameter.data.mul_(1.5)
+def by_data(module):
+    module.bias.data = torch.full((4,), 2.0)
 
 
-def columns_behind_the_back(model):
-    model._forward_transformer.layers[0].self_attn.linears[3].weight.data[:, 8:] = 0
+def by_loading(module):
+    module.load_state_dict(torch.nn.Linear(5, 4).state_dict())
 
 
-def a_row_behind_the_back(model):
-    model._forward_transformer.layers[0].feed_forward.w_1.weight.data[5] = 3.0
+CHANGES = [by_step, in_place, behind_the_back, by_an_array, with_gaps, by_another, by_data]
 
 
-def by_an_array(model):
-    weight = model._backward_transformer.layers[0].feed_forward.w_2.weight
-    weight.detach().numpy()[:, 1:] = 0
+@pytest.mark.parametrize("change", [*CHANGES, by_loading])
+def test_what_is_kept_follows_each_change(change):
+    module, kept = torch.nn.Linear(5, 4), Kept()
 
+    def made():
+        weights = list(module.parameters())
+        return kept.get(weights, (), lambda: [weight.clone() for weight in weights])
 
-def by_one_with_gaps(model):
-    module = model._forward_transformer.layers[0].feed_forward.w_2
-    module.weight = torch.nn.Parameter((2 * module.weight.detach()).t().contiguous().t())
-
-
-def by_another(model):
-    weight = torch.randn(16, 24)
-    model._forward_transformer.layers[0].feed_forward.w_2.weight = torch.nn.Parameter(weight)
-
-
-def by_data(model):
-    norm = model._forward_transformer.layers[1].sublayer[0].norm
-    norm.gamma.data = torch.full((16,), 2.0)
-
-
-def by_loading(model):
-    model.load_state_dict(transformer(seed=1).state_dict())
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(by_step, in_place, behind_the_back, columns_behind_the_back, a_row_behind_the_back),
-        *(by_an_array, by_one_with_gaps, by_another, by_data, by_loading),
-    ],
-)
-def test_kept_weights_follow_each_change(change):
-    model = transformer()
-    before = learning(model)
-    with torch.no_grad():
-        model(VECTORS, MASK)
-    kept = model._kept._made
-    change(model)
-    with torch.no_grad():
-        model(VECTORS, MASK)
-    assert model._kept._made is not kept
-    assert not torch.allclose(before[-1], learning(model)[-1])
-    assert_up_to_date(model)
-
-
-def test_made_once():
-    model = transformer()
-    with torch.no_grad():
-        model(VECTORS, MASK)
-        # Nothing is joined or laid out.
-        with mock.patch.object(model, "_weights", side_effect=AssertionError):
-            model(VECTORS, MASK)
-
-
-def test_kept_in_each_precision():
-    model = transformer()
-    with torch.no_grad():
-        exact = model(VECTORS, MASK)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            rounded = model(VECTORS, MASK)
-            with mock.patch.object(model, "_weights", side_effect=AssertionError):
-                again = model(VECTORS, MASK)
-        back = model(VECTORS, MASK)
-    assert torch.equal(rounded[-1], again[-1]) and torch.equal(exact[-1], back[-1])
-    assert 0 < (exact[-1] - rounded[-1]).abs().max() < 0.2
-
-
-def test_given_back_when_training():
-    model = transformer()
-    with torch.no_grad():
-        model(VECTORS, MASK)
-    assert model._kept._made is not None
-    model(VECTORS, MASK)
-    assert model._kept._made is None
-
-
-def test_onednn_switched_off(monkeypatch):
-    model = transformer()
-    with torch.no_grad():
-        expected = model(VECTORS, MASK)
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-        found = model(VECTORS, MASK)
-    assert not any(weights.heads[0].is_mkldnn for weights in model._kept._made)
-    assert torch.allclose(found[-1], expected[-1], atol=1e-5)
-
-
-def test_not_part_of_the_model():
-    model = transformer()
-    names = set(model.state_dict())
-    with torch.no_grad():
-        model(VECTORS, MASK)
-    assert set(model.state_dict()) == names
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert other._kept._made is None
-        assert_up_to_date(other)
-    # A copy's weights are its own.
-    in_place(other)
-    assert_up_to_date(other)
-    assert_up_to_date(model)
-
-
-def test_weights_of_inference_mode():
-    with torch.inference_mode():
-        model = transformer()
-        first = model(VECTORS, MASK)
-        assert torch.equal(model(VECTORS, MASK)[-1], first[-1])
-        # Nothing counts their changes.
-        model._forward_transformer.layers[1].self_attn.linears[3].weight[3, 2] += 1.0
-        expected = copy.deepcopy(model)(VECTORS, MASK)
-        assert torch.equal(model(VECTORS, MASK)[-1], expected[-1])
-
-
-def test_weights_with_gaps_in_memory():
-    model = transformer()
-    by_one_with_gaps(model)
-    with torch.no_grad():
-        model(VECTORS, MASK)
-    model._forward_transformer.layers[0].feed_forward.w_2.weight.data.mul_(3)
-    assert_up_to_date(model)
+    first = made()
+    assert made() is first
+    change(module)
+    assert made() is not first and made() is made()
+    assert all(torch.equal(mine, weight) for mine, weight in zip(made(), module.parameters()))
+    # And what changes then, in whatever layout.
+    behind_the_back(module)
+    assert torch.equal(made()[0], module.weight)
 
 
 def test_a_nan_is_what_it_was():
     kept, weights = Kept(), [torch.tensor([1.0, float("nan")])]
     assert kept.get(weights, (), object) is kept.get(weights, (), object)
+    assert kept.get(weights, (1,), object) is not kept.get(weights, (2,), object)
+
+
+def test_forgetting_and_copying():
+    kept, weights = Kept(), [torch.ones(2)]
+    kept.forget()
+    first = kept.get(weights, (), object)
+    for other in (copy.deepcopy(kept), pickle.loads(pickle.dumps(kept))):
+        assert other.get(weights, (), lambda: 3) == 3
+    assert kept.get(weights, (), object) is first
+    kept.forget()
+    assert kept.get(weights, (), lambda: 4) == 4
+
+
+def test_unshared_weights_are_not_read():
+    kept, weight = Kept(), torch.ones(3)
+
+    def made(unshared):
+        with weights_unshared(unshared):
+            return kept.get([weight], (), lambda: weight.clone())
+
+    assert made(True) is made(True)
+    weight.add_(1)
+    assert torch.equal(made(True), weight)
+    # From when on they are shared, nothing is believed that wasn't read.
+    weight.data.add_(1)
+    assert torch.equal(made(False), weight)
+    assert made(False) is made(True)
+    weight.data.add_(1)
+    assert torch.equal(made(False), weight)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (32750,), (512, 257), (3, 5, 8193)])
@@ -205,7 +126,7 @@ def test_each_number_counts(shape, dtype):
         assert not torch.equal(before, checksum(weights))
 
 
-@pytest.mark.parametrize("shape", [(512, 512), (2048, 512), (512, 2048), (262, 16)])
+@pytest.mark.parametrize("shape", [(512, 512), (512, 2048), (262, 16)])
 def test_places_of_rows_and_columns_count(shape):
     torch.manual_seed(0)
     weight = torch.randn(shape)
@@ -221,64 +142,100 @@ def test_places_of_rows_and_columns_count(shape):
         assert not torch.equal(before, checksum([half]))
 
 
-def test_unshared_weights_are_not_read():
-    kept, weight = Kept(), torch.ones(3)
+# The contextualizer keeps its weights.
 
-    def made(unshared):
-        with weights_unshared(unshared):
-            return kept.get([weight], (), lambda: weight.clone())
-
-    assert made(True) is made(True)
-    weight.add_(1)
-    assert torch.equal(made(True), weight)
-    # From when on they are shared, nothing is believed that wasn't read.
-    weight.data.add_(1)
-    assert torch.equal(made(False), weight)
-    assert made(False) is made(True)
-    weight.data.add_(1)
-    assert torch.equal(made(False), weight)
+VECTORS, MASK = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
 
 
-def test_nothing_but_padding():
+def transformer():
+    torch.manual_seed(0)
+    return BidirectionalTransformer(ContextualizerConfig(16, 24, 2, dropout=0.0)).eval()
+
+
+def top(model):
+    forward, _ = model.rows(VECTORS, PackedBatch(MASK))
+    return forward[-1]
+
+
+def learning(model):
+    """What it computes with weights as they are: nothing is kept where there are gradients."""
+    with torch.enable_grad():
+        return top(model).detach()
+
+
+@torch.no_grad()
+def test_a_model_keeps_its_weights_in_each_precision(monkeypatch):
     model = transformer()
-    with torch.no_grad():
-        (*_, top) = model(VECTORS, torch.zeros(2, 5, dtype=torch.bool))
-    assert not top.any()
+    exact, names = top(model), set(model.state_dict())
+    with mock.patch.object(model, "_weights", side_effect=AssertionError):
+        assert torch.equal(top(model), exact)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = top(model)
+        with mock.patch.object(model, "_weights", side_effect=AssertionError):
+            assert torch.equal(top(model), rounded)
+    assert torch.equal(top(model), exact) and 0 < (exact - rounded).abs().max() < 0.2
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert torch.allclose(top(model), exact, atol=1e-5)
+    assert not any(weights.heads[0].is_mkldnn for weights in model._kept._made)
+    assert set(model.state_dict()) == names
+    # Where something is learned, it is given back.
+    assert torch.allclose(learning(model), exact, atol=1e-5) and model._kept._made is None
 
 
-def test_forgetting_while_it_is_empty():
-    kept = Kept()
-    kept.forget()
-    assert kept.get([torch.ones(2)], (), lambda: 3) == 3
-    kept.forget()
-    assert kept.get([torch.ones(2)], (), lambda: 4) == 4
+@torch.no_grad()
+def test_a_model_sees_each_of_its_weights_change():
+    model = transformer()
+    for name, parameter in model.named_parameters():
+        if "_forward_transformer.layers" in name and "linears.1.bias" not in name:
+            before = top(model)
+            parameter.data.view(-1)[3] += 1.0
+            assert not torch.allclose(top(model), before, atol=1e-6), name
+            assert torch.allclose(top(model), learning(model), atol=1e-5), name
+    other = copy.deepcopy(model)
+    other._forward_transformer.norm.gamma.zero_()
+    assert torch.allclose(top(model), learning(model), atol=1e-5) and not top(other).any()
+
+
+def test_weights_of_inference_mode():
+    """Nothing counts their changes."""
+    with torch.inference_mode():
+        model = transformer()
+        first = top(model)
+        assert torch.equal(top(model), first)
+        model._forward_transformer.layers[1].self_attn.linears[3].weight[3, 2] += 1.0
+        assert torch.equal(top(model), top(copy.deepcopy(model)))
 
 
 # Vectors of words.
 
-WORDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+def counted(calls, table):
+    def encode(words):
+        calls.append(len(words))
+        return table[words].sum(1)
+
+    return encode
 
 
-def vectors_of(cache, table, words=WORDS):
-    return cache.get(words, lambda some: table[some].sum(1))
+def test_words_are_encoded_once_within_the_bound(monkeypatch):
+    monkeypatch.setattr(caches, "WORDS_IN_CACHE", 8)
+    table, cache = torch.randn(40, 5), WordVectors()
+    known, generator = torch.randint(40, (30, 3)).unique(dim=0), random.Random(6)
+    for size, new in ((3, 3), (3, 0), (5, None), (4, None), (29, 29), (2, None), (8, None), (9, 9)):
+        calls = []
+        if new != 0:
+            words = known[generator.sample(range(len(known)), size)]
+        assert torch.equal(cache.get(words, counted(calls, table)), table[words].sum(1))
+        assert new is None or sum(calls) == new
+        assert len(cache._rows) <= 8 and (cache._table is None or len(cache._table) <= 8)
 
 
 def test_what_was_kept_in_inference_mode_takes_part_in_training():
     cache, table = WordVectors(), torch.randn(10, 5)
     with torch.inference_mode():
-        vectors_of(cache, table, WORDS.clone())
-    again = torch.cat([WORDS, torch.tensor([[7, 8, 9]])])
-    for words in (WORDS, again):
+        words = torch.tensor([[1, 2, 3], [4, 5, 6]])
+        cache.get(words, counted([], table))
+    for again in (words.clone(), torch.tensor([[4, 5, 6], [7, 8, 9]])):
         factor = torch.ones(5, requires_grad=True)
-        vectors = vectors_of(cache, table, words)
-        (vectors * factor).sum().backward()
-        assert factor.grad is not None
-        assert torch.allclose(factor.grad, table[words].sum((0, 1)))
-
-
-def test_words_made_in_inference_mode():
-    cache, table = WordVectors(), torch.randn(10, 5)
-    with torch.inference_mode():
-        words = WORDS.clone()
-        vectors_of(cache, table, words)
-    assert torch.equal(vectors_of(cache, table), table[WORDS].sum(1))
+        (cache.get(again, counted([], table)) * factor).sum().backward()
+        assert torch.allclose(factor.grad, table[again].sum((0, 1)))

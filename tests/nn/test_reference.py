@@ -79,7 +79,7 @@ def batch_of(lengths, generator, by_ids=False, padding=0):
     for row, length in enumerate(lengths):
         index[row, :length] = torch.randint(1, NUM_WORDS + 1, (length,))
     facts = HostLengths(np.array(lengths, dtype=np.int64), longest_word(characters))
-    batch = WordBatch(table, index, index, facts if generator.random() < 0.5 else None)
+    batch = WordBatch(table, index, index, facts if generator.random() < 0.5 else HostLengths())
     return batch, (index if by_ids else table[index], torch.tensor(lengths).long(), index)
 
 

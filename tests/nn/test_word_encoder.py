@@ -1,5 +1,5 @@
-import copy
-import pickle
+"""Words' vectors are AllenNLP's, each distinct word encoded once and remembered."""
+
 import random
 
 import pytest
@@ -9,9 +9,8 @@ from allennlp.modules.seq2vec_encoders import CnnHighwayEncoder
 from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
 from allennlp.modules.token_embedders import Embedding, EmptyEmbedder, TokenCharactersEncoder
 
-from transformer_elmo.nn import caches, word_encoder
-from transformer_elmo.nn.batch import WordBatch
-from transformer_elmo.nn.word_encoder import CharacterCnn, WordEncoder, distinct_words
+from transformer_elmo.nn import word_encoder
+from transformer_elmo.nn.word_encoder import CharacterCnn, distinct_words
 from transformer_elmo.plugin import text_fields
 from transformer_elmo.plugin.text_fields import embed_text_field, text_field_mask
 
@@ -103,30 +102,19 @@ def test_words_are_encoded_in_trimmed_widths(monkeypatch):
     assert widths == [(2, 12), (1, 16), (1, 24), (1, NUM_CHARACTERS)]
 
 
-def test_distinct_words():
+@pytest.mark.parametrize("clash", [False, True])
+def test_distinct_words(monkeypatch, clash):
+    if clash:
+        monkeypatch.setattr(word_encoder, "_factors", lambda *_: 0)
     generator = random.Random(5)
-    words = random_words(40, generator, 5)
-    occurrences = generator.choices(words, k=200)
+    occurrences = generator.choices(random_words(40, generator, 5), k=200)
     characters = characters_of(occurrences)
     distinct, index = distinct_words(characters)
     assert torch.equal(distinct[index], characters)
     assert distinct.size(0) == len(set(occurrences))
-
-
-def test_words_with_equal_hashes_are_told_apart(monkeypatch):
-    characters = characters_of(["one", "two", "one", "three"])
-    monkeypatch.setattr(
-        word_encoder, "word_hashes", lambda rows: torch.zeros(rows.size(0), dtype=torch.long)
-    )
-    distinct, index = distinct_words(characters)
-    assert distinct.size(0) == 3
-    assert torch.equal(distinct[index], characters)
-
-
-@pytest.mark.parametrize("shape", [(0, NUM_CHARACTERS), (3, 0)])
-def test_no_words_or_no_characters(shape):
-    distinct, index = distinct_words(torch.zeros(shape, dtype=torch.long))
-    assert torch.equal(distinct[index], torch.zeros(shape, dtype=torch.long))
+    for none in (characters[:0], characters[:, :0]):
+        distinct, index = distinct_words(none)
+        assert torch.equal(distinct[index], none)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, NUM_CHARACTERS), (2, 0), (2, 3, 0), (2, 3, 1), (0, 3, 2)])
@@ -143,36 +131,22 @@ def test_batches_narrower_than_a_filter_are_padded(shape):
     assert vectors.shape == (*shape[:2], 10) and torch.allclose(vectors, expected, atol=1e-6)
 
 
-def test_distinct_words_of_the_data_loader():
+def test_distinct_words_of_the_data_loader_beside_other_embedders():
     torch.manual_seed(2)
-    module = character_cnn()
-    embedder = BasicTextFieldEmbedder({"elmo": module, "tokens": EmptyEmbedder()})
+    modules = {"tokens": EmptyEmbedder(), "words": Embedding(3, 10), "elmo": character_cnn()}
+    embedder = BasicTextFieldEmbedder(modules)
     table = torch.cat(
         [torch.zeros(1, NUM_CHARACTERS, dtype=torch.long), characters_of(["a", "bc", "def"])]
     )
     index = torch.tensor([[1, 3, 1], [2, 0, 0]])
     ids = {"tokens": torch.tensor([[5, 6, 5], [7, 0, 0]])}
-    told_apart = {"tokens": ids, "elmo": {"elmo_tokens": table, "word_index": index}}
-    plain = {"tokens": ids, "elmo": {"elmo_tokens": table[index]}}
-    assert torch.equal(text_field_mask(told_apart), index > 0)
-    assert torch.equal(text_field_mask(plain), index > 0)
-    vectors = embed_text_field(embedder, told_apart)
-    assert torch.allclose(vectors[index > 0], embedder(plain)[index > 0], atol=1e-5)
-
-
-def test_other_embedders_beside_the_characters():
-    torch.manual_seed(3)
-    module = character_cnn()
-    words = Embedding(embedding_dim=3, num_embeddings=10)
-    embedder = BasicTextFieldEmbedder({"words": words, "elmo": module})
-    table = torch.cat([torch.zeros(1, NUM_CHARACTERS, dtype=torch.long), characters_of(["a", "b"])])
-    index = torch.tensor([[1, 2, 1]])
-    ids = {"tokens": torch.tensor([[4, 5, 4]])}
-    expected = embedder({"words": ids, "elmo": {"elmo_tokens": table[index]}})
-    for elmo in ({"elmo_tokens": table, "word_index": index}, {"elmo_tokens": table[index]}):
-        assert torch.allclose(
-            embed_text_field(embedder, {"words": ids, "elmo": elmo}), expected, atol=1e-5
-        )
+    told_apart = {"elmo_tokens": table, "word_index": index}
+    plain = {"tokens": ids, "words": ids, "elmo": {"elmo_tokens": table[index]}}
+    expected = embedder(plain)
+    for source in (plain, {**plain, "elmo": told_apart}):
+        assert torch.equal(text_field_mask(source), index > 0)
+        vectors = embed_text_field(embedder, source)
+        assert torch.allclose(vectors[index > 0], expected[index > 0], atol=1e-5)
 
 
 def test_other_embedders_see_occurrences():
@@ -229,82 +203,21 @@ def test_weights_to_be_learned_are_never_cached(counted):
     assert counted == [2, 2, 2]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda weight: weight.mul_(2.0),
-        lambda weight: weight.data.mul_(2.0),
-        lambda weight: weight.data.copy_(weight.data * 2.0),
-        lambda weight: setattr(weight, "data", weight.data * 2.0),
-    ],
-    ids=["in place", "behind autograd", "copied", "replaced"],
-)
-def test_cache_empties_when_weights_change(change):
+def test_cache_follows_weights_and_precisions():
     torch.manual_seed(4)
     # A layer norm would undo the change.
     module = character_cnn(layer_norm=False).requires_grad_(False)
     words = ["a", "bc", "def"]
-    before = embedded(module, words)
-    change(module._encoder._module._projection.weight)
-    after = embedded(module, words)
-    assert not torch.allclose(before, after, atol=1e-3)
-    assert torch.allclose(after, plain(module, words), atol=1e-5)
-
-
-def test_cache_empties_when_weights_are_loaded_or_converted():
-    torch.manual_seed(4)
-    module, other = character_cnn().requires_grad_(False), character_cnn()
-    words = ["a", "bc", "def"]
-    embedded(module, words)
-    module.load_state_dict(other.state_dict())
-    assert torch.allclose(embedded(module, words), plain(other, words), atol=1e-5)
-    module.double()
-    assert embedded(module, words).dtype == torch.float64
-
-
-def test_cache_tells_precisions_apart():
-    torch.manual_seed(4)
-    module = character_cnn(layer_norm=False).requires_grad_(False)
-    exact = embedded(module, ["a", "bc"])
+    exact = embedded(module, words)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = embedded(module, ["a", "bc"])
+        rounded = embedded(module, words)
     assert torch.allclose(rounded, exact, atol=0.1) and not torch.equal(rounded, exact)
-    assert torch.equal(embedded(module, ["a", "bc"]), exact)
-
-
-def test_cache_never_holds_more_than_its_bound(monkeypatch, counted):
-    monkeypatch.setattr(caches, "WORDS_IN_CACHE", 8)
-    module = character_cnn().requires_grad_(False)
-    generator = random.Random(6)
-    known = random_words(30, generator, 9)
-    for size in (3, 5, 4, 30, 2, 8, 9, 1):
-        words = generator.sample(known, size)
-        assert torch.allclose(embedded(module, words), plain(module, words), atol=1e-5)
-        _, cache = text_fields._caches[module]._made
-        assert len(cache) <= 8
-        kept = (cache._words, cache._vectors, cache._hashes, cache._rows)
-        assert all(t is not None and len(t) <= 8 for t in kept)
-
-
-def test_cache_tells_words_with_equal_hashes_apart(monkeypatch):
-    monkeypatch.setattr(
-        caches, "word_hashes", lambda rows: torch.zeros(rows.size(0), dtype=torch.long)
-    )
-    module = character_cnn().requires_grad_(False)
-    for words in (["a"], ["b", "a"], ["c", "b"], ["a", "b", "c"]):
-        assert torch.allclose(embedded(module, words), plain(module, words), atol=1e-5)
-
-
-def test_what_inference_mode_cached_can_be_learned_from():
-    module = character_cnn().requires_grad_(False)
-    with torch.inference_mode():
-        inside = embedded(module, ["a", "b"])
-    vectors = embedded(module, ["b", "a"])
-    assert torch.equal(vectors[:, [1, 0]], inside)
-    weight = torch.ones(1, requires_grad=True)
-    (vectors * weight).sum().backward()
-    assert weight.grad is not None
-    assert torch.allclose(weight.grad, vectors.sum())
+    assert torch.equal(embedded(module, words), exact)
+    module._encoder._module._projection.weight.data.mul_(2.0)
+    changed = embedded(module, words)
+    assert not torch.allclose(changed, exact, atol=1e-3)
+    assert torch.allclose(changed, plain(module, words), atol=1e-5)
+    assert embedded(module.double(), words).dtype == torch.float64
 
 
 def test_archives_and_copies_know_nothing_of_the_cache():
@@ -316,16 +229,6 @@ def test_archives_and_copies_know_nothing_of_the_cache():
     number = len(text_fields._caches)
     del module
     assert len(text_fields._caches) == number - 1
-
-
-def test_copies_and_pickles_of_a_cache_are_empty():
-    words = characters_of(["a", "bc"])
-    encoder = WordEncoder(262, 4, [(1, 4), (2, 4)], num_highway=1, projection_dim=8)
-    batch = WordBatch(torch.cat([torch.zeros_like(words[:1]), words]), torch.tensor([[1, 2]]))
-    expected = encoder.requires_grad_(False)(batch)
-    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
-        assert other.cache._made is None
-        assert torch.equal(other(batch), expected)
 
 
 def test_gradients_are_the_same_to_the_bit_every_time():

@@ -4,7 +4,7 @@ that linear layers work on, and in the sentences that attention reads.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ class HostLengths:
     `longest_word`: how many characters the longest word has, with the marks around it.
     """
 
-    lengths: NDArray[np.int64]
-    longest_word: int
+    lengths: NDArray[np.int64] | None = None
+    longest_word: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,29 +41,20 @@ class WordBatch:
     characters: torch.Tensor
     word_index: torch.Tensor
     token_ids: torch.Tensor | None = None
-    facts: HostLengths | None = None
+    facts: HostLengths = HostLengths()
 
     @property
     def mask(self) -> torch.Tensor:
         """Shape `(batch_size, timesteps)`, boolean; `False` at padding."""
         return self.word_index > 0
 
-    @property
-    def lengths(self) -> NDArray[np.int64] | None:
-        return None if self.facts is None else self.facts.lengths
-
-    @property
-    def longest_word(self) -> int | None:
-        return None if self.facts is None else self.facts.longest_word
-
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], device: torch.device) -> "WordBatch":
         """`arrays`: as `WordReader.arrays` gives them."""
-        names = {field.name for field in fields(cls)}
         tensors = {
-            name: torch.from_numpy(array).long().to(device, non_blocking=True)
-            for name, array in arrays.items()
-            if name in names
+            name: torch.from_numpy(arrays[name]).long().to(device, non_blocking=True)
+            for name in ("characters", "word_index", "token_ids")
+            if name in arrays
         }
         facts = HostLengths(arrays["lengths"], longest_word(arrays["characters"]))
         return cls(**tensors, facts=facts)
@@ -118,11 +109,11 @@ class PackedBatch:
         present = (
             mask.cpu().numpy() if lengths is None else np.arange(self.timesteps) < lengths[:, None]
         )
-        orders = _Orders(present)
-        indices = _on_device(orders.indices(), mask.device)
+        padded = bool(present.sum() >= (1.0 - PADDING_WORTH_REMOVING) * present.size > 0)
+        indices = _on_device(_indices(present, padded), mask.device)
         self.tokens, self.with_next, self.with_previous, *layouts = indices
-        self.forward = DirectionLayout(mask.shape, orders.padded, layouts[:4])
-        self.backward = DirectionLayout(mask.shape, orders.padded, layouts[4:])
+        self.forward = DirectionLayout(mask.shape, padded, layouts[:4])
+        self.backward = DirectionLayout(mask.shape, padded, layouts[4:])
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """From shape `(batch_size, timesteps, dim)` to `(num_tokens, dim)`."""
@@ -142,47 +133,35 @@ class PackedBatch:
         return batch.view(*self.mask.shape, batch.size(-1))
 
 
-class _Orders:
-    """The numbers behind a `PackedBatch`, worked out on the host."""
-
-    def __init__(self, present: NDArray[np.bool_]) -> None:
-        self._present = present
-        self._tokens = np.flatnonzero(present)
-        self.padded = len(self._tokens) >= (1.0 - PADDING_WORTH_REMOVING) * present.size > 0
-
-    def indices(self) -> list[Index]:
-        present = self._present
-        batch_size, timesteps = present.shape
-        rank = present.cumsum(-1, dtype=np.int64)
-        length = rank[:, -1:] if timesteps else rank
-        # Padding goes behind the sentence, so that every place of the batch goes to one.
-        behind = length + (~present).cumsum(-1, dtype=np.int64) - 1
-        begin = np.arange(batch_size, dtype=np.int64)[:, None] * timesteps
-        numbers = np.arange(len(self._tokens), dtype=np.int64)
-        of_token = rank.reshape(-1)[self._tokens]
-        last = np.broadcast_to(length, present.shape).reshape(-1)[self._tokens]
-        return [
-            self._tokens,
-            numbers[of_token < last],
-            numbers[of_token > 1],
-            *self._order(begin + np.where(present, rank - 1, behind), numbers),
-            *self._order(begin + np.where(present, length - rank, behind), numbers),
-        ]
-
-    def _order(self, places: Index, numbers: Index) -> list[Index]:
-        places = places.reshape(-1)
-        token_places = places[self._tokens]
+def _indices(present: NDArray[np.bool_], padded: bool) -> list[Index]:
+    """
+    The numbers behind a `PackedBatch`, worked out on the host: `tokens`, `with_next`,
+    `with_previous`, and for each direction those of its `DirectionLayout`.
+    """
+    batch_size, timesteps = present.shape
+    rank = present.cumsum(-1, dtype=np.int64)
+    length = rank[:, -1:] if timesteps else rank
+    tokens = np.flatnonzero(present)
+    numbers = np.arange(len(tokens))
+    indices = [tokens, numbers[(rank < length)[present]], numbers[(rank > 1)[present]]]
+    begin = np.arange(batch_size)[:, None] * timesteps
+    # Padding goes behind the sentence, so that every place of the batch goes to one.
+    behind = length + (~present).cumsum(-1) - 1
+    for columns in (rank - 1, length - rank):
+        places = (begin + np.where(present, columns, behind)).reshape(-1)
+        token_places = places[tokens]
         # Idle places get the first token's vector: nothing reads what becomes of it.
-        token_of_place = np.zeros(len(places), dtype=np.int64)
+        token_of_place = np.zeros_like(places)
         token_of_place[token_places] = numbers
-        if self.padded:
+        to_batch, back = np.zeros_like(places), tokens
+        if padded:
             # Row by row of the whole batch.
-            back = np.empty_like(places)
+            to_batch, back = places, np.empty_like(places)
             back[places] = np.arange(len(places))
-            return [token_of_place, token_places, places, back]
-        token_here = np.zeros(len(places), dtype=np.int64)
-        token_here[self._tokens] = numbers
-        return [token_of_place, token_places, token_here, self._tokens]
+        else:
+            to_batch[tokens] = numbers
+        indices += [token_of_place, token_places, to_batch, back]
+    return indices
 
 
 def _on_device(indices: Sequence[Index], device: torch.device) -> tuple[torch.Tensor, ...]:

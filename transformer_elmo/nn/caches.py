@@ -3,16 +3,13 @@ What is made of a model's weights and kept for as long as they are what they wer
 cast or laid out for a kernel, vectors of words met before, tables of them.
 """
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 # 65,536 words of the billion-word model take 150 MB; they are nine tenths and more of any English
 # text.
@@ -120,22 +117,6 @@ def _described(weight: torch.Tensor, counted: bool) -> tuple:
     return weight.data_ptr(), version, weight.dtype, weight.shape, weight.stride()
 
 
-def word_hashes(characters: torch.Tensor) -> torch.Tensor:
-    """
-    A number for each word, mostly different for different words; whoever uses it must compare the
-    words. From shape `(num_words, num_characters)` to `(num_words,)`, 64-bit integers.
-    """
-    return (characters * _factors(characters.size(1), characters.device)).sum(-1)
-
-
-@functools.lru_cache(maxsize=16)
-def _factors(width: int, device: torch.device) -> torch.Tensor:
-    """Odd numbers, one for each character of a word."""
-    generator = torch.Generator().manual_seed(width)
-    factors = torch.randint(-(2**62), 2**62, (width,), generator=generator) * 2 + 1
-    return factors.to(device)
-
-
 class WordVectors:
     """
     Remembers what was made of words. It never holds more than `WORDS_IN_CACHE` of them: when the
@@ -144,19 +125,9 @@ class WordVectors:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._num_words = 0
-        # Sorted, and the row of each one's word.
-        self._hashes: torch.Tensor | None = None
-        self._rows: torch.Tensor | None = None
-        # As many rows as have been needed, rounded up: words, and their vectors.
-        self._words: torch.Tensor | None = None
-        self._vectors: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return self._num_words
+        # Where in the table a word's vector is, by the bytes of its characters.
+        self._rows: dict[bytes, int] = {}
+        self._table: torch.Tensor | None = None
 
     def get(
         self, words: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]
@@ -167,58 +138,21 @@ class WordVectors:
         """
         # Outside inference mode, or what is kept could never take part in training.
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            return self._vectors_of(words.clone() if words.is_inference() else words, encode)
-
-    def _vectors_of(
-        self, words: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        hashes = word_hashes(words)
-        if self._hashes is None or self._rows is None:
-            vectors = encode(words)
-            self._remember(words, hashes, vectors)
-            return vectors
-        assert self._words is not None and self._vectors is not None
-        place = torch.searchsorted(self._hashes, hashes).clamp_(max=self._num_words - 1)
-        row = self._rows[place]
-        # Two words may share a hash; then the second is never found, and encoded each time.
-        taken = self._hashes[place] == hashes
-        known = taken & (self._words[row] == words).all(-1)
-        vectors = self._vectors[row]
-        # Both in one copy, for which a host has to wait for its device.
-        taken_known = torch.stack([taken, known]).cpu().numpy()
-        missing = np.flatnonzero(~taken_known[1])
-        if missing.size:
-            places = _on_device(missing, words.device)
-            encoded = encode(words[places])
-            vectors[places] = encoded
-            is_new = np.flatnonzero(~taken_known[0, missing])
-            if is_new.size < missing.size:
-                of_new = _on_device(is_new, words.device)
-                places, encoded = places[of_new], encoded[of_new]
-            self._remember(words[places], hashes[places], encoded)
-        return vectors
-
-    def _remember(self, words: torch.Tensor, hashes: torch.Tensor, vectors: torch.Tensor) -> None:
-        if self._num_words + words.size(0) > WORDS_IN_CACHE:
-            self._clear()
-        words, hashes, vectors = (tensor[:WORDS_IN_CACHE] for tensor in (words, hashes, vectors))
-        count = words.size(0)
-        if not count:
-            return
-        start, stop = self._num_words, self._num_words + count
-        self._words = _with_room(self._words, words, start, stop)
-        self._vectors = _with_room(self._vectors, vectors, start, stop)
-        rows = torch.arange(start, stop, device=words.device)
-        if self._hashes is not None and self._rows is not None:
-            hashes, rows = torch.cat([self._hashes, hashes]), torch.cat([self._rows, rows])
-        hashes, order = hashes.sort()
-        # Together, for memory may run out before.
-        self._hashes, self._rows = hashes, rows[order]
-        self._num_words = stop
-
-
-def _on_device(numbers: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(numbers).to(device, non_blocking=True)
+            keys = [word.tobytes() for word in words.cpu().numpy()]
+            new = [number for number, key in enumerate(keys) if key not in self._rows]
+            if len(self._rows) + len(new) > WORDS_IN_CACHE:
+                self._rows, new = {}, list(range(len(keys)))
+            if len(new) > WORDS_IN_CACHE:
+                return encode(words)
+            if new:
+                start, stop = len(self._rows), len(self._rows) + len(new)
+                vectors = encode(words[torch.tensor(new).to(words.device, non_blocking=True)])
+                self._table = _with_room(self._table, vectors, start, stop)
+                # Last, for memory may run out before.
+                self._rows.update(zip((keys[number] for number in new), range(start, stop)))
+            assert self._table is not None
+            rows = torch.tensor([self._rows[key] for key in keys])
+            return self._table[rows.to(words.device, non_blocking=True)]
 
 
 def _with_room(
@@ -226,8 +160,7 @@ def _with_room(
 ) -> torch.Tensor:
     """`table` with `new` at `start:stop`, grown to twice its size if that is out of bounds."""
     if table is None or table.size(0) < stop:
-        num_rows = min(WORDS_IN_CACHE, max(stop, 2 * start, 1024))
-        grown = new.new_zeros(num_rows, new.size(1))
+        grown = new.new_empty(min(WORDS_IN_CACHE, max(stop, 2 * start, 1024)), new.size(1))
         if table is not None:
             grown[:start] = table[:start]
         table = grown

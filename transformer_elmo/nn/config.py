@@ -1,6 +1,10 @@
 """What a model's parts are: the values that they are built from, as a model folder has them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
+
+from transformer_elmo.errors import ConfigurationError
 
 # The number of heads isn't configurable in the original either; weights depend on it.
 NUM_HEADS = 8
@@ -54,3 +58,10 @@ class SoftmaxConfig:
     num_words: int
     num_samples: int | None = None
     sparse: bool = False
+
+
+def check_choice(name: str, value: Any, choices: Collection[str], hint: str = "") -> None:
+    """Raises `ConfigurationError` if the value isn't one of the choices."""
+    if value not in tuple(choices):
+        expected = f"{name} must be one of {', '.join(choices)}"
+        raise ConfigurationError(f"{expected}: got {value!r}.{hint}")

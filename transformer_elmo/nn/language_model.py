@@ -164,7 +164,7 @@ class LanguageModel(torch.nn.Module):
         may share it.
         """
         mask = batch.mask
-        packing = PackedBatch(mask, batch.lengths)
+        packing = PackedBatch(mask, batch.facts.lengths)
         with computing(self.precision, self.compiles, mask.device):
             vectors = self.words(batch)
             forward, backward = self.contextualizer.rows(vectors, packing)

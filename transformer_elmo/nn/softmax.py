@@ -11,6 +11,7 @@ Their parameters are named and shaped as AllenNLP's, so that weights carry over 
 Whether a vocabulary has its frequent words first, as the sampled softmax takes for granted.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,21 +45,20 @@ class FrequencyOrder:
 
     def __init__(self, words: WordList) -> None:
         self._words = words
-        self._seen: list[torch.Tensor] = []
-        self._is_over = False
+        self._seen: list[torch.Tensor] | None = []
 
     def problem(self, targets: torch.Tensor) -> str | None:
         """
         `targets`: rows of the softmax that have just been predicted, any shape. Returns what to
         say, once, when enough has been seen and the order is wrong.
         """
-        if self._is_over:
+        if self._seen is None:
             return None
         self._seen.append(targets.detach().reshape(-1))
         if sum(map(torch.numel, self._seen)) < SAMPLE:
             return None
         counts = torch.bincount(torch.cat(self._seen).cpu())
-        self._seen, self._is_over = [], True
+        self._seen = None
         found, rows = counts.topk(min(NUM_WORDS, counts.numel()))
         lines = rows[found >= LEAST_COUNT] + 1
         factor = float((lines / torch.arange(1, lines.numel() + 1)).log().mean().exp())
@@ -75,8 +75,6 @@ class FrequencyOrder:
             '"from_pretrained_lm"), or train the full softmax: "num_samples": null.'
         )
 
-
-Draw = tuple[torch.Tensor, torch.Tensor]
 
 # How softmaxes are made at present: with random numbers, with whatever is in the memory because
 # trained weights follow, or not at all.
@@ -188,26 +186,23 @@ class SampledSoftmaxLoss(Softmax):
                 "or leave it out to train on the full softmax."
             )
         weight = _random_weight(num_words, embedding_dim, embedding_dim=embedding_dim)
-        self.softmax_w: torch.nn.Embedding | torch.nn.Parameter
-        self.softmax_b: torch.nn.Embedding | torch.nn.Parameter
+        bias = torch.zeros(num_words)
+        self.softmax_w: Any
+        self.softmax_b: Any
         if sparse:
-            self.softmax_w = torch.nn.Embedding.from_pretrained(weight, freeze=False, sparse=True)
-            self.softmax_b = torch.nn.Embedding.from_pretrained(
-                torch.zeros(num_words, 1), freeze=False, sparse=True
+            self.softmax_w, self.softmax_b = (
+                torch.nn.Embedding.from_pretrained(rows, freeze=False, sparse=True)
+                for rows in (weight, bias.unsqueeze(-1))
             )
         else:
-            self.softmax_w = torch.nn.Parameter(weight)
-            self.softmax_b = torch.nn.Parameter(torch.zeros(num_words))
+            self.softmax_w, self.softmax_b = map(torch.nn.Parameter, (weight, bias))
         self.sparse = sparse
         self.num_samples = num_samples
-        self._probabilities: torch.Tensor | None = None
         self._same_everywhere = False
 
     def _parameters_of_words(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if isinstance(self.softmax_w, torch.nn.Embedding):
-            assert isinstance(self.softmax_b, torch.nn.Embedding)
+        if self.sparse:
             return self.softmax_w.weight, self.softmax_b.weight
-        assert isinstance(self.softmax_b, torch.nn.Parameter)
         return self.softmax_w, self.softmax_b
 
     def word_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,14 +227,13 @@ class SampledSoftmaxLoss(Softmax):
                 dist.broadcast(parameter.data, src=0)
             self._same_everywhere = True
         sampled_ids, log_threshold = self.draw(embeddings.device)
-        counts = self.log_expected_count(torch.cat([targets, sampled_ids]), log_threshold)
-        of_targets, of_samples = counts.split([targets.numel(), sampled_ids.numel()])
+        log_counts = self.log_expected_count(torch.cat([targets, sampled_ids]), log_threshold)
         return sampled_token_losses(
-            embeddings, weight, bias, targets, of_targets, sampled_ids, of_samples, self.sparse
+            embeddings, weight, bias, targets, sampled_ids, log_counts, self.sparse
         )
 
     @torch.no_grad()
-    def draw(self, device: torch.device) -> Draw:
+    def draw(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Draws `num_samples` distinct words on `device`, without waiting for it.
 
@@ -251,25 +245,10 @@ class SampledSoftmaxLoss(Softmax):
         Returns the words' ids, sorted, shape `(num_samples,)`; and the log of the threshold, a
         scalar.
         """
-        probabilities = self._probabilities_of_all(device)
-        arrivals = torch.empty_like(probabilities).exponential_().div_(probabilities)
+        chances = probabilities(self.word_weights()[0].size(0), device)
+        arrivals = torch.empty_like(chances).exponential_().div_(chances)
         times, order = torch.topk(arrivals, self.num_samples + 1, largest=False, sorted=True)
         return order[:-1].sort().values, times[-1].log()
-
-    def _probabilities_of_all(self, device: torch.device) -> torch.Tensor:
-        num_words = self.word_weights()[0].size(0)
-        kept = self._probabilities
-        if kept is None or kept.device != device or kept.numel() != num_words:
-            kept = self._probabilities = self.probability(torch.arange(num_words, device=device))
-        return kept
-
-    def probability(self, word_ids: torch.Tensor) -> torch.Tensor:
-        """
-        The chance that one draw gives each word, float32. `log1p(1 / (id + 1))` is exact where
-        `log((id + 2) / (id + 1))` loses several per cent at ids near 800,000.
-        """
-        num_words = self.word_weights()[0].size(0)
-        return torch.log1p(1.0 / (word_ids.double() + 1.0)).float() / math.log(num_words + 1)
 
     def log_expected_count(
         self, word_ids: torch.Tensor, log_threshold: torch.Tensor
@@ -280,8 +259,19 @@ class SampledSoftmaxLoss(Softmax):
         one over this chance weights the samples without bias (Duffield, Lund and Thorup 2007,
         "Priority sampling for estimation of arbitrary subset sums", for exponential ranks).
         """
-        probabilities = self._probabilities_of_all(word_ids.device).index_select(0, word_ids)
-        return torch.log(-torch.expm1(-log_threshold.exp() * probabilities))
+        chances = probabilities(self.word_weights()[0].size(0), word_ids.device)
+        return torch.log(-torch.expm1(-log_threshold.exp() * chances.index_select(0, word_ids)))
+
+
+@functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def probabilities(num_words: int, device: torch.device) -> torch.Tensor:
+    """
+    The chance that one draw gives each word, shape `(num_words,)`, float32. `log1p(1 / (id + 1))`
+    is exact where `log((id + 2) / (id + 1))` loses several per cent at ids near 800,000.
+    """
+    ids = torch.arange(num_words, device=device)
+    return torch.log1p(1.0 / (ids.double() + 1.0)).float() / math.log(num_words + 1)
 
 
 class SoftmaxLoss(Softmax):

@@ -61,12 +61,13 @@ class Report:
         )
         if not self.num_made:
             return text
-        if self.explained is None:
-            return f"{text}; those made are the mean of the old ones"
-        return (
-            f"{text}; those made come from a regression on word vectors, which explains "
-            f"{self.explained:.1%} of the variance of rows that it wasn't fitted to"
-        )
+        origin = "are the mean of the old ones"
+        if self.explained is not None:
+            origin = (
+                "come from a regression on word vectors, which explains "
+                f"{self.explained:.1%} of the variance of rows that it wasn't fitted to"
+            )
+        return f"{text}; those made {origin}"
 
 
 def old_rows_of(old: WordList, new: WordList) -> torch.Tensor:
@@ -85,18 +86,9 @@ def _features(vectors: torch.Tensor) -> torch.Tensor:
     return torch.cat([vectors.float(), vectors.new_ones(vectors.size(0), 1).float()], 1)
 
 
-def _values(rows: Rows, numbers: torch.Tensor) -> torch.Tensor:
-    """Weights and biases side by side."""
-    weight, bias = rows
-    return torch.cat([weight[numbers].float(), bias[numbers].float().unsqueeze(1)], 1)
-
-
 @torch.no_grad()
 def adapt_softmax(
-    old: Rows,
-    new: Rows,
-    old_rows: torch.Tensor,
-    word_vectors: WordVectors | None,
+    old: Rows, new: Rows, old_rows: torch.Tensor, word_vectors: WordVectors | None
 ) -> Report:
     """
     Fills a softmax with the rows that another one gives. Beside the two softmaxes, memory is needed
@@ -110,19 +102,18 @@ def adapt_softmax(
     weight, bias = new
     shared = (old_rows >= 0).nonzero().squeeze(1)
     made = (old_rows < 0).nonzero().squeeze(1)
-    solution: torch.Tensor | None = None
-    explained: float | None = None
+    solution = explained = None
     if word_vectors is not None and made.numel() and shared.numel() >= LEAST_SHARED:
         solution, explained = _regression(old, old_rows, shared, word_vectors)
     for numbers in shared.split(WORDS_AT_A_TIME):
         weight[numbers] = old[0][old_rows[numbers]].to(weight.dtype)
         bias[numbers] = old[1][old_rows[numbers]].to(bias.dtype)
-    if made.numel() and solution is None:
+    if word_vectors is None or solution is None:
         weight[made], bias[made] = old[0].float().mean(0), old[1].float().mean()
-    for numbers in made.split(WORDS_AT_A_TIME) if solution is not None else ():
-        assert word_vectors is not None and solution is not None
-        values = _features(word_vectors(numbers.tolist())) @ solution
-        weight[numbers], bias[numbers] = values[:, :-1], values[:, -1]
+    else:
+        for numbers in made.split(WORDS_AT_A_TIME):
+            values = _features(word_vectors(numbers.tolist())) @ solution
+            weight[numbers], bias[numbers] = values[:, :-1], values[:, -1]
     weight[-1], bias[-1] = old[0][-1], old[1][-1]
     num_dropped = old[0].size(0) - 1 - int(torch.unique(old_rows[shared]).numel())
     return Report(shared.numel(), made.numel(), num_dropped, explained)
@@ -142,7 +133,8 @@ def _regression(
     left_out: list[tuple[torch.Tensor, torch.Tensor]] = []
     for numbers in shared.split(WORDS_AT_A_TIME):
         features = _features(word_vectors(numbers.tolist())).double()
-        values = _values(old, old_rows[numbers]).double()
+        weight, bias = (rows[old_rows[numbers]].double() for rows in old)
+        values = torch.cat([weight, bias.unsqueeze(1)], 1)
         # By its place among the shared words: frequent and rare ones alike.
         apart = torch.arange(numbers.numel()) % ONE_IN == ONE_IN - 1
         left_out.append((features[apart], values[apart]))

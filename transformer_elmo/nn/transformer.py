@@ -10,23 +10,20 @@ shaped as in allennlp-models.
 import math
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.batch import DirectionLayout, PackedBatch
 from transformer_elmo.nn.caches import Kept
-from transformer_elmo.nn.config import NUM_HEADS, ContextualizerConfig
+from transformer_elmo.nn.config import NUM_HEADS, ContextualizerConfig, check_choice
 from transformer_elmo.nn.forks import one_thread_in_forks
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.layer_norm import cast_norms, layer_norm
 from transformer_elmo.nn.kernels.linear import linear, onednn_takes, packed
-from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
-
-ACTIVATIONS = ("relu", "relu_squared")
+from transformer_elmo.nn.kernels.weight_casts import Pair, cast_weights, products_dtype
 
 
 class LayerNorm(torch.nn.Module):
@@ -48,7 +45,7 @@ class MultiHeadedAttention(torch.nn.Module):
         super().__init__()
         dim = config.input_dim
         # In this order: query, key, value, output.
-        self.linears = torch.nn.ModuleList(torch.nn.Linear(dim, dim) for _ in range(4))
+        self.linears: Any = torch.nn.ModuleList(torch.nn.Linear(dim, dim) for _ in range(4))
         self.dropout = Dropout(config.dropout)
 
 
@@ -75,9 +72,6 @@ class ResidualNorm(torch.nn.Module):
         self.dropout = Dropout(config.dropout)
 
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-
-
 class LayerWeights(NamedTuple):
     """
     A layer's matrices with their biases, in the precision of the products, and the gammas with the
@@ -93,45 +87,37 @@ class LayerWeights(NamedTuple):
 
 
 class TransformerLayer(torch.nn.Module):
-    """
-    `h = x + dropout(attention(norm(x)))`, then `h + dropout(feed_forward(norm(h)))`. Its weights
-    are joined and cast with those of all layers, and handed to it.
-    """
+    """One layer. Its weights are joined and cast with those of all layers, and handed to it."""
 
     def __init__(self, config: ContextualizerConfig) -> None:
         super().__init__()
         self.self_attn = MultiHeadedAttention(config)
         self.feed_forward = PositionwiseFeedForward(config)
-        self.sublayer = torch.nn.ModuleList(ResidualNorm(config) for _ in range(2))
+        self.sublayer: Any = torch.nn.ModuleList(ResidualNorm(config) for _ in range(2))
 
     def products(self) -> list[list[torch.Tensor]]:
         """The parameters of its products, those in one list to be joined."""
-        *heads, output = cast(list[torch.nn.Linear], list(self.self_attn.linears))
+        *heads, output = self.self_attn.linears
         linears = [heads, [output], [self.feed_forward.w_1], [self.feed_forward.w_2]]
         return [[getattr(m, n) for m in joined] for joined in linears for n in ("weight", "bias")]
 
     def norms(self) -> list[torch.Tensor]:
         """The parameters of its normalizations."""
-        sublayers = cast(list[ResidualNorm], list(self.sublayer))
-        return [weight for s in sublayers for weight in (s.norm.gamma, s.norm.beta)]
+        return [weight for s in self.sublayer for weight in (s.norm.gamma, s.norm.beta)]
 
     def forward(
-        self, x: torch.Tensor, order: DirectionLayout, weights: LayerWeights
+        self, x: torch.Tensor, layout: DirectionLayout, weights: LayerWeights
     ) -> torch.Tensor:
         """Shape `(num_rows, input_dim)`, in and out."""
-        of_attention, of_feed_forward = (cast(ResidualNorm, part).dropout for part in self.sublayer)
-        # Such a dropout adds its second argument to what it leaves of the first one.
-        h = of_attention(self._attention(layer_norm(x, *weights.attention_norm), order, weights), x)
-        return of_feed_forward(
-            self._feed_forward(layer_norm(h, *weights.feed_forward_norm), weights), h
-        )
+        h = x + self._attention(layer_norm(x, *weights.attention_norm), layout, weights)
+        return h + self._feed_forward(layer_norm(h, *weights.feed_forward_norm), weights)
 
     def _attention(
-        self, x: torch.Tensor, order: DirectionLayout, weights: LayerWeights
+        self, x: torch.Tensor, layout: DirectionLayout, weights: LayerWeights
     ) -> torch.Tensor:
         queries_keys_values = _linear(x, weights.heads)
-        attended = order.attended(queries_keys_values, NUM_HEADS, self.self_attn.dropout)
-        return _linear(attended, weights.output)
+        attended = layout.attended(queries_keys_values, NUM_HEADS, self.self_attn.dropout)
+        return self.sublayer[0].dropout(_linear(attended, weights.output))
 
     def _feed_forward(self, x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
         hidden, dropout = _linear(x, weights.hidden), self.feed_forward.dropout
@@ -139,11 +125,7 @@ class TransformerLayer(torch.nn.Module):
             hidden = dropout(F.relu(hidden).square())
         else:
             hidden = dropout.of_relu(hidden)
-        return _linear(hidden, weights.result)
-
-
-def _packed(weights: Pair) -> Pair:
-    return packed(weights[0]), weights[1]
+        return self.sublayer[1].dropout(_linear(hidden, weights.result))
 
 
 def _linear(x: torch.Tensor, weights: Pair) -> torch.Tensor:
@@ -155,7 +137,7 @@ class CausalTransformer(torch.nn.Module):
 
     def __init__(self, config: ContextualizerConfig) -> None:
         super().__init__()
-        self.layers = torch.nn.ModuleList(
+        self.layers: Any = torch.nn.ModuleList(
             TransformerLayer(config) for _ in range(config.num_layers)
         )
         self.norm = LayerNorm(config.input_dim)
@@ -164,19 +146,16 @@ class CausalTransformer(torch.nn.Module):
                 torch.nn.init.xavier_uniform_(parameter)
 
     def forward(
-        self, tokens: torch.Tensor, order: DirectionLayout, weights: Sequence[LayerWeights]
+        self, tokens: torch.Tensor, layout: DirectionLayout, weights: Sequence[LayerWeights]
     ) -> list[torch.Tensor]:
         """
-        From shape `(num_tokens, input_dim)` to every layer's output as rows of that order, each of
+        From shape `(num_tokens, input_dim)` to every layer's output as rows of that layout, each of
         shape `(num_rows, input_dim)`; the last one is normalized.
         """
-        rows = order.rows(tokens)
-        outputs = []
+        outputs = [layout.rows(tokens)]
         for layer, of_layer in zip(self.layers, weights):
-            rows = layer(rows, order, of_layer)
-            outputs.append(rows)
-        outputs[-1] = self.norm(outputs[-1])
-        return outputs
+            outputs.append(layer(outputs[-1], layout, of_layer))
+        return [*outputs[1:-1], self.norm(outputs[-1])]
 
 
 def positional_encoding(timesteps: int, dim: int) -> torch.Tensor:
@@ -222,10 +201,7 @@ class BidirectionalTransformer(torch.nn.Module):
     def __init__(self, config: ContextualizerConfig) -> None:
         super().__init__()
         one_thread_in_forks()
-        if config.activation not in ACTIVATIONS:
-            raise ConfigurationError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}: got {config.activation!r}."
-            )
+        check_choice("activation", config.activation, ("relu", "relu_squared"))
         if config.num_layers < 1:
             raise ConfigurationError(f"num_layers must be at least 1, got {config.num_layers}.")
         if config.input_dim % NUM_HEADS:
@@ -269,15 +245,16 @@ class BidirectionalTransformer(torch.nn.Module):
 
     def _layers(self) -> list[TransformerLayer]:
         """The forward direction's first."""
-        return cast(
-            list[TransformerLayer],
-            [*self._forward_transformer.layers, *self._backward_transformer.layers],
-        )
+        return [*self._forward_transformer.layers, *self._backward_transformer.layers]
 
-    def _weights(self, dtype: torch.dtype, rows_dtype: torch.dtype) -> list[LayerWeights]:
-        """Those of all layers."""
+    def _weights(
+        self, dtype: torch.dtype, rows_dtype: torch.dtype, are_kept: bool = False
+    ) -> list[LayerWeights]:
+        """Those of all layers, for products in one type and rows in another."""
         layers = self._layers()
         products = cast_weights(dtype, [group for layer in layers for group in layer.products()])
+        if are_kept:
+            products = [packed(weight) if weight.dim() > 1 else weight for weight in products]
         norms = cast_norms(rows_dtype, [w for layer in layers for w in layer.norms()])
         of_products, of_norms = (zip(made[::2], made[1::2]) for made in (products, norms))
         return [LayerWeights(*islice(of_products, 4), *islice(of_norms, 2)) for _ in layers]
@@ -289,33 +266,6 @@ class BidirectionalTransformer(torch.nn.Module):
         if torch.is_grad_enabled() or tokens.device.type != "cpu" or not tokens.numel():
             self._kept.forget()
             return self._weights(dtype, tokens.dtype)
-
-        def made() -> list[LayerWeights]:
-            weights = self._weights(dtype, tokens.dtype)
-            return [LayerWeights._make([*map(_packed, of[:4]), *of[4:]]) for of in weights]
-
-        parameters = [
-            parameter
-            for layer in self._layers()
-            for group in (*layer.products(), layer.norms())
-            for parameter in group
-        ]
+        parameters = [weight for layer in self._layers() for weight in layer.parameters()]
         setting = (dtype, tokens.dtype, onednn_takes(parameters[0]))
-        return self._kept.get(parameters, setting, made)
-
-    def forward(
-        self,
-        token_embeddings: torch.Tensor,
-        mask: torch.Tensor,
-        lengths: NDArray | None = None,
-    ) -> list[torch.Tensor]:
-        """
-        `token_embeddings`: shape `(batch_size, timesteps, input_dim)`. `mask`: shape `(batch_size,
-        timesteps)`. Positions outside it are neither seen nor computed. `lengths`: see
-        `PackedBatch`. Returns for each layer, shape `(batch_size, timesteps, 2 * input_dim)`: the
-        forward direction's half, then the backward one's. Zero outside the mask.
-        """
-        packing = PackedBatch(mask, lengths)
-        dtype = token_embeddings.dtype
-        forward, backward = self.rows(token_embeddings, packing)
-        return [packing.unpack(*rows, dtype) for rows in zip(forward, backward)]
+        return self._kept.get(parameters, setting, lambda: self._weights(*setting[:2], True))

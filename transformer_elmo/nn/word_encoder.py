@@ -7,16 +7,18 @@ that fits it.
 Word vectors from a table, for models that know words by their numbers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.batch import WordBatch
-from transformer_elmo.nn.caches import Kept, WordVectors, word_hashes
-from transformer_elmo.nn.kernels.character_cnn import Convolution, max_over_windows
+from transformer_elmo.nn.caches import Kept, WordVectors
+from transformer_elmo.nn.config import CharactersConfig, WordIdsConfig, check_choice
+from transformer_elmo.nn.kernels.character_cnn import Pair, max_over_windows
 from transformer_elmo.nn.kernels.layer_norm import layer_norm
 from transformer_elmo.nn.kernels.linear import linear, onednn_takes, packed
 from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
@@ -35,12 +37,12 @@ def random_embedding(num_embeddings: int, embedding_dim: int) -> torch.nn.Embedd
 
 
 class WordEmbedding(torch.nn.Module):
-    """`num_embeddings`: the vocabulary's words, and padding."""
+    """Vectors from a table, for words known by their numbers."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+    def __init__(self, config: WordIdsConfig) -> None:
         super().__init__()
-        self.embedding = random_embedding(num_embeddings, embedding_dim)
-        self.output_dim = embedding_dim
+        self.embedding = random_embedding(config.num_embeddings, config.embedding_dim)
+        self.output_dim = config.embedding_dim
 
     def forward(self, batch: WordBatch) -> torch.Tensor:
         """Returns shape `(batch_size, timesteps, embedding_dim)`."""
@@ -67,12 +69,29 @@ class CharacterCnn:
     """
 
     embedding: torch.Tensor
-    convolutions: Sequence[Convolution]
+    convolutions: Sequence[Pair]
     activation: Callable[[torch.Tensor], torch.Tensor]
-    highways: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    projection: tuple[torch.Tensor, torch.Tensor]
+    highways: Sequence[Pair]
+    projection: Pair
     projects_first: bool = False
-    norm: tuple[torch.Tensor, torch.Tensor] | None = None
+    norm: Pair | None = None
+
+    def _products(self) -> list[torch.Tensor]:
+        pairs = [*self.convolutions, *self.highways, self.projection]
+        return [tensor for pair in pairs for tensor in pair]
+
+    def weights(self) -> list[torch.Tensor]:
+        return [self.embedding, *self._products(), *(self.norm or ())]
+
+    def _cast(self) -> "CharacterCnn":
+        """With the weights of products in the products' precision."""
+        dtype = products_dtype(self.embedding)
+        weights = cast_weights(dtype, [[weight] for weight in self._products()])
+        *pairs, projection = zip(weights[::2], weights[1::2])
+        first = len(self.convolutions)
+        return replace(
+            self, convolutions=pairs[:first], highways=pairs[first:], projection=projection
+        )
 
     def prepared(self) -> "CharacterCnn":
         """
@@ -82,22 +101,8 @@ class CharacterCnn:
         if self.embedding.device.type != "cpu":
             return self
         cast = self._cast()
-        return replace(
-            cast,
-            highways=[(packed(weight), bias) for weight, bias in cast.highways],
-            projection=(packed(cast.projection[0]), cast.projection[1]),
-        )
-
-    def _cast(self) -> "CharacterCnn":
-        """With the weights of products in the products' precision."""
-        pairs = [*self.convolutions, *self.highways, self.projection]
-        dtype = products_dtype(self.embedding)
-        weights = cast_weights(dtype, [[weight] for pair in pairs for weight in pair])
-        cast = list(zip(weights[::2], weights[1::2]))
-        first = len(self.convolutions)
-        return replace(
-            self, convolutions=cast[:first], highways=cast[first:-1], projection=cast[-1]
-        )
+        *highways, projection = ((packed(w), b) for w, b in (*cast.highways, cast.projection))
+        return replace(cast, highways=highways, projection=projection)
 
     def encode(self, words: torch.Tensor, longest: int | None = None) -> torch.Tensor:
         """
@@ -110,75 +115,62 @@ class CharacterCnn:
         widest = max(weight.size(2) for weight, _ in cast.convolutions)
         # Every filter has a window, whatever the words of a batch are padded to.
         words = F.pad(words, (0, max(widest - words.size(1), 0)))
-        groups = list(width_groups(words, widest, longest))
+        groups = width_groups(words, widest, longest)
         pooled = [
             max_over_windows(
-                F.embedding((words if rows is None else words[rows])[:, :width], self.embedding).to(
-                    dtype
-                ),
-                cast.convolutions,
+                F.embedding(words[rows, :width], self.embedding).to(dtype), cast.convolutions
             )
             for rows, width in groups
         ]
         vectors = pooled[0]
         if len(groups) > 1:
-            order = torch.cat([rows for rows, _ in groups if rows is not None])
+            order = torch.cat([rows for rows, _ in groups])
             vectors = torch.cat(pooled)[torch.argsort(order)]
         # After the maximum it has a fraction of the work.
         vectors = self.activation(vectors)
 
         if self.projects_first:
-            vectors = _linear(vectors, *cast.projection)
+            vectors = linear(vectors, *cast.projection)
         for weight, bias in cast.highways:
-            new, gate = _linear(vectors, weight, bias).chunk(2, dim=-1)
+            new, gate = linear(vectors, weight, bias).chunk(2, dim=-1)
             vectors = torch.lerp(torch.relu(new), vectors, torch.sigmoid(gate))
         if not self.projects_first:
-            vectors = _linear(vectors, *cast.projection)
+            vectors = linear(vectors, *cast.projection)
         # A mean and a deviation want more digits than products.
         vectors = vectors.to(self.embedding.dtype)
         return vectors if self.norm is None else layer_norm(vectors, *self.norm)
 
 
-def _linear(vectors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    if weight.is_mkldnn:
-        return linear(vectors, weight, bias)
-    return F.linear(vectors, weight, bias)
-
-
 def width_groups(
     words: torch.Tensor, widest_filter: int, longest: int | None = None
-) -> Iterator[tuple[torch.Tensor | None, int]]:
+) -> list[tuple[Any, int]]:
     """
     Rows of `words` and a width at which the CNN gives exactly what it gives at the full one.
     Trailing columns that repeat the last one (padding) can go as long as one window of the
     widest filter still sees nothing but them: it takes part in the maximum.
 
     `words`: shape `(num_words, num_characters)`. `longest`: see `CharacterCnn.encode`. Returns
-    numbers of words, `None` for all of them, and their width.
+    numbers of words, or a slice for all of them, and their width.
     """
     num_words, num_characters = words.shape
     if num_words == 0:
-        yield None, num_characters
-        return
-    widths = sorted({width for width in GROUP_WIDTHS if width < num_characters} | {num_characters})
+        return [(slice(None), num_characters)]
     on_cpu = words.device.type == "cpu"
     if longest is None or on_cpu:
-        changes = words != words[:, -1:]
         columns = torch.arange(1, num_characters + 1, device=words.device)
-        needed = (changes * columns).amax(-1)
-        longest = int(needed.max())
+        lengths = ((words != words[:, -1:]) * columns).amax(-1)
+        longest = int(lengths.max())
     if not on_cpu:
         # Elsewhere launches cost more than idle columns: one group, as wide as its longest word.
-        yield None, min(longest + widest_filter, num_characters)
-        return
-    needed += widest_filter
-    group = torch.bucketize(needed, torch.tensor(widths[:-1], device=words.device))
-    for number, width in enumerate(widths):
-        rows = (group == number).nonzero().squeeze(-1)
-        if rows.numel() == num_words:
-            yield None, width
-        elif rows.numel():
-            yield rows, width
+        return [(slice(None), min(longest + widest_filter, num_characters))]
+    widths = [*(width for width in GROUP_WIDTHS if width < num_characters), num_characters]
+    group = torch.bucketize(lengths + widest_filter, torch.tensor(widths[:-1]))
+    rows = [(group == number).nonzero().squeeze(-1) for number in range(len(widths))]
+    return [
+        (slice(None) if of_width.numel() == num_words else of_width, width)
+        for of_width, width in zip(rows, widths)
+        if of_width.numel()
+    ]
 
 
 def distinct_words(characters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,7 +184,7 @@ def distinct_words(characters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
         return characters, torch.arange(num_words, device=characters.device)
     # Sorting one number a word is far cheaper than sorting rows. Two words may share that number,
     # so what it says is checked, and a clash is resolved by sorting rows after all.
-    hashes = word_hashes(characters)
+    hashes = (characters * _factors(width, characters.device)).sum(-1)
     distinct_hashes, index = torch.unique(hashes, return_inverse=True)
     places = torch.arange(num_words, device=characters.device)
     representative = places.new_zeros(distinct_hashes.numel()).index_copy(0, index, places)
@@ -202,100 +194,65 @@ def distinct_words(characters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return words, index
 
 
-def word_vectors(
-    cnn: CharacterCnn,
-    words: torch.Tensor,
-    cache: Kept,
-    longest: int | None = None,
-) -> torch.Tensor:
-    """
-    `cnn.encode(words)`, from memory where nothing is to be learned.
-
-    `words`: shape `(num_words, num_characters)`, each word once. `longest`: see
-    `CharacterCnn.encode`. Returns shape `(num_words, dim)`.
-    """
-    weights = _weights(cnn)
-    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
-    if learns or not words.size(0):
-        return cnn.encode(words, longest)
-
-    def made() -> tuple[CharacterCnn, WordVectors]:
-        return cnn.prepared(), WordVectors()
-
-    # Words of another width than before get a cache of their own.
-    setting = (products_dtype(cnn.embedding), onednn_takes(cnn.projection[0]), words.size(1))
-    prepared, vectors = cache.get(weights, setting, made)
-    return vectors.get(words, lambda new: prepared.encode(new, longest))
+@functools.lru_cache(maxsize=16)
+def _factors(width: int, device: torch.device) -> torch.Tensor:
+    """Odd numbers, one for each character of a word."""
+    generator = torch.Generator().manual_seed(width)
+    factors = torch.randint(-(2**62), 2**62, (width,), generator=generator) * 2 + 1
+    return factors.to(device)
 
 
 def embedded(cnn: CharacterCnn, batch: WordBatch, cache: Kept) -> torch.Tensor:
     """
-    The vectors of a batch's words.
-
-    Returns shape `(batch_size, timesteps, dim)`.
+    The vectors of a batch's words, from memory where nothing is to be learned. Shape `(batch_size,
+    timesteps, dim)`.
     """
-    vectors = word_vectors(cnn, batch.characters, cache, batch.longest_word)
+    words, longest, weights = batch.characters, batch.facts.longest_word, cnn.weights()
+    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
+    if learns or not words.size(0):
+        vectors = cnn.encode(words, longest)
+    else:
+        # Words of another width than before get a cache of their own.
+        setting = (products_dtype(cnn.embedding), onednn_takes(cnn.projection[0]), words.size(1))
+        prepared, kept = cache.get(weights, setting, lambda: (cnn.prepared(), WordVectors()))
+        vectors = kept.get(words, lambda new: prepared.encode(new, longest))
     # Not by indexing, whose gradient adds repeats up in an order that depends on the threads: a run
     # that is taken up again is to end as one that never stopped.
     return F.embedding(batch.word_index, vectors)
 
 
-def _weights(cnn: CharacterCnn) -> list[torch.Tensor]:
-    pairs = [*cnn.convolutions, *cnn.highways, cnn.projection, *([cnn.norm] if cnn.norm else [])]
-    return [cnn.embedding, *(tensor for pair in pairs for tensor in pair)]
-
-
 class WordEncoder(torch.nn.Module):
     """
-    A `CharacterCnn` with weights of its own.
-
-    `filters`: for each convolution its width and its number of filters. `num_highway`: highway
-    layers. `projection_dim`: dimension of the word vectors. `activation`: "relu" or "tanh".
-    `projection_location`: or "after_cnn". Raises `ConfigurationError` if a value isn't one of those
-    named here.
+    A `CharacterCnn` with weights of its own. Raises `ConfigurationError` if the config has a value
+    that isn't possible.
     """
 
-    def __init__(
-        self,
-        num_characters: int,
-        character_dim: int,
-        filters: Sequence[tuple[int, int]],
-        num_highway: int,
-        projection_dim: int,
-        activation: str = "relu",
-        projection_location: str = "after_highway",
-        do_layer_norm: bool = False,
-    ) -> None:
+    def __init__(self, config: CharactersConfig) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("activation", activation, ACTIVATIONS),
-            ("projection_location", projection_location, ("after_highway", "after_cnn")),
-        ):
-            if value not in choices:
-                raise ConfigurationError(
-                    f"{name} must be one of {', '.join(choices)}: got {value!r}."
-                )
-        self._activation = ACTIVATIONS[activation]
-        self._projects_first = projection_location == "after_cnn"
-        num_filters = sum(number for _, number in filters)
-        highway_dim = projection_dim if self._projects_first else num_filters
-        self.embedding = random_embedding(num_characters, character_dim)
+        check_choice("activation", config.activation, ACTIVATIONS)
+        places = ("after_highway", "after_cnn")
+        check_choice("projection_location", config.projection_location, places)
+        self._activation = ACTIVATIONS[config.activation]
+        self._projects_first = config.projection_location == "after_cnn"
+        num_filters, dim = sum(number for _, number in config.filters), config.projection_dim
+        highway_dim = dim if self._projects_first else num_filters
+        self.embedding = random_embedding(config.num_characters, config.character_dim)
         self.convolutions = torch.nn.ModuleList(
-            torch.nn.Conv1d(character_dim, number, width) for width, number in filters
+            torch.nn.Conv1d(config.character_dim, number, width) for width, number in config.filters
         )
         self.highways = torch.nn.ModuleList(
-            torch.nn.Linear(highway_dim, 2 * highway_dim) for _ in range(num_highway)
+            torch.nn.Linear(highway_dim, 2 * highway_dim) for _ in range(config.num_highway)
         )
-        self.projection = torch.nn.Linear(num_filters, projection_dim)
-        self.norm = LayerNorm(projection_dim) if do_layer_norm else None
-        self.output_dim = projection_dim
+        self.projection = torch.nn.Linear(num_filters, dim)
+        self.norm = LayerNorm(dim) if config.do_layer_norm else None
+        self.output_dim = dim
         self.cache = Kept()
 
     def cnn(self) -> CharacterCnn:
         """The weights as they are now."""
 
-        def pair(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-            return module.weight, module.bias  # type: ignore[return-value]
+        def pair(module: Any) -> Pair:
+            return module.weight, module.bias
 
         return CharacterCnn(
             self.embedding.weight,

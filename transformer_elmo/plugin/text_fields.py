@@ -145,7 +145,7 @@ def _embed_characters(module: TokenCharactersEncoder, entry: Mapping[str, Any]) 
         words, places = distinct_words(characters.flatten(0, -2))
         batch = WordBatch(words, places.view(characters.shape[:-1]))
     else:
-        batch = WordBatch(characters, index, facts=entry.get(FACTS))
+        batch = WordBatch(characters, index, facts=entry.get(FACTS, HostLengths()))
     if module not in _caches:
         _caches[module] = Kept()
     # AllenNLP's dropout, if any, falls on each occurrence of a word separately.

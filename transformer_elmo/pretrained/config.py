@@ -127,8 +127,7 @@ class ModelConfig:
         """
         words: torch.nn.Module
         if isinstance(self.words, CharactersConfig):
-            arguments = asdict(self.words)
-            own = arguments.pop("own_characters")
+            own = self.words.own_characters
             if max(own.values(), default=0) + 1 >= self.words.num_characters:
                 raise ConfigurationError(
                     f"words.own_characters: the characters are numbered below "
@@ -140,9 +139,9 @@ class ModelConfig:
                     f"words.filters: expected some of widths from 1 to {MAX_WORD_LENGTH}, got "
                     f"{widths!r:.80}."
                 )
-            words = WordEncoder(**arguments)
+            words = WordEncoder(self.words)
         else:
-            words = WordEmbedding(self.words.num_embeddings, self.words.embedding_dim)
+            words = WordEmbedding(self.words)
         contextualizer = BidirectionalTransformer(self.contextualizer)
         dim = contextualizer.input_dim
         if words.output_dim != dim:

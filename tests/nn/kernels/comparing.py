@@ -90,16 +90,15 @@ def sampled_losses(
     weight: torch.Tensor,
     bias: torch.Tensor,
     targets: torch.Tensor,
-    target_log_counts: torch.Tensor,
     sampled_ids: torch.Tensor,
-    sampled_log_counts: torch.Tensor,
+    log_counts: torch.Tensor,
 ) -> torch.Tensor:
     """The formula of Jean et al. 2015, with all logits at once; a sample that is hit is no word."""
-    of_target = (embeddings * weight[targets]).sum(-1) + bias.view(-1)[targets] - target_log_counts
-    of_samples = F.linear(embeddings, weight[sampled_ids], bias.view(-1)[sampled_ids])
-    of_samples = of_samples - sampled_log_counts
-    of_samples = of_samples.masked_fill(targets.unsqueeze(-1) == sampled_ids, -torch.inf)
-    return -torch.cat([of_target.unsqueeze(-1), of_samples], -1).log_softmax(-1)[:, 0]
+    of_targets, of_samples = log_counts.split([targets.numel(), sampled_ids.numel()])
+    target_logits = (embeddings * weight[targets]).sum(-1) + bias.view(-1)[targets] - of_targets
+    logits = F.linear(embeddings, weight[sampled_ids], bias.view(-1)[sampled_ids]) - of_samples
+    logits = logits.masked_fill(targets.unsqueeze(-1) == sampled_ids, -torch.inf)
+    return -torch.cat([target_logits.unsqueeze(-1), logits], -1).log_softmax(-1)[:, 0]
 
 
 class Blocks:

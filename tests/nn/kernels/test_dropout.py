@@ -1,5 +1,3 @@
-from functools import partial
-
 import pytest
 import torch
 
@@ -60,24 +58,17 @@ def test_follows_the_seed():
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_gradients(dtype, with_residual):
+def test_gradients(dtype):
     torch.manual_seed(0)
-    tensor = torch.randn(13, 7).to(dtype).requires_grad_()
-    residual = torch.randn(13, 7).to(dtype).requires_grad_() if with_residual else None
-    output = Dropout(0.3)(tensor, residual)
-    grad = torch.randn(13, 7).to(dtype)
+    tensor, grad = torch.randn(2, 13, 7).to(dtype)
+    output = Dropout(0.3)(tensor.requires_grad_())
     output.backward(grad)
     assert tensor.grad is not None
     factors = torch.where(tensor.grad == 0, 0.0, 1 / (1 - drop_threshold(0.3)[1]))
     assert 0 < (tensor.grad == 0).sum() < tensor.numel()
     tolerance = 2 * torch.finfo(dtype).eps
-    close = partial(torch.allclose, rtol=tolerance, atol=tolerance)
-    assert close(tensor.grad.float(), grad.float() * factors)
-    expected = tensor.float() * factors + (residual.float() if with_residual else 0)
-    assert close(output.float(), expected)
-    if residual is not None:
-        assert residual.grad is not None and torch.equal(residual.grad, grad)
+    for found, given in ((tensor.grad, grad), (output, tensor)):
+        assert torch.allclose(found.float(), given * factors, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -97,34 +88,9 @@ def test_of_relu(dtype):
     assert torch.equal(dropout.of_relu(tensor.detach().clone()), tensor.relu())
 
 
-def test_residual():
-    torch.manual_seed(0)
-    tensor, residual = torch.randn(13, 7), torch.randn(13, 7)
-    dropout = Dropout(0.3)
-    torch.manual_seed(1)
-    expected = residual + dropout(tensor)
-    torch.manual_seed(1)
-    assert torch.allclose(dropout(tensor, residual), expected)
-    assert torch.equal(dropout.eval()(tensor, residual), residual + tensor)
-
-
-def test_bfloat16_and_mixed():
-    dropout = Dropout(0.3)
-    tensor = torch.ones(100, dtype=torch.bfloat16)
-    assert dropout(tensor).dtype == torch.bfloat16
-    assert dropout(tensor, torch.ones(100)).dtype == torch.float32
-
-
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_nothing_and_everything(p):
     tensor = torch.randn(5)
     assert torch.equal(Dropout(p)(tensor), tensor * (1 - p))
-
-
-def test_no_elements():
+    assert Dropout(p).eval()(tensor) is tensor
     assert Dropout(0.1)(torch.zeros(3, 0)).shape == (3, 0)
-
-
-def test_evaluation_changes_nothing():
-    tensor = torch.randn(5)
-    assert Dropout(0.5).eval()(tensor) is tensor

@@ -529,7 +529,7 @@ def test_losses_of_no_tokens():
     for losses in (
         token_losses.exact_token_losses(*inputs, none.long()),
         token_losses.sampled_token_losses(
-            *inputs, none.long(), none, torch.tensor([2, 5]), torch.zeros(2), False
+            *inputs, none.long(), torch.tensor([2, 5]), torch.zeros(2), False
         ),
     ):
         assert losses.shape == (0,) and losses.dtype == torch.float32
@@ -558,7 +558,7 @@ def test_losses_make_only_gradients_that_are_asked_for(loss, asked):
         fast, plain = token_losses.exact_token_losses, exact_losses
         losses, wanted = fast(*inputs, targets), plain(*inputs, targets)
     else:
-        rest = (targets, torch.randn(6), torch.tensor([0, 3, 8, 9]), torch.randn(4))
+        rest = (targets, torch.tensor([0, 3, 8, 9]), torch.randn(10))
         losses = token_losses.sampled_token_losses(*inputs, *rest, False)
         wanted = sampled_losses(*inputs, *rest)
     wanted_from = [inputs[number] for number in asked]
@@ -580,7 +580,7 @@ def test_sampled_losses(
     # AllenNLP's layout of the bias of sparse weights.
     bias = bias.unsqueeze(-1) if column_bias else bias
     sampled_ids = torch.randperm(num_words)[:num_samples].sort().values
-    rest = (targets, torch.randn(num_tokens), sampled_ids, torch.randn(num_samples))
+    rest = (targets, sampled_ids, torch.randn(num_tokens + num_samples))
     inputs = [tensor.requires_grad_() for tensor in (embeddings, weight, bias)]
     wanted = sampled_losses(*inputs, *rest)
     sparse, on_a_device = gradient != "dense", gradient == "sparse on a device"

@@ -55,32 +55,22 @@ def _zero_where_dropped(
 
 class _CpuDropout(torch.autograd.Function):
     """
-    Inverted dropout, and optionally a residual added to it, in few passes over memory. PyTorch's
-    own draws a number for each element, at 10 ns each on a CPU, and reads its mask as slowly.
+    Inverted dropout in few passes over memory. PyTorch's own draws a number for each element, at
+    10 ns each on a CPU, and reads its mask as slowly.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        tensor: torch.Tensor,
-        residual: torch.Tensor | None,
-        threshold: float,
-        scale: float,
-    ) -> torch.Tensor:
+    def forward(ctx: Any, tensor: torch.Tensor, threshold: float, scale: float) -> torch.Tensor:
         patterns = random_patterns(tensor)
         ctx.save_for_backward(patterns)
         ctx.threshold, ctx.scale = threshold, scale
-        kept = _zero_where_dropped(tensor, patterns, threshold)
-        if residual is None:
-            return kept.mul_(scale)
-        return torch.add(residual, kept, alpha=scale, out=kept)
+        return _zero_where_dropped(tensor, patterns, threshold).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (patterns,) = ctx.saved_tensors
-        kept = _zero_where_dropped(grad, patterns, ctx.threshold).mul_(ctx.scale)
-        return kept, grad if ctx.needs_input_grad[1] else None, None, None
+        return _zero_where_dropped(grad, patterns, ctx.threshold).mul_(ctx.scale), None, None
 
 
 class _CpuDropoutOfRelu(torch.autograd.Function):
@@ -106,38 +96,19 @@ class _CpuDropoutOfRelu(torch.autograd.Function):
 
 class Dropout(torch.nn.Dropout):
     """
-    `torch.nn.Dropout`, faster on a CPU, and with an optional tensor to add the result to.
-
-    `p`: the probability of an element to become zero. On a CPU it is rounded to a multiple of
-    2^-16, and what remains is scaled accordingly; which elements it is depends on the seed and not
+    `torch.nn.Dropout`, faster on a CPU. There the probability is rounded to a multiple of 2^-16,
+    and what remains is scaled accordingly; which elements become zero depends on the seed and not
     on the precision.
     """
 
-    def __init__(self, p: float = 0.5) -> None:
-        super().__init__(p)
-
-    def forward(self, tensor: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        `residual`: of the same shape: added to what remains of `tensor`, which may be overwritten.
-        Returns of the same shape.
-        """
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         threshold, scale = self._cpu_threshold(tensor)
-        fits = residual is not None and residual.dtype == tensor.dtype
-        if threshold is not None:
-            tensor = _CpuDropout.apply(tensor, residual if fits else None, threshold, scale)
-            return tensor if fits or residual is None else residual + tensor
-        if self.training:
-            tensor = F.dropout(tensor, self.p)
-        if residual is None:
-            return tensor
-        return tensor.add_(residual) if fits and not torch.is_grad_enabled() else residual + tensor
+        if threshold is None:
+            return F.dropout(tensor, self.p, self.training)
+        return _CpuDropout.apply(tensor, threshold, scale)
 
     def of_relu(self, tensor: torch.Tensor) -> torch.Tensor:
-        """
-        The dropout of the tensor's ReLU. The tensor itself may be overwritten.
-
-        Returns of the same shape.
-        """
+        """The dropout of the tensor's ReLU. The tensor itself may be overwritten."""
         threshold, scale = self._cpu_threshold(tensor)
         if threshold is None:
             return F.dropout(F.relu_(tensor), self.p, self.training)

@@ -20,9 +20,6 @@ from transformer_elmo.nn.kernels.sparse_gradients import merged_rows
 # Where PyTorch has one kernel for the whole update of a tensor.
 FUSED_DEVICES = ("cpu", "cuda")
 
-# A tensor to update with its gradient and its two moments, all of one shape.
-_Update = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
 
 def update_group(
     group: dict[str, Any],
@@ -40,8 +37,9 @@ def update_group(
     of the parameters that had a gradient.
     """
     stepped: list[dict[str, Any]] = []
-    # One kernel takes one device and one number of steps.
-    updates: defaultdict[tuple[torch.device, int], list[_Update]] = defaultdict(list)
+    # One kernel takes one device and one number of steps: for each tensor to update, the gradient
+    # and the two moments, all of one shape.
+    updates: defaultdict[tuple[torch.device, int], list[Any]] = defaultdict(list)
     rows_to_write: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for parameter in group["params"]:
         if parameter.grad is None:
@@ -53,18 +51,37 @@ def update_group(
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         stepped.append(state)
-        kept = (parameter, state["exp_avg"], state["exp_avg_sq"])
+        kept = [parameter, state["exp_avg"], state["exp_avg_sq"]]
         if gradient.is_sparse:
             rows, gradient = _rows(gradient)
-            touched = tuple(tensor.index_select(0, rows) for tensor in kept)
+            touched = [tensor.index_select(0, rows) for tensor in kept]
             rows_to_write.extend((tensor, rows, part) for tensor, part in zip(kept, touched))
             kept = touched
-        tensor, exp_avg, exp_avg_sq = kept
-        key = (parameter.device, int(state["step"]))
-        updates[key].append((tensor, gradient, exp_avg, exp_avg_sq))
+        updates[parameter.device, int(state["step"])].append((kept[0], gradient, *kept[1:]))
 
+    beta1, beta2 = group["betas"]
     for (device, step), tensors in updates.items():
-        _fused_adam(tensors, group, device, step, found_inf)
+        # The kernel counts the step itself.
+        steps = torch.full((len(tensors),), step - 1, dtype=torch.float32, device=device)
+        parameters, gradients, averages, squares = map(list, zip(*tensors))
+        adam(
+            parameters,
+            gradients,
+            averages,
+            squares,
+            [],
+            list(steps.unbind()),
+            fused=device.type in FUSED_DEVICES,
+            found_inf=found_inf,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=0.0,
+            # PyTorch adds it after the correction of the bias, AllenNLP before.
+            eps=group["eps"] / (1.0 - beta2**step) ** 0.5,
+            maximize=False,
+        )
     for tensor, rows, part in rows_to_write:
         tensor.index_copy_(0, rows, part)
     return stepped
@@ -81,37 +98,6 @@ def _rows(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, values = gradient._indices()[0], gradient._values()
     # All rows of one number get the same update, and are written to the same place.
     return rows, merged_rows(rows, values)
-
-
-def _fused_adam(
-    updates: list[_Update],
-    group: dict[str, Any],
-    device: torch.device,
-    step: int,
-    found_inf: torch.Tensor | None,
-) -> None:
-    beta1, beta2 = group["betas"]
-    # The kernel counts the step itself.
-    steps = torch.full((len(updates),), step - 1, dtype=torch.float32, device=device)
-    parameters, gradients, exp_avgs, exp_avg_sqs = (list(tensors) for tensors in zip(*updates))
-    adam(
-        parameters,
-        gradients,
-        exp_avgs,
-        exp_avg_sqs,
-        [],
-        list(steps.unbind()),
-        fused=device.type in FUSED_DEVICES,
-        found_inf=found_inf,
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=group["lr"],
-        weight_decay=0.0,
-        # PyTorch adds it after the correction of the bias, AllenNLP before.
-        eps=group["eps"] / (1.0 - beta2**step) ** 0.5,
-        maximize=False,
-    )
 
 
 # Of the polynomial that is applied again and again. It brings small singular values up fast, and
@@ -212,25 +198,15 @@ def update_matrices(
             if not states[parameter]:
                 states[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         kept = [states[parameter]["momentum_buffer"] for parameter in parameters]
+        gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
+        averages = torch.stack(kept)
+        if found_inf is not None:
+            # The average of a number and itself is that number.
+            gradients = torch.where(found_inf > 0, averages, gradients)
+        averages.lerp_(gradients, 1.0 - group["momentum"])
+        updates = orthogonalized(gradients.lerp(averages, group["momentum"])).to(gradients.dtype)
+        if found_inf is not None:
+            updates = updates * (found_inf == 0)
+        torch._foreach_copy_(kept, list(averages.unbind()))
         rate = group["lr"] * 0.2 * max(shape) ** 0.5
-        _update(parameters, kept, group["momentum"], rate, found_inf)
-
-
-def _update(
-    parameters: list[torch.Tensor],
-    kept: list[torch.Tensor],
-    decay: float,
-    rate: float,
-    found_inf: torch.Tensor | None,
-) -> None:
-    gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
-    averages = torch.stack(kept)
-    if found_inf is not None:
-        # The average of a number and itself is that number.
-        gradients = torch.where(found_inf > 0, averages, gradients)
-    averages.lerp_(gradients, 1.0 - decay)
-    updates = orthogonalized(gradients.lerp(averages, decay)).to(gradients.dtype)
-    if found_inf is not None:
-        updates = updates * (found_inf == 0)
-    torch._foreach_copy_(kept, list(averages.unbind()))
-    torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate)
+        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate)

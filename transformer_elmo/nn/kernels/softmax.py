@@ -44,36 +44,36 @@ def logits_in_memory(device: torch.device) -> int:
     return CPU_LOGITS_IN_MEMORY if device.type == "cpu" else GPU_LOGITS_IN_MEMORY
 
 
-def words_per_block(num_tokens: int, device: torch.device) -> int:
-    """How many words' logits of so many tokens are a block."""
-    return max(1, logits_in_memory(device) // max(1, num_tokens))
-
-
-def block_of_logits(
+def _blocks_of_words(
     embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    """
-    `embeddings`: shape `(num_tokens, embedding_dim)`, in the precision of the product. `weight`:
-    shape `(num_words, embedding_dim)`. `bias`: shape `(num_words,)`. Returns shape `(num_tokens,
-    num_words)`, float32.
-    """
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Weights, in the embeddings' type, and biases of as many words as a block has."""
+    block = max(1, logits_in_memory(embeddings.device) // max(1, embeddings.size(0)))
+    for words, of_words in zip(weight.split(block), bias.split(block)):
+        yield words.to(embeddings.dtype), of_words.float()
+
+
+def _logits(embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Of a block of words, shape `(num_tokens, num_words)`, float32."""
     if embeddings.dtype == torch.float32:
-        return product(embeddings, weight.float(), bias.float())
-    return torch.mm(embeddings, weight.to(embeddings.dtype).t()).float().add_(bias)
+        return product(embeddings, weight, bias)
+    return torch.mm(embeddings, weight.t()).float().add_(bias)
 
 
 def blocks_of_logits(
     embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """
-    All logits, block by block of words. Parameters are those of :func:`block_of_logits`.
+    All logits, block by block of words.
 
-    Returns the number of a block's first word, and its logits.
+    `embeddings`: shape `(num_tokens, embedding_dim)`, in the precision of the product. `weight`:
+    shape `(num_words, embedding_dim)`. `bias`: shape `(num_words,)`. Returns the number of a
+    block's first word, and its logits, shape `(num_tokens, words of the block)`, float32.
     """
-    block = words_per_block(embeddings.size(0), embeddings.device)
-    for start in range(0, weight.size(0), block):
-        words = slice(start, start + block)
-        yield start, block_of_logits(embeddings, weight[words], bias[words])
+    start = 0
+    for words, of_words in _blocks_of_words(embeddings, weight, bias):
+        yield start, _logits(embeddings, words, of_words)
+        start += words.size(0)
 
 
 def exact_token_losses(
@@ -87,15 +87,10 @@ def exact_token_losses(
     `bias`: shape `(num_words,)`. `targets`: shape `(num_tokens,)`: rows of `weight`. Returns shape
     `(num_tokens,)`, float32, in nats.
     """
-    dtype = products_dtype(embeddings)
     # Blocks of tokens as well as of words, so that a huge batch still has wide blocks of words.
-    losses = [
-        _ExactTokenLoss.apply(rows, weight, bias, row_targets, dtype)
-        for rows, row_targets in zip(
-            embeddings.split(TOKENS_PER_BLOCK), targets.split(TOKENS_PER_BLOCK)
-        )
-    ]
-    return torch.cat(losses) if losses else embeddings.new_zeros(0, dtype=torch.float32)
+    blocks = zip(embeddings.split(TOKENS_PER_BLOCK), targets.split(TOKENS_PER_BLOCK))
+    losses = [_ExactTokenLoss.apply(rows, weight, bias, of_rows) for rows, of_rows in blocks]
+    return torch.cat(losses)
 
 
 def sampled_token_losses(
@@ -103,9 +98,8 @@ def sampled_token_losses(
     weight: torch.Tensor,
     bias: torch.Tensor,
     targets: torch.Tensor,
-    target_log_counts: torch.Tensor,
     sampled_ids: torch.Tensor,
-    sampled_log_counts: torch.Tensor,
+    log_counts: torch.Tensor,
     sparse: bool,
 ) -> torch.Tensor:
     """
@@ -114,20 +108,12 @@ def sampled_token_losses(
 
     `embeddings`: shape `(num_tokens, embedding_dim)`. `weight`: shape `(num_words, embedding_dim)`.
     `bias`: shape `(num_words,)` or `(num_words, 1)`. `targets`: shape `(num_tokens,)`: rows of
-    `weight`. `target_log_counts`: shape `(num_tokens,)`. `sampled_ids`: shape `(num_samples,)`:
-    distinct and sorted. `sampled_log_counts`: shape `(num_samples,)`. `sparse`: whether the
-    gradients of `weight` and `bias` are sparse. Returns shape `(num_tokens,)`, float32, in nats.
+    `weight`. `sampled_ids`: shape `(num_samples,)`: distinct and sorted. `log_counts`: shape
+    `(num_tokens + num_samples,)`: of the targets and the samples. `sparse`: whether the gradients
+    of `weight` and `bias` are sparse. Returns shape `(num_tokens,)`, float32, in nats.
     """
     return _SampledTokenLoss.apply(
-        embeddings,
-        weight,
-        bias,
-        targets,
-        target_log_counts,
-        sampled_ids,
-        sampled_log_counts,
-        products_dtype(embeddings),
-        sparse,
+        sparse, embeddings, weight, bias, targets, sampled_ids, log_counts
     )
 
 
@@ -138,63 +124,57 @@ class _ExactTokenLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        targets: torch.Tensor,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
+    def forward(ctx: Any, *inputs: torch.Tensor) -> torch.Tensor:
+        embeddings, weight, bias, targets = inputs
+        ctx.dtype = products_dtype(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
-            log_normalizers = _streamed_logsumexp(embeddings.to(dtype), weight, bias)
+            log_normalizers = _streamed_logsumexp(embeddings.to(ctx.dtype), weight, bias)
             target_logits = (embeddings * weight[targets]).sum(-1, dtype=torch.float32)
             target_logits = target_logits + bias[targets]
-        ctx.save_for_backward(embeddings, weight, bias, targets, log_normalizers)
-        ctx.dtype = dtype
+        ctx.save_for_backward(*inputs, log_normalizers)
         return log_normalizers - target_logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         embeddings, weight, bias, targets, log_normalizers = ctx.saved_tensors
-        needs_embeddings, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        needs_embeddings, *needs_words = ctx.needs_input_grad[:3]
         grad = grad.float().unsqueeze(-1)
         cast = embeddings.to(ctx.dtype)
         # The gradient of a logit is its probability, less one for the target: first the former.
         grad_embeddings = torch.zeros_like(cast) if needs_embeddings else None
-        grad_weight = torch.empty_like(weight) if needs_weight else None
-        grad_bias = torch.empty_like(bias) if needs_bias else None
-        block = words_per_block(embeddings.size(0), embeddings.device)
+        grad_weight, grad_bias = None, torch.empty_like(bias)
+        if any(needs_words):
+            grad_weight = torch.empty_like(weight)
         with torch.autocast(embeddings.device.type, enabled=False):
             scaled = (cast * grad).to(ctx.dtype)
-            for start in range(0, weight.size(0), block):
-                words = weight[start : start + block].to(ctx.dtype)
-                logits = block_of_logits(cast, words, bias[start : start + block])
+            start = 0
+            for words, of_words in _blocks_of_words(cast, weight, bias):
+                logits = _logits(cast, words, of_words)
                 probabilities = logits.sub_(log_normalizers.unsqueeze(-1)).exp_()
-                if grad_bias is not None:
-                    grad_bias[start : start + block] = torch.mv(probabilities.t(), grad.squeeze(-1))
+                here = slice(start, start + words.size(0))
+                grad_bias[here] = torch.mv(probabilities.t(), grad.squeeze(-1))
                 probabilities = probabilities.to(ctx.dtype)
                 if grad_embeddings is not None:
                     grad_embeddings.addmm_(probabilities, words)
                 if grad_weight is not None:
                     # In place, and as it lies in memory: a copy the other way round takes longer.
-                    of_words = grad_weight[start : start + block]
-                    if of_words.dtype == ctx.dtype:
-                        torch.mm(probabilities.t(), scaled, out=of_words)
-                    elif of_words.stride(0) == 1:
-                        of_words.t().copy_(torch.mm(scaled.t(), probabilities))
+                    grad_words = grad_weight[here]
+                    if grad_words.dtype == ctx.dtype:
+                        torch.mm(probabilities.t(), scaled, out=grad_words)
+                    elif grad_words.stride(0) == 1:
+                        grad_words.t().copy_(torch.mm(scaled.t(), probabilities))
                     else:
-                        of_words.copy_(torch.mm(probabilities.t(), scaled))
+                        grad_words.copy_(torch.mm(probabilities.t(), scaled))
+                start = here.stop
             if grad_embeddings is not None:
                 grad_embeddings = (grad_embeddings - weight[targets]).mul_(grad)
                 grad_embeddings = grad_embeddings.to(embeddings.dtype)
             if grad_weight is not None:
                 of_targets = (embeddings * grad).to(grad_weight.dtype)
                 grad_weight.index_add_(0, targets, of_targets, alpha=-1)
-            if grad_bias is not None:
-                grad_bias.index_add_(0, targets, grad.squeeze(-1).to(grad_bias.dtype), alpha=-1)
-        return grad_embeddings, grad_weight, grad_bias, None, None
+            grad_bias.index_add_(0, targets, grad.squeeze(-1).to(grad_bias.dtype), alpha=-1)
+        return grad_embeddings, grad_weight, grad_bias, None
 
 
 def _streamed_logsumexp(
@@ -203,9 +183,8 @@ def _streamed_logsumexp(
     """Shape `(num_tokens,)`, float32: the log of each token's partition function."""
     total = embeddings.new_full((embeddings.size(0),), -math.inf, dtype=torch.float32)
     if _compiles.get():
-        block = words_per_block(embeddings.size(0), embeddings.device)
-        for words, of_words in zip(weight.split(block), bias.split(block)):
-            logits = product(embeddings, words.to(embeddings.dtype))
+        for words, of_words in _blocks_of_words(embeddings, weight, bias):
+            logits = product(embeddings, words)
             total = torch.logaddexp(total, _compiled_logsumexp()(logits, of_words))
         return total
     for _, logits in blocks_of_logits(embeddings, weight, bias):
@@ -221,7 +200,7 @@ def _streamed_logsumexp(
 def _compiled_logsumexp() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     def logsumexp(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """From shapes `(num_tokens, num_words)` and `(num_words,)` to `(num_tokens,)`, float32."""
-        return torch.logsumexp(logits.float() + bias.float(), -1)
+        return torch.logsumexp(logits.float() + bias, -1)
 
     # Batches have ever new numbers of tokens, and so have blocks of words.
     return torch.compile(logsumexp, dynamic=True)
@@ -236,66 +215,35 @@ class _SampledTokenLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        targets: torch.Tensor,
-        target_log_counts: torch.Tensor,
-        sampled_ids: torch.Tensor,
-        sampled_log_counts: torch.Tensor,
-        dtype: torch.dtype,
-        sparse: bool,
-    ) -> torch.Tensor:
-        num_samples = sampled_ids.numel()
+    def forward(ctx: Any, sparse: bool, *inputs: torch.Tensor) -> torch.Tensor:
+        embeddings, weight, bias, targets, sampled_ids, log_counts = inputs
+        dtype = products_dtype(embeddings)
+        of_targets, of_samples = log_counts.split([targets.numel(), sampled_ids.numel()])
         with torch.autocast(embeddings.device.type, enabled=False):
             flat_bias = bias.view(-1)
             target_weight = weight[targets]
             target_logits = (embeddings * target_weight).sum(-1, dtype=torch.float32)
-            target_logits = target_logits + flat_bias[targets] - target_log_counts
+            target_logits = target_logits + flat_bias[targets] - of_targets
             sampled_weight = weight[sampled_ids].to(dtype)
-            sampled_bias = flat_bias[sampled_ids].float() - sampled_log_counts
-            cast = embeddings.to(dtype)
-
-            # A sample that happens to be the target would count it twice. Samples are distinct
-            # and sorted, so each token has at most one such column, found by bisection.
-            column = torch.searchsorted(sampled_ids, targets).clamp_(max=num_samples - 1)
-            hit = sampled_ids[column] == targets
-            logits = product(cast, sampled_weight)
+            sampled_bias = flat_bias[sampled_ids].float() - of_samples
+            logits = product(embeddings.to(dtype), sampled_weight)
             unscaled, log_normalizers, scale = _probabilities(
-                logits, sampled_bias, column.unsqueeze(-1), hit.unsqueeze(-1), target_logits
+                logits, sampled_bias, sampled_ids, targets, target_logits
             )
         # The targets' probabilities less one, without cancellation.
         target_errors = torch.expm1(target_logits - log_normalizers)
-        ctx.save_for_backward(
-            embeddings,
-            targets,
-            sampled_ids,
-            sampled_weight,
-            target_weight,
-            unscaled,
-            scale,
-            target_errors,
-        )
+        words = (targets, sampled_ids, target_weight, sampled_weight)
+        ctx.save_for_backward(embeddings, *words, unscaled, scale, target_errors)
         ctx.shapes, ctx.sparse = (weight.shape, bias.shape), sparse
         return log_normalizers - target_logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (
-            embeddings,
-            targets,
-            sampled_ids,
-            sampled_weight,
-            target_weight,
-            unscaled,
-            scale,
-            target_errors,
-        ) = ctx.saved_tensors
+        embeddings, *words, unscaled, scale, target_errors = ctx.saved_tensors
+        targets, sampled_ids, target_weight, sampled_weight = words
         dtype = unscaled.dtype
-        needs_embeddings, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        _, needs_embeddings, *needs_words = ctx.needs_input_grad[:4]
         grad = grad.float()
         of_targets = (grad * target_errors).unsqueeze(-1)
         of_samples = (grad * scale).unsqueeze(-1)
@@ -305,41 +253,37 @@ class _SampledTokenLoss(torch.autograd.Function):
                 grad_embeddings = product(unscaled, sampled_weight.t()) * of_samples
                 grad_embeddings.addcmul_(target_weight, of_targets)
                 grad_embeddings = grad_embeddings.to(embeddings.dtype)
-            if needs_weight or needs_bias:
+            if any(needs_words):
                 # The bias is one more column of the weights, with a constant one as its input.
                 scaled = (embeddings * of_samples).to(dtype)
-                sampled = torch.cat(
-                    [
-                        torch.mm(unscaled.t(), scaled).float(),
-                        torch.mv(unscaled.t(), of_samples.squeeze(-1).to(dtype))
-                        .float()
-                        .unsqueeze(-1),
-                    ],
-                    dim=-1,
-                )
-                target = torch.cat([(embeddings * of_targets).float(), of_targets], dim=-1)
+                sums = torch.mv(unscaled.t(), of_samples.squeeze(-1).to(dtype)).unsqueeze(-1)
+                sampled = torch.cat([torch.mm(unscaled.t(), scaled), sums], -1).float()
+                target = torch.cat([(embeddings * of_targets).float(), of_targets], -1)
                 rows = _gradient_rows(targets, target, sampled_ids, sampled, ctx.sparse)
                 grad_weight = _gradient_of_rows(*rows, slice(0, -1), ctx.shapes[0], ctx.sparse)
                 grad_bias = _gradient_of_rows(*rows, slice(-1, None), ctx.shapes[1], ctx.sparse)
-        return grad_embeddings, grad_weight, grad_bias, None, None, None, None, None, None
+        return None, grad_embeddings, grad_weight, grad_bias, None, None, None
 
 
 def _probabilities(
     logits: torch.Tensor,
     bias: torch.Tensor,
-    column: torch.Tensor,
-    hit: torch.Tensor,
+    sampled_ids: torch.Tensor,
+    targets: torch.Tensor,
     target_logits: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     `logits`: shape `(num_tokens, num_samples)`, without the bias. Probabilities take their place.
-    `bias`: shape `(num_samples,)`, float32. `column`, `hit`: shapes `(num_tokens, 1)`: where each
-    token's target would be among the samples, and whether it is there. `target_logits`: shape
-    `(num_tokens,)`, float32. Returns the exponentials of the logits less the token's largest, 0 for
-    a hit; and of shape `(num_tokens,)` the logs of the normalizers, the target's own part included,
-    and the factors that make the exponentials probabilities.
+    `bias`: shape `(num_samples,)`, float32. `target_logits`: shape `(num_tokens,)`, float32.
+    Returns the exponentials of the logits less the token's largest, 0 for a sample that is the
+    target; and of shape `(num_tokens,)` the logs of the normalizers, the target's own part
+    included, and the factors that make the exponentials probabilities.
     """
     num_tokens, num_samples = logits.shape
+    # A sample that happens to be the target would count it twice. Samples are distinct and sorted,
+    # so each token has at most one such column, found by bisection.
+    column = torch.searchsorted(sampled_ids, targets).clamp_(max=num_samples - 1).unsqueeze(-1)
+    hit = sampled_ids[column] == targets.unsqueeze(-1)
     penalty = torch.zeros_like(hit, dtype=torch.float32).masked_fill_(hit, -math.inf)
     log_normalizers, scale = torch.empty_like(target_logits), torch.empty_like(target_logits)
     block = max(1, logits_in_memory(logits.device) // num_samples)

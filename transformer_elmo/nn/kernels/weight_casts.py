@@ -4,10 +4,13 @@ hundreds of small kernels a step, which a GPU's host takes longer to launch than
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""A weight and its bias, or a gamma and its beta."""
 
 
 def products_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -94,19 +97,12 @@ def cast_weights(
     Returns each group as one tensor of that type, joined along the first dimension. Gradients have
     the weights' own type.
     """
-    results: list[torch.Tensor | None] = [
-        group[0] if len(group) == 1 and group[0].dtype == dtype else None for group in groups
+    to_make = [group for group in groups if len(group) > 1 or group[0].dtype != dtype]
+    flat = [weight for group in to_make for weight in group]
+    if all(weight.device.type == "cpu" and weight.dtype == dtype for weight in flat):
+        made = iter([torch.cat(list(group)) for group in to_make])
+    else:
+        made = iter(_Cast.apply(dtype, tuple(map(len, to_make)), *flat))
+    return [
+        next(made) if len(group) > 1 or group[0].dtype != dtype else group[0] for group in groups
     ]
-    missing = [number for number, result in enumerate(results) if result is None]
-    if missing:
-        to_make = [groups[number] for number in missing]
-        for number, made in zip(missing, _made(dtype, to_make)):
-            results[number] = made
-    return cast(list[torch.Tensor], results)
-
-
-def _made(dtype: torch.dtype, groups: list[Sequence[torch.Tensor]]) -> Sequence[torch.Tensor]:
-    flat = [weight for group in groups for weight in group]
-    if flat[0].device.type == "cpu" and all(weight.dtype == dtype for weight in flat):
-        return [torch.cat(list(group)) for group in groups]
-    return _Cast.apply(dtype, tuple(map(len, groups)), *flat)
