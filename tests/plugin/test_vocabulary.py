@@ -258,7 +258,7 @@ class TestFromFiles:
             (b"@@UNKNOWN@@\na\nb\na\n", r"tokens\.txt, line 4: the word 'a' is also on line 2"),
             (b"@@UNKNOWN@@\na\n\nb\n", r"tokens\.txt, line 3: this line is empty"),
             (b"@@UNKNOWN@@\n\n\n", r"tokens\.txt, line 3: the word '' is also on line 2"),
-            (b"@@UNKNOWN@@\n@@PADDING@@\n", r"tokens\.txt has the entry for padding"),
+            (b"@@UNKNOWN@@\n@@PADDING@@\n", r"tokens\.txt, line 2: @@PADDING@@ is added"),
             (b"@@UNKNOWN@@\na\n\xff\n", r"tokens\.txt, line 3: a byte that is not UTF-8 \(0xff\)"),
         ],
     )

@@ -16,7 +16,6 @@ import pytest
 import torch
 from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.common import Params
-from allennlp.data import DatasetReader
 from allennlp.models.archival import load_archive
 from allennlp.modules.token_embedders import TokenEmbedder
 from allennlp.predictors import Predictor
@@ -541,30 +540,31 @@ def test_what_is_no_model(tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_that_allennlp_has_built(make_model, archive, alone, tmp_path, name):
-    """What the folder needs is read from its modules: it is what the archive's would be."""
+def test_a_model_that_allennlp_has_built(archive, alone, tmp_path, name):
+    """The folder is what the archive's would be."""
     path = archive(name)
     TransformerElmo.open(path).save(tmp_path / "expected")
-    opened = load_archive(path)
-    TransformerElmo(opened.model, opened.dataset_reader).save(tmp_path / "folder")
+    opened = TransformerElmo.open(path, overrides={})
+    opened.save(tmp_path / "folder")
     folders = [tmp_path / name for name in ("folder", "expected")]
     words, expected = (folder.joinpath("vocabulary.txt").read_text() for folder in folders)
     assert words == expected
     weights, expected = (load_file(folder / "model.safetensors") for folder in folders)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
-    # Two names of the same tokenizer.
-    change(folders[0] / "config.json", model__text__tokenizer__type="just_spaces")
     config, expected = (json.loads((folder / "config.json").read_text()) for folder in folders)
     assert config["model"] == expected["model"]
-    vectors = TransformerElmo(opened.model, opened.dataset_reader).embed(TEXT, "top")
-    same_vectors(TransformerElmo.open(alone(tmp_path / "folder")).embed(TEXT, "top"), vectors)
+    vectors = TransformerElmo.open(alone(tmp_path / "folder")).embed(TEXT, "top")
+    same_vectors(vectors, opened.embed(TEXT, "top"))
 
 
 def test_a_model_that_no_folder_has_a_place_for(make_model, tmp_path):
-    reader = DatasetReader.from_params(Params(experiment_config()["dataset_reader"]))
     one_way = {"type": "lstm", "input_size": DIM, "hidden_size": 8}
-    model = make_model(contextualizer=one_way, type="language_model")
-    with pytest.raises(ConfigurationError, match=r"no place for .* contextualizer is a Lstm"):
-        TransformerElmo(model, reader).save(tmp_path / "folder")
+    section = model_config(contextualizer=one_way, type="language_model")
+    path = write_archive(tmp_path / "run", experiment_config(model=section), make_model(**section))
+    with pytest.raises(ConfigurationError, match="only bidirectional transformers"):
+        TransformerElmo.open(path).save(tmp_path / "folder")
+    opened = load_archive(path)
+    with pytest.raises(ConfigurationError, match="open its archive"):
+        TransformerElmo(opened.model, opened.dataset_reader).save(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

@@ -78,7 +78,10 @@ def archive_model(
             tarfile.open(fileobj=file, mode="w:gz", compresslevel=LEVEL) as archive,
         ):
             # What is small comes first: it is read without unpacking the rest.
-            _add_text(archive, CONFIG, json.dumps(stock_names(config), indent=2))
+            text = json.dumps(stock_names(config), indent=2).encode()
+            member = tarfile.TarInfo(CONFIG)
+            member.size, member.mtime = len(text), int(time.time())
+            archive.addfile(member, io.BytesIO(text))
             if carried.is_dir():
                 archive.add(carried, arcname=FOLDER)
             archive.add(vocabulary, arcname=VOCABULARY, filter=_without_locks)
@@ -138,14 +141,6 @@ def vocabulary_of_run(folder: Path, shown: str, carried: Optional[Path] = None) 
         before = vocabulary_of_run(below, base, carried)
     before.extend_from_vocab(vocab)
     return before
-
-
-def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
-    content = text.encode("utf-8")
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    member.mtime = int(time.time())
-    archive.addfile(member, io.BytesIO(content))
 
 
 def _without_locks(member: tarfile.TarInfo) -> Optional[tarfile.TarInfo]:

@@ -4,7 +4,7 @@ word alone, as columns of a table of words.
 """
 
 import logging
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 from allennlp.data.dataset_readers.dataset_reader import DatasetReader
 from allennlp.data.fields import TextField
@@ -22,7 +22,7 @@ from overrides import overrides
 from transformer_elmo.plugin.tokenizers import WordSplittingSpacyTokenizer
 from transformer_elmo.text.corpus import DataPath, Sentence, find_shards, most_words, read_sentences
 from transformer_elmo.text.reader import checked_sentence
-from transformer_elmo.text.word_table import CharacterIds, Column, TokenIds, WordTable
+from transformer_elmo.text.word_table import CharacterIds, Column, TokenIds
 
 logger = logging.getLogger(__name__)
 
@@ -149,45 +149,21 @@ def depends_on_word_alone(indexer: TokenIndexer) -> bool:
     output to be in step with the tokens.
     """
     if type(indexer) is SingleIdTokenIndexer:
-        return (
-            indexer.namespace is not None
-            and indexer._feature_name == "text"
-            and not indexer._start_tokens
-            and not indexer._end_tokens
-        )
+        added = indexer._start_tokens or indexer._end_tokens
+        return indexer.namespace is not None and indexer._feature_name == "text" and not added
     return type(indexer) in (ELMoTokenCharactersIndexer, TokenCharactersIndexer)
 
 
 def fits_a_table(indexer: TokenIndexer) -> bool:
-    """
-    Whether an indexer's output can be kept in a table: `single_id` and `elmo_characters`, whose
-    numbers depend on the word alone. (`single_id` not if it adds tokens of its own, or reads
-    anything but the text.)
-    """
+    """Whether an indexer's output can be kept in a table of words, a row of one length each."""
     return depends_on_word_alone(indexer) and not isinstance(indexer, TokenCharactersIndexer)
-
-
-def word_table(
-    token_indexers: Mapping[str, TokenIndexer], vocab: Vocabulary, other_words: Sequence[str] = ()
-) -> WordTable:
-    """
-    `token_indexers`: all of a kind that `fits_a_table`. `vocab`: the vocabulary that the indexers
-    look words up in. `other_words`: words that keep their rows although the vocabulary may lack
-    them.
-    """
-    columns = {name: column_of(indexer, vocab) for name, indexer in token_indexers.items()}
-    return WordTable(columns, other_words)
 
 
 def column_of(indexer: TokenIndexer, vocab: Vocabulary) -> Column:
     """What an indexer that `fits_a_table` says of words."""
+    least = indexer._token_min_padding_length
     if isinstance(indexer, SingleIdTokenIndexer):
         ids = vocab.get_token_to_index_vocabulary(str(indexer.namespace))
-        return TokenIds(
-            ids,
-            ids.get(vocab._oov_token),
-            indexer.lowercase_tokens,
-            indexer._token_min_padding_length,
-        )
+        return TokenIds(ids, ids.get(vocab._oov_token), indexer.lowercase_tokens, least)
     assert isinstance(indexer, ELMoTokenCharactersIndexer)
-    return CharacterIds(indexer._mapper.tokens_to_add, indexer._token_min_padding_length)
+    return CharacterIds(indexer._mapper.tokens_to_add, least)

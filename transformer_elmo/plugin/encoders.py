@@ -16,10 +16,11 @@ from allennlp.data.vocabulary import Vocabulary
 from numpy.typing import NDArray
 
 from transformer_elmo.nn.batch import HostLengths, longest_word
-from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader, word_table
+from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader, column_of
 from transformer_elmo.plugin.text_fields import FACTS
 from transformer_elmo.text.batching import Indices
 from transformer_elmo.text.training_stream import Chunk, TextChunk, WordsChunk, WordsEncoder
+from transformer_elmo.text.word_table import WordTable
 
 
 class TableEncoder(WordsEncoder):
@@ -41,8 +42,9 @@ class TableEncoder(WordsEncoder):
         self._tokenizer: Tokenizer = reader.tokenizer
         self.is_fast = type(reader.tokenizer) is WhitespaceTokenizer
         """Whether a hundred megabytes take no more than a few seconds to read."""
+        columns = {n: column_of(indexer, vocab) for n, indexer in reader.token_indexers.items()}
         super().__init__(
-            word_table(reader.token_indexers, vocab, [*start_words, *end_words]),
+            WordTable(columns, [*start_words, *end_words]),
             start_words,
             end_words,
             # Without it, words are what `str.split` makes.

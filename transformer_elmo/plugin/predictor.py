@@ -8,11 +8,10 @@ import locale
 import logging
 import sys
 from functools import partial
-from typing import Any, Iterable, List, Optional
+from typing import Any, List, Optional
 
 from allennlp.common.util import JsonDict
 from allennlp.data import DatasetReader, Instance
-from allennlp.data.fields import TextField
 from allennlp.models import Model
 from allennlp.predictors import Predictor
 from overrides import overrides
@@ -20,37 +19,44 @@ from overrides import overrides
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import json_text
 from transformer_elmo.inference.elmo import TransformerElmo
+from transformer_elmo.plugin.keys import unknown_keys
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.text.corpus import INPUT_FORMATS, Sentence, parse_line
+from transformer_elmo.text.corpus import Sentence, parse_line
 
 logger = logging.getLogger(__name__)
 
 
-def readable_line(outputs: JsonDict) -> str:
-    """A line of JSON, with letters as they are where files and the screen take them."""
-    line = json_text(outputs)
-    try:
-        for encoding in (locale.getpreferredencoding(False), sys.stdout.encoding):
-            line.encode(encoding or "utf-8")
-    except UnicodeEncodeError:
-        line = json.dumps(outputs)
-    return f"{line}\n"
+class SentencePredictor(Predictor):
+    """What predictors of sentences have in common: a subclass has `predict_batch_json`."""
 
+    def predict(self, sentence: Sentence) -> JsonDict:
+        """`sentence`: a text for the tokenizer, or its words."""
+        (output,) = self.predict_batch_json([sentence])  # type: ignore[list-item]
+        return output
 
-def check_arguments(unknown: Iterable[str], known: str, input_format: str) -> None:
-    """Raises `ConfigurationError` for what `--predictor-args` can't say."""
-    if unknown:
-        raise ConfigurationError(
-            f"The predictor has no argument {', '.join(sorted(unknown))}. It has {known}."
-        )
-    if input_format not in INPUT_FORMATS:
-        raise ConfigurationError(
-            f"input_format must be one of {', '.join(INPUT_FORMATS)}: got {input_format!r}."
-        )
+    @overrides(check_signature=False)
+    def predict_json(self, inputs: Sentence) -> JsonDict:
+        return self.predict(inputs)
+
+    @overrides
+    def predict_instance(self, instance: Instance) -> JsonDict:
+        (output,) = self.predict_batch_instance([instance])
+        return output
+
+    @overrides
+    def dump_line(self, outputs: JsonDict) -> str:
+        """With letters as they are where files and the screen take them."""
+        line = json_text(outputs)
+        try:
+            for encoding in (locale.getpreferredencoding(False), sys.stdout.encoding):
+                line.encode(encoding or "utf-8")
+        except UnicodeEncodeError:
+            line = json.dumps(outputs)
+        return f"{line}\n"
 
 
 @Predictor.register("language_model", exist_ok=True)
-class LanguageModelPredictor(Predictor):
+class LanguageModelPredictor(SentencePredictor):
     """
     Scores sentences: one object a sentence, in the input's order, with what
     `SentenceScores.to_json` documents.
@@ -85,7 +91,8 @@ class LanguageModelPredictor(Predictor):
         frozen: bool = True,
         **unknown: Any,
     ) -> None:
-        check_arguments(unknown, "top_k, max_tokens, tokenizer and input_format", input_format)
+        if unknown:
+            raise unknown_keys(unknown, ["top_k", "max_tokens", "tokenizer", "input_format"])
         if not isinstance(model, LanguageModel):
             raise ConfigurationError(
                 'The predictor "language_model" needs an archive of a language model, and this is '
@@ -100,67 +107,32 @@ class LanguageModelPredictor(Predictor):
         self._top_k = top_k
         self._input_format = input_format
 
-    def predict(self, sentence: Sentence) -> JsonDict:
-        """Returns `JsonDict`."""
-        (scores,) = self._elmo.score([sentence], self._top_k)
-        return scores.to_json()
-
-    @overrides
-    def dump_line(self, outputs: JsonDict) -> str:
-        return readable_line(outputs)
-
     @overrides
     def load_line(self, line: str) -> JsonDict:
         sentence = parse_line(line.rstrip("\r\n"), self._input_format)
         return {"sentence" if isinstance(sentence, str) else "tokens": sentence}
 
     @overrides(check_signature=False)
-    def predict_json(self, inputs: Sentence) -> JsonDict:
-        return self.predict(inputs)
-
-    @overrides(check_signature=False)
     def predict_batch_json(self, inputs: List[Sentence]) -> List[JsonDict]:
         return [scores.to_json() for scores in self._elmo.score(inputs, self._top_k)]
 
     @overrides
-    def predict_instance(self, instance: Instance) -> JsonDict:
-        (output,) = self.predict_batch_instance([instance])
-        return output
-
-    @overrides
     def predict_batch_instance(self, instances: List[Instance]) -> List[JsonDict]:
         """Instances of the model's dataset reader have their boundary tokens already."""
-        sentences = []
-        for instance in instances:
-            source = instance["source"]
-            assert isinstance(source, TextField)
-            sentences.append([token.text or "" for token in source.tokens])
+        sources: List[Any] = [instance["source"] for instance in instances]
+        sentences = [[token.text or "" for token in source.tokens] for source in sources]
         return [s.to_json() for s in self._elmo.score_tokens(sentences, self._top_k)]
 
-    @overrides
-    def _json_to_instance(self, json_dict: JsonDict) -> Instance:
-        words = self._elmo.words(json_dict)
-        return self._dataset_reader.text_to_instance(" ".join(words))
 
-
+_RENAMED = (
+    "constituency-parser biaffine-dependency-parser coreference-resolution next-token-lm "
+    "masked-language-model open-information-extraction sentence-tagger semantic-role-labeling "
+    "text-classifier textual-entailment"
+)
 RENAMED = {
     "machine-comprehension": "reading_comprehension",
     "simple_seq2seq": "seq2seq",
-    **{
-        name: name.replace("-", "_")
-        for name in (
-            "constituency-parser",
-            "biaffine-dependency-parser",
-            "coreference-resolution",
-            "next-token-lm",
-            "masked-language-model",
-            "open-information-extraction",
-            "sentence-tagger",
-            "semantic-role-labeling",
-            "text-classifier",
-            "textual-entailment",
-        )
-    },
+    **{name: name.replace("-", "_") for name in _RENAMED.split()},
 }
 
 

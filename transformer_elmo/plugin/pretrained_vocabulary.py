@@ -2,26 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Union
+from typing import Any, List, Mapping, Optional, Union
 
 from allennlp.common import Params
 from allennlp.data.dataset_readers.dataset_reader import DatasetReader
-from allennlp.data.vocabulary import (
-    DEFAULT_OOV_TOKEN,
-    DEFAULT_PADDING_TOKEN,
-    Vocabulary,
-)
+from allennlp.data.vocabulary import DEFAULT_OOV_TOKEN, DEFAULT_PADDING_TOKEN, Vocabulary
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import EXPECTED
 from transformer_elmo.plugin.archiving import vocabulary_of_run
-from transformer_elmo.plugin.vocabulary import count_with_reader
-from transformer_elmo.pretrained.archive import (
-    ADAPTED,
-    own_names,
-    resolved_config,
-    small_parts,
-)
+from transformer_elmo.plugin.vocabulary import count_with_reader, word_list
+from transformer_elmo.pretrained.archive import ADAPTED, own_names, resolved_config, small_parts
 from transformer_elmo.pretrained.nested_models import is_language_model
 from transformer_elmo.text.corpus import variables_with
 from transformer_elmo.text.vocabulary import NAMESPACE, extended_words
@@ -59,20 +50,19 @@ class PretrainedVocabulary(Vocabulary):
         words to take, with "replace". `padding_token`, `oov_token`: as in AllenNLP's `Vocabulary`.
         Raises `ConfigurationError` if there is no such archive, or no word is left.
         """
+        section = f'The vocabulary "{ADAPTED}"'
         if words not in WORDS:
             raise ConfigurationError(
-                f'"words" of the vocabulary "{ADAPTED}" must be one of {", ".join(WORDS)}: got '
-                f"{words!r}."
+                f'{section}: "words" must be one of {", ".join(WORDS)}: got {words!r}.'
             )
         if words != "keep" and data_path is None:
             raise ConfigurationError(
-                f'The vocabulary "{ADAPTED}" with "words": "{words}" needs "data_path", the new '
-                "text to count words in."
+                f'{section} with "words": "{words}" needs "data_path", the new text.'
             )
         if words != "replace" and max_vocab_size is not None:
             raise ConfigurationError(
-                f'"max_vocab_size" of the vocabulary "{ADAPTED}" goes with "words": "replace" '
-                f'only: with "{words}", all words of the archive stay.'
+                f'{section} takes "max_vocab_size" with "words": "replace" only: with "{words}", '
+                "all words of the archive stay."
             )
         check_archive_path(archive_file)
         with small_parts(archive_file, archive_file) as folder:
@@ -84,23 +74,23 @@ class PretrainedVocabulary(Vocabulary):
         if reader is None:
             reader = DatasetReader.from_params(Params(own_names(experiment)["dataset_reader"]))
         assert data_path is not None
-        counter = {NAMESPACE: {}, **count_with_reader(data_path, reader)}
+        counts = count_with_reader(data_path, reader).get(NAMESPACE, {})
         vocab = Vocabulary(
             non_padded_namespaces=old._non_padded_namespaces,
             padding_token=padding_token,
             oov_token=oov_token,
         )
-        for namespace in old.get_namespaces():
-            if namespace != NAMESPACE:
-                for token in old.get_token_to_index_vocabulary(namespace):
-                    vocab.add_token_to_namespace(token, namespace)
-        for token in _words(words, old, counter[NAMESPACE], min_count, max_vocab_size):
-            vocab.add_token_to_namespace(token, NAMESPACE)
-        if vocab.get_vocab_size(NAMESPACE) <= 2 + len(_boundaries(reader)):
+        for namespace in old.get_namespaces() - {NAMESPACE}:
+            tokens = list(old.get_token_to_index_vocabulary(namespace))
+            vocab.add_tokens_to_namespace(tokens, namespace)
+        before = [word for word in word_list(old).words if word != old._oov_token]
+        extended = extended_words(before if words == "extend" else [], counts, min_count)
+        vocab.add_tokens_to_namespace(extended[:max_vocab_size], NAMESPACE)
+        boundaries = [*getattr(reader, "start_tokens", ()), *getattr(reader, "end_tokens", ())]
+        if vocab.get_vocab_size(NAMESPACE) <= 2 + len(boundaries):
             raise ConfigurationError(
-                f"No word of {data_path} occurs {min_count} times or more: "
-                f"{len(counter[NAMESPACE])} distinct words were counted. Give more text, or a "
-                'smaller "min_count" in the vocabulary.'
+                f"No word of {data_path} occurs {min_count} times or more: {len(counts)} distinct "
+                'words were counted. Give more text, or a smaller "min_count" in the vocabulary.'
             )
         return vocab
 
@@ -127,24 +117,3 @@ def check_kind(experiment: Mapping[str, Any], archive_file: str) -> None:
             "taken to other text: expected an archive whose model type is language_model or "
             "bidirectional_language_model."
         )
-
-
-def _boundaries(reader: DatasetReader) -> List[str]:
-    tokens = [*getattr(reader, "start_tokens", ()), *getattr(reader, "end_tokens", ())]
-    return [token.text for token in tokens]
-
-
-def _words(
-    words: str,
-    old: Vocabulary,
-    counts: Dict[str, int],
-    min_count: int,
-    max_vocab_size: Optional[int],
-) -> List[str]:
-    if words == "extend":
-        numbers = old.get_index_to_token_vocabulary(NAMESPACE)
-        special = {old._padding_token, old._oov_token}
-        before = [numbers[i] for i in range(len(numbers)) if numbers[i] not in special]
-        return extended_words(before, counts, min_count)
-    new = extended_words([], counts, min_count)
-    return new[:max_vocab_size]

@@ -1,7 +1,7 @@
 """Sentences as AllenNLP's dataset readers and indexers turn them into batches."""
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -14,9 +14,6 @@ from allennlp.data import (
     Tokenizer,
 )
 from allennlp.data.fields import TextField
-from allennlp.data.token_indexers import ELMoTokenCharactersIndexer, SingleIdTokenIndexer
-from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder, TextFieldEmbedder
-from allennlp.modules.token_embedders import Embedding, EmptyEmbedder
 from allennlp.nn import util
 from numpy.typing import NDArray
 
@@ -24,27 +21,20 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.batch import BatchReader, HostLengths, longest_word
 from transformer_elmo.nn.language_model import EncoderOutput
 from transformer_elmo.nn.language_model import LanguageModel as CoreModel
-from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
 from transformer_elmo.plugin.dataset_reader import column_of, fits_a_table, reader_attribute
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.plugin.text_fields import FACTS, forget_words, is_character_cnn
+from transformer_elmo.plugin.text_fields import FACTS, forget_words
 from transformer_elmo.plugin.tokenizers import tokenizer_named
 from transformer_elmo.plugin.vocabulary import word_list
-from transformer_elmo.pretrained.allennlp_config import NotStandardError
-from transformer_elmo.pretrained.config import (
-    CharactersConfig,
-    ModelConfig,
-    SoftmaxConfig,
-    TextConfig,
-    WordIdsConfig,
-)
+from transformer_elmo.pretrained.allennlp_config import model_config_of
+from transformer_elmo.pretrained.archive import stock_names
 from transformer_elmo.pretrained.folder import check_vocabulary, model_of, reader_of
-from transformer_elmo.text.corpus import Sentence
-from transformer_elmo.text.reader import indexed_words, words_of
-from transformer_elmo.text.vocabulary import NAMESPACE, PADDING, UNKNOWN, WordList
+from transformer_elmo.pretrained.weights import shapes_of
+from transformer_elmo.text.reader import WordReader, indexed_words
+from transformer_elmo.text.vocabulary import WordList
 from transformer_elmo.text.word_table import CharacterIds
 
-WordsConfig = Union[CharactersConfig, WordIdsConfig]
+_Experiment = Callable[[], Dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class SourceBatch:
     token_ids: Optional[torch.Tensor]
 
 
-class DatasetSentenceReader:
+class DatasetSentenceReader(WordReader):
     """
     Turns sentences into what a model takes, by the rules of the dataset reader that it was trained
     with. Reading from several threads is safe.
@@ -72,50 +62,14 @@ class DatasetSentenceReader:
                 f"The archive's dataset reader, a {type(reader).__name__}, has no token_indexers. "
                 "Expected one of the kind simple_language_modeling."
             )
-        self._tokenizer: Any = reader_attribute(reader, "tokenizer")
-        self.split = allennlp_tokenizer(self._tokenizer if tokenizer is None else tokenizer)
+        if tokenizer is None:
+            tokenizer = reader_attribute(reader, "tokenizer")
+        boundaries = (reader_attribute(reader, f"{side}_tokens") or [] for side in ("start", "end"))
+        start_tokens, end_tokens = ([str(token.text) for token in side] for side in boundaries)
+        words, split = word_list(model.vocab), allennlp_tokenizer(tokenizer)
+        super().__init__(words, start_tokens, end_tokens, split)
         self._model = model
-        self.vocabulary: WordList = word_list(model.vocab)
-        self.start_tokens = _texts(reader_attribute(reader, "start_tokens"))
-        self.end_tokens = _texts(reader_attribute(reader, "end_tokens"))
         self._by_words = all(map(fits_a_table, self._indexers.values()))
-
-    def text_config(self, words: WordsConfig, words_name: str) -> TextConfig:
-        """
-        How it reads, for a model that embeds the tokens called `words_name`, whose own characters
-        are added to `words`.
-
-        Raises `NotStandardError` if the core can't read so.
-        """
-        ids, characters = self._indexers.get("tokens"), self._indexers.get(words_name)
-        if (
-            type(ids) is not SingleIdTokenIndexer
-            or ids.namespace != NAMESPACE
-            or not self._by_words
-        ):
-            raise _no_place(f"its token indexers are {sorted(self._indexers)}")
-        vocab = self._model.vocab
-        names = (vocab._padding_token, vocab._oov_token, self.vocabulary[0])
-        if names != (PADDING, UNKNOWN, PADDING):
-            raise _no_place("its vocabulary has other words for padding and for unknown words")
-        try:
-            tokenizer = self._tokenizer.to_params().as_dict(quiet=True)
-        except NotImplementedError:
-            kind = type(self._tokenizer).__name__
-            raise _no_place(f"its reader's tokenizer, a {kind}, doesn't say what it is") from None
-        if isinstance(words, CharactersConfig):
-            if not isinstance(characters, ELMoTokenCharactersIndexer):
-                raise _no_place(f"it has no indexer elmo_characters for {words_name}")
-            words.own_characters.update(characters._mapper.tokens_to_add)
-        return TextConfig(tokenizer, self.start_tokens, self.end_tokens, ids.lowercase_tokens)
-
-    def words(self, sentence: Sentence) -> List[str]:
-        """The words of a sentence, without boundary tokens."""
-        return words_of(sentence, self.split)
-
-    def with_boundaries(self, words: Sequence[str]) -> List[str]:
-        """The tokens that the model reads for a sentence of these words."""
-        return [*self.start_tokens, *words, *self.end_tokens]
 
     def batch(
         self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
@@ -160,10 +114,6 @@ class DatasetSentenceReader:
         return tensors
 
 
-def _texts(tokens: Optional[Sequence[Token]]) -> List[str]:
-    return [str(token.text) for token in tokens or []]
-
-
 def allennlp_tokenizer(tokenizer: Any) -> Callable[[str], List[str]]:
     """
     `tokenizer`: a name or a config that AllenNLP knows, such as "just_spaces", or an object.
@@ -182,109 +132,41 @@ class _Split:
         return [str(token.text) for token in self.tokenizer.tokenize(text)]
 
 
-def _no_place(part: str) -> NotStandardError:
-    return NotStandardError(f"The model folder has no place for this model: {part}.")
-
-
-def _words_of(embedder: TextFieldEmbedder) -> Tuple[str, WordsConfig]:
-    """The name of the tokens that are embedded, and how."""
-    found = {
-        name: module
-        for name, module in getattr(embedder, "_token_embedders", {}).items()
-        if not isinstance(module, EmptyEmbedder)
-    }
-    if type(embedder) is not BasicTextFieldEmbedder or len(found) != 1:
-        raise _no_place(
-            f"its text field embedder embeds {sorted(found) or type(embedder).__name__}"
-        )
-    ((name, module),) = found.items()
-    if type(module) is Embedding and module._projection is None:
-        return name, WordIdsConfig(module.num_embeddings, module.output_dim)
-    if not is_character_cnn(module):
-        raise _no_place(f"its token embedder {name} is a {type(module).__name__}")
-    cnn = module._encoder._module
-    num_characters, character_dim = module._embedding._module.weight.shape
-    return name, CharactersConfig(
-        num_characters,
-        character_dim,
-        [
-            (convolution.kernel_size[0], convolution.out_channels)
-            for convolution in cnn._convolutions
-        ],
-        len(cnn._highways._layers),
-        cnn.output_dim,
-        "tanh" if cnn._activation is torch.nn.functional.tanh else "relu",
-        cnn._projection_location,
-        hasattr(cnn._layer_norm, "gamma"),
-    )
-
-
 class EncodingModel(torch.nn.Module):
-    """AllenNLP's language model with the face of the core's, for `TransformerElmo`."""
+    """
+    AllenNLP's language model with the face of the core's, for `TransformerElmo`.
 
-    def __init__(self, model: LanguageModel) -> None:
+    `experiment`: gives the config of its archive, if it is from one.
+    """
+
+    # The text field has what it has.
+    embeds_ids = False
+
+    def __init__(self, model: LanguageModel, experiment: Optional[_Experiment] = None) -> None:
         super().__init__()
         self.language_model = model
+        self._experiment = experiment
 
     def as_core(self, reader: DatasetSentenceReader) -> Tuple[CoreModel, BatchReader]:
         """
         The same model, with the same weights, and its reader as the core has them.
 
-        Raises `NotStandardError` if a part of it isn't Transformer ELMo's.
+        Raises `ConfigurationError` if no config is known, or a part isn't Transformer ELMo's.
         """
-        model, softmax = self.language_model, self.softmax
-        name, words = _words_of(model._text_field_embedder)
-        contextualizer = model._contextualizer
-        if type(contextualizer) is not BidirectionalLanguageModelTransformer:
-            raise _no_place(f"its contextualizer is a {type(contextualizer).__name__}")
-        config = ModelConfig(
-            words,
-            contextualizer.config,
-            reader.text_config(words, name),
-            None
-            if softmax is None
-            else SoftmaxConfig(
-                softmax.word_weights()[0].size(0),
-                getattr(softmax, "num_samples", None),
-                getattr(softmax, "sparse", False),
-            ),
-            model._dropout.p,
-            model.precision,
-            name,
-        )
+        if self._experiment is None:
+            raise ConfigurationError("This model has no config: open its archive to save it.")
+        weights = self.language_model.state_dict()
+        config = model_config_of(stock_names(self._experiment()), shapes_of(weights))
         vocabulary = WordList(reader.vocabulary.words)
         check_vocabulary(config, vocabulary, "This model")
-        core = model_of(config, model.state_dict(), "This model")
-        return core, reader_of(config, vocabulary)
+        return model_of(config, weights, "This model"), reader_of(config, vocabulary)
 
     def forget_words(self) -> None:
         forget_words(self.language_model)
 
     @property
-    def embeds_ids(self) -> bool:
-        # The text field has what it has.
-        return False
-
-    @property
     def num_layers(self) -> int:
         return self.language_model.num_layers()
-
-    @property
-    def precision(self) -> str:
-        return self.language_model.precision
-
-    @precision.setter
-    def precision(self, precision: str) -> None:
-        self.language_model.precision = precision
-
-    @property
-    def compiles(self) -> bool:
-        """Whether what works row by row is compiled on a GPU."""
-        return self.language_model.compiles
-
-    @compiles.setter
-    def compiles(self, compiles: bool) -> None:
-        self.language_model.compiles = compiles
 
     def word_vectors(self, batch: SourceBatch) -> torch.Tensor:
         return self.language_model.word_vectors(batch.source)
@@ -298,11 +180,15 @@ class EncodingModel(torch.nn.Module):
             return super().__getattr__(name)
         return getattr(self.language_model, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        owner = self.language_model if name in ("precision", "compiles") else super()
+        owner.__setattr__(name, value)
+
 
 def adapted(
-    model: Any, reader: Any, tokenizer: Any
+    model: Any, reader: Any, tokenizer: Any, experiment: Optional[_Experiment] = None
 ) -> Optional[Tuple[EncodingModel, DatasetSentenceReader]]:
     """What `TransformerElmo` makes of AllenNLP's model and reader; `None` for others."""
     if not isinstance(model, LanguageModel):
         return None
-    return EncodingModel(model), DatasetSentenceReader(reader, model, tokenizer)
+    return EncodingModel(model, experiment), DatasetSentenceReader(reader, model, tokenizer)

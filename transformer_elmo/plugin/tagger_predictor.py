@@ -1,6 +1,7 @@
 """`allennlp predict` with a tagger: sentences that are split already, and texts."""
 
-from typing import Any, Dict, List, Optional, Union
+from functools import cached_property
+from typing import Any, Dict, List, Union
 
 from allennlp.common.util import JsonDict
 from allennlp.data import DatasetReader, Instance, Token, Tokenizer
@@ -9,28 +10,18 @@ from allennlp.predictors import Predictor
 from allennlp.predictors.sentence_tagger import SentenceTaggerPredictor
 from overrides import overrides
 
-from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.plugin.predictor import check_arguments, readable_line
-from transformer_elmo.plugin.tokenizers import (
-    NoSpacyModelError,
-    WordSplittingSpacyTokenizer,
-    tokenizer_named,
-)
+from transformer_elmo.plugin.keys import unknown_keys
+from transformer_elmo.plugin.predictor import SentencePredictor
+from transformer_elmo.plugin.tokenizers import WordSplittingSpacyTokenizer, tokenizer_named
 from transformer_elmo.text.corpus import Sentence, parse_line
 from transformer_elmo.text.reader import checked_sentence
 
 # What taggers put out for each word.
 OF_WORDS = {"tags", "logits", "class_probabilities", "mask"}
 
-WAYS_WITHOUT = (
-    'A tagger needs no spaCy for sentences that are split already: give {"words": ["It", '
-    '"rained", "."]} a line, or lines of words with spaces between them; or have {"sentence": '
-    '...} split at spaces: --predictor-args \'{"tokenizer": "just_spaces"}\'.'
-)
-
 
 @Predictor.register("lm_sentence_tagger", exist_ok=True)
-class TaggerPredictor(SentenceTaggerPredictor):
+class TaggerPredictor(SentencePredictor, SentenceTaggerPredictor):
     """
     AllenNLP's `SentenceTaggerPredictor`, which takes sentences that are split already as well. A
     line of the input is one of
@@ -64,19 +55,20 @@ class TaggerPredictor(SentenceTaggerPredictor):
         frozen: bool = True,
         **unknown: Any,
     ) -> None:
-        check_arguments(unknown, "language, tokenizer and input_format", input_format)
+        if unknown:
+            raise unknown_keys(unknown, ["language", "tokenizer", "input_format"])
         # Not the parent's, which loads spaCy's model whether it is needed or not.
         Predictor.__init__(self, model, dataset_reader, frozen)
         self._language = language
         self._input_format = input_format
-        self._chosen: Optional[Tokenizer] = None
+        self._splits_lines = tokenizer is not None
         if tokenizer is not None:
-            self._chosen = tokenizer_named(tokenizer)
-        self._spacy: Optional[Tokenizer] = None
+            self._text_tokenizer = tokenizer_named(tokenizer)
 
-    def predict(self, sentence: Sentence) -> JsonDict:
-        """- `sentence`: A text for the tokenizer, or its words."""
-        return self.predict_json(sentence)
+    @cached_property
+    def _text_tokenizer(self) -> Tokenizer:
+        """spaCy's model is loaded when there is a text."""
+        return WordSplittingSpacyTokenizer(self._language)
 
     @overrides
     def load_line(self, line: str) -> JsonDict:
@@ -88,16 +80,9 @@ class TaggerPredictor(SentenceTaggerPredictor):
             # The text of a JSON object.
             return {"sentence": sentence}
         # Nothing says what language a line is in, so it isn't split by one's rules.
-        return {"words": self._split(line) if self._chosen else line.split()}
-
-    @overrides
-    def dump_line(self, outputs: JsonDict) -> str:
-        return readable_line(outputs)
-
-    @overrides(check_signature=False)
-    def predict_json(self, inputs: Sentence) -> JsonDict:
-        (output,) = self.predict_batch_json([inputs])
-        return output
+        if not self._splits_lines:
+            return {"words": line.split()}
+        return {"words": [str(token.text) for token in self._text_tokenizer.tokenize(line)]}
 
     @overrides(check_signature=False)
     def predict_batch_json(self, inputs: List[Sentence]) -> List[JsonDict]:
@@ -126,18 +111,4 @@ class TaggerPredictor(SentenceTaggerPredictor):
         sentence = checked_sentence(inputs)
         if not isinstance(sentence, str):
             return [Token(word) for word in sentence]
-        return self._text_tokenizer().tokenize(sentence)
-
-    def _split(self, text: str) -> List[str]:
-        return [str(token.text) for token in self._text_tokenizer().tokenize(text)]
-
-    def _text_tokenizer(self) -> Tokenizer:
-        """What splits texts. spaCy's model is loaded when there is one."""
-        if self._chosen is not None:
-            return self._chosen
-        if self._spacy is None:
-            try:
-                self._spacy = WordSplittingSpacyTokenizer(self._language)
-            except NoSpacyModelError as error:
-                raise ConfigurationError(f"{error.problem} {WAYS_WITHOUT}") from None
-        return self._spacy
+        return self._text_tokenizer.tokenize(sentence)

@@ -1,6 +1,6 @@
 """AllenNLP's text fields as the core takes batches: each distinct word of a character CNN once."""
 
-from typing import Any, Dict, List, Mapping, Optional, cast
+from typing import Any, Dict, List, Mapping, Optional, Tuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -49,38 +49,24 @@ def _tensors(entry: Mapping[str, Any]) -> Dict[str, torch.Tensor]:
     return {name: value for name, value in entry.items() if name != FACTS}
 
 
-def rows_of(source: TextFieldTensors, rows: range) -> Dict[str, Dict[str, Any]]:
+def rows_of(source: TextFieldTensors, rows: range) -> Dict[str, Dict[str, torch.Tensor]]:
     """
-    A part of a batch, as if its sentences had been batched by themselves.
+    A part of a batch, as if its sentences had been batched by themselves: without columns that are
+    padding to all of them.
 
-    `rows`: the sentences of the part, one after the other. Returns without columns that are padding
-    to all of them, and with the distinct words of these only.
+    `rows`: the sentences of the part, one after the other.
     """
-    here = slice(rows.start, rows.stop)
-    mask = text_field_mask(source)
-    timesteps = columns = mask.size(1)
+    place: Tuple[slice, ...] = (slice(rows.start, rows.stop),)
     if all(entry.keys() <= _BY_WORDS for entry in source.values()):
-        present = mask[here].any(0).nonzero()
-        columns = int(present[-1]) + 1 if present.numel() else 0
-    part: Dict[str, Dict[str, Any]] = {}
+        present = text_field_mask(source)[place].any(0).nonzero()
+        place = *place, slice(int(present[-1]) + 1 if present.numel() else 0)
+    part: Dict[str, Dict[str, torch.Tensor]] = {}
     for name, entry in source.items():
-        part[name] = {}
-        tensors: Mapping[str, Any] = entry
-        for key, value in tensors.items():
-            if key == FACTS:
-                part[name][key] = HostLengths(value.lengths[here], value.longest_word)
-            elif _INDEX not in entry or key == _INDEX:
-                shown = value[here]
-                part[name][key] = shown[:, :columns] if columns < timesteps else shown
-        if _INDEX in entry:
-            index = part[name][_INDEX]
-            # The row of padding is there, whether there is padding or not.
-            used, places = torch.unique(
-                torch.cat([index.new_zeros(1), index.flatten()]), return_inverse=True
-            )
-            part[name][_INDEX] = places[1:].view_as(index)
-            for key in entry.keys() - {FACTS, _INDEX}:
-                part[name][key] = entry[key][used]
+        tensors = _tensors(entry)
+        index = tensors.pop(_INDEX, None)
+        part[name] = {
+            key: value[place if index is None else index[place]] for key, value in tensors.items()
+        }
     return part
 
 
@@ -105,26 +91,17 @@ def embed_text_field(embedder: TextFieldEmbedder, source: TextFieldTensors) -> t
     for name, module in sorted(embedder._token_embedders.items()):
         if isinstance(module, EmptyEmbedder):
             continue
-        if name in source and is_character_cnn(module):
-            vectors.append(_embed_characters(cast(TokenCharactersEncoder, module), source[name]))
-        else:
-            # The basic embedder matches tensors with arguments; one over this entry alone does it
-            # here.
-            single = BasicTextFieldEmbedder({name: module})
-            entries = {key: _occurrences(value) for key, value in source.items() if key == name}
-            if isinstance(module, TokenCharactersEncoder):
-                entries = {
-                    key: {part: _as_wide_as_filters(module, ids) for part, ids in entry.items()}
-                    for key, entry in entries.items()
-                }
-            vectors.append(single(entries))
+        encoder = module._encoder._module if isinstance(module, TokenCharactersEncoder) else None
+        if name in source and isinstance(encoder, CnnHighwayEncoder):
+            vectors.append(_embed_characters(module, source[name]))
+            continue
+        entries = {key: _occurrences(value) for key, value in source.items() if key == name}
+        if encoder is not None:
+            for entry in entries.values():
+                entry.update({key: _as_wide_as_filters(module, entry[key]) for key in entry})
+        # The basic embedder matches tensors with arguments; one over this entry alone does it here.
+        vectors.append(BasicTextFieldEmbedder({name: module})(entries))
     return torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
-
-
-def is_character_cnn(module: torch.nn.Module) -> bool:
-    return isinstance(module, TokenCharactersEncoder) and isinstance(
-        module._encoder._module, CnnHighwayEncoder
-    )
 
 
 def _occurrences(entry: Mapping[str, Any]) -> Dict[str, torch.Tensor]:
@@ -136,7 +113,7 @@ def _occurrences(entry: Mapping[str, Any]) -> Dict[str, torch.Tensor]:
     return {name: rows[index] for name, rows in tensors.items()}
 
 
-def _embed_characters(module: TokenCharactersEncoder, entry: Mapping[str, Any]) -> torch.Tensor:
+def _embed_characters(module: Any, entry: Mapping[str, Any]) -> torch.Tensor:
     tensors = _tensors(entry)
     index = tensors.pop(_INDEX, None)
     (characters,) = tensors.values()
@@ -160,7 +137,7 @@ def with_characters(characters: torch.Tensor) -> torch.Tensor:
     return characters.unsqueeze(-1) if characters.dim() == 2 else characters
 
 
-def _as_wide_as_filters(module: TokenCharactersEncoder, characters: torch.Tensor) -> torch.Tensor:
+def _as_wide_as_filters(module: torch.nn.Module, characters: torch.Tensor) -> torch.Tensor:
     """
     Character ids, shape `(..., num_characters)`, padded as `min_padding_length` would where no word
     is as long as the widest filter.

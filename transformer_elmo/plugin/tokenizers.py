@@ -3,7 +3,7 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Union
 
 import spacy
 from allennlp.common import Params
@@ -15,25 +15,11 @@ from transformer_elmo.errors import ConfigurationError, first_line
 
 logger = logging.getLogger(__name__)
 
-
-class NoSpacyModelError(ConfigurationError):
-    """
-    A spaCy model that isn't installed and can't be downloaded.
-
-    `error`: what came of the attempt.
-    """
-
-    def __init__(self, name: str, error: BaseException) -> None:
-        self.problem = (
-            f"spaCy's model {name} is not installed and could not be downloaded "
-            f"({type(error).__name__}: {first_line(error)[:80]}). Install it: "
-            f"python -m spacy download {name}."
-        )
-        super().__init__(
-            f"{self.problem} Where a config names a tokenizer, words alone need no model: "
-            '{"type": "spacy", "pos_tags": false}, or "just_spaces" for text that is split '
-            "already."
-        )
+WITHOUT_MODEL = (
+    'Words alone need none: in a config, take the tokenizer {"type": "spacy", "pos_tags": false}, '
+    'or "just_spaces" for text that is split already; give a tagger {"words": ["It", "rained", '
+    '"."]} a line, or --predictor-args \'{"tokenizer": "just_spaces"}\'.'
+)
 
 
 @Tokenizer.register("lm_spacy", exist_ok=True)
@@ -53,19 +39,19 @@ class WordSplittingSpacyTokenizer(SpacyTokenizer):
         pos_tags: bool = True,
         parse: bool = False,
         ner: bool = False,
-        keep_spacy_tokens: bool = False,
-        split_on_spaces: bool = False,
-        start_tokens: Optional[List[str]] = None,
-        end_tokens: Optional[List[str]] = None,
+        **kwargs: Any,
     ) -> None:
         if not (pos_tags or parse or ner):
             _load_rules(language)
-        options = (pos_tags, parse, ner, keep_spacy_tokens, split_on_spaces)
         try:
-            super().__init__(language, *options, start_tokens, end_tokens)
+            super().__init__(language, pos_tags, parse, ner, **kwargs)
         # Its download ends the program where there is no such model.
         except (Exception, SystemExit) as error:
-            raise NoSpacyModelError(language, error) from None
+            raise ConfigurationError(
+                f"spaCy's model {language} is not installed and could not be downloaded "
+                f"({type(error).__name__}: {first_line(error)[:80]}). Install it: python -m spacy "
+                f"download {language}. {WITHOUT_MODEL}"
+            ) from None
 
     @overrides
     def tokenize(self, text: str) -> List[Token]:

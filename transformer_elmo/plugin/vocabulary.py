@@ -14,16 +14,10 @@ from allennlp.data.dataset_readers.dataset_reader import DatasetReader
 from allennlp.data.instance import Instance
 from allennlp.data.token_indexers import TokenIndexer
 from allennlp.data.tokenizers import Token, WhitespaceTokenizer
-from allennlp.data.vocabulary import (
-    DEFAULT_NON_PADDED_NAMESPACES,
-    DEFAULT_OOV_TOKEN,
-    DEFAULT_PADDING_TOKEN,
-    Vocabulary,
-)
+from allennlp.data.vocabulary import DEFAULT_OOV_TOKEN, DEFAULT_PADDING_TOKEN, Vocabulary
 from overrides import overrides
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import read_bytes
 from transformer_elmo.plugin.dataset_reader import (
     SimpleLanguageModelingDatasetReader,
     depends_on_word_alone,
@@ -41,25 +35,31 @@ logger = logging.getLogger(__name__)
 
 
 class VocabularyWords(WordList):
-    """The words of a namespace of AllenNLP's vocabulary, which stays the one that knows them."""
+    """
+    The words that a language model with AllenNLP's vocabulary predicts; the vocabulary stays the
+    one that knows them.
+    """
 
-    def __init__(self, vocab: Vocabulary, namespace: str = NAMESPACE) -> None:
-        self._vocab, self._namespace = vocab, namespace
+    def __init__(self, vocab: Vocabulary) -> None:
+        self._vocab = vocab
         self.unknown_word = vocab._oov_token
 
     def __len__(self) -> int:
-        return self._vocab.get_vocab_size(self._namespace) - 1
+        return self._vocab.get_vocab_size(NAMESPACE) - 1
 
     def __getitem__(self, number: int) -> str:
-        return self._vocab.get_token_from_index(number, self._namespace)
+        return self._vocab.get_token_from_index(number, NAMESPACE)
 
     @property
     def ids(self) -> Dict[str, int]:
-        return self._vocab.get_token_to_index_vocabulary(self._namespace)
+        return self._vocab.get_token_to_index_vocabulary(NAMESPACE)
 
     @property
     def words(self) -> List[str]:  # type: ignore[override]
         return [self[number] for number in range(1, len(self) + 1)]
+
+
+word_list = VocabularyWords
 
 
 def vocabulary_of(words: WordList) -> Vocabulary:
@@ -69,11 +69,6 @@ def vocabulary_of(words: WordList) -> Vocabulary:
     vocab._token_to_index[NAMESPACE] = {PADDING: 0, **words.ids}
     vocab._index_to_token[NAMESPACE] = {0: PADDING, **dict(enumerate(words.words, start=1))}
     return vocab
-
-
-def word_list(vocab: Vocabulary) -> WordList:
-    """The words that a language model with this vocabulary predicts."""
-    return VocabularyWords(vocab)
 
 
 class CorpusVocabulary(Vocabulary):
@@ -86,15 +81,7 @@ class CorpusVocabulary(Vocabulary):
         reader: Optional[DatasetReader] = None,
         start_tokens: Optional[List[str]] = None,
         end_tokens: Optional[List[str]] = None,
-        min_count: Optional[Dict[str, int]] = None,
-        max_vocab_size: Optional[Union[int, Dict[str, int]]] = None,
-        non_padded_namespaces: Iterable[str] = DEFAULT_NON_PADDED_NAMESPACES,
-        pretrained_files: Optional[Dict[str, str]] = None,
-        only_include_pretrained_words: bool = False,
-        tokens_to_add: Optional[Dict[str, List[str]]] = None,
-        min_pretrained_embeddings: Optional[Dict[str, int]] = None,
-        padding_token: Optional[str] = DEFAULT_PADDING_TOKEN,
-        oov_token: Optional[str] = DEFAULT_OOV_TOKEN,
+        **options: Any,
     ) -> Vocabulary:
         """
         Counts a corpus. The result is that of AllenNLP's `from_instances` on the instances that the
@@ -107,7 +94,7 @@ class CorpusVocabulary(Vocabulary):
         splits sentences and names the namespaces, like the config's `dataset_reader`. By default
         words are split at white space and counted for the namespace "tokens". `start_tokens`:
         counted once for each sentence. With a `reader`, its own are. `end_tokens`: likewise.
-        `oov_token`: as in AllenNLP's `Vocabulary`.
+        `options`: those of AllenNLP's `Vocabulary`: `min_count`, `max_vocab_size`, ...
         """
         counter: Dict[str, Dict[str, int]]
         if reader is None:
@@ -119,22 +106,7 @@ class CorpusVocabulary(Vocabulary):
             )
         else:
             counter = count_with_reader(data_path, reader)
-        # AllenNLP's own signature says `int` where it means `Optional[int]`.
-        options: Dict[str, Any] = {
-            "min_count": min_count,
-            "max_vocab_size": max_vocab_size,
-            "tokens_to_add": tokens_to_add,
-            "min_pretrained_embeddings": min_pretrained_embeddings,
-        }
-        return Vocabulary(
-            counter=counter,
-            non_padded_namespaces=non_padded_namespaces,
-            pretrained_files=pretrained_files,
-            only_include_pretrained_words=only_include_pretrained_words,
-            padding_token=padding_token,
-            oov_token=oov_token,
-            **options,
-        )
+        return Vocabulary(counter=counter, **options)
 
 
 Vocabulary.register("from_corpus", constructor="from_corpus", exist_ok=True)(CorpusVocabulary)
@@ -205,8 +177,7 @@ class CheckedVocabulary(Vocabulary):
             if not os.path.exists(directory) and "://" not in str(directory):
                 raise ConfigurationError(
                     f"There is no vocabulary at {directory}.{variables_with(str(directory))} "
-                    "Expected a folder with one file of words for each namespace, such as "
-                    "tokens.txt."
+                    "Expected a folder with a file of words for each namespace, such as tokens.txt."
                 )
         else:
             check_vocabulary_folder(Path(directory), None, oov_token or DEFAULT_OOV_TOKEN)
@@ -282,74 +253,61 @@ def check_vocabulary_folder(
     in it can't be used.
     """
     if not folder.is_dir():
-        raise ConfigurationError(
-            f"{archive or folder} has no folder vocabulary, so it is not a model archive."
-        )
+        raise ConfigurationError(f"{archive or folder} has no folder vocabulary: it is no archive.")
     unpadded = folder / NAMESPACES_WITHOUT_PADDING
+    shown = f"{unpadded.name} of {archive or folder}"
     if not unpadded.exists():
         raise ConfigurationError(
-            f"{archive or folder} has no {NAMESPACES_WITHOUT_PADDING}"
-            f"{' in its vocabulary' if archive else ''}. A vocabulary is a folder with one file of "
+            f"{archive or folder} has no {unpadded.name}. A vocabulary is a folder with a file of "
             "words for each namespace, such as tokens.txt, and this one, which holds two lines: "
             "*labels and *tags."
         )
-    content = read_bytes(unpadded, f"{unpadded.name} of {archive or folder}")
-    try:
-        patterns = [line.strip() for line in content.decode("utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise ConfigurationError(
-            f"{unpadded.name} of {archive or folder} can't be read as UTF-8."
-        ) from None
+    patterns = [line.strip() for line in WordList.read(unpadded, shown).words]
     if "" in patterns:
-        raise ConfigurationError(
-            f"{unpadded.name} of {archive or folder}, line {patterns.index('') + 1}: this line is "
-            "empty. Remove empty lines."
-        )
+        raise _bad_line(shown, patterns.index("") + 1, _EMPTY)
     for file in sorted(folder.iterdir()):
         if file == unpadded or file.name.startswith("."):
             continue
         if file.is_dir():
-            raise ConfigurationError(
-                f"{file} is a folder. A vocabulary is a folder of files, each with the words of "
-                "one namespace."
-            )
+            raise ConfigurationError(f"{file} is a folder. A vocabulary has files alone.")
         namespace = file.name.replace(".txt", "")
         padded = not any(namespace_match(pattern, namespace) for pattern in patterns)
         problem = _problem(file, padded, namespace == NAMESPACE, oov_token)
-        if problem is not None and archive is not None:
+        if problem is not None and archive is None:
+            raise problem
+        if problem is not None:
             logger.warning("%s", problem)
-        elif problem is not None:
-            raise ConfigurationError(problem)
 
 
-def _problem(file: Path, padded: bool, predicted: bool, oov_token: str) -> Optional[str]:
+_EMPTY = "this line is empty. Remove empty lines"
+
+
+def _bad_line(shown: Union[str, Path], line: int, what: str) -> ConfigurationError:
+    return ConfigurationError(f"{shown}, line {line}: {what}.")
+
+
+def _problem(
+    file: Path, padded: bool, predicted: bool, oov_token: str
+) -> Optional[ConfigurationError]:
+    """What is wrong with a namespace's file; `padded`: it has padding and an unknown word."""
     words = WordList.read(file, unknown_word=oov_token)
     if padded and oov_token not in words.ids:
         others = [w for w in ("<UNK>", "<unk>", "[UNK]", "UNK") if w in words.ids]
         advice = "Add it, for example as the first line."
         if others:
             advice = f"Line {words.ids[others[0]]} is {others[0]}: write {oov_token} there."
-        return (
-            f"{file} has no line {oov_token}, the entry for words that are not in the list. A "
-            "vocabulary file has one word a line, this one among them; every file in the folder is "
-            f"taken for one. {advice}"
+        return ConfigurationError(
+            f"{file} has no line {oov_token}, the entry for words that are not in the list, which "
+            f"every file of words in a vocabulary needs. {advice}"
         )
-    if len(words.ids) < len(words) or (padded and PADDING in words.ids):
-        lines: Dict[str, int] = {}
-        for number, word in enumerate(words.words, start=1):
-            if lines.setdefault(word, number) != number:
-                return (
-                    f"{file}, line {number}: the word {word!r} is also on line {lines[word]}. The "
-                    "number of a word is the number of its line, so that each may be there once. "
-                    "Remove the second."
-                )
-        return (
-            f"{file} has the entry for padding, or that for unknown words, twice under two names. "
-            "Remove one."
-        )
+    if len(words.ids) < len(words):
+        # A word is found by its last line.
+        numbers = enumerate(words.words, start=1)
+        first, word = next((n, word) for n, word in numbers if words.ids[word] != n)
+        twice = f"the word {word!r} is also on line {first}, and lines number words. Remove one"
+        return _bad_line(file, words.ids[word], twice)
+    if padded and PADDING in words.ids:
+        return _bad_line(file, words.ids[PADDING], f"{PADDING} is added to every list. Remove it")
     if padded and predicted and "" in words.ids:
-        return (
-            f"{file}, line {words.ids['']}: this line is empty. The number of a word is the number "
-            "of its line. Remove empty lines."
-        )
+        return _bad_line(file, words.ids[""], _EMPTY)
     return None

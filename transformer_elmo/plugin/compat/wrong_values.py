@@ -16,6 +16,7 @@ import torch
 from allennlp.commands.train import TrainModel
 from allennlp.common import Lazy, Params, Registrable
 from allennlp.common.from_params import infer_params
+from allennlp.data import Vocabulary
 from allennlp.training import GradientDescentTrainer
 
 from transformer_elmo.errors import ConfigurationError, first_line
@@ -73,11 +74,13 @@ class _Check:
         method = getattr(cls, constructor or "__init__")
         parameters = infer_params(cls, method)
         kinds = [p.kind for p in inspect.signature(method).parameters.values()]
-        # Of ours, constructors alone go on to their parent's with all that they don't know.
-        takes_others = inspect.Parameter.VAR_KEYWORD in kinds and (constructor or not _is_own(cls))
+        # Of ours, constructors alone hand on what they don't know, and a vocabulary's doesn't.
+        hands_on = not _is_own(cls) or (constructor and not issubclass(cls, Vocabulary))
+        takes_others = inspect.Parameter.VAR_KEYWORD in kinds and hands_on
         unknown = [key for key in given if key not in parameters]
         if self._here and unknown and not takes_others:
-            raise unknown_keys(unknown, [k for k in parameters if k not in NOT_IN_CONFIGS], path)
+            names = {k for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+            raise unknown_keys(unknown, sorted(names - NOT_IN_CONFIGS), path)
         for key, value in given.items():
             if key not in parameters:
                 continue
