@@ -264,6 +264,41 @@ def test_mixtures_by_name():
     assert second.weights == pytest.approx([0.2689, 0.7311], abs=1e-4)
 
 
+def test_curves_of_one_run_and_several(run, report, tmp_path):
+    page = written(run, tmp_path, "--num-sentences", 0)
+    titles = re.findall("<figcaption>(.*?)</figcaption>", page)
+    assert titles == ["Perplexity by epoch", "Time by epoch"]
+    assert re.findall('<span class="name l.*?>(.*?)</span>', page) == ["validation 80", "0:02:00"]
+    assert "<tr><th scope=row>1</th><td>120</td><td>0:02:00</td></tr>" in page
+
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    change_config(other, trainer={"num_epochs": 1, "optimizer": {"type": "muon"}})
+    (other / "metrics.json").unlink()
+    (other / "metrics_epoch_2.json").unlink()
+    report(run, other, "-o", tmp_path / "both.html")
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    names = re.findall('<span class="name l.*?>(.*?)</span>', page)
+    assert names[:2] == ["A 80", "B 120"] and page.count("<svg") == 2
+    for row in (
+        "best validation perplexity</th><td>80.0000</td><td>120.0000",
+        "trainer.optimizer</th><td>dense_sparse_adam</td><td>–",
+        "trainer.optimizer.type</th><td>–</td><td>muon",
+    ):
+        assert f"<tr><th scope=row>{row}</td></tr>" in page
+    assert "model.type" not in page and "hasn&#39;t ended" in page
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    for arguments, message in (
+        ([run, other, "--sentences", tmp_path / "heldout.txt"], "leave out --sentences"),
+        ([run, bare], "bare has no metrics_epoch_"),
+        ([run] * 27, "At most 26 runs"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            report(*arguments, "-o", tmp_path / "no.html")
+
+
 def test_what_cannot_be_shown(run, report, tmp_path):
     for arguments, message in (
         ([tmp_path / "none"], "There is no folder"),
@@ -340,7 +375,7 @@ def test_essentials_of_a_config():
                 "token_embedders": {"elmo": {"archive_file": "a.tar.gz"}, "x": {"type": "empty"}}
             },
         },
-        "trainer": {"optimizer": {"type": "adam", "näme": 1}},
+        "trainer": {"optimizer": {"type": "adam", "näme": [1]}},
         "validation_data_path": None,
         "data_loader": [],
         "other": 1,
@@ -348,7 +383,8 @@ def test_essentials_of_a_config():
     assert [(name, value) for name, value, _ in config_of(config)] == [
         ("model.type", "simple_tagger"),
         ("model.text_field_embedder.token_embedders.elmo.archive_file", "a.tar.gz"),
-        ("trainer.optimizer", '{"type": "adam", "näme": 1}'),
+        ("trainer.optimizer.type", "adam"),
+        ("trainer.optimizer.näme", "[1]"),
     ]
 
 

@@ -9,11 +9,13 @@ import subprocess
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import transformer_elmo.commands.report
-from transformer_elmo.commands.report.facts import Fact
+from transformer_elmo.commands.report.curves import Table, chart, charts_of, ticks
+from transformer_elmo.commands.report.facts import Fact, TrainingLog
 from transformer_elmo.commands.report.page import (
     SHADES,
     Mixture,
@@ -95,6 +97,12 @@ FULL = Report(
     ],
     "/a/text/" + "very-long-" * 30,
     [Mixture("token_embedder_<elmo>", [0.2, 0.0, 0.8], 1.25), Mixture("m" * 300, [1 / 7] * 7, 1.0)],
+    [Table("Results", ["", "A"], [["<b>" * 90, "c" * 300]])],
+    [
+        chart("perplexity", {"<i>": {0: 900.0, 3: 42.0}, "n" * 99: {0: 8.0}}),
+        chart("x", {"": {1: 0}}),
+    ],
+    [Table("", ["epoch"], [["0"]])],
 )
 
 
@@ -154,7 +162,7 @@ def test_markup():
     assert "default-src 'none'" in text and 'content="width=device-width' in text
     assert text.startswith('<!doctype html>\n<html lang="en">')
     # Every section stands once, and only if it says something.
-    headings = ["How surprising each word is", "Layer weights", "Config"]
+    headings = ["By epoch", "How surprising each word is", "Layer weights", "Config"]
     assert re.findall("<h2>(.*?)</h2>", text) == headings
     bare = page(Report("a"))
     checked(bare)
@@ -229,6 +237,34 @@ def test_layers():
     assert bars == [("0.200", "25.00"), ("0.000", "0.00"), ("0.800", "100.00")]
     assert "multiplied by 1.250" in text and "token_embedder_&lt;elmo&gt;" in text
     assert text.count('class="even" style="left:41.67%"') == 3
+
+
+def test_curves():
+    lines = {"A": {0: 1000.0, 1: 100.0, 2: 10.0}, "B": {1: 100.0, 2: 10.1}, "C": {2: 10.2}}
+    drawn = chart("validation perplexity", lines)
+    first, second, third = drawn.lines
+    # Equal steps of a logarithm; names stand in the order of the lines' ends, apart from another.
+    assert first.points == [(3.0, 4.0), (50.0, pytest.approx(50.0)), (97.0, 96.0)]
+    assert second.points[0] == first.points[1] and first.name == "A 10"
+    assert first.top - second.top >= 9 and second.top - third.top >= 9 and first.top <= 96
+    assert [text for _, text in drawn.y_ticks] == ["10", "20", "50", "100", "200", "500", "1,000"]
+    assert [text for _, text in drawn.x_ticks] == ["0", "1", "2"]
+    assert [text for _, text in chart("time", {"": {4: 4000.0}}).y_ticks][1:] == [
+        "0:20:00",
+        "0:40:00",
+        "1:00:00",
+    ]
+    for low, high, is_log in ((0, 1e-5, False), (40, 41, True), (1e-3, 1e300, True), (0, 7, False)):
+        found = ticks(low, high, is_log)
+        assert 2 <= len(found) <= 7 and low <= found[0] < found[-1] <= high * 1.001
+    odd: Any = [
+        {"epoch": 0, "training_loss": 3},
+        {"epoch": 1, "validation_loss": math.nan, "x": "y"},
+    ]
+    (only,) = charts_of({"a": TrainingLog({}, odd)})
+    assert only.title == "Loss by epoch" and only.lines[0].points == [(50, 4.0)]
+    zero = [{"epoch": 0, "training_perplexity": 0.0, "validation_perplexity": math.inf}]
+    assert charts_of({"a": TrainingLog({}, zero)}) == []
 
 
 def luminance(colour):

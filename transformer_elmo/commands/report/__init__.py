@@ -1,7 +1,7 @@
 """
-`transformer-elmo report` and `allennlp lm-report`: a training run to look at, in one file. Beside
-the curves, which are TensorBoard's: the run in a few numbers, how surprising each word of a few
-held-out sentences is, and learned layer weights.
+`transformer-elmo report` and `allennlp lm-report`: a training run to look at, in one file: the run
+in a few numbers and its curves, how surprising each word of a few held-out sentences is, and
+learned layer weights. Several runs are compared.
 """
 
 import argparse
@@ -11,12 +11,20 @@ import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import torch
 
 from transformer_elmo.commands.arguments import add, check_output, file_of
-from transformer_elmo.commands.report.facts import Fact, config_of, read_training_log, results_of
+from transformer_elmo.commands.report.curves import charts_of, compared, epochs_table
+from transformer_elmo.commands.report.facts import (
+    Fact,
+    TrainingLog,
+    config_of,
+    read_training_log,
+    results_of,
+)
 from transformer_elmo.commands.report.page import Mixture, Report, page
 from transformer_elmo.commands.report.sentences import MissingPartError, else_missing, passages_of
 from transformer_elmo.errors import ConfigurationError
@@ -37,9 +45,10 @@ from transformer_elmo.pretrained.weights import read_weights
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """
-Show a training run in one HTML file: its results and the essentials of its config, and, for a
-language model, how surprising each word of a few held-out sentences is from both sides; for a model
-on top of one, the layer weights it has learned. Curves are in the run's TensorBoard log.
+Show a training run in one HTML file: its results, its perplexity, learning rate and time by epoch,
+the essentials of its config, and, for a language model, how surprising each word of a few held-out
+sentences is from both sides; for a model on top of one, the layer weights it has learned. Of
+several runs, the results, the curves and the differences between their configs.
 """
 
 # What only a language model has at the beginning of its weights' names: below another model they
@@ -54,8 +63,8 @@ EXPECTED = "Expected the --serialization-dir of allennlp train, or a model.tar.g
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "the --serialization-dir of allennlp train, a model.tar.gz, or a model folder"
-    parser.add_argument("serialization_dir", type=Path, help=what)
-    output = "the HTML file; by default report.html in the run's folder"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=what)
+    output = "the HTML file; by default report.html in the first run's folder"
     parser.add_argument("-o", "--output-file", type=Path, help=output)
     parser.add_argument(
         "--sentences",
@@ -68,18 +77,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    source: Path = args.serialization_dir
+    source = args.runs[0]
     output = args.output_file or (source.parent if source.is_file() else source) / "report.html"
     if args.num_sentences < 0:
         raise ConfigurationError(f"--num-sentences can't be negative: {args.num_sentences}.")
+    if args.sentences is not None and args.runs[1:]:
+        raise ConfigurationError("Of several runs no sentences are shown: leave out --sentences.")
+    if len(args.runs) > len(ascii_uppercase):
+        raise ConfigurationError(f"At most 26 runs are compared: got {len(args.runs)}.")
     device_of(args.cuda_device)
-    source = in_place_of_archive(source)
-    if not source.exists():
-        raise ConfigurationError(f"There is no folder {source}. {EXPECTED}")
+    runs = list(map(in_place_of_archive, args.runs))
+    for source in runs:
+        if not source.exists():
+            raise ConfigurationError(f"There is no folder {source}. {EXPECTED}")
     check_output(output, args.force)
     with nullcontext((None, None)) if args.sentences is None else file_of(args.sentences) as text:
         options = text[0], args.num_sentences, args.cuda_device
-        if model_folder.is_model_folder(source):
+        if runs[1:]:
+            report = _of_several(runs)
+        elif model_folder.is_model_folder(source):
             report = _of_model_folder(source, *options)
         else:
             with unpacked(source) as folder:
@@ -88,6 +104,25 @@ def run(args: argparse.Namespace) -> None:
         logger.warning(remark)
     write_text(output, page(report))
     print(output)
+
+
+def _of_several(runs: list[Path]) -> Report:
+    logs, facts = {}, []
+    for letter, run in zip(ascii_uppercase, runs):
+        with unpacked(run) as folder:
+            logs[letter] = log = _log_of(folder, run)
+        if not log.epochs:
+            raise ConfigurationError(f"{run} has no metrics_epoch_*.json to compare. {EXPECTED}")
+        facts.append(Fact(letter, str(run), "" if log.final else "hasn't ended"))
+    epochs = [epochs_table(f"{letter} by epoch", log) for letter, log in logs.items()]
+    title, tables = f"{len(runs)} training runs", compared(logs)
+    return Report(title, facts, comparison=tables, charts=charts_of(logs), epochs=epochs)
+
+
+def _log_of(folder: Path, source: Path) -> TrainingLog:
+    if not (folder / CONFIG).is_file():
+        raise ConfigurationError(f"{source} has no {CONFIG}. {EXPECTED}")
+    return read_training_log(folder)
 
 
 def _of_model_folder(
@@ -115,9 +150,7 @@ def _of_run(
     `run`: a folder. `source`: itself, or the archive that was unpacked to it. `sentences`: text to
     take the sentences of the heat maps from, as they come.
     """
-    if not (run / CONFIG).is_file():
-        raise ConfigurationError(f"{source} has no {CONFIG}. {EXPECTED}")
-    log = read_training_log(run)
+    log = _log_of(run, source)
     known = (run / name for name in (*WEIGHTS, ARCHIVE) if (run / name).is_file())
     weights = next(known, None) or last_checkpoint(run)
     if weights is None and not log.latest:
@@ -131,6 +164,9 @@ def _of_run(
     text = sentences or log.config.get("validation_data_path")
     shown = text if isinstance(text, str) else json.dumps(text)
     report = Report(name, results_of(log), config_of(log.config), passages_from=shown)
+    report.charts.extend(charts_of({name: log}))
+    if log.epochs:
+        report.epochs.append(epochs_table("", log))
     if log.epochs and not log.final:
         report.remarks.append(
             "There is no metrics.json, so training hasn't ended: these are the numbers after epoch "

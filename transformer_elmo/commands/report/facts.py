@@ -1,5 +1,6 @@
 """A training run in a few lines: how it went, by what it left in its folder, and its config."""
 
+import fnmatch
 import math
 import re
 from collections.abc import Iterator
@@ -16,15 +17,14 @@ _DURATION = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 BEFORE, AFTER = "given the words before", "given the words after"
 
-# By dotted path; `*` stands for any key.
+# By dotted path; `*` stands for anything.
 _ESSENTIALS = """
 model.type model.archive_file model.num_samples model.precision
 model.contextualizer.type model.contextualizer.input_dim model.contextualizer.hidden_dim
-model.contextualizer.num_layers model.contextualizer.dropout
-model.text_field_embedder.token_embedders.*.archive_file model.text_field_embedder.*.archive_file
-data_loader.type data_loader.max_tokens data_loader.batch_size iterator
-trainer.optimizer trainer.learning_rate_scheduler trainer.num_epochs
-train_data_path validation_data_path test_data_path vocabulary distributed
+model.contextualizer.num_layers model.contextualizer.dropout model.text_field_embedder.*archive_file
+data_loader.type data_loader.max_tokens data_loader.batch_size iterator.*
+trainer.optimizer* trainer.learning_rate_scheduler* trainer.num_epochs
+train_data_path validation_data_path test_data_path vocabulary.* distributed.*
 """.split()
 
 
@@ -148,22 +148,17 @@ def duration_in_words(duration: float) -> str:
 
 def config_of(config: dict[str, Any]) -> list[Fact]:
     """The essentials of a config."""
-    return [
-        Fact(name, value if isinstance(value, str) else json_text(value))
-        for path in _ESSENTIALS
-        for name, value in _found(config, path.split("."))
-        if value is not None
-    ]
+    found = leaves(config)
+    names = (name for essential in _ESSENTIALS for name in fnmatch.filter(found, essential))
+    return [Fact(name, found[name]) for name in dict.fromkeys(names)]
 
 
-def _found(value: Any, path: list[str]) -> Iterator[Any]:
-    """Pairs of a dotted path and what stands there."""
-    if not path:
-        yield "", value
-        return
-    if not isinstance(value, dict):
-        return
-    for key in list(value) if path[0] == "*" else [path[0]]:
-        if key in value:
-            for rest, found in _found(value[key], path[1:]):
-                yield f"{key}.{rest}".rstrip("."), found
+def leaves(config: dict[str, Any], path: str = "") -> dict[str, str]:
+    """All that a config says, by dotted path."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= leaves(value, f"{path}{key}.")
+        elif value is not None:
+            found[f"{path}{key}"] = value if isinstance(value, str) else json_text(value)
+    return found

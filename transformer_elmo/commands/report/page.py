@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from transformer_elmo.commands.report.curves import Chart, Table
 from transformer_elmo.commands.report.facts import AFTER, BEFORE, Fact
 from transformer_elmo.commands.report.text import (
     code_points,
@@ -101,7 +102,8 @@ class Mixture:
 @dataclass(frozen=True)
 class Report:
     """
-    `remarks`: what can't be shown, and why. `passages`: sentences and what a language model says of
+    `remarks`: what can't be shown, and why. `comparison`: of several runs. `charts`, `epochs`: a
+    run's course, and the numbers behind it. `passages`: sentences and what a language model says of
     them. `passages_from`: where these were found. `mixtures`: the learned layer weights.
     """
 
@@ -112,6 +114,9 @@ class Report:
     passages: list[Passage] = field(default_factory=list)
     passages_from: str = ""
     mixtures: list[Mixture] = field(default_factory=list)
+    comparison: list[Table] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    epochs: list[Table] = field(default_factory=list)
 
 
 def page(report: Report) -> str:
@@ -128,6 +133,7 @@ def page(report: Report) -> str:
         direction=direction_of,
         exp=math.exp,
         is_cut=lambda token: len(cut(token, LONGEST_WORD)) < len(token),
+        place="{:.2f}".format,
         probability=probability_in_words,
         shown=_shown,
     )

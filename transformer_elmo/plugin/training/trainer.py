@@ -142,6 +142,12 @@ class LanguageModelTrainer(GradientDescentTrainer):
             super().clip_gradient()
 
     @overrides
+    def _train_epoch(self, epoch: int) -> Dict[str, float]:
+        # For a report: it stands in the epoch's metrics as `training_learning_rate`.
+        metrics = super()._train_epoch(epoch)
+        return {**metrics, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    @overrides
     def _validation_loss(self, epoch: int) -> Tuple[float, Optional[float], int]:
         with self._resuming.validating(self):
             try:
