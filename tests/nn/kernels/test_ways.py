@@ -11,7 +11,6 @@ from unittest import mock
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.nn.kernels.comparing import exact_losses
@@ -58,59 +57,59 @@ BY_BITS = "threshold_backward"
 
 
 @needs_onednn
-@pytest.mark.parametrize("case", ["training", "without dropout", "evaluation", "embedding"])
+@pytest.mark.parametrize("case", ["training", "without dropout", "embedding", "bfloat16"])
 def test_ways_of_a_model(make_model, vocabulary, case):
-    changes, learns = model_config(), case in ("training", "without dropout")
+    changes, learns = model_config(), case != "embedding"
     if case == "without dropout":
         changes["contextualizer"].update(dropout=0.0, input_dropout=0.0)
+    changes["precision"] = "bfloat16" if case == "bfloat16" else "float32"
     model = make_model(**changes).train(learns)
     batch = tensors(random_sentences(5), vocabulary)
     with Operators() as ways, contextlib.nullcontext() if learns else torch.no_grad():
-        if case == "embedding":
-            model.encode(batch["source"])
-        else:
-            loss = model(**batch)["loss"]
-            if learns:
-                loss.backward()
-    layers = 2 * model_config()["contextualizer"]["num_layers"]
-    assert ways[FUSED] == (0 if case == "training" else layers)
-    assert bool(ways[BY_BITS]) == learns
+        model(**batch)["loss"].backward() if learns else model.encode(batch["source"])
+    layers = 2 * changes["contextualizer"]["num_layers"]
     assert not ways["native_dropout"] and not ways["bernoulli_"] and not ways["convolution"]
-    of_layers = [weight for _, weight in ways.products if weight.is_mkldnn or learns]
-    # Four in each layer; where something is learned, their gradients, too.
-    assert len(of_layers) >= 4 * layers
+    assert bool(ways[BY_BITS]) == learns
+    assert ways[FUSED] == (layers if case in ("without dropout", "embedding") else 0)
+    # Four in each layer, and those of words; where something is learned, their gradients, too.
     assert ways["_reorder_linear_weight"] == (0 if learns else 4 * layers + 3)
-    ways.assert_measured()
-
-
-def test_ways_of_a_model_in_bfloat16(make_model, vocabulary):
-    model = make_model(precision="bfloat16").train()
-    with Operators() as ways:
-        model(**tensors(random_sentences(5), vocabulary))["loss"].backward()
-    # PyTorch's own product asks oneDNN where the processor has bfloat16.
-    assert not ways[PRODUCT] and not ways[FUSED] and not ways["native_dropout"]
-    assert ways[BY_BITS] and ways["_foreach_copy_"]
+    if case == "bfloat16":
+        # PyTorch's own product asks oneDNN where the processor has bfloat16.
+        assert not ways.products and ways["_foreach_copy_"]
+    else:
+        of_layers = [weight for _, weight in ways.products if weight.is_mkldnn or learns]
+        assert len(of_layers) >= 4 * layers
+        ways.assert_measured()
 
 
 # Of each kernel.
 
 
 @needs_onednn
-def test_linear_goes_by_onednn():
+def test_linear_goes_by_onednn(monkeypatch):
     rows, weight, bias = torch.randn(8, 3), torch.randn(2, 3), torch.randn(2)
     rows.requires_grad_()
     with Operators() as ways:
         linear(rows, weight, bias).sum().backward()
         product(rows.detach(), weight)
     assert ways[PRODUCT] == 3
+    expected = F.linear(rows, weight, bias)
     with Operators() as ways:
-        linear(rows.bfloat16(), weight.bfloat16(), bias.bfloat16())
+        for dtype in (torch.bfloat16, torch.float16, torch.float64):
+            of_type = [tensor.to(dtype) for tensor in (rows, weight, bias)]
+            assert linear(*of_type).dtype == product(*of_type).dtype == dtype
         linear(rows[:0], weight, bias)
-        product(rows.double(), weight.double())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            linear(rows, weight, bias)
-            product(rows, weight)
+            assert linear(rows, weight, bias).dtype == torch.bfloat16
+            assert product(rows, weight).dtype == torch.bfloat16
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.backends.mkldnn, "enabled", False)
+            assert torch.equal(linear(rows, weight, bias), expected)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        assert torch.equal(product(rows, weight, bias), expected)
     assert not ways[PRODUCT]
+    with pytest.raises(RuntimeError, match="dtype"):
+        linear(rows, weight, bias.double())
 
 
 WIDE = torch.randn(30, 40)
@@ -144,13 +143,10 @@ def test_private_product_gets_layouts_that_were_measured(expected, num_rows):
 
 
 @needs_onednn
-@pytest.mark.parametrize("softmax", [{"num_samples": None}, {}, {"sparse_embeddings": False}])
-@pytest.mark.parametrize("memory", [20, 2**21])
-def test_a_model_asks_for_no_other_private_product(
-    make_model, vocabulary, monkeypatch, softmax, memory
-):
+@pytest.mark.parametrize("softmax", [{"num_samples": None}, {}])
+def test_a_model_asks_for_no_other_private_product(make_model, vocabulary, monkeypatch, softmax):
     """Although the full softmax works on slices of a transposed weight, block by block."""
-    monkeypatch.setattr(token_losses, "CPU_LOGITS_IN_MEMORY", memory)
+    monkeypatch.setattr(token_losses, "CPU_LOGITS_IN_MEMORY", 20)
     model = make_model(**model_config(**softmax))
     with Operators() as ways:
         for count in (1, 5):
@@ -176,26 +172,6 @@ def test_packed_weights_go_by_onednn(shape):
         assert packed(other) is other
 
 
-@pytest.mark.parametrize("how", ["switched off", "not in this PyTorch"])
-def test_linear_without_onednn(monkeypatch, how):
-    rows, weight, bias = torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)
-    expected = F.linear(rows, weight, bias)
-    if how == "switched off":
-        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    else:
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    with Operators() as ways:
-        assert torch.equal(linear(rows, weight, bias), expected)
-        assert torch.equal(product(rows, weight, bias), expected)
-    assert not ways[PRODUCT]
-
-
-def heads(dtype=torch.float32, timesteps=7):
-    """As a layer has them."""
-    rows = torch.randn(3, timesteps, 3, 4, 2).to(dtype)
-    return rows.permute(2, 0, 3, 1, 4).unbind()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize("trains", [False, True])
@@ -208,17 +184,11 @@ def test_attention_goes_the_shortest_way(monkeypatch, dtype, p, trains):
         (num_scores - 1, written_out and trains and p > 0),
     ):
         monkeypatch.setattr(attention, "SCORES_IN_MEMORY", bound)
+        # As a layer has them: PyTorch alone decides by strides whether they fit its kernel.
+        heads = torch.randn(3, 7, 3, 4, 2).to(dtype).permute(2, 0, 3, 1, 4).unbind()
         with Operators() as ways:
-            causal_attention(*heads(dtype), dropout)
+            causal_attention(*heads, dropout)
         assert ways[FUSED] == (not is_written_out)
-
-
-@pytest.mark.parametrize("learns", [False, True])
-def test_pytorchs_attention_is_fused(learns):
-    """PyTorch alone decides whether, by shapes and strides."""
-    query, key, value = (tensor.requires_grad_(learns) for tensor in heads())
-    choice = torch._fused_sdp_choice(query, key, value, None, 0.0, True)
-    assert SDPBackend(choice) == SDPBackend.FLASH_ATTENTION
 
 
 @pytest.mark.parametrize(
@@ -243,15 +213,17 @@ def test_dropout_goes_by_bits(p, dtype, by_bits):
 
 def test_weights_are_cast_together():
     weight = torch.randn(3, 2)
-    with Operators() as ways:
-        assert cast_weights(torch.float32, [[weight], [weight]]) == [weight, weight]
-    assert not ways.counts
-    with Operators() as ways:
-        cast_weights(torch.float32, [[weight, weight], [weight]])
-    assert ways["cat"] == 1 and not ways["_foreach_copy_"]
-    with Operators() as ways:
-        cast_weights(torch.bfloat16, [[weight], [weight, weight]])
-    assert ways["_foreach_copy_"] == 1
+    for dtype, groups, way in (
+        (torch.float32, [[weight], [weight]], None),
+        (torch.float32, [[weight, weight], [weight]], "cat"),
+        (torch.bfloat16, [[weight], [weight, weight]], "_foreach_copy_"),
+    ):
+        with Operators() as ways:
+            made = cast_weights(dtype, groups)
+        assert {name: ways[name] for name in ("cat", "_foreach_copy_") if ways[name]} == (
+            {way: 1} if way else {}
+        )
+        assert way or made == [weight, weight]
 
 
 # The exact softmax, compiled on a GPU. A backend that counts stands in for the one that takes long.
