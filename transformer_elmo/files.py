@@ -109,7 +109,7 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
                     # The umask's, which went into the folder's: some libraries' files are private.
                     file.chmod(mode)
                     _sync(file)
-            _remove(path)
+            remove(path)
             os.replace(temporary, path)
             _sync_folder(path.parent)
         except BaseException:
@@ -239,7 +239,7 @@ def remove_left_behind(folder: Path, name: str = "") -> None:
     for left in os.listdir(folder) if folder.is_dir() else ():
         found = pattern.fullmatch(left)
         if found and not _is_running(int(found[1])):
-            _remove(folder / left)
+            remove(folder / left)
 
 
 def _temporary(path: Path) -> Path:
@@ -264,7 +264,7 @@ def _is_taken(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

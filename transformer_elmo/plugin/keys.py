@@ -20,7 +20,9 @@ def parameters_of(function: Callable[..., Any]) -> List[str]:
     ]
 
 
-def unknown_keys(keys: Iterable[Any], known: List[str], path: str = "") -> ConfigurationError:
+def unknown_keys(
+    keys: Iterable[Any], known: List[str], path: str = "", what: str = "key"
+) -> ConfigurationError:
     """
     What to say of keys that aren't there.
 
@@ -29,7 +31,7 @@ def unknown_keys(keys: Iterable[Any], known: List[str], path: str = "") -> Confi
     key = next(iter(keys))
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     return ConfigurationError(
-        f"{path}{key}: there is no such key."
+        f"{path}{key}: there is no such {what}."
         + (f" Is it {near[0]}?" if near else "")
         + f" Expected some of {', '.join(known)}."
     )

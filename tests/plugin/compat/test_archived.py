@@ -58,14 +58,10 @@ class TestWeights:
 @pytest.mark.parametrize(
     "file, change, said",
     [
-        ("config.json", ('"filters": [[1, 8]', '"filters": [[2, 8]'), r"char_conv_0.*\(8, 8, 1\)"),
-        ("config.json", ('"num_layers": 2', '"num_layers": 1'), r"layers\.1\..* is unknown to it"),
-        ("config.json", ('"num_layers": 2', '"num_layers": 3'), r"layers\.2\..* is missing; and"),
-        (
-            "vocabulary/non_padded_namespaces.txt",
-            ("*labels", "tokens"),
-            r"softmax_w\.weight has shape",
-        ),
+        ("config.json", ('"filters": [[1, 8]', '"filters": [[2, 8]'), r"char_conv_0.*\[8, 8, 1\]"),
+        ("config.json", ('"num_layers": 2', '"num_layers": 1'), r"Unexpected key.*layers\.1\."),
+        ("config.json", ('"num_layers": 2', '"num_layers": 3'), r"Missing key.*layers\.2\."),
+        ("vocabulary/non_padded_namespaces.txt", ("*labels", "tokens"), r"softmax_w\.weight"),
     ],
 )
 def test_weights_of_another_model_are_told_in_one_line(lm_archive, tmp_path, file, change, said):
@@ -91,68 +87,70 @@ def _run():
     return {}
 
 
-class TestArchives:
-    @pytest.fixture
-    def write(self, tmp_path, lm_archive):
-        """Writes the language model's archive again, with changes."""
+@pytest.fixture
+def write(tmp_path, lm_archive):
+    """Writes the language model's archive again, with changes."""
 
-        def write(config=None, leave_out=(), vocabulary=None):
-            path = tmp_path / "model.tar.gz"
-            with tarfile.open(lm_archive) as old, tarfile.open(path, "w:gz") as tar:
-                for member in old:
-                    if any(member.name.startswith(start) for start in leave_out):
-                        continue
-                    file = old.extractfile(member)
-                    content = file.read() if file else b""
-                    if member.name == "config.json" and config is not None:
-                        content = json.dumps(config).encode()
+    def write(config=None, leave_out="-", **added):
+        path = tmp_path / "model.tar.gz"
+        with tarfile.open(lm_archive) as old:
+            contents = {m.name: old.extractfile(m).read() for m in old if m.isfile()}
+        contents.update(added)
+        if config is not None:
+            contents["config.json"] = json.dumps(config).encode()
+        with tarfile.open(path, "w:gz") as tar:
+            for name, content in contents.items():
+                if not name.startswith(leave_out):
+                    member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-                if vocabulary is not None:
-                    info = tarfile.TarInfo("vocabulary/labels.txt")
-                    info.size = len(vocabulary)
-                    tar.addfile(info, io.BytesIO(vocabulary))
-            return path
+        return path
 
-        return write
+    return write
 
-    def test_on_a_gpu_that_is_not_there(self, write):
-        number = torch.cuda.device_count()
-        with pytest.raises(ConfigurationError, match=f"GPU {number} .*--cuda-device"):
-            load_archive(write(), cuda_device=number)
 
-    @pytest.mark.parametrize(
-        ("missing", "message"),
-        [
-            ("config.json", r"model\.tar\.gz has no config\.json"),
-            ("weights.th", r"model\.tar\.gz has no weights"),
-            ("vocabulary", r"model\.tar\.gz has no folder vocabulary"),
-            ("vocabulary/non", r"model\.tar\.gz has no non_padded_namespaces\.txt"),
-        ],
+def test_on_a_gpu_that_is_not_there(lm_archive):
+    number = torch.cuda.device_count()
+    with pytest.raises(ConfigurationError, match=f"GPU {number} .*--cuda-device"):
+        load_archive(lm_archive, cuda_device=number)
+
+
+@pytest.mark.parametrize(
+    "missing, message",
+    [
+        ("config.json", "no config.json"),
+        ("weights.th", "no weights"),
+        ("vocabulary", "no folder vocabulary"),
+        ("vocabulary/non", "no non_padded_namespaces.txt"),
+    ],
+)
+def test_one_that_lacks_a_part(write, missing, message):
+    with pytest.raises(ConfigurationError, match=rf"model\.tar\.gz has {message}"):
+        load_archive(write(leave_out=missing))
+
+
+@pytest.mark.parametrize("name", ["subprocess.Popen", "builtins.exec"])
+@pytest.mark.parametrize("kind", ["simple_tagger", "language_model"])
+def test_a_config_calls_no_function(write, name, kind):
+    model = {**MODERN["model"], "type": kind, "encoder": {"type": name, "args": "true"}}
+    with pytest.raises(ConfigurationError, match=f"{name}.*Don't trust"):
+        load_archive(write({**MODERN, "model": model}))
+
+
+def test_a_config_may_name_classes_by_their_modules(write):
+    config = experiment_config()
+    config["model"]["contextualizer"]["type"] = (
+        "transformer_elmo.plugin.contextualizer.BidirectionalLanguageModelTransformer"
     )
-    def test_one_that_lacks_a_part(self, write, missing, message):
-        with pytest.raises(ConfigurationError, match=message):
-            load_archive(write(leave_out=[missing]))
+    assert type(load_archive(write(config)).model).__name__ == "BidirectionalLanguageModel"
 
-    @pytest.mark.parametrize("name", ["subprocess.Popen", "os.system", "builtins.exec"])
-    @pytest.mark.parametrize("kind", ["simple_tagger", "language_model"])
-    def test_a_config_calls_no_function(self, write, name, kind):
-        model = {**MODERN["model"], "type": kind, "encoder": {"type": name, "args": "true"}}
-        with pytest.raises(ConfigurationError, match=f"{name}.*Don't trust"):
-            load_archive(write({**MODERN, "model": model}))
 
-    def test_a_config_may_name_classes_by_their_modules(self, write):
-        config = experiment_config()
-        config["model"]["contextualizer"]["type"] = (
-            "transformer_elmo.plugin.contextualizer.BidirectionalLanguageModelTransformer"
-        )
-        assert type(load_archive(write(config)).model).__name__ == "BidirectionalLanguageModel"
+def test_a_vocabulary_of_duplicates_opens_as_it_was_trained(write, caplog):
+    archive = load_archive(write(**{"vocabulary/labels.txt": b"X\nY\nX\n"}))
+    assert archive.model.vocab.get_vocab_size("labels") == 2
+    assert "the word 'X' is also on line 1" in caplog.text
 
-    def test_a_vocabulary_of_duplicates_opens_as_it_was_trained(self, write, caplog):
-        archive = load_archive(write(vocabulary=b"X\nY\nX\n"))
-        assert archive.model.vocab.get_vocab_size("labels") == 2
-        assert "the word 'X' is also on line 1" in caplog.text
 
-    def test_the_pretrained_initializer_reads_an_archive(self, write):
-        initializer = PretrainedModelInitializer(str(write(leave_out=["config.json"])))
-        assert "_softmax_loss.softmax_w.weight" in initializer.weights
+def test_the_pretrained_initializer_reads_an_archive(write):
+    initializer = PretrainedModelInitializer(str(write(leave_out="config.json")))
+    assert "_softmax_loss.softmax_w.weight" in initializer.weights

@@ -9,11 +9,7 @@ ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
 # What srun gives each of 8 tasks in addition.
 STEP = {**ALLOCATION, "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "8"}
 # torchrun, on the second of two machines.
-SECOND = {
-    **of_torchrun(1, 2, 2950),
-    "RANK": "3",
-    "WORLD_SIZE": "4",
-}
+SECOND = {**of_torchrun(1, 2, 2950), "RANK": "3", "WORLD_SIZE": "4"}
 
 
 @pytest.mark.parametrize(
@@ -35,9 +31,8 @@ def test_an_ordinary_run(environment):
     assert find_launch({}, environment) is None
 
 
-@pytest.mark.parametrize("environment", [SECOND, {**STEP, **SECOND}])
-def test_one_of_several(environment):
-    launch = find_launch({}, environment)
+def test_one_of_several():
+    launch = find_launch({}, {**STEP, **SECOND})
     assert launch == Launch(3, 4, 1, 2, "127.0.0.1", 2950)
     assert (launch.node_rank, launch.num_nodes) == (1, 2)
 
@@ -49,6 +44,7 @@ def test_one_of_several(environment):
         ({**SECOND, "LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE is ''"),
         ({**SECOND, "RANK": "x"}, "RANK is 'x'"),
         ({**SECOND, "RANK": "4"}, "process 4 of 4"),
+        ({**SECOND, "LOCAL_WORLD_SIZE": "3"}, "process 3 of 4, and 1 of 3"),
         (STEP, "srun has started 8 processes, .* --ntasks-per-node=1 torchrun"),
     ],
 )
@@ -67,29 +63,27 @@ LAUNCH = Launch(0, 4, 0, 2, "127.0.0.1", 1)
 ON_CPU = {"cuda_device": -1}
 
 
-class TestSection:
-    def test_the_launcher_says_it_all(self):
-        section = distributed_section({"trainer": ON_CPU}, LAUNCH)
-        assert section == {"cuda_devices": [-1, -1], "num_nodes": 2}
+GIVEN = {"cuda_devices": [1, 0], "num_nodes": 2}
 
-    @pytest.mark.parametrize("count", [2, 4])
-    def test_gpus(self, monkeypatch, count):
-        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
-        assert distributed_section({}, LAUNCH)["cuda_devices"] == [0, 1]
 
-    def test_too_few_gpus(self, monkeypatch):
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-        with pytest.raises(ConfigurationError, match=r"started 2 processes .* there are 1 GPUs"):
-            distributed_section({}, LAUNCH)
-
-    def test_the_configs_own(self):
-        given = {"cuda_devices": [1, 0], "num_nodes": 2, "primary_address": "elsewhere"}
-        section = distributed_section({"distributed": {**given, "ddp_accelerator": "x"}}, LAUNCH)
-        assert section == {"cuda_devices": [1, 0], "num_nodes": 2, "ddp_accelerator": "x"}
-
-    @pytest.mark.parametrize(
-        "given", [{"cuda_devices": [0]}, {"cuda_devices": [0] * 2, "num_nodes": 4}]
-    )
-    def test_it_says_something_else(self, given):
-        with pytest.raises(ConfigurationError, match="2 on each of 2 machines, and the config"):
-            distributed_section({"distributed": given, "trainer": ON_CPU}, LAUNCH)
+@pytest.mark.parametrize(
+    "gpus, config, expected",
+    [
+        (4, {"trainer": {"cuda_device": -1}}, {"cuda_devices": [-1, -1], "num_nodes": 2}),
+        (0, {}, {"cuda_devices": [-1, -1], "num_nodes": 2}),
+        (2, {}, {"cuda_devices": [0, 1], "num_nodes": 2}),
+        (4, {}, {"cuda_devices": [0, 1], "num_nodes": 2}),
+        (4, {"distributed": {**GIVEN, "primary_address": "elsewhere", "x": 1}}, {**GIVEN, "x": 1}),
+        (1, {}, None),
+        (4, {"distributed": {"cuda_devices": [0]}}, None),
+        (4, {"distributed": {"cuda_devices": [0] * 2, "num_nodes": 4}}, None),
+    ],
+)
+def test_the_section_is_what_was_started(monkeypatch, gpus, config, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    launch = Launch(0, 4, 0, 2, "127.0.0.1", 1)
+    if expected is not None:
+        assert distributed_section(config, launch) == expected
+        return
+    with pytest.raises(ConfigurationError, match="2 on each of 2 machines, and the config"):
+        distributed_section(config, launch)

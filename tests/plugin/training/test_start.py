@@ -36,7 +36,7 @@ def trained(tmp_path):
     return train
 
 
-@pytest.mark.parametrize("entry", ["cat\t12", "cat 12", "cat ", "cat\t"])
+@pytest.mark.parametrize("entry", ["cat\t12", "cat "])
 def test_an_entry_that_no_word_can_equal(trained, entry):
     with pytest.raises(ConfigurationError, match=r"entry 3, 'cat.*, is none that a word of the"):
         trained(["the", entry])
@@ -51,8 +51,3 @@ def test_words_that_are_mostly_unknown(trained, share):
     # The run's log is this process's, from then on.
     evaluate_from_archive(run, str(run.parent / "train.txt"))
     assert log.read_text().count("are not in the vocabulary") == 2 * (share < 1)
-
-
-def test_a_metric_that_is_not_there(trained):
-    with pytest.raises(ConfigurationError, match=r"no metric 'accuracy'\. Expected some of loss, "):
-        trained(WORDS, validation_metric="+accuracy")

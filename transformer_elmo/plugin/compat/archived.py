@@ -1,7 +1,6 @@
 """Archives and model folders under AllenNLP: unpacked safely, read as tensors only, mapped."""
 
 import os
-import re
 from collections import OrderedDict
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -100,19 +99,18 @@ def _load_model(
     serialization_dir: Union[str, os.PathLike],
     cuda_device: int,
 ) -> Model:
+    folder = Path(serialization_dir)
+    source = archive_of(folder) or str(folder)
     base = archived_models.base_of(config.as_dict(quiet=True))
     if base is not None:
-        folder = Path(serialization_dir)
-        archived_models.check_base_exists(base, archive_of(folder) or str(folder))
+        archived_models.check_base_exists(base, source)
     if not _is_ours(config.as_dict(quiet=True)):
         return stock(config, weights_path, serialization_dir, cuda_device)
     if isinstance(cuda_device, int) and cuda_device >= torch.cuda.device_count():
         raise ConfigurationError(no_gpu(cuda_device))
-    folder = Path(serialization_dir)
     if model_folder.is_model_folder(folder):
         with becoming_a_model(str(folder)):
             return _model_of_folder(config, folder, cuda_device)
-    source = archive_of(folder) or str(folder)
     if weights_path == archival.get_weights_path(serialization_dir):
         weights_path = str(archived_models.weights_path(folder, source))
     check_vocabulary_folder(folder / "vocabulary", archive_of(folder))
@@ -124,54 +122,37 @@ def _load_model(
         shapes = read_shapes(Path(weights_path), _shown(weights_path))
         check_sizes(section, shapes, source)
         _check_words(folder / "vocabulary", softmax_rows(shapes), source)
-    with _weights_that_fit(source), _reading_ours():
+    with _reading_ours(source):
         return stock(config, weights_path, serialization_dir, cuda_device)
 
 
 _ours_is_read: ContextVar[bool] = ContextVar("ours_is_read", default=False)
 
+# How torch and AllenNLP begin a line about weights of another model.
+_OTHER_WEIGHTS = ("size mismatch", "Missing key", "Unexpected key")
+
 
 @contextmanager
-def _reading_ours() -> Iterator[None]:
+def _reading_ours(source: str) -> Iterator[None]:
+    """
+    Weights that are read in the block are a language model's. Raises `ConfigurationError` in place
+    of what torch and AllenNLP raise if they are another model's, which is a line for each of them.
+    """
     token = _ours_is_read.set(True)
     try:
         yield
-    finally:
-        _ours_is_read.reset(token)
-
-
-_OTHER_SIZE = re.compile(
-    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) "
-    r"from checkpoint, the shape in current model is torch\.Size\(\[(.*?)\]\)"
-)
-# As AllenNLP says it, and as torch does.
-_OTHER_NAMES = re.compile(r"^\s*(Missing|Unexpected) key(?:s|\(s\) in state_dict): (.*)$", re.M)
-
-
-@contextmanager
-def _weights_that_fit(source: str) -> Iterator[None]:
-    """
-    Raises `ConfigurationError` in place of what torch and AllenNLP raise in the block for weights
-    of another model, which is a line for each of them.
-    """
-    try:
-        yield
     except RuntimeError as error:
-        problems = [
-            f"{name} has shape ({found}), where ({expected}) is expected"
-            for name, found, expected in _OTHER_SIZE.findall(str(error))
-        ]
-        for kind, names in _OTHER_NAMES.findall(str(error)):
-            what = "is missing" if kind == "Missing" else "is unknown to it"
-            problems += [f"{name} {what}" for name in re.findall(r"""['"]([^'"]+)['"]""", names)]
+        lines = [line.strip() for line in str(error).splitlines() if not line.endswith("[]")]
+        problems = [f"{line:.200}" for line in lines if line.startswith(_OTHER_WEIGHTS)]
         if not problems:
             raise
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigurationError(
             f"{source}: the weights are not of the model that its config and vocabulary describe: "
-            f"{'; '.join(problems[:3])}{more}. Restore the config.json and the vocabulary "
-            "of its training."
+            f"{' '.join(problems[:3])}{' ...' * (len(problems) > 3)} Restore the config.json and "
+            "the vocabulary of its training."
         ) from None
+    finally:
+        _ours_is_read.reset(token)
 
 
 def _check_words(folder: Path, rows: Optional[int], source: str) -> None:
@@ -201,7 +182,7 @@ def _model_of_folder(config: Params, folder: Path, cuda_device: int) -> Model:
     shapes = shapes_of(weights)
     check_sizes(config.as_dict(quiet=True).get("model"), shapes, str(folder))
     vocab: Vocabulary = vocabulary_of(words)
-    with softmaxes("to be loaded" if has_softmax else "left out"), _weights_that_fit(str(folder)):
+    with softmaxes("to be loaded" if has_softmax else "left out"), _reading_ours(str(folder)):
         model = Model.from_params(vocab=vocab, params=config["model"])
         model.load_state_dict({"_last_average_loss": torch.zeros(1), **weights})
     return model.cuda(cuda_device) if cuda_device >= 0 else model

@@ -1,10 +1,12 @@
 """Configs and overrides of AllenNLP 0.x, and overrides that nothing would look at."""
 
 import importlib
+import json
 import os
+import re
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Type, Union
+from typing import Any, Callable, Dict, Optional, Type, Union
 
 import torch
 from allennlp.commands import evaluate
@@ -44,6 +46,16 @@ from transformer_elmo.text.corpus import fetch
 
 # Whether what is opened is going to be evaluated.
 _evaluating: ContextVar[bool] = ContextVar("evaluating", default=False)
+
+
+# What a config may name by its module.
+_BUILT = (
+    FromParams,
+    torch.nn.Module,
+    torch.optim.Optimizer,
+    torch.optim.lr_scheduler.LRScheduler,
+)
+_DOTTED_TYPE = re.compile(r'"type": "([^"\\]+)\.([^".\\]+)"')
 
 
 def install() -> None:
@@ -186,31 +198,14 @@ def check_class_names(config: Any, source: str) -> None:
 
     Raises `ConfigurationError` if it names anything else.
     """
-    allowed = (
-        FromParams,
-        torch.nn.Module,
-        torch.optim.Optimizer,
-        torch.optim.lr_scheduler.LRScheduler,
-    )
-    for path in _dotted_types(config):
-        module_name, _, class_name = path.rpartition(".")
+    for module_name, class_name in _DOTTED_TYPE.findall(json.dumps(config, ensure_ascii=False)):
         try:
             found = getattr(importlib.import_module(module_name), class_name, None)
         except ImportError:
             # AllenNLP says which module is missing.
             continue
-        if found is not None and not (isinstance(found, type) and issubclass(found, allowed)):
+        if found is not None and not (isinstance(found, type) and issubclass(found, _BUILT)):
             raise ConfigurationError(
-                f'The config of {source} has "type": {path!r}, which is no class for models or '
-                "data. Don't trust this file."
+                f"The config of {source} has \"type\": '{module_name}.{class_name}', which is no "
+                "class for models or data. Don't trust this file."
             )
-
-
-def _dotted_types(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if isinstance(config.get("type"), str) and "." in config["type"]:
-            yield config["type"]
-        config = list(config.values())
-    if isinstance(config, list):
-        for value in config:
-            yield from _dotted_types(value)

@@ -14,20 +14,20 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Iterator, Optional, Type
+from typing import Any, Callable, Iterator, Optional, Tuple, Type
 
+import torch
+from allennlp.common import Params, from_params
 from allennlp.common.checks import ConfigurationError as AllenNLPError
+from allennlp.training import GradientDescentTrainer
 from requests.exceptions import RequestException
 from torch.multiprocessing import ProcessRaisedException
 
-from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.memory import is_out_of_memory, said_of
 from transformer_elmo.plugin.compat.archived import no_gpu
-from transformer_elmo.plugin.compat.wrong_values import (
-    of_construction,
-    of_device,
-    with_its_place,
-)
+from transformer_elmo.plugin.compat.wrong_values import is_own
+from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.patches import note
 from transformer_elmo.plugin.training.stopping import ProcessLostError
 
@@ -42,6 +42,15 @@ _OF_THE_DISK = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
+
+# Of a GPU that isn't there.
+_OF_DEVICE = re.compile(
+    "accelerator device when none is available|no NVIDIA driver|not compiled with CUDA"
+    "|available GPUs"
+)
+
+# Whose classes are known to say nothing more in a traceback.
+_KNOWN = ("allennlp", "transformer_elmo", "torch")
 
 _OURS = "_transformer_elmo"
 _PACKAGE = __name__.partition(".")[0] + "."
@@ -112,22 +121,73 @@ def _show(
 def message_of(error: BaseException) -> Optional[str]:
     """What to show alone, or `None`."""
     if isinstance(error, ConfigurationError):
-        return f"{type(error).__module__}.{type(error).__qualname__}: {with_its_place(error)}"
+        return f"{type(error).__module__}.{type(error).__qualname__}: {_with_its_place(error)}"
     if isinstance(error, SHOWN_ALONE):
         return "".join(traceback.format_exception_only(type(error), error)).rstrip()
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename:
-        reason = os.strerror(error.errno or 0)
-        return f"ConfigurationError: {error.filename} can't be read or written: {reason}."
-    if is_out_of_memory(error):
-        return f"ConfigurationError: {said_of(error)}"
-    if of_device(error):
-        return f"ConfigurationError: {no_gpu()}"
-    if isinstance(error, Exception):
-        found_in_config = of_construction(error)
-        if found_in_config is not None:
-            return found_in_config
     if isinstance(error, ProcessRaisedException):
         # Holds the text of what one of several processes raised, its own calls first.
         found = _IN_A_PROCESS.search(str(error))
         return None if found is None else found[0].rstrip()
-    return None
+    said = None
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename:
+        said = f"{error.filename} can't be read or written: {os.strerror(error.errno or 0)}."
+    elif is_out_of_memory(error):
+        said = said_of(error)
+    elif _is_of_device(error):
+        said = no_gpu()
+    elif isinstance(error, Exception):
+        said = _of_construction(error) or _of_first_step(error)
+    return said and f"ConfigurationError: {said}"
+
+
+def _is_of_device(error: BaseException) -> bool:
+    """Whether an error is torch's, or AllenNLP's, of a GPU that isn't there."""
+    return (
+        isinstance(error, (RuntimeError, AssertionError))
+        and not torch.cuda.is_available()
+        and _OF_DEVICE.search(str(error)) is not None
+    )
+
+
+def _with_its_place(error: ConfigurationError) -> str:
+    """The message of an error in a section of ours, with the section's key if it names none."""
+    message, (cls, path) = str(error), _being_built(error)
+    return f"{path}: {message}" if path and path not in message and is_own(cls) else message
+
+
+def _of_construction(error: Exception) -> Optional[str]:
+    """The key, the class and the error, where a class was being built; `None` for others'."""
+    cls, path = _being_built(error)
+    if not str(getattr(cls, "__module__", "")).startswith(_KNOWN):
+        return None
+    what = f"no {cls.__name__} can be built from it"
+    return f"{path or 'The config'}: {what}: {type(error).__name__}: {first_line(error):.300}"
+
+
+def _being_built(error: BaseException) -> Tuple[Any, str]:
+    """The innermost class that was being built from a config, and the dotted key of its section."""
+    for frame in reversed([frame for frame, _ in traceback.walk_tb(error.__traceback__)]):
+        params = frame.f_locals.get("params")
+        if frame.f_globals["__name__"] == from_params.__name__ and isinstance(params, Params):
+            return frame.f_locals.get("cls"), params.history.rstrip(".")
+    return None, ""
+
+
+def _of_first_step(error: Exception) -> Optional[str]:
+    """What no batch has got through yet; a later error may be a fault of the program."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [value for frame in frames for value in frame.f_locals.values()]
+    trainer = next((value for value in found if isinstance(value, GradientDescentTrainer)), None)
+    if trainer is None or trainer._total_batches_completed:
+        return None
+    if not isinstance(trainer.model, LanguageModel):
+        return None
+    names = {id(module): name for name, module in trainer.model.named_modules() if name}
+    name = next((names[id(value)] for value in reversed(found) if id(value) in names), "")
+    # A module is kept under about the key that its config has.
+    keys = [key.lstrip("_") for key in name.split(".") if key not in ("", "_module")]
+    path = ".".join(["model", *keys]).replace(".token_embedder_", ".token_embedders.")
+    return (
+        f"{path if name else 'trainer'}: no step can be made with it: {type(error).__name__}: "
+        f"{first_line(error):.300} (ALLENNLP_DEBUG=1 shows where.)"
+    )

@@ -1,6 +1,7 @@
 """`allennlp train` and `find-lr` of language models: trainer, folder and processes."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,6 @@ from transformer_elmo.plugin.compat.shown_errors import errors_are_ours
 from transformer_elmo.plugin.compat.wrong_values import check_config
 from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.training import folder as run_folder
-from transformer_elmo.plugin.training.checkpointer import has_checkpoints
 from transformer_elmo.plugin.training.launch import (
     Launch,
     Meeting,
@@ -135,11 +135,7 @@ class _Run:
 
     def begin(self) -> bool:
         """Makes the folder this run's. Returns whether a run goes on there."""
-        # Without a checkpoint there is nothing to go on with, not even a vocabulary.
-        goes_on = self.recover and (
-            self.force or not run_folder.only_begun(self.params, self.folder)
-        )
-        run_folder.prepare(self.params, self.folder, goes_on, self.force)
+        goes_on = run_folder.prepare(self.params, self.folder, self.recover, self.force)
         self.params.to_file(str(self.folder / CONFIG))
         Meta.new().to_file(self.folder / META_NAME)
         archival.verify_include_in_archive(self.include_in_archive)
@@ -152,9 +148,9 @@ class _Run:
 
     def in_this_process(self) -> Optional[Model]:
         """Trains, and returns the model."""
-        self.begin()
+        goes_on = self.begin()
         self.drop_what_is_done()
-        if has_checkpoints(self.folder):
+        if goes_on:
             self.params = run_folder.with_what_it_holds(self.params, self.folder)
             if trains_language_model(self.params.as_dict(quiet=True)):
                 given = self.params.params.pop("vocabulary", {})
@@ -215,12 +211,11 @@ class _Run:
         check_for_gpu(devices)
         address = section.get("primary_address", "127.0.0.1")
         port = section.get("primary_port")
-        if port is None:
-            if address not in ("127.0.0.1", "0.0.0.0", "localhost"):
-                raise ConfigurationError(
-                    f"distributed.primary_port: name the port of {address} to meet at."
-                )
-            port = find_open_port()
+        if port is None and address not in ("127.0.0.1", "0.0.0.0", "localhost"):
+            raise ConfigurationError(
+                f"distributed.primary_port: name the port of {address} to meet at."
+            )
+        port = port or find_open_port()
         self.params["vocabulary"] = self.vocabulary(logged=True)
         self.drop_what_is_done()
         stopper.has_workers = True
@@ -237,18 +232,13 @@ class _Run:
         self.params.params["distributed"] = section
         meeting = Meeting(launch)
         meeting.check_same_folder(folder)
-
-        def work() -> None:
+        is_first = launch.local_rank == 0
+        with run_folder.locked(self.folder, self.recover) if is_first else nullcontext():
             self.params["vocabulary"] = meeting.prepared(self.vocabulary)
             self.drop_what_is_done()
             worker = self.worker(section, launch.address, launch.port, launch.world_size)
             worker(launch.local_rank)
-
-        if launch.local_rank:
-            return work()
-        with run_folder.locked(self.folder, self.recover):
-            work()
-            if not self.options["dry_run"]:
+            if is_first and not self.options["dry_run"]:
                 archive_model(self.folder, include_in_archive=self.include_in_archive)
 
 

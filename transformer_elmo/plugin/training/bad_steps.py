@@ -9,9 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
-from allennlp.data.token_indexers.elmo_indexer import ELMoCharacterMapper
 
-from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import json_text
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.text.vocabulary import NAMESPACE
@@ -20,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10
 
-# The mapper's ids are bytes and marks; in tensors each is one more, as zero is padding there.
+# ELMo's ids of characters are bytes, then marks, and each is one more, as zero is padding.
 _BYTES = range(1, 257)
 
 
@@ -44,21 +42,9 @@ class _Guarded(torch.autograd.Function):
 
 
 class BadSteps:
-    """
-    `max_bad_steps`: after so many bad steps in a row the run ends. Raises `ConfigurationError` if
-    it isn't a positive whole number.
-    """
+    """`max_bad_steps`: after so many bad steps in a row the run ends."""
 
     def __init__(self, max_bad_steps: int = MAX_BAD_STEPS) -> None:
-        if (
-            isinstance(max_bad_steps, bool)
-            or not isinstance(max_bad_steps, int)
-            or max_bad_steps < 1
-        ):
-            raise ConfigurationError(
-                "trainer.max_bad_steps must be a whole number of at least 1: got "
-                f"{max_bad_steps!r}."
-            )
         self.max_bad_steps = max_bad_steps
         self.in_a_row = 0
         # Of the batches of this step: what was given, and whether the loss is finite.
@@ -120,7 +106,7 @@ class BadSteps:
         ):
             # The host needn't wait for the backward pass to know.
             optimizer.found_inf = self._is_bad.float()
-        elif bool(self._is_bad) and _is_bad(gradients):
+        elif bool(self._is_bad):
             for parameter in trainer._pytorch_model.parameters():
                 parameter.grad = None
             return False
@@ -156,19 +142,11 @@ class BadSteps:
         what = "loss" if bad_losses else "gradient"
         where = ""
         if trainer._serialization_dir is not None:
-            path = Path(trainer._serialization_dir) / (
-                f"bad_steps_worker{rank}.jsonl" if several_processes() else "bad_steps.jsonl"
-            )
-            line = {
-                "epoch": epoch,
-                "step": step,
-                "what": what,
-                "sentences": [
-                    sentence
-                    for batch in bad_losses or [batch for batch, _ in batches]
-                    for sentence in sentences_of(batch, trainer.model.vocab)
-                ],
-            }
+            name = f"bad_steps_worker{rank}.jsonl" if several_processes() else "bad_steps.jsonl"
+            path = Path(trainer._serialization_dir, name)
+            vocab, of_step = trainer.model.vocab, bad_losses or [batch for batch, _ in batches]
+            sentences = [line for batch in of_step for line in sentences_of(batch, vocab)]
+            line = {"epoch": epoch, "step": step, "what": what, "sentences": sentences}
             try:
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(json_text(line) + "\n")
@@ -178,29 +156,8 @@ class BadSteps:
         if rank == 0 or bad_losses:
             logger.warning(
                 "Step %d of epoch %d was skipped: a %s isn't finite (%d in a row, at most %d).%s",
-                step,
-                epoch,
-                what,
-                self.in_a_row,
-                self.max_bad_steps,
-                where,
+                *(step, epoch, what, self.in_a_row, self.max_bad_steps, where),
             )
-
-
-def too_many(number: int) -> ConfigurationError:
-    """What to raise when :meth:`BadSteps.settle` says so."""
-    return ConfigurationError(
-        f"The run has ended: {number} steps in a row had a loss or a "
-        "gradient that isn't finite (trainer.max_bad_steps). The weights are those before them, "
-        "and the checkpoint has them. The sentences are in bad_steps*.jsonl beside it. A lower "
-        "learning rate, more warm-up steps or trainer.grad_norm may help; or begin again from an "
-        "older checkpoint."
-    )
-
-
-def _is_bad(gradients: List[torch.Tensor]) -> bool:
-    # Squares of large numbers may be infinite where the numbers aren't.
-    return not all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def sentences_of(batch: Any, vocab: Any) -> List[str]:
@@ -210,39 +167,20 @@ def sentences_of(batch: Any, vocab: Any) -> List[str]:
     the vocabulary. Empty if there is no text.
     """
     for field in batch.values() if isinstance(batch, dict) else ():
-        entries = (
-            [e for e in field.values() if isinstance(e, dict)] if isinstance(field, dict) else []
-        )
-        for entry in entries:
-            if "elmo_tokens" in entry:
-                return _from_characters(entry["elmo_tokens"].cpu(), entry.get("word_index"))
-        for entry in entries:
-            if "tokens" in entry:
-                words = vocab.get_index_to_token_vocabulary(NAMESPACE)
-                return [
-                    " ".join(words.get(number, "") for number in row if number)
-                    for row in entry["tokens"].tolist()
-                ]
+        tensors: Dict[str, torch.Tensor] = {}
+        for entry in field.values() if isinstance(field, dict) else ():
+            tensors.update(entry if isinstance(entry, dict) else {})
+        characters, index = tensors.get("elmo_tokens"), tensors.get("word_index")
+        if characters is not None:
+            rows = (characters if index is None else characters[index]).tolist()
+            return [" ".join(filter(None, map(_word, row))) for row in rows]
+        if "tokens" in tensors:
+            words = vocab.get_index_to_token_vocabulary(NAMESPACE)
+            rows = tensors["tokens"].tolist()
+            return [" ".join(words.get(number, "") for number in row if number) for row in rows]
     return []
 
 
-def _from_characters(characters: torch.Tensor, index: Optional[torch.Tensor]) -> List[str]:
-    if index is None:
-        return [_sentence(map(_word, row)) for row in characters.tolist()]
-    words = [_word(row) for row in characters.tolist()]
-    return [_sentence(words[number] for number in row) for row in index.tolist()]
-
-
-def _sentence(words: Any) -> str:
-    return " ".join(word for word in words if word is not None)
-
-
-def _word(characters: List[int]) -> Optional[str]:
-    marks = (
-        ELMoCharacterMapper.beginning_of_sentence_character,
-        ELMoCharacterMapper.end_of_sentence_character,
-    )
-    if not any(characters) or any(number - 1 in marks for number in characters):
-        return None
-    text = bytes(number - 1 for number in characters if number in _BYTES)
-    return text.decode("utf-8", "replace")
+def _word(characters: List[int]) -> str:
+    """Empty for padding and the sentence's marks."""
+    return bytes(n - 1 for n in characters if n in _BYTES).decode("utf-8", "replace")

@@ -5,7 +5,6 @@ disk, with a checksum beside them, and passed over when they are damaged.
 
 import hashlib
 import logging
-import math
 import os
 import re
 import shutil
@@ -36,8 +35,6 @@ SET_ASIDE = ".damaged"
 _PART_OF_ONE = re.compile(
     r"(?:model_state|training_state|checksums)_e(\d+)_b(\d+)(_w\d+)?\.(?:th|sha256)"
 )
-# From this size on, hashing goes on beside writing.
-_LARGE = 2**20
 
 
 @Checkpointer.register("crash_safe", exist_ok=True)
@@ -57,7 +54,11 @@ class CrashSafeCheckpointer(Checkpointer):
     @overrides
     def _is_primary(self) -> bool:
         """Whether this process writes the checkpoints of its machine."""
-        return self._rank % int(os.environ.get("ALLENNLP_PROCS_PER_NODE", 10**9)) == 0
+        return self._rank % self._local_size == 0
+
+    @property
+    def _local_size(self) -> int:
+        return int(os.environ.get("ALLENNLP_PROCS_PER_NODE", 10**9))
 
     @overrides
     def maybe_save_checkpoint(self, *args: Any, **kwargs: Any) -> bool:
@@ -90,12 +91,10 @@ class CrashSafeCheckpointer(Checkpointer):
     @overrides
     def _remove_checkpoint(self, epochs_completed: int, batches_in_epoch_completed: int) -> None:
         # The parts of other processes as well.
+        place = (epochs_completed, batches_in_epoch_completed)
         for name in _names(Path(self._serialization_dir)):
             match = _PART_OF_ONE.fullmatch(name)
-            if match and (int(match[1]), int(match[2])) == (
-                epochs_completed,
-                batches_in_epoch_completed,
-            ):
+            if match and (int(match[1]), int(match[2])) == place:
                 Path(self._serialization_dir, name).unlink(missing_ok=True)
 
     def _write(self, state: TrainerCheckpoint) -> None:
@@ -105,29 +104,25 @@ class CrashSafeCheckpointer(Checkpointer):
 
         Raises `ConfigurationError` if the weights have a NaN, or the disk has no room.
         """
-        place = (
-            state.trainer_state["epochs_completed"],
-            state.trainer_state["batches_in_epoch_completed"],
-        )
-        model_path, training_path, sums_path = self._paths(place)
-        if all(path.is_file() for path in (model_path, training_path, sums_path)):
+        names = ("epochs_completed", "batches_in_epoch_completed")
+        paths = self._paths(tuple(state.trainer_state[name] for name in names))
+        if all(path.is_file() for path in paths):
             return
+        model_path, training_path, sums_path = paths
         check_numbers(state.model_state, str(model_path))
-        written = [training_path, sums_path]
         try:
             with written_whole(training_path, advice=ADVICE) as file:
                 training_sum = dump(state.trainer_state, file)
-            sums = {training_path.name: training_sum}
 
             def write_sums() -> None:
                 # As `sha256sum --check` takes it.
-                lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
-                write_text(sums_path, "".join(lines))
+                sums = {training_path.name: training_sum, model_path.name: model_sum}
+                write_text(sums_path, "".join(f"{sums[name]}  {name}\n" for name in sums))
 
             with written_whole(model_path, before=write_sums, advice=ADVICE) as file:
-                sums[model_path.name] = dump(state.model_state, file)
+                model_sum = dump(state.model_state, file)
         except BaseException:
-            for path in written:
+            for path in (training_path, sums_path):
                 path.unlink(missing_ok=True)
             raise
 
@@ -141,109 +136,100 @@ class CrashSafeCheckpointer(Checkpointer):
         and all are damaged.
         """
         if not several_processes() or self.state_is_sharded:
-            return self._newest_whole()
-        # One process of each machine looks, so that no two move the same file.
-        places: Optional[List[Place]] = None
-        message: Optional[str] = None
-        if self._is_primary:
-            try:
-                places = self._all_whole()
-            except ConfigurationError as error:
-                message = str(error)
-        gathered: List[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, (places, message))
-        for _, said in gathered:
-            if said is not None:
-                raise ConfigurationError(said)
-        of_nodes = [set(map(tuple, found)) for found, _ in gathered if found is not None]
-        common: Set[Place] = set.intersection(*of_nodes)
-        if not any(of_nodes):
+            places = self._whole_ones()
+        else:
+            places = self._whole_everywhere()
+        if not places:
             return None
-        if not common:
-            raise ConfigurationError(
-                "The machines of this run have no whole checkpoint in common: there are "
-                f"{' and '.join(', '.join(map(_name, sorted(f))) or 'none' for f in of_nodes)}. "
-                "Copy one to all of them, or begin anew with --force."
-            )
-        place = max(common)
-        for newer in places or ():
-            if newer > place:
-                self._set_aside(newer)
-        dist.barrier()
-        return self._loaded(place)
-
-    def _all_whole(self) -> List[Place]:
-        """As `_newest_whole`, and the older ones that are whole as well."""
-        if self._newest_whole() is None:
-            return []
-        newest, *older = sorted(self._find_all_checkpoints(), reverse=True)
-        if dist.get_world_size() <= int(os.environ.get("ALLENNLP_PROCS_PER_NODE", 10**9)):
-            return [newest]
-        return [newest, *(place for place in older if self._problem(place) is None)]
-
-    def _newest_whole(self) -> Optional[TrainerCheckpoint]:
-        folder = Path(self._serialization_dir)
-        if folder.is_dir():
-            self._remove_unfinished()
-            remove_left_behind(folder)
-        damaged: List[Tuple[Place, str]] = []
-        for place in sorted(self._find_all_checkpoints() | self._without_model(), reverse=True):
-            problem = self._problem(place)
-            state = None
-            if problem is None:
-                try:
-                    state = self._loaded(place)
-                    check_numbers(state.model_state, self._paths(place)[0].name)
-                except ConfigurationError as error:
-                    problem = str(error)
-            if problem is None:
-                for newer, _ in damaged:
-                    self._set_aside(newer)
-                if damaged:
-                    logger.warning(
-                        "Damaged and set aside as *%s: %s. Going on from the checkpoint before, "
-                        "%s.",
-                        SET_ASIDE,
-                        "; ".join(said for _, said in damaged),
-                        _name(place),
-                    )
-                return state
-            damaged.append((place, problem))
-        if damaged:
-            raise ConfigurationError(
-                f"No checkpoint in {folder} is whole: {'; '.join(said for _, said in damaged)}. "
-                "Restore one from a copy, or begin anew with --force."
-            )
-        return None
-
-    def _loaded(self, place: Place) -> TrainerCheckpoint:
-        model_path, training_path, _ = self._paths(place)
+        model_path, training_path, _ = self._paths(max(places))
         return TrainerCheckpoint(
             *(torch.load(path, map_location="cpu") for path in (model_path, training_path))
         )
 
+    def _whole_everywhere(self) -> Set[Place]:
+        """The checkpoints that all machines have. One process of each looks at its files."""
+        mine: Any = None
+        if self._is_primary:
+            machines = dist.get_world_size() // int(
+                os.environ.get("ALLENNLP_PROCS_PER_NODE", 10**9)
+            )
+            try:
+                mine = self._whole_ones(older_too=machines > 1)
+            except ConfigurationError as error:
+                mine = str(error)
+        gathered: List[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, mine)
+        found = [places for places in gathered if places is not None]
+        for said in found:
+            if isinstance(said, str):
+                raise ConfigurationError(said)
+        common: Set[Place] = set.intersection(*found)
+        if any(found) and not common:
+            have = " and ".join(", ".join(map(_name, sorted(each))) or "none" for each in found)
+            raise ConfigurationError(
+                f"The machines of this run have no whole checkpoint in common: there are {have}. "
+                "Copy one to all of them, or begin anew with --force."
+            )
+        for place in mine or ():
+            if place > max(common):
+                self._set_aside(place)
+        dist.barrier()
+        return common
+
+    def _whole_ones(self, older_too: bool = False) -> Set[Place]:
+        """The newest checkpoint that is whole, or with `older_too` all that are."""
+        folder = Path(self._serialization_dir)
+        self._remove_unfinished()
+        remove_left_behind(folder)
+        whole: Set[Place] = set()
+        damaged: Dict[Place, str] = {}
+        for place in sorted(self._find_all_checkpoints() | self._without_model(), reverse=True):
+            if whole and not older_too:
+                break
+            problem = self._problem(place)
+            if problem is None:
+                whole.add(place)
+            elif not whole:
+                damaged[place] = problem
+        said = "; ".join(damaged.values())
+        if damaged and not whole:
+            raise ConfigurationError(
+                f"No checkpoint in {folder} is whole: {said}. Restore one from a copy, or begin "
+                "anew with --force."
+            )
+        for place in damaged:
+            self._set_aside(place)
+        if damaged:
+            logger.warning(
+                "Damaged and set aside as *%s: %s. Going on from the checkpoint before, %s.",
+                *(SET_ASIDE, said, _name(max(whole))),
+            )
+        return whole
+
     def _problem(self, place: Place) -> Optional[str]:
         """What is wrong with the files of a checkpoint."""
-        model_path, training_path, sums_path = self._paths(place)
-        for path in (model_path, training_path):
-            if path.is_dir():
-                return f"{path.name} is a folder"
-            if not path.exists():
-                return f"{path.name} is missing"
+        *states, sums_path = self._paths(place)
+        for path in states:
+            if not path.is_file():
+                return f"{path.name} is {'a folder' if path.is_dir() else 'missing'}"
         try:
             sums = _read_sums(sums_path)
-            for path in (model_path, training_path):
-                if sums is None:
-                    # An earlier version wrote it: there are the sums that torch's own format has.
-                    with zipfile.ZipFile(path) as archive:
-                        whole = archive.testzip() is None
+            for path in states:
+                if sums is not None:
+                    is_whole = sums.get(path.name) == _sum_of(path)
                 else:
-                    whole = sums.get(path.name) == _sum_of(path)
-                if not whole:
+                    # Version 0.2.0 wrote it: there are the sums that torch's own format has.
+                    with zipfile.ZipFile(path) as archive:
+                        is_whole = archive.testzip() is None
+                if not is_whole:
                     return f"{path.name} is not what was written"
+            if sums is None:
+                check_numbers(torch.load(states[0], map_location="cpu"), states[0].name)
         except PermissionError:
             # It may well be whole, and isn't passed over.
             raise ConfigurationError(f"{path} can't be read: permission denied.") from None
+        except ConfigurationError as error:
+            return str(error)
         except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
             return f"{path.name} is not what was written"
         return None
@@ -252,8 +238,8 @@ class CrashSafeCheckpointer(Checkpointer):
         for path in self._paths(place):
             if path.exists():
                 target = path.with_name(path.name + SET_ASIDE)
-                if target.is_dir():
-                    shutil.rmtree(target)
+                # A file can't take the place of a folder.
+                shutil.rmtree(target, ignore_errors=True)
                 os.replace(path, target)
 
     def _without_model(self) -> Set[Place]:
@@ -263,18 +249,15 @@ class CrashSafeCheckpointer(Checkpointer):
     def _remove_unfinished(self) -> None:
         """What a run leaves that is killed while it writes a checkpoint."""
         for place in self._without_model():
-            model_path, training_path, sums_path = self._paths(place)
-            being_written = f".{model_path.name}."
-            if not sums_path.exists() or any(
-                name.startswith(being_written) for name in _names(model_path.parent)
-            ):
+            model_path, _, sums_path = self._paths(place)
+            names = _names(model_path.parent)
+            if not sums_path.exists() or any(n.startswith(f".{model_path.name}.") for n in names):
                 logger.warning(
                     "The checkpoint %s was still being written when the run ended, and is removed.",
                     _name(place),
                 )
-                for path in (training_path, sums_path):
-                    if path.is_file():
-                        path.unlink()
+                for path in self._paths(place):
+                    path.unlink(missing_ok=True)
 
     def _paths(self, place: Place) -> Tuple[Path, Path, Path]:
         model_path = Path(self._model_state_path(*place))
@@ -300,20 +283,14 @@ def check_numbers(state: Mapping[str, Any], shown: str) -> None:
     `state`: names of tensors and tensors. `shown`: the file that has them or is to have them, for
     messages. Raises `ConfigurationError` if one has a NaN.
     """
-    names = [
-        name
-        for name, tensor in state.items()
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel()
-    ]
-    if not names:
-        return
-    # A NaN makes the sum one, and one transfer tells for all of them; so may infinities.
-    sums = torch.stack([state[name].detach().sum(dtype=torch.float32).cpu() for name in names])
-    for name, total in zip(names, sums.tolist()):
-        if math.isnan(total) and bool(state[name].isnan().any()):
-            count = int(state[name].isnan().sum())
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            continue
+        # A NaN makes the sum one, and so may infinities.
+        if bool(tensor.detach().sum(dtype=torch.float32).isnan()) and bool(tensor.isnan().any()):
+            count = int(tensor.isnan().sum())
             raise ConfigurationError(
-                f"{shown}: {count} of {state[name].numel()} numbers of the weights {name} are NaN"
+                f"{shown}: {count} of {tensor.numel()} numbers of the weights {name} are NaN"
             )
 
 
@@ -323,38 +300,27 @@ def dump(value: Any, file: IO[bytes]) -> str:
 
     Returns the SHA-256 of what was written.
     """
-    with _Hashing(file) as hashing:
+    with ThreadPoolExecutor(1) as thread:
+        hashing = _Hashing(file, thread)
         torch.save(value, cast(IO[bytes], hashing))
     return hashing.digest.hexdigest()
 
 
 class _Hashing:
-    """A file that is hashed while it is written."""
+    """A file that is hashed beside being written."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+    def __init__(self, file: IO[bytes], thread: ThreadPoolExecutor) -> None:
+        self.flush = file.flush
         self.digest = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)
-
-    def __enter__(self) -> "_Hashing":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._thread.shutdown()
+        self._file, self._thread = file, thread
 
     def write(self, data: Any) -> int:
-        if memoryview(data).nbytes < _LARGE:
-            self.digest.update(data)
-            return self.file.write(data)
         hashed = self._thread.submit(self.digest.update, data)
         try:
-            return self.file.write(data)
+            return self._file.write(data)
         finally:
             # The memory may be another's after this.
             hashed.result()
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def _sum_of(path: Path) -> str:

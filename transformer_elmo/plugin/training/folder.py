@@ -7,18 +7,23 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import IO, Any, Dict, Iterator, List
 
 from allennlp.common import Params
 from allennlp.common.meta import META_NAME
 from allennlp.models.archival import CONFIG_NAME
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.files import errors_of_disk, json_text, remove_left_behind
+from transformer_elmo.files import (
+    errors_of_disk,
+    json_text,
+    read_json,
+    remove,
+    remove_left_behind,
+)
 from transformer_elmo.plugin.training.checkpointer import has_checkpoints
 from transformer_elmo.pretrained.archive import (
     VOCABULARY,
@@ -48,10 +53,13 @@ _OF_START = re.compile(
 
 TRAINER = "language_modeling"
 
-_ACCUMULATION = "trainer.num_gradient_accumulation_steps"
+# Beside the section distributed: how many processes share a step, and on which devices.
+_OF_PROCESSES = ("trainer.cuda_device", "trainer.num_gradient_accumulation_steps")
 
 # Of a config that differs in more, not all is named.
 MOST_NAMED = 20
+
+_MISSING: Any = object()
 
 
 def of_node(folder: Path, node_rank: int) -> Path:
@@ -73,27 +81,14 @@ def locked(folder: Path, recover: bool = False) -> Iterator[None]:
         raise ConfigurationError(
             f"There is nothing to recover in {folder}. Leave out --recover to begin a run."
         )
-    if any(ord(character) < 32 for character in str(folder)):
-        raise ConfigurationError(
-            f"The name of the output folder has a control character: {str(folder)!r}. Choose "
-            "another one."
-        )
-    with ExitStack() as stack:
-        with errors_of_disk(folder, "Choose another folder with -s."):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(folder / LOCK, "a+", encoding="utf-8"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ConfigurationError(
-                f"Another run works in {folder} ({file.read().strip() or 'just begun'}). Wait for "
-                "its end, or choose another folder with -s."
-            ) from None
-        except OSError as error:
-            # Not every network's file system has locks.
-            logger.warning("%s can't be locked (%s): start no second run in it.", folder, error)
-        _wait_for_workers(folder)
+    with errors_of_disk(folder, "Choose another folder with -s."):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    with open(folder / LOCK, "r+", encoding="utf-8") as file:
+        _lock(file, fcntl.LOCK_EX)
+        if (folder / LOCK_OF_WORKERS).exists():
+            with open(folder / LOCK_OF_WORKERS, "r+", encoding="utf-8") as of_workers:
+                _lock(of_workers, fcntl.LOCK_EX, SECONDS_TO_WAIT)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
         file.flush()
@@ -106,40 +101,38 @@ def shared(folder: Path) -> Iterator[None]:
     Within the block, this process of a distributed run works in a folder, and no other run begins
     there.
     """
-    with open(folder / LOCK_OF_WORKERS, "a", encoding="utf-8") as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    with open(folder / LOCK_OF_WORKERS, "a+", encoding="utf-8") as file:
+        _lock(file, fcntl.LOCK_SH)
         yield
 
 
-def _wait_for_workers(folder: Path) -> None:
-    """Raises `ConfigurationError` if processes of an earlier run don't end."""
-    path = folder / LOCK_OF_WORKERS
-    if not path.exists():
-        return
-    end = time.monotonic() + SECONDS_TO_WAIT
-    with open(path, "a", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise ConfigurationError(
-                        f"Processes of an earlier run are still at work in {folder}: end them."
-                    ) from None
-            except OSError:
-                return
-            time.sleep(0.1)
+def _lock(file: IO[str], kind: int, seconds: float = 0.0) -> None:
+    """Raises `ConfigurationError` if others have it for longer than `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                file.seek(0)
+                raise ConfigurationError(
+                    f"Another run works in {Path(file.name).parent} "
+                    f"({file.read() or 'its last processes'}). Wait for its end, or choose another "
+                    "folder with -s."
+                ) from None
+        except OSError as error:
+            # Not every network's file system has locks.
+            return logger.warning("%s can't be locked (%s): start no second run.", file.name, error)
+        time.sleep(0.1)
 
 
-def prepare(params: Params, folder: Path, recover: bool, force: bool) -> None:
+def prepare(params: Params, folder: Path, recover: bool, force: bool) -> bool:
     """
     AllenNLP's `create_serialization_dir`, for a folder that is :func:`locked`.
 
     `params`: the config. `recover`: whether a run of this config is to go on. `force`: whether what
-    is there gives way. Raises `ConfigurationError` if the folder and the arguments don't go
-    together.
+    is there gives way. Returns whether a run goes on, from a checkpoint. Raises
+    `ConfigurationError` if the folder and the arguments don't go together.
     """
     if recover and force:
         raise ConfigurationError(
@@ -147,46 +140,34 @@ def prepare(params: Params, folder: Path, recover: bool, force: bool) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     remove_left_behind(folder)
-    entries = _entries(folder)
-    if force:
-        for name in entries:
-            _remove(folder / name)
-        entries = []
-    if not entries or only_begun(params, folder):
-        return
-    differences = _differences(params, folder)
-    if not recover:
-        raise ConfigurationError(
-            f"{folder} already exists and is not empty. "
-            + _what_it_holds(folder, differences)
-            + " Choose another folder with -s, or --force to remove all that is in it."
-        )
-    if differences:
-        raise ConfigurationError(
-            f"The config isn't the one that {folder} was begun with: {_named(differences)}. "
-            "Restore it, or begin another run in another folder."
-        )
-    logger.info("Recovering from prior training at %s.", folder)
-
-
-def only_begun(params: Params, folder: Path) -> bool:
-    """
-    Whether a folder holds nothing but a start of a language model's run that came to no checkpoint:
-    it gives way to any config.
-    """
-    entries = _entries(folder)
-    return (
-        CONFIG_NAME in entries
-        and all(map(_OF_START.fullmatch, entries))
-        and trains_language_model(params.as_dict(quiet=True))
-    )
-
-
-def _entries(folder: Path) -> List[str]:
-    return sorted(
+    entries = [
         name
         for name in os.listdir(folder)
         if name not in (LOCK, LOCK_OF_WORKERS) and not _OF_NODE.fullmatch(name)
+    ]
+    if force:
+        for name in entries:
+            remove(folder / name)
+        return False
+    # A start that came to no checkpoint gives way to any config, and there is nothing of it to go
+    # on with, not even a vocabulary.
+    if not entries or (CONFIG_NAME in entries and all(map(_OF_START.fullmatch, entries))):
+        return False
+    differences = _differences(params, folder)
+    if recover and not differences:
+        logger.info("Recovering from prior training at %s.", folder)
+        return has_checkpoints(folder)
+    more = ["..."] if len(differences) > MOST_NAMED else []
+    said = "; ".join([*differences[:MOST_NAMED], *more])
+    if recover:
+        raise ConfigurationError(
+            f"The config isn't the one that {folder} was begun with: {said}. "
+            "Restore it, or begin another run in another folder."
+        )
+    it_holds = f"another config: {said}" if said else "this config: go on with it by --recover"
+    raise ConfigurationError(
+        f"{folder} already exists and is not empty. It holds a run of {it_holds}. Choose another "
+        "folder with -s, or --force to remove all that is in it."
     )
 
 
@@ -224,76 +205,34 @@ def with_what_it_holds(params: Params, folder: Path) -> Params:
     return Params(own)
 
 
-def _what_it_holds(folder: Path, differences: List[str]) -> str:
-    if not (folder / CONFIG_NAME).exists():
-        return "It doesn't look like a run."
-    if differences:
-        return f"It holds a run of another config: {_named(differences)}."
-    return "It holds a run of this config: go on with it by --recover."
-
-
 def _differences(params: Params, folder: Path) -> List[str]:
     """What the config in the folder says that the one given doesn't, and the other way round."""
     path = folder / CONFIG_NAME
-    if not path.exists():
-        if has_checkpoints(folder):
-            logger.warning("%s has no %s: the config given takes its place.", folder, CONFIG_NAME)
-            return []
+    if not path.exists() and not has_checkpoints(folder):
         raise ConfigurationError(
             f"{folder} is not empty and has no {CONFIG_NAME}, so it is no run's folder. Choose "
-            "another one with -s."
+            "another one with -s, or --force to remove all that is in it."
         )
     try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        # Version 0.2.0 named none, and ours as AllenNLP's.
-        name_parts(begun)
-        before = Params(own_names(begun)).as_flat_dict()
-    except (ValueError, OSError, TypeError, AttributeError):
-        logger.warning("%s can't be read: the config given takes its place.", path)
+        before = _flat(read_json(path))
+    except ConfigurationError as error:
+        logger.warning("%s The config given takes its place.", error)
         return []
-    given = json.loads(json.dumps(params.as_dict(quiet=True)))
-    name_parts(given)
-    now = Params(own_names(given)).as_flat_dict()
-    different = [
-        key
-        for key in sorted({*before, *now})
-        if key not in before or key not in now or before[key] != now[key]
-    ]
-    if all(map(_is_of_processes, different)) and (
-        # A checkpoint says what a step is.
-        has_checkpoints(folder) or _batches_a_step(before) == _batches_a_step(now)
-    ):
+    now = _flat(params.as_dict(quiet=True))
+    changed = {key: (now.get(key, _MISSING), before.get(key, _MISSING)) for key in {*before, *now}}
+    changed = {key: (new, old) for key, (new, old) in sorted(changed.items()) if new != old}
+    # Of how many processes share a step, the checkpoint says what it must be.
+    if all(key.startswith("distributed") or key in _OF_PROCESSES for key in changed):
         return []
-    return [f"{key} is {_shown(now, key)}, and was {_shown(before, key)}" for key in different]
+    return [f"{k} is {_shown(new)}, and was {_shown(old)}" for k, (new, old) in changed.items()]
 
 
-def _is_of_processes(key: str) -> bool:
-    """Whether a key says how many processes share a step, and on which devices."""
-    return key.startswith("distributed.") or key in (
-        "distributed",
-        "trainer.cuda_device",
-        _ACCUMULATION,
-    )
+def _flat(config: Dict[str, Any]) -> Dict[str, Any]:
+    """A config by its dotted keys. Version 0.2.0 named no trainer, and ours as AllenNLP's."""
+    config = json.loads(json.dumps(config))
+    name_parts(config)
+    return Params(own_names(config)).as_flat_dict()
 
 
-def _batches_a_step(config: Dict[str, Any]) -> Any:
-    devices = config.get("distributed.cuda_devices")
-    processes = len(devices) if isinstance(devices, list) else 1
-    nodes, accumulation = config.get("distributed.num_nodes", 1), config.get(_ACCUMULATION, 1)
-    return processes * nodes * accumulation
-
-
-def _shown(config: Dict[str, Any], key: str) -> str:
-    return json_text(config[key]) if key in config else "missing"
-
-
-def _named(differences: List[str]) -> str:
-    more = len(differences) - MOST_NAMED
-    return "; ".join(differences[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _shown(value: Any) -> str:
+    return "missing" if value is _MISSING else json_text(value)

@@ -64,17 +64,16 @@ def find_launch(
         return None
     if environment["WORLD_SIZE"] == "1":
         return None
-    values: Dict[str, Any] = {}
-    for name in _NAMES:
-        value = environment.get(name, "")
-        if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
+    given = {name: environment.get(name, "") for name in _NAMES}
+    for name, value in given.items():
+        if not (value if name == "MASTER_ADDR" else value.isdecimal()):
             raise ConfigurationError(
                 f"{', '.join(_NAMES[:3])} are set in the environment, as torchrun sets them, and "
                 f"{name} is {value!r}. Set it, or unset them for a run that no launcher has "
                 "started."
             )
-        values[name] = value if name == "MASTER_ADDR" else int(value)
-    launch = Launch(*values.values())
+    values: List[Any] = [v if name == "MASTER_ADDR" else int(v) for name, v in given.items()]
+    launch = Launch(*values)
     if (
         launch.local_size < 1
         or launch.world_size % launch.local_size
@@ -115,35 +114,24 @@ def distributed_section(config: Mapping[str, Any], launch: Launch) -> Dict[str, 
         section.pop(name, None)
     trainer = config.get("trainer")
     on_cpu = isinstance(trainer, dict) and trainer.get("cuda_device") in (-1, "-1", "cpu")
-    devices = section.get("cuda_devices") or _devices(launch, on_cpu)
+    count = 0 if on_cpu else torch.cuda.device_count()
+    # Too few are refused below.
+    devices = section.get("cuda_devices") or [*range(min(count, launch.local_size))]
+    devices = devices or [-1] * launch.local_size
     num_nodes = section.get("num_nodes", launch.num_nodes)
-    if not isinstance(devices, list) or (len(devices), num_nodes) != (
-        launch.local_size,
-        launch.num_nodes,
-    ):
+    started = [launch.local_size, launch.num_nodes]
+    if not isinstance(devices, list) or [len(devices), num_nodes] != started:
         raise ConfigurationError(
             f"torchrun has started {launch.world_size} processes, {launch.local_size} on each of "
-            f"{launch.num_nodes} machines, and the config says distributed.cuda_devices {devices} "
-            f"and num_nodes {num_nodes}. Leave out the section distributed (torchrun says it all), "
-            "or start as many as it says."
+            f"{launch.num_nodes} machines, and the config and the machine have "
+            f"distributed.cuda_devices {devices} and num_nodes {num_nodes}. Leave out the section "
+            "distributed (torchrun says it all), start as many as there are GPUs, or say which "
+            "process has which with distributed.cuda_devices (-1 is the CPU)."
         )
     section["cuda_devices"] = devices
     if launch.num_nodes > 1:
         section["num_nodes"] = launch.num_nodes
     return section
-
-
-def _devices(launch: Launch, on_cpu: bool) -> List[int]:
-    count = torch.cuda.device_count()
-    if on_cpu or count == 0:
-        return [-1] * launch.local_size
-    if count < launch.local_size:
-        raise ConfigurationError(
-            f"torchrun has started {launch.local_size} processes on this machine, and there are "
-            f"{count} GPUs. Start as many as there are, or say which process has which with "
-            "distributed.cuda_devices (-1 is the CPU)."
-        )
-    return list(range(launch.local_size))
 
 
 class Meeting:
@@ -165,9 +153,8 @@ class Meeting:
             )
         except (RuntimeError, ValueError) as error:
             raise ConfigurationError(
-                f"Process {launch.rank} of {launch.world_size} can't meet the others at "
-                f"{launch.address}:{launch.port} ({error}). Is MASTER_ADDR the machine of process "
-                "0, and MASTER_PORT a free port of it?"
+                f"Process {launch.rank} can't meet the others at {launch.address}:{launch.port} "
+                f"({error}). MASTER_ADDR must be the machine of process 0, MASTER_PORT free there."
             ) from None
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = dist.PrefixStore(f"transformer_elmo/{attempt}", store)

@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import random
+import signal
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
 import torch
@@ -25,19 +26,10 @@ from transformer_elmo.inference.evaluation import tell_of_unknown_words
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
 from transformer_elmo.plugin.dataset_reader import reader_attribute
 from transformer_elmo.plugin.language_model import LanguageModel
-from transformer_elmo.plugin.training.bad_steps import too_many
-from transformer_elmo.plugin.training.stopping import stop, stopper
+from transformer_elmo.plugin.training.stopping import RunStopped, command_to_go_on, stopper
 from transformer_elmo.plugin.vocabulary import word_list
 
 logger = logging.getLogger(__name__)
-
-
-class ValidationStoppedError(Exception):
-    """Leaves a validation that a signal ends, whose number it has."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
 
 
 @TrainerCallback.register("resume_data", exist_ok=True)
@@ -73,7 +65,7 @@ class ResumeDataCallback(TrainerCallback):
         self._random_states: Optional[List[Dict[str, Any]]] = None
         self._last_collected = 0
         # While it lasts, what there was before validation.
-        self._before_validation: Optional[Tuple[Dict[str, Any], Dict[str, Any]]] = None
+        self._before_validation: Optional[Dict[str, Any]] = None
 
     @overrides
     def on_start(
@@ -151,11 +143,11 @@ class ResumeDataCallback(TrainerCallback):
         if is_training:
             self._end_step(trainer, batch_number)
         number = stopper.agreed()
-        if number is None:
-            return
-        if not is_training:
-            raise ValidationStoppedError(number)
-        self.stop(trainer, number)
+        if number is not None and is_training:
+            self.stop(trainer, number)
+        elif number is not None:
+            # The trainer stops, once the weights are no longer their moving averages.
+            raise RunStopped(number)
 
     def _end_step(self, trainer: Any, batch_number: int) -> None:
         # AllenNLP's own trainer may have this callback, too.
@@ -165,12 +157,14 @@ class ResumeDataCallback(TrainerCallback):
         if bad_steps is not None and bad_steps.settle(trainer):
             # With --recover the run goes on after these batches.
             number, bad_steps.in_a_row = bad_steps.in_a_row, 0
-            if checkpointer is not None:
-                self._collect(trainer)
-                checkpointer.save_checkpoint(trainer)
-                if several_processes():
-                    dist.barrier()
-            raise too_many(number)
+            self._save(trainer)
+            raise ConfigurationError(
+                f"The run has ended: {number} steps in a row had a loss or a gradient that isn't "
+                "finite (trainer.max_bad_steps). The weights are those before them, and the "
+                "checkpoint has them. The sentences are in bad_steps*.jsonl beside it. A lower "
+                "learning rate, more warm-up steps or trainer.grad_norm may help; or begin again "
+                "from an older checkpoint."
+            )
         # The checkpointer's own rule. Every process follows it by itself, so they collect in step.
         interval = None if checkpointer is None else checkpointer._save_every_num_batches
         if interval is not None and batch_number - self._last_collected >= interval:
@@ -205,57 +199,68 @@ class ResumeDataCallback(TrainerCallback):
 
         Raises `RunStopped`.
         """
+        steps, epoch = trainer._batches_in_epoch_completed, trainer._epochs_completed
+        self._save(trainer)
+        said = f"Go on with: {command_to_go_on(trainer._serialization_dir)}"
+        if trainer._checkpointer is None:
+            said = "No checkpoint was written: the config has no checkpointer"
+        if trainer._primary:
+            name = signal.Signals(number).name
+            logger.warning("Stopped by %s after %s steps of epoch %s. %s", name, steps, epoch, said)
+        raise RunStopped(number)
+
+    def _save(self, trainer: Any) -> None:
         self._collect(trainer)
-        stop(trainer, number)
+        if trainer._checkpointer is not None:
+            trainer._checkpointer.save_checkpoint(trainer)
+        if several_processes():
+            dist.barrier()
 
     def _collect(self, trainer: Any) -> None:
         """Called by all processes of a distributed run before the first writes a checkpoint."""
-        if not several_processes():
-            return
-        states: List[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(states, self._random_state(trainer.cuda_device))
-        self._random_states = states
+        if several_processes():
+            states: List[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(states, self._moving(trainer)["random"])
+            self._random_states = states
 
     @contextmanager
-    def validating(self, trainer: GradientDescentTrainer) -> Iterator[None]:
+    def validating(self, trainer: Any) -> Iterator[None]:
         """
         Within the block, the state is that of its beginning: a run that is stopped in the middle of
         validation begins it anew.
         """
-        loader: Any = trainer._validation_data_loader
-        place = loader.state_dict() if hasattr(loader, "resume") else {}
-        self._before_validation = place, _get_random_state(trainer.cuda_device)
+        self._before_validation = self._moving(trainer)
         try:
             yield
         finally:
             self._before_validation = None
 
-    def _random_state(self, device: torch.device) -> Dict[str, Any]:
+    def _moving(self, trainer: Any) -> Dict[str, Any]:
+        """What validation moves on."""
         if self._before_validation is not None:
-            return self._before_validation[1]
-        return _get_random_state(device)
+            return self._before_validation
+        moving = {"random": _get_random_state(trainer.cuda_device)}
+        if hasattr(trainer._validation_data_loader, "resume"):
+            moving["validation"] = trainer._validation_data_loader.state_dict()
+        return moving
 
     @overrides
     def state_dict(self) -> Dict[str, Any]:
         trainer: Any = self.trainer
         if trainer is None:
             return {}
+        moving = self._moving(trainer)
         state = {
             "bad_steps": trainer.bad_steps.in_a_row if hasattr(trainer, "bad_steps") else 0,
             "metrics": self.metrics,
             "validates": trainer._should_validate_this_epoch,
             "step": self._step,
             "total_batches": trainer._total_batches_completed,
-            "random": self._random_states or [self._random_state(trainer.cuda_device)],
+            **moving,
+            "random": self._random_states or [moving["random"]],
         }
         if hasattr(trainer.data_loader, "resume"):
             state["train"] = trainer.data_loader.state_dict()
-        if hasattr(trainer._validation_data_loader, "resume"):
-            state["validation"] = (
-                trainer._validation_data_loader.state_dict()
-                if self._before_validation is None
-                else self._before_validation[0]
-            )
         return state
 
     @overrides
@@ -329,24 +334,23 @@ def _step_of_run(trainer: Any, begun: Optional[Dict[str, Any]]) -> Dict[str, Any
     num_batches = begun["processes"] * begun["accumulation"]
     if processes * accumulation != num_batches:
         numbers = [n for n in range(1, num_batches + 1) if num_batches % n == 0]
-        advice = (
-            f"Set trainer.num_gradient_accumulation_steps to {num_batches // processes}."
-            if processes in numbers
-            else f"Go on with a number of processes that divides it: {', '.join(map(str, numbers))}"
-            f", and trainer.num_gradient_accumulation_steps {num_batches} divided by that."
-        )
+        advice = f"Set trainer.num_gradient_accumulation_steps to {num_batches // processes}."
+        if processes not in numbers:
+            advice = (
+                f"Go on with a number of processes that divides it: {', '.join(map(str, numbers))}"
+                f", and trainer.num_gradient_accumulation_steps {num_batches} divided by that."
+            )
         raise ConfigurationError(
             f"A step of this run is {num_batches} batches ({begun['processes']} processes x "
             f"{begun['accumulation']}), and {processes} processes x {accumulation} were asked for. "
             + advice
         )
-    if processes != begun["processes"]:
-        if not hasattr(loader, "resume"):
-            raise ConfigurationError(
-                f"The run was begun with {begun['processes']} processes, and there are {processes} "
-                "now. Only the data loader language_modeling divides batches among others."
-            )
-        loader.deal_as(begun["processes"])
+    if not hasattr(loader, "resume"):
+        raise ConfigurationError(
+            f"The run was begun with {begun['processes']} processes, and there are {processes} "
+            "now. Only the data loader language_modeling divides batches among others."
+        )
+    loader.deal_as(begun["processes"])
     logger.warning(
         "Steps stay those that the run was begun with, %d batches: %d processes x %d.",
         *(num_batches, processes, accumulation),
@@ -358,7 +362,6 @@ def _restore_best_weights(trainer: Any) -> None:
     # At the end of an epoch AllenNLP writes the checkpoint first, then best.th, and only then notes
     # where that is. A run that goes on from such a checkpoint would give back its last weights
     # instead of its best ones.
-    tracker = trainer._metric_tracker
     if (
         trainer._start_after_batches_in_epoch_completed
         or not trainer._start_after_epochs_completed
@@ -366,16 +369,16 @@ def _restore_best_weights(trainer: Any) -> None:
         or (trainer._ddp_wrapped_model is not None and trainer._ddp_wrapped_model.is_sharded)
     ):
         return
-    path = Path(trainer._serialization_dir) / "best.th"
-    if tracker.is_best_so_far() and trainer._primary:
+    path, average = Path(trainer._serialization_dir) / "best.th", trainer._moving_average
+    if trainer._metric_tracker.is_best_so_far() and trainer._primary:
         # Of this checkpoint, whose weights the model has.
-        if trainer._moving_average is not None:
-            trainer._moving_average.assign_average_value()
+        if average is not None:
+            average.assign_average_value()
         try:
             trainer._save_model_state(str(path))
         finally:
-            if trainer._moving_average is not None:
-                trainer._moving_average.restore()
+            if average is not None:
+                average.restore()
     if several_processes():
         dist.barrier()
     if path.exists():
@@ -385,16 +388,10 @@ def _restore_best_weights(trainer: Any) -> None:
 def _get_random_state(device: torch.device) -> Dict[str, Any]:
     # AllenNLP reads checkpoints with torch.load, which by default takes nothing but tensors and
     # Python's own types.
-    name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
+    name, keys, *rest = np.random.get_state(legacy=True)
     state = {
         "python": random.getstate(),
-        "numpy": (
-            str(name),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached_gaussian),
-        ),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":
@@ -404,10 +401,8 @@ def _get_random_state(device: torch.device) -> Dict[str, Any]:
 
 def _set_random_state(state: Dict[str, Any], device: torch.device) -> None:
     random.setstate(state["python"])
-    name, keys, position, has_gauss, cached_gaussian = state["numpy"]
-    np.random.set_state(
-        (name, keys.numpy().astype(np.uint32), position, has_gauss, cached_gaussian)
-    )
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -418,6 +413,5 @@ def _go_on_with(states: List[Dict[str, Any]], rank: int, device: torch.device) -
     if rank >= len(states):
         # One more process than there were: its dropout isn't to be another one's.
         seed = int(torch.randint(2**31, (rank + 1,))[rank])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+            set_seed(seed)

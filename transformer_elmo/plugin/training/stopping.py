@@ -3,7 +3,6 @@ What a training run does on SIGTERM (a scheduler's notice) and SIGINT (Ctrl-C): 
 step, writes a checkpoint, and says how to go on.
 """
 
-import logging
 import multiprocessing
 import os
 import shlex
@@ -14,14 +13,12 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Iterator, List, Optional
+from typing import Iterator, List, Optional
 
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException
 
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
-
-logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -63,19 +60,19 @@ def lost_processes_are_named() -> Iterator[None]:
             raise RunStopped(code - 128) from None
         how = f"was killed by {name}" if name else f"ended with exit code {code}"
         memory = " (the system does so where memory runs out)" if name == "SIGKILL" else ""
-        raise ProcessLostError(
-            f"Process {error.error_index} of the run {how}{memory}, so the run has ended: the "
-            f"others can't go on without it. Go on with: {command_to_go_on()}"
-        ) from None
+        lost, cause = f"Process {error.error_index} of the run {how}{memory}", None
     except RuntimeError as error:
         # No more than that a process doesn't answer any more.
         if not isinstance(error, dist.DistError) and not any(
             word in str(error) for word in ("gloo", "Connection closed by peer", "NCCL")
         ):
             raise
-        raise ProcessLostError(
-            f"Another process of the run is gone, so it has ended. Go on with: {command_to_go_on()}"
-        ) from error
+        lost, cause = "Another process of the run is gone", error
+    else:
+        return
+    raise ProcessLostError(
+        f"{lost}, so the run has ended. Go on with: {command_to_go_on()}"
+    ) from cause
 
 
 class Stopper:
@@ -119,33 +116,25 @@ class Stopper:
             self._in_steps = False
 
     def _handle(self, number: int, frame: Optional[FrameType]) -> None:
-        if self.received is not None:
-            if time.monotonic() - self._at > SECONDS_OF_ONE_NOTICE and not several_processes():
-                self._tell_workers(signal.SIGKILL)
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
+        again = self.received is not None
+        if again and (several_processes() or time.monotonic() - self._at <= SECONDS_OF_ONE_NOTICE):
             return
-        self.received, self._at = number, time.monotonic()
-        name = signal.Signals(number).name
-        if self._tell_workers(number):
-            return
-        if self._in_steps:
-            # Not with `logging`, which may be in the middle of a line.
-            if not several_processes():
-                _say(f"{name}: finishing the step and saving. Once more ends it at once.")
-            elif dist.get_rank() == 0:
-                _say(f"{name}: finishing the step and saving.")
-        else:
-            _say(f"Stopped by {name}. Go on with: {command_to_go_on()}")
-            raise RunStopped(number)
-
-    def _tell_workers(self, number: int) -> bool:
-        """Whether there are any."""
         workers = multiprocessing.active_children() if self.has_workers else []
         for worker in workers:
             with suppress(ProcessLookupError):
-                os.kill(worker.pid, number)  # type: ignore[arg-type]
-        return bool(workers)
+                os.kill(worker.pid, signal.SIGKILL if again else number)  # type: ignore[arg-type]
+        if again:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received, self._at = number, time.monotonic()
+        name = signal.Signals(number).name
+        if not self._in_steps and not workers:
+            _say(f"Stopped by {name}. Go on with: {command_to_go_on()}")
+            raise RunStopped(number)
+        if self._in_steps and not several_processes():
+            _say(f"{name}: finishing the step and saving. Once more ends it at once.")
+        elif self._in_steps and dist.get_rank() == 0:
+            _say(f"{name}: finishing the step and saving.")
 
     def agreed(self) -> Optional[int]:
         """
@@ -179,28 +168,10 @@ def command_to_go_on(folder: Optional[str] = None) -> str:
         folder = folder or "DIR"
         arguments = ["train", str(Path(folder) / "config.json"), "-s", folder]
     kept: List[str] = [a for a in arguments if a not in ("-f", "--force", "-r", "--recover")]
-    command = shlex.join(["allennlp", *kept, "--recover"])
-    if os.environ.get("LOCAL_RANK"):
-        command += ", started by torchrun as before"
-    return command
-
-
-def stop(trainer: Any, number: int) -> None:
-    """Saves the state and ends the process."""
-    where = (
-        f"after {trainer._batches_in_epoch_completed} steps of epoch {trainer._epochs_completed}"
-    )
-    if trainer._checkpointer is None:
-        saved = "No checkpoint was written: the config has no checkpointer"
-    else:
-        trainer._checkpointer.save_checkpoint(trainer)
-        if several_processes():
-            dist.barrier()
-        saved = f"Go on with: {command_to_go_on(trainer._serialization_dir)}"
-    if trainer._primary:
-        logger.warning("Stopped by %s %s. %s", signal.Signals(number).name, where, saved)
-    raise RunStopped(number)
+    launched = ", started by torchrun as before" if os.environ.get("LOCAL_RANK") else ""
+    return shlex.join(["allennlp", *kept, "--recover"]) + launched
 
 
 def _say(line: str) -> None:
+    # Not with `logging`, which may be in the middle of a line.
     os.write(2, f"\n{line}\n".encode("utf-8", "surrogateescape"))

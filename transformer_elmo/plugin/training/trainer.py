@@ -32,7 +32,6 @@ from transformer_elmo.plugin.training.checkpointer import (
 from transformer_elmo.plugin.training.folder import shared
 from transformer_elmo.plugin.training.resuming import (
     ResumeDataCallback,
-    ValidationStoppedError,
     is_state,
 )
 from transformer_elmo.plugin.training.stopping import (
@@ -152,7 +151,7 @@ class LanguageModelTrainer(GradientDescentTrainer):
         with self._resuming.validating(self):
             try:
                 return super()._validation_loss(epoch)
-            except ValidationStoppedError as stopped:
+            except RunStopped as stopped:
                 # By now the weights are no longer their moving averages.
                 self._resuming.stop(self, stopped.number)
                 raise
@@ -217,20 +216,20 @@ def _constructor() -> Any:
     AllenNLP's `from_partial_objects`, as configs see it: with this package's checkpointer, its own
     key, and no other.
     """
-    stock = GradientDescentTrainer.from_partial_objects
+    stock: Any = GradientDescentTrainer.from_partial_objects
 
     def from_partial_objects(cls: Any, **given: Any) -> LanguageModelTrainer:
         given.setdefault("checkpointer", Lazy(CrashSafeCheckpointer))
-        return stock.__func__(cls, **given)  # type: ignore[attr-defined]
+        return stock.__func__(cls, **given)
 
-    of_stock = inspect.signature(stock.__func__)  # type: ignore[attr-defined]
-    parameters = [p for p in of_stock.parameters.values() if p.kind != p.VAR_KEYWORD]
-    annotations = {"checkpointer": Optional[Lazy[CrashSafeCheckpointer]]}
-    parameters = [p.replace(annotation=annotations.get(p.name, p.annotation)) for p in parameters]
-    own = inspect.Parameter(
-        "max_bad_steps", inspect.Parameter.KEYWORD_ONLY, default=MAX_BAD_STEPS, annotation=int
+    parameters = dict(inspect.signature(stock.__func__).parameters)
+    kind, checkpointer = parameters.pop("kwargs").KEYWORD_ONLY, parameters["checkpointer"]
+    parameters["checkpointer"] = checkpointer.replace(
+        annotation=Optional[Lazy[CrashSafeCheckpointer]]
     )
-    from_partial_objects.__signature__ = inspect.Signature([*parameters, own])  # type: ignore
+    own = inspect.Parameter("max_bad_steps", kind, default=MAX_BAD_STEPS, annotation=int)
+    signature = inspect.Signature([*parameters.values(), own])
+    from_partial_objects.__signature__ = signature  # type: ignore[attr-defined]
     return classmethod(from_partial_objects)
 
 
