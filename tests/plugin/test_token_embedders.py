@@ -153,7 +153,7 @@ def test_vectors_that_are_not_one_a_word_are_told(lm_archive, caplog, added, rem
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("", "archive is empty"), ("no/model.tar.gz", r"There is no archive no/model\.tar\.gz")],
+    [("", "There is no archive ''"), ("no/model.tar.gz", r"no archive 'no/model\.tar\.gz'")],
 )
 def test_no_archive(monkeypatch, path, message):
     monkeypatch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", path)

@@ -57,10 +57,9 @@ def archive_model(
     archive; what token embedders need of their language models goes along. The file is written
     whole or not at all.
 
-    `serialization_dir`: the folder of a training run. `archive_path`: the file to write, or a
-    folder for it. `include_in_archive`: paths relative to `serialization_dir`, with wildcards, to
-    be archived as well. Returns the archive's path. Raises `RuntimeError` if there are no weights
-    or no config. Raises `ConfigurationError` if the archive can't be written.
+    `include_in_archive`: paths relative to `serialization_dir`, with wildcards. Raises
+    `RuntimeError` if there are no weights or no config, `ConfigurationError` if the archive can't
+    be written.
     """
     run = Path(serialization_dir)
     config_file, weights_file = run / CONFIG, run / weights
@@ -89,11 +88,10 @@ def archive_model(
                 archive.add(run / META_NAME, arcname=META_NAME)
             archive.add(weights_file, arcname=archival._WEIGHTS_NAME)
             if carried.is_dir():
-                logger.info(
-                    "Where no plugin file names it, open %s with --include-package "
-                    "transformer_elmo: AllenNLP's own token embedder looks for another archive.",
-                    target,
+                advice = (
+                    "Open %s with --include-package transformer_elmo where no plugin file names it."
                 )
+                logger.info(advice, target)
             for wanted in include_in_archive or []:
                 for found in glob.glob(os.path.join(glob.escape(str(run)), wanted)):
                     archive.add(found, arcname=os.path.relpath(found, run))

@@ -59,18 +59,14 @@ class LanguageModelingDataLoader(DataLoader):
     sorted by length and cut into batches; with `shuffle`, the order of the shards, the sentences of
     equal length and the order of the batches of a chunk are random. The order is a function of the
     seed, the number of the epoch and the corpus, and of nothing else: not of workers, processes or
-    restarts.
+    restarts. Batches are exactly what AllenNLP makes of the same sentences; with the tokenizer
+    `just_spaces` and token indexers `single_id` and `elmo_characters` no object is made per token.
 
-    With the reader's tokenizer `just_spaces` and token indexers `single_id` and `elmo_characters`,
-    no object is made per sentence or token. Any other tokenizer or indexer works too, and the
-    batches are exactly what AllenNLP makes of the same sentences.
-
-    Under `torch.distributed`, the same sequence of batches is dealt out to the processes: process
-    `r` of `W` takes the batches `r`, `r + W`, ... Every process takes the same number of steps, and
-    no sentence is lost: where the last round is short of batches, the largest ones are split. So a
-    step takes as many batches as there are processes, times the trainer's
-    `num_gradient_accumulation_steps`. A run that goes on with another number of processes, which
-    must divide that number, keeps the steps.
+    Under `torch.distributed`, process `r` of `W` takes the batches `r`, `r + W`, ... of the same
+    sequence. Every process takes the same number of steps, and no sentence is lost: where the last
+    round is short of batches, the largest ones are split. So a step takes as many batches as there
+    are processes, times the trainer's `num_gradient_accumulation_steps`. A run that goes on with
+    another number of processes, which must divide that number, keeps the steps.
 
     Registered as a `DataLoader` with name "language_modeling".
 
@@ -286,16 +282,12 @@ class LanguageModelingDataLoader(DataLoader):
     ) -> None:
         """
         Goes on where another loader of the same corpus and settings stood. AllenNLP's trainer asks
-        again for the batches that it has seen, without looking at them; they are not read again.
+        again for what it has seen, without looking at it; it is not read again.
 
-        - `state`: What :meth:`state_dict` gave.
-        - `num_epochs`: How many finished epochs will be asked for again. They are empty.
-        - `num_batches`: How many batches of the epoch after those will be asked for again. They are
-          `{}`.
-        - `on_resumed`: Called before the first batch that is new.
-
-        Raises `ConfigurationError` if the corpus or a setting that the order depends on is another
-        one.
+        `state`: what :meth:`state_dict` gave. `num_epochs`: how many finished epochs will be asked
+        for again; they are empty. `num_batches`: how many batches of the epoch after those; they
+        are `{}`. `on_resumed`: called before the first batch that is new. Raises
+        `ConfigurationError` as :meth:`check_same_data` does.
         """
         self.check_same_data(state)
         self._next_pass = state["next_pass"]
@@ -328,10 +320,8 @@ class LanguageModelingDataLoader(DataLoader):
 
     def check_same_data(self, state: Dict[str, Any]) -> None:
         """
-        - `state`: What :meth:`state_dict` gave.
-
-        Raises `ConfigurationError` if the corpus or a setting that the order depends on is another
-        one.
+        `state`: what :meth:`state_dict` gave. Raises `ConfigurationError` if the corpus or a
+        setting that the order depends on is another one.
         """
         for name, value in self._settings().items():
             # A checkpoint of an earlier version may say less.
@@ -394,8 +384,7 @@ class LanguageModelingDataLoader(DataLoader):
             yield batch
 
     def _make_batches(self, position: Position) -> Iterator[Tuple[TensorDict, Optional[Position]]]:
-        # Words are looked up in a thread of their own, so that no batch waits for a whole chunk of
-        # them.
+        # Words are looked up in a thread of their own: no batch waits for a whole chunk of them.
         planned = prefetch(lambda: self._plan(position), PREFETCHED_CHUNKS, "chunks")
         for batch, following in self._deal(planned, position.num_skipped):
             with self._making_tensors:

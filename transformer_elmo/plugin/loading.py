@@ -54,10 +54,7 @@ def load_language_model(
     """
     archive_file = os.fspath(archive_file)
     if not archive_file:
-        raise ConfigurationError(
-            f"The path of the language model's archive is empty.{variables_with(archive_file)} "
-            f"{EXPECTED}"
-        )
+        raise no_archive(archive_file)
     if weights_file is not None and "://" not in weights_file and not os.path.exists(weights_file):
         raise ConfigurationError(f"There is no weights file {weights_file}.")
     overrides = _parsed(overrides) if isinstance(overrides, str) else dict(overrides or {})
@@ -67,10 +64,7 @@ def load_language_model(
     try:
         archive = load_archive(archive_file, overrides={**overrides, **ALL_LAYERS}, **options)
     except FileNotFoundError:
-        raise ConfigurationError(
-            f"There is no archive {archive_file}.{variables_with(archive_file)} {EXPECTED} The "
-            f"current directory is {os.getcwd()}."
-        ) from None
+        raise no_archive(archive_file) from None
     except (AllenNLPError, ValueError, TypeError) as error:
         # Either it opens as it is, and then whoever needs the layers says what is wrong with
         # it, or its own error is the one to see.
@@ -98,6 +92,14 @@ def opened(
     found = adapted(archive.model, archive.validation_dataset_reader, None, experiment)
     assert found is not None
     return found
+
+
+def no_archive(path: str) -> ConfigurationError:
+    """What to say where nothing is at the path of a language model."""
+    return ConfigurationError(
+        f"There is no archive {path!r}.{variables_with(path)} {EXPECTED} The current directory is "
+        f"{os.getcwd()}."
+    )
 
 
 def _parsed(overrides: str) -> Dict[str, Any]:
@@ -149,9 +151,8 @@ def _exists(archive_file: str) -> bool:
 
 
 def _opened(archive_file: str, precision: Optional[str]) -> Tuple[InnerModel, Dict[str, Any]]:
-    overrides = None if precision is None else {"model.precision": precision}
     with softmaxes("left out"):
-        archive, refusal = load_language_model(archive_file, "a token embedder", overrides)
+        archive, refusal = load_language_model(archive_file, "a token embedder", _of(precision))
     if refusal is not None:
         raise ConfigurationError(
             f"The language model in {archive_file} has a contextualizer that does not take "
@@ -169,10 +170,10 @@ def _carry(
 ) -> None:
     if target.is_dir():
         return
-    sections = carried_models.sections_of(config)
-    if precision is not None:
-        # An override of a token embedder is its own affair.
-        sections["model"] = {k: v for k, v in sections["model"].items() if k != "precision"}
+    # An override of a token embedder is its own affair.
+    given = config["model"].items()
+    model = {key: value for key, value in given if precision is None or key != "precision"}
+    sections = carried_models.sections_of({**config, "model": model})
     with folder_written_whole(target) as folder:
         text = json_text(sections, indent=2)
         (folder / carried_models.CONFIG).write_text(text, encoding="utf-8")
@@ -192,8 +193,7 @@ def _without_weights(folder: Path, archive_file: str, precision: Optional[str]) 
         section.get("padding_token"),
         section.get("oov_token"),
     )
-    overrides = {**ALL_LAYERS, **({} if precision is None else {"model.precision": precision})}
-    params = Params(with_overrides(own_names(config), overrides))
+    params = Params(with_overrides(own_names(config), {**ALL_LAYERS, **_of(precision)}))
     with softmaxes("left out"):
         model = Model.from_params(vocab=vocab, params=params["model"])
     reader = DatasetReader.from_params(params["dataset_reader"])
@@ -203,10 +203,11 @@ def _without_weights(folder: Path, archive_file: str, precision: Optional[str]) 
 
 def _embedder(folder: Path, archive_file: str, shown: str) -> Embedder:
     """The one in the model on top that asks."""
-    try:
-        found = carried_models.embedders_in(archived_config(folder, shown))
-    except ConfigurationError:
-        found = []
+    found = carried_models.embedders_in(archived_config(folder, shown))
     named = [embedder for embedder in found if embedder.archive_file == archive_file]
     path = "model.text_field_embedder.token_embedders.elmo"
     return (named or found or [Embedder(path, {"archive_file": archive_file})])[0]
+
+
+def _of(precision: Optional[str]) -> Dict[str, Any]:
+    return {} if precision is None else {"model.precision": precision}

@@ -1,6 +1,5 @@
 """The vocabulary of a language model that is taken to other text."""
 
-import os
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Union
 
@@ -9,12 +8,11 @@ from allennlp.data.dataset_readers.dataset_reader import DatasetReader
 from allennlp.data.vocabulary import DEFAULT_OOV_TOKEN, DEFAULT_PADDING_TOKEN, Vocabulary
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.inference.elmo import EXPECTED
 from transformer_elmo.plugin.archiving import vocabulary_of_run
+from transformer_elmo.plugin.loading import no_archive
 from transformer_elmo.plugin.vocabulary import count_with_reader, word_list
 from transformer_elmo.pretrained.archive import ADAPTED, own_names, resolved_config, small_parts
 from transformer_elmo.pretrained.nested_models import is_language_model
-from transformer_elmo.text.corpus import variables_with
 from transformer_elmo.text.vocabulary import NAMESPACE, extended_words
 
 WORDS = ("replace", "extend", "keep")
@@ -101,10 +99,7 @@ Vocabulary.register(ADAPTED, constructor=ADAPTED, exist_ok=True)(PretrainedVocab
 def check_archive_path(archive_file: str) -> None:
     """Raises `ConfigurationError` if there is nothing at the path of a language model."""
     if "://" not in archive_file and not (archive_file and Path(archive_file).exists()):
-        raise ConfigurationError(
-            f"There is no archive {archive_file!r}.{variables_with(archive_file)} {EXPECTED} The "
-            f"current directory is {os.getcwd()}."
-        )
+        raise no_archive(archive_file)
 
 
 def check_kind(experiment: Mapping[str, Any], archive_file: str) -> None:

@@ -1,18 +1,12 @@
 """Sentences as AllenNLP's dataset readers and indexers turn them into batches."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from allennlp.data import (
-    Batch,
-    DatasetReader,
-    Instance,
-    TextFieldTensors,
-    Token,
-    Tokenizer,
-)
+from allennlp.data import Batch, DatasetReader, Instance, TextFieldTensors, Token, Tokenizer
 from allennlp.data.fields import TextField
 from allennlp.nn import util
 from numpy.typing import NDArray
@@ -103,12 +97,8 @@ class DatasetSentenceReader(WordReader):
         return result
 
     def _of_instances(self, sentences: Sequence[Sequence[str]]) -> TextFieldTensors:
-        batch = Batch(
-            [
-                Instance({"source": TextField([Token(word) for word in words], self._indexers)})
-                for words in sentences
-            ]
-        )
+        fields = (TextField([*map(Token, words)], self._indexers) for words in sentences)
+        batch = Batch([Instance({"source": field}) for field in fields])
         batch.index_instances(self._model.vocab)
         tensors: Any = batch.as_tensor_dict()["source"]
         return tensors
@@ -121,15 +111,11 @@ def allennlp_tokenizer(tokenizer: Any) -> Callable[[str], List[str]]:
     """
     if isinstance(tokenizer, (str, dict)):
         tokenizer = tokenizer_named(tokenizer)
-    return _Split(tokenizer) if isinstance(tokenizer, Tokenizer) else tokenizer
+    return partial(_split, tokenizer) if isinstance(tokenizer, Tokenizer) else tokenizer
 
 
-@dataclass(frozen=True)
-class _Split:
-    tokenizer: Tokenizer
-
-    def __call__(self, text: str) -> List[str]:
-        return [str(token.text) for token in self.tokenizer.tokenize(text)]
+def _split(tokenizer: Tokenizer, text: str) -> List[str]:
+    return [str(token.text) for token in tokenizer.tokenize(text)]
 
 
 class EncodingModel(torch.nn.Module):

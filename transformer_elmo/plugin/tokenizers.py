@@ -2,6 +2,7 @@
 
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Union
 
@@ -73,24 +74,18 @@ def _load_rules(name: str) -> None:
     if key in LOADED_SPACY_MODELS or spacy.util.is_package(name) or Path(name).exists():
         return
     language = name.partition("_")[0]
-    try:
+    # Of a language that spaCy has no rules for, AllenNLP says that there is no such model.
+    with suppress(ImportError):
         LOADED_SPACY_MODELS[key] = spacy.blank(language)
-    except ImportError:
-        # A language that spaCy has no rules for: AllenNLP says that there is no such model.
-        return
-    if name != language:
-        logger.warning(
-            "spaCy's model %s is not installed. Words are split by spaCy's rules for %r alone.",
-            name,
-            language,
-        )
+        if name != language:
+            said = "spaCy's model %s is not installed. Words are split by its rules for %r alone."
+            logger.warning(said, name, language)
 
 
 def tokenizer_named(tokenizer: Union[str, Dict[str, Any]]) -> Tokenizer:
     """
-    `tokenizer`: a name that AllenNLP knows, such as "just_spaces", or a tokenizer's config. spaCy's
-    finds words alone, which takes no model, unless the config says otherwise. Raises
-    `ConfigurationError` if there is no such tokenizer.
+    `tokenizer`: a name that AllenNLP knows, such as "just_spaces", or a config. spaCy's finds words
+    alone, unless the config says otherwise. Raises `ConfigurationError` if there is none such.
     """
     if isinstance(tokenizer, str):
         tokenizer = {"type": tokenizer}
@@ -98,13 +93,9 @@ def tokenizer_named(tokenizer: Union[str, Dict[str, Any]]) -> Tokenizer:
         raise ConfigurationError(
             f'A tokenizer is a name or a config, such as "just_spaces": got {tokenizer!r:.80}.'
         )
-    name = tokenizer.get("type", "spacy")
-    name = "lm_spacy" if name == "spacy" else name
-    if name not in Tokenizer.list_available():
-        raise ConfigurationError(
-            f"There is no tokenizer {name!r}. There are: "
-            f"{', '.join(sorted(Tokenizer.list_available()))}."
-        )
-    if name == "lm_spacy":
-        tokenizer = {"pos_tags": False, **tokenizer}
-    return Tokenizer.from_params(Params({**tokenizer, "type": name}))
+    name, known = tokenizer.get("type", "spacy"), sorted(Tokenizer.list_available())
+    if name not in known:
+        raise ConfigurationError(f"There is no tokenizer {name!r}. There are: {', '.join(known)}.")
+    if name in ("spacy", "lm_spacy"):
+        tokenizer = {"pos_tags": False, **tokenizer, "type": "lm_spacy"}
+    return Tokenizer.from_params(Params(dict(tokenizer)))

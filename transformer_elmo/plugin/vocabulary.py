@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from collections import defaultdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, DefaultDict, Dict, Iterable, List, Optional, Union
 
@@ -172,15 +173,14 @@ class CheckedVocabulary(Vocabulary):
         Raises `ConfigurationError` if there is no such folder, or a file in it can't be used: the
         message names the file, the line and the way on.
         """
-        if not os.path.isdir(directory):
-            # A file may be an archive of the folder, which AllenNLP unpacks.
-            if not os.path.exists(directory) and "://" not in str(directory):
-                raise ConfigurationError(
-                    f"There is no vocabulary at {directory}.{variables_with(str(directory))} "
-                    "Expected a folder with a file of words for each namespace, such as tokens.txt."
-                )
-        else:
+        if os.path.isdir(directory):
             check_vocabulary_folder(Path(directory), None, oov_token or DEFAULT_OOV_TOKEN)
+        # A file may be an archive of the folder, which AllenNLP unpacks.
+        elif not os.path.exists(directory) and "://" not in str(directory):
+            raise ConfigurationError(
+                f"There is no vocabulary at {directory}.{variables_with(str(directory))} Expected "
+                "a folder with a file of words for each namespace, such as tokens.txt."
+            )
         return Vocabulary.from_files(directory, padding_token, oov_token)
 
 
@@ -231,16 +231,13 @@ def _difference(now: Path, before: Path) -> Optional[str]:
     """The first one between two files of a vocabulary, if there is any."""
     if not before.is_file():
         return f"there was no {before.name}"
-    texts = [path.read_text(encoding="utf-8") for path in (now, before)]
-    lines = [text.removesuffix("\n").split("\n") for text in texts]
+    lines = [WordList.read(path).words for path in (now, before)]
     if now.name == NAMESPACES_WITHOUT_PADDING:
         # A set, which AllenNLP writes in any order. Elsewhere a line's number is the word's.
         lines = [sorted({*names}) for names in lines]
-    for number, (new, old) in enumerate(zip(*lines), start=1):
+    for number, (new, old) in enumerate(zip_longest(*lines, fillvalue="(no line)"), start=1):
         if new != old:
             return f"line {number} of {before.name} is {new!r}, and was {old!r}"
-    if len(lines[0]) != len(lines[1]):
-        return f"{before.name} has {len(lines[0])} lines, and had {len(lines[1])}"
     return None
 
 

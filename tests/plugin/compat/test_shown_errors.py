@@ -105,7 +105,7 @@ def test_other_programs_are_left_alone(as_main, command):
     [
         # Before training has set up its log, and after.
         ({}, "environment variables that are not set"),
-        ({"TAGGER_TRAIN_PATH": "x", "TAGGER_VALIDATION_PATH": "x"}, "There is no archive nowhere"),
+        ({"TAGGER_TRAIN_PATH": "x", "TAGGER_VALIDATION_PATH": "x"}, "There is no archive 'nowhere"),
     ],
 )
 def test_on_the_command_line(tmp_path, variables, expected):

@@ -217,7 +217,7 @@ class TestVocabulary:
         other.add_token_to_namespace("N", "pos_tags")
         for vocab, said in (
             (self.recovered("cat", "the"), r"line 2 of tokens\.txt is 'cat', and was 'the"),
-            (self.recovered("the", "cat", "dog"), r"tokens\.txt has 4 lines, and had 3"),
+            (self.recovered("the", "cat", "dog"), r"line 4 of .* was '\(no line\)'"),
             (other, r"there was no pos_tags\.txt"),
         ):
             with pytest.raises(ConfigurationError, match=said):
