@@ -1,4 +1,4 @@
-// A language model of your own text, of a million to a hundred million words: choose the size in the file's SIZE.
+// A language model of your own text, of a million to a hundred million words: choose the size with --size.
 // docs/own-text.md goes from a folder of text to vectors.
 local billion = import 'bidirectional_language_model.jsonnet';
 

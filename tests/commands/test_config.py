@@ -36,6 +36,15 @@ def test_the_files_name_will_do_and_another_wont(capsys):
     assert "no config quickstrat. There are" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "name, message",
+    [("own_text", "its sizes are 1M, 10M, 100M"), ("quickstart", "it has no sizes")],
+)
+def test_sizes_that_there_are_not(name, message, capsys):
+    assert main(["config", name, "--size", "7"]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):
     inside = tmp_path / "transformer_elmo" / "training_config"
     inside.mkdir(parents=True)

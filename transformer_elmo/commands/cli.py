@@ -20,6 +20,7 @@ from transformer_elmo.errors import ConfigurationError
 # `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
     "config": "the training configs that come with this package",
+    "split": "raw text into sentences and words",
     "vocab": "count the words of a corpus",
     "embed": "vectors of every word of a text, in a file",
     "merge": "the parts that embed or perplexity --part has written, as one file",

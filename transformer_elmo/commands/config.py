@@ -13,11 +13,14 @@ all. What is printed needs no other file: save it anywhere.
 """
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_SIZE = re.compile(r"^(local SIZE = )'\w+'", re.MULTILINE)
 _IMPORT = re.compile(r"\bimport\s+'([^']+)'")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="the config to print; without it, all are listed")
+    size = "for own_text: 1M, 10M or 100M, the nearest to the number of words in the text"
+    parser.add_argument("--size", help=size)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -30,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     name = args.name.removesuffix(".jsonnet")
     if name not in found:
         raise ConfigurationError(f"There is no config {args.name}. There are {', '.join(found)}.")
-    print(self_contained(found[name]), end="")
+    text = self_contained(found[name])
+    print(text if args.size is None else sized(text, name, args.size), end="")
 
 
 def configs() -> dict[str, Path]:
@@ -41,6 +45,15 @@ def configs() -> dict[str, Path]:
     if not found:
         raise ConfigurationError(f"The configs are missing from {inside}: install this again.")
     return found
+
+
+def sized(text: str, name: str, size: str) -> str:
+    """A config's text for another size of text to train on."""
+    sizes = re.findall(r"^ *'(\w+)': \{", text, re.MULTILINE)
+    if size not in sizes:
+        known = f"its sizes are {', '.join(sizes)}" if sizes else "it has no sizes"
+        raise ConfigurationError(f"There is no {name} for --size {size}: {known}.")
+    return _SIZE.sub(rf"\g<1>'{size}'", text)
 
 
 def summary(path: Path) -> str:

@@ -4,6 +4,7 @@ import argparse
 
 from transformer_elmo.commands.arguments import add, add_model_options, open_model, sentences_of
 from transformer_elmo.commands.score import write_lines
+from transformer_elmo.files import json_text
 
 DESCRIPTION = """
 The likeliest words for the gaps of sentences, written ___: one JSON object a line, with a list of
@@ -27,4 +28,4 @@ def run(args: argparse.Namespace) -> None:
         }
         for sentence in sentences_of(args.input_file, args.input_format)
     )
-    write_lines(args.output_file, results)
+    write_lines(args.output_file, map(json_text, results))

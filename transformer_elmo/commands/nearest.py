@@ -4,6 +4,7 @@ import argparse
 
 from transformer_elmo.commands.arguments import add, add_model_options, lines_of, open_model
 from transformer_elmo.commands.score import write_lines
+from transformer_elmo.files import json_text
 
 DESCRIPTION = """
 Words of the vocabulary that are like a word, by the cosine of their vectors: one JSON object a
@@ -28,4 +29,4 @@ def run(args: argparse.Namespace) -> None:
     results = (
         {"word": word, "nearest": elmo.nearest(word, args.top_k, **options)} for word in words
     )
-    write_lines(args.output_file, results)
+    write_lines(args.output_file, map(json_text, results))

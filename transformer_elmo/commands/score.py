@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any, ContextManager
+from typing import IO, ContextManager
 
 from transformer_elmo.commands.arguments import add, add_model_options, open_model, sentences_of
 from transformer_elmo.files import json_text, written_whole
@@ -31,12 +31,12 @@ def run(args: argparse.Namespace) -> None:
     elmo = open_model(args, args.output_file)
     num_cut = 0
 
-    def results() -> Iterator[dict[str, Any]]:
+    def results() -> Iterator[str]:
         nonlocal num_cut
         sentences = sentences_of(args.input_file, args.input_format)
         for scores in elmo.score_stream(sentences, args.top_k):
             num_cut += sum(map(is_cut, scores.tokens))
-            yield scores.to_json()
+            yield json_text(scores.to_json())
 
     write_lines(args.output_file, results())
     if num_cut and not elmo.model.embeds_ids:
@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def write_lines(output: Path | None, results: Iterable[object]) -> None:
-    """JSON, one a line, each as soon as it is there; by default to the standard output."""
+def write_lines(output: Path | None, lines: Iterable[str]) -> None:
+    """Lines without their ends, each as soon as it is there; by default to the standard output."""
     to_file: ContextManager[IO[bytes]] | None = written_whole(output) if output else None
     with to_file or nullcontext(sys.stdout.buffer) as file:
-        for result in results:
-            file.write(f"{json_text(result)}\n".encode())
+        for line in lines:
+            file.write(f"{line}\n".encode())
             if to_file is None:
                 file.flush()

@@ -1,0 +1,86 @@
+"""`transformer-elmo split`: raw text, one sentence a line, by spaCy's rules."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from transformer_elmo.commands.arguments import add, check_output, lines_of
+from transformer_elmo.commands.score import write_lines
+from transformer_elmo.errors import ConfigurationError, first_line
+from transformer_elmo.optional import needed
+from transformer_elmo.text.corpus import is_blank
+
+DESCRIPTION = """
+Split raw text as vocab, training and all other commands want it: one sentence a line, with spaces
+between words and punctuation. spaCy's rules for the language do it, without a trained model.
+"""
+
+# spaCy takes all of a text into memory, and refuses a million characters.
+MOST_CHARACTERS = 100_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    raw = "text in UTF-8: a file, directory or glob; may be compressed; - for the standard input"
+    parser.add_argument("raw", metavar="RAW", help=raw)
+    language = "a code of spaCy's, such as en or de (default: xx, rules for any language)"
+    parser.add_argument("--language", metavar="CODE", default="xx", help=language)
+    wrapped = "sentences go on in the next line, and a blank line ends a paragraph"
+    parser.add_argument("--wrapped", action="store_true", help=wrapped)
+    add(parser, "--output-file", "--force")
+
+
+def run(args: argparse.Namespace) -> None:
+    check_output(args.output_file, args.force)
+    rules = rules_of(args.language)
+    texts = pieces(paragraphs(lines_of(args.raw)) if args.wrapped else lines_of(args.raw))
+    write_lines(args.output_file, (line for text in texts for line in sentences_in(rules(text))))
+
+
+def rules_of(language: str) -> Any:
+    """spaCy's tokenizer and rules for the ends of sentences, from a text to its words."""
+    spacy = needed("spacy", "Splitting raw text")
+    try:
+        rules = spacy.blank(language)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"spaCy has no rules for {language!r}, or they need another package "
+            f"({first_line(error)}). Take another --language: xx has rules for any."
+        ) from None
+    rules.add_pipe("sentencizer")
+    return rules
+
+
+def sentences_in(document: Any) -> Iterator[str]:
+    """The sentences of what spaCy makes of a text, words with spaces between them."""
+    starts = [sentence.start for sentence in document.sents]
+    for number, start in enumerate(starts[1:], start=1):
+        # A quotation mark that opens a sentence counts as the end of the one before.
+        before, last = document[start - 2], document[start - 1]
+        starts[number] -= last.is_punct and bool(before.whitespace_) and not last.whitespace_
+    for start, end in zip(starts, [*starts[1:], len(document)]):
+        if words := [token.text for token in document[start:end] if not token.is_space]:
+            yield " ".join(words)
+
+
+def paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Lines up to a blank one, or so many that they fill a text."""
+    waiting: list[str] = []
+    size = 0
+    for line in lines:
+        if waiting and (is_blank(line) or size > MOST_CHARACTERS):
+            yield " ".join(waiting)
+            waiting, size = [], 0
+        waiting.append(line)
+        size += len(line)
+    yield " ".join(waiting)
+
+
+def pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Texts, of which long ones are cut at spaces, if they have any."""
+    for text in texts:
+        while len(text) > MOST_CHARACTERS:
+            end = text.rfind(" ", 1, MOST_CHARACTERS)
+            end = MOST_CHARACTERS if end < 0 else end
+            yield text[:end]
+            text = text[end:]
+        yield text
