@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from tests.small_lm import tensors
 from transformer_elmo.nn.softmax import SAMPLE, FrequencyOrder
 from transformer_elmo.nn.softmax_transfer import (
     WORDS_AT_A_TIME,
@@ -49,37 +50,20 @@ def test_unknown_words_are_the_same_under_two_names():
     assert old_rows_of(WordList(["a"], "<UNK>"), words("a")).tolist() == [-1, 0]
 
 
-@pytest.mark.parametrize("num_words", [2000, WORDS_AT_A_TIME + 100])
-def test_new_rows_are_what_word_vectors_say(num_words):
-    """Where rows are a function of word vectors, new words get theirs nearly, and in blocks."""
-    vectors, matrix = rows(num_words)[0], torch.randn(DIM, DIM)
-    made = vectors @ matrix + 3
-    old = (made, vectors @ torch.arange(float(DIM)))
+def fitted(num_words, new_words, offset=3.0):
+    """
+    A softmax whose rows are a function of word vectors, adapted to the same words, some of which
+    are new: the vectors, the old rows, the new ones, the report, and whose vectors were asked for.
+    """
+    torch.manual_seed(0)
+    vectors = torch.randn(num_words, DIM)
+    weight = vectors @ torch.randn(DIM, DIM) + offset
+    # The last row is of no word.
+    old = torch.cat([weight, weight[:1]]), torch.arange(num_words + 1.0) / num_words
+    old[1][:-1] = vectors @ torch.arange(float(DIM))
+    new = torch.zeros_like(old[0]), torch.zeros_like(old[1])
     old_rows = torch.arange(num_words)
-    new_words = torch.tensor([5, 50, num_words - 1])
     old_rows[new_words] = -1
-    new = torch.zeros_like(old[0]), torch.zeros_like(old[1])
-    asked = []
-
-    def word_vectors(numbers):
-        asked.append(len(numbers))
-        return vectors[numbers]
-
-    report = adapt_softmax(old, new, old_rows, word_vectors)
-    assert report.explained > 0.99 and report.num_made == 3
-    assert torch.allclose(new[0][new_words], old[0][new_words], atol=5e-2)
-    assert torch.allclose(new[1][new_words], old[1][new_words], atol=5e-2)
-    assert max(asked) <= WORDS_AT_A_TIME
-
-
-def test_of_many_shared_words_a_part_is_fitted(monkeypatch):
-    """At equal distances from the first to the last, and all the same every row comes over."""
-    monkeypatch.setattr("transformer_elmo.nn.softmax_transfer.MOST_FITTED", 64)
-    vectors, matrix = rows(1000)[0], torch.randn(DIM, DIM)
-    old = (vectors @ matrix + 3, vectors @ torch.arange(float(DIM)))
-    new = torch.zeros_like(old[0]), torch.zeros_like(old[1])
-    old_rows = torch.arange(1000)
-    old_rows[::10] = -1
     asked = []
 
     def word_vectors(numbers):
@@ -87,29 +71,50 @@ def test_of_many_shared_words_a_part_is_fitted(monkeypatch):
         return vectors[numbers]
 
     report = adapt_softmax(old, new, old_rows, word_vectors)
-    fitted, made = asked
-    assert len(fitted) == 64 and fitted[0] < 10 and fitted[-1] > 980
-    gaps = {after - before for before, after in pairwise(fitted)}
+    kept = torch.cat([(old_rows >= 0).nonzero().flatten(), torch.tensor([num_words])])
+    assert all(torch.equal(mine[kept], its[kept]) for mine, its in zip(new, old))
+    return old, new, report, asked
+
+
+@pytest.mark.parametrize("num_words", [2000, WORDS_AT_A_TIME + 100])
+def test_new_rows_are_what_word_vectors_say(num_words):
+    """Nearly, and in blocks."""
+    new_words = torch.tensor([5, 50, num_words - 1])
+    old, new, report, asked = fitted(num_words, new_words)
+    assert report.explained > 0.99 and report.num_made == 3
+    for mine, its in zip(new, old):
+        assert torch.allclose(mine[new_words], its[new_words], atol=5e-2)
+    assert max(map(len, asked)) <= WORDS_AT_A_TIME
+
+
+def test_what_all_rows_have_in_common_is_not_held_back():
+    """However few words are shared."""
+    new_words = torch.arange(40, 44)
+    old, new, report, _ = fitted(44, new_words, offset=1000.0)
+    assert report.explained is not None
+    assert torch.allclose(new[0][new_words], old[0][new_words], atol=5)
+
+
+def test_of_many_shared_words_a_part_is_fitted(monkeypatch):
+    """At equal distances from the first to the last, and all the same every row comes over."""
+    monkeypatch.setattr("transformer_elmo.nn.softmax_transfer.MOST_FITTED", 64)
+    _, _, report, (used, made) = fitted(1000, torch.arange(0, 1000, 10))
+    assert len(used) == 64 and used[0] < 10 and used[-1] > 980
+    gaps = {after - before for before, after in pairwise(used)}
     assert max(gaps) - min(gaps) <= 3
     assert made == list(range(0, 1000, 10)) and report.explained > 0.95
-    kept = [row for row in range(1001) if row % 10 or row == 1000]
-    assert torch.equal(new[0][kept], old[0][kept]) and torch.equal(new[1][kept], old[1][kept])
 
 
-def test_a_regression_that_explains_nothing_gives_way_to_the_mean():
+@pytest.mark.parametrize("num_shared", [0, 100])
+def test_where_a_regression_explains_nothing_rows_are_the_mean(num_shared):
     old, new = rows(200), rows(200, seed=1)
     old_rows = torch.arange(200)
-    old_rows[100:] = -1
+    old_rows[num_shared:] = -1
     report = adapt_softmax(old, new, old_rows, lambda numbers: torch.zeros(len(numbers), DIM))
     assert report.explained is None
+    found = (report.num_kept, report.num_made, report.num_dropped)
+    assert found == (num_shared, 200 - num_shared, 200 - num_shared)
     assert torch.allclose(new[0][150], old[0].mean(0), atol=1e-6)
-
-
-def test_nothing_shared():
-    old, new = rows(50), rows(60, seed=1)
-    report = adapt_softmax(old, new, torch.full((60,), -1), lambda numbers: torch.zeros(0, DIM))
-    assert (report.num_kept, report.num_made, report.num_dropped) == (0, 60, 50)
-    assert torch.isfinite(new[0]).all()
 
 
 def test_biases_are_set_by_the_text():
@@ -148,27 +153,20 @@ def test_an_extended_vocabulary_falls_by_the_new_text():
     assert extended_words([], counts, min_count=1) == ["b", "new", "rare", "c"]
 
 
-class TestOrder:
-    def targets(self, number):
-        generator = torch.Generator().manual_seed(number)
+@pytest.mark.parametrize("falls", [True, False])
+def test_order(falls):
+    order, found = FrequencyOrder(words(*map(str, range(1000)))), []
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
         # Zipf's law, near enough.
-        return (torch.rand(SAMPLE // 4, generator=generator) * 6.9).exp().long() - 1
-
-    def test_falling(self):
-        order = FrequencyOrder(words(*map(str, range(1000))))
-        assert not any(order.problem(self.targets(n)) for n in range(8))
-
-    def test_another(self):
-        order = FrequencyOrder(words(*map(str, range(1000))))
-        found = [order.problem(999 - self.targets(n)) for n in range(8)]
-        assert [bool(problem) for problem in found] == [False] * 3 + [True] + [False] * 4
-        assert "'998' on line 1,000" in found[3] and "num_samples" in found[3]
+        targets = (torch.rand(SAMPLE // 4, generator=generator) * 6.9).exp().long() - 1
+        found.append(order.problem(targets if falls else 999 - targets))
+    assert [bool(problem) for problem in found] == [not falls and n == 3 for n in range(8)]
+    assert falls or ("'998' on line 1,000" in found[3] and "num_samples" in found[3])
 
 
 def test_training_tells_of_the_order(make_model, caplog, sentences, vocabulary, monkeypatch):
     """Whatever made the vocabulary, and only where words are sampled."""
-    from tests.small_lm import tensors
-
     monkeypatch.setattr("transformer_elmo.nn.softmax.SAMPLE", 50)
     monkeypatch.setattr("transformer_elmo.nn.softmax.LIMIT", 0.5)
     batch = tensors(sentences, vocabulary)

@@ -1,14 +1,14 @@
 """How tests tell that a kernel and its plain reference are the same function."""
 
-from typing import Any, Callable, Iterator, List, Optional, Sequence
-from unittest import mock
+from contextlib import nullcontext
+from typing import Any, Callable, List, Sequence
 
 import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from transformer_elmo.nn.kernels import softmax as token_losses
+from tests.device.pretend import moved, pretend_device
 
 # The same cases every time, and no database of them beside the tests. They are small as they are:
 # looking for smaller ones takes minutes.
@@ -34,18 +34,22 @@ def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     return tensor
 
 
-def dense(gradient: Optional[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient.to_dense()
-
-
 def gradients(output: torch.Tensor, inputs: Sequence[torch.Tensor]) -> List[torch.Tensor]:
-    """Of a random weighted sum of the output, the same each time."""
+    """Of a random weighted sum of the output, the same each time; dense, and on the CPU."""
     generator = torch.Generator().manual_seed(5)
     # Exact in bfloat16, so that they are the same in any type.
     weights = torch.randn(output.shape, generator=generator).bfloat16()
     weights = weights.to(output.dtype).to(output.device)
     found = torch.autograd.grad(output, inputs, weights, allow_unused=True)
-    return [dense(gradient, like) for gradient, like in zip(found, inputs)]
+    return [
+        torch.zeros_like(here(like)) if gradient is None else here(gradient).to_dense()
+        for gradient, like in zip(found, inputs)
+    ]
+
+
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """Of a pretended device, what is on the CPU."""
+    return getattr(tensor, "held", tensor)
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
@@ -64,18 +68,35 @@ def assert_same_function(
     inputs: Sequence[torch.Tensor],
     *others: Any,
     tolerance: float = 1e-5,
-) -> None:
+    on_a_device: bool = False,
+) -> torch.Tensor:
     """
     Outputs and gradients of floating-point `inputs`; those of types of fewer digits are compared
-    with what the plain function makes of the same numbers in float32.
+    with what the plain function makes of the same numbers in float32. Returns the output.
     """
-    ours = [tensor.detach().requires_grad_() for tensor in inputs]
     exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
-    got, wanted = fast(*ours, *others), plain(*exact, *others)
-    assert close(got, wanted, tolerance)
-    for ours_of, wanted_of, tensor in zip(gradients(got, ours), gradients(wanted, exact), inputs):
+    wanted = plain(*exact, *others)
+    with pretend_device() if on_a_device else nullcontext():
+        ours: Any = [tensor.detach() for tensor in inputs]
+        if on_a_device:
+            ours, others = moved((ours, others))
+        got = fast(*(tensor.requires_grad_() for tensor in ours), *others)
+        found = gradients(got, ours)
+    assert close(here(got), wanted, tolerance)
+    for ours_of, wanted_of, tensor in zip(found, gradients(wanted, exact), inputs):
         assert ours_of.dtype == tensor.dtype
         assert close(ours_of, wanted_of, tolerance)
+    return here(got)
+
+
+def under_autocast(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """To bfloat16."""
+
+    def call(first: torch.Tensor, *rest: Any) -> torch.Tensor:
+        with torch.autocast(first.device.type, dtype=torch.bfloat16):
+            return function(first, *rest)
+
+    return call
 
 
 def exact_losses(
@@ -92,6 +113,7 @@ def sampled_losses(
     targets: torch.Tensor,
     sampled_ids: torch.Tensor,
     log_counts: torch.Tensor,
+    sparse: bool = False,
 ) -> torch.Tensor:
     """The formula of Jean et al. 2015, with all logits at once; a sample that is hit is no word."""
     of_targets, of_samples = log_counts.split([targets.numel(), sampled_ids.numel()])
@@ -99,37 +121,3 @@ def sampled_losses(
     logits = F.linear(embeddings, weight[sampled_ids], bias.view(-1)[sampled_ids]) - of_samples
     logits = logits.masked_fill(targets.unsqueeze(-1) == sampled_ids, -torch.inf)
     return -torch.cat([target_logits.unsqueeze(-1), logits], -1).log_softmax(-1)[:, 0]
-
-
-class Blocks:
-    """How many logits were in each block that the softmaxes made."""
-
-    def __init__(self, **constants: int) -> None:
-        self.sizes: List[int] = []
-        self._constants = constants
-
-    def __enter__(self) -> "Blocks":
-        plain = token_losses.product
-
-        def noting(*args: Any) -> torch.Tensor:
-            result = plain(*args)
-            self.sizes.append(result.numel())
-            return result
-
-        self._patches = [mock.patch.object(token_losses, "product", noting)]
-        self._patches += [
-            mock.patch.object(token_losses, name, value) for name, value in self._constants.items()
-        ]
-        for patch in self._patches:
-            patch.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for patch in reversed(self._patches):
-            patch.stop()
-
-
-def pieces(total: int, size: int) -> Iterator[int]:
-    """How large the parts of `total` are, cut into parts of `size`."""
-    for start in range(0, total, size):
-        yield min(size, total - start)

@@ -13,18 +13,16 @@ from tests.device.pretend import moved, pretend_device
 from tests.nn.kernels.comparing import (
     FEW,
     MANY,
-    Blocks,
     assert_same_function,
     close,
-    dense,
     dtypes,
     exact_losses,
     gradients,
     laid_out,
     layouts,
-    pieces,
     sampled_losses,
     seeds,
+    under_autocast,
     widths,
 )
 from transformer_elmo.nn.kernels import attention, character_cnn
@@ -50,8 +48,8 @@ def test_linear(seed, num_rows, input_dim, output_dim, dtype, of_rows, of_weight
     rows = laid_out(torch.randn(num_rows, input_dim).to(dtype), of_rows)
     weight = laid_out(torch.randn(output_dim, input_dim).to(dtype), of_weight)
     bias = torch.randn(output_dim).to(dtype)
-    assert_same_function(linear, F.linear, [rows, weight, bias], tolerance=TOLERANCE[dtype])
-    assert linear(rows, weight, bias).dtype == product(rows, weight).dtype == dtype
+    made = assert_same_function(linear, F.linear, [rows, weight, bias], tolerance=TOLERANCE[dtype])
+    assert made.dtype == product(rows, weight).dtype == dtype
     assert close(product(rows, weight), rows.float() @ weight.float().t(), TOLERANCE[dtype])
 
 
@@ -103,9 +101,11 @@ def test_attention(seed, batch, heads, timesteps, dim, dtype, way, beside_each_o
                 return written_out_attention(*heads, dropout)
             return causal_attention(*heads, dropout)
 
-        assert fast(*tensors).dtype == dtype
         assert fast(*(1000 * tensor for tensor in tensors)).isfinite().all()
-        assert_same_function(fast, attention_by_definition, tensors, tolerance=TOLERANCE[dtype])
+        made = assert_same_function(
+            fast, attention_by_definition, tensors, tolerance=TOLERANCE[dtype]
+        )
+    assert made.dtype == dtype
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -253,8 +253,9 @@ def test_moved_rows(seed, num_rows, num_moved, dim, dtype, layout):
     num_moved = min(num_moved, num_rows)
     source = laid_out(torch.randn(num_rows, dim, 3).to(dtype), layout)
     index = torch.randperm(num_rows)[:num_moved]
-    assert_same_function(gather_rows, torch.Tensor.__getitem__, [source], index, tolerance=0)
-    assert gather_rows(source, index).dtype == dtype
+    plain = torch.Tensor.__getitem__
+    made = assert_same_function(gather_rows, plain, [source], index, tolerance=0)
+    assert made.dtype == dtype
     # To every place, and back.
     order = torch.randperm(num_rows)
     assert_same_function(
@@ -363,7 +364,7 @@ def test_clip_norm(seed, max_norm, coalesced):
     assert torch.allclose(clip_norm([dense_one, without, sparse_one], max_norm), wanted)
     assert without.grad is None and sparse_one.grad.is_sparse
     for ours, theirs in zip((dense_one, sparse_one), plain):
-        assert close(dense(ours.grad, ours), theirs.grad, 1e-6)
+        assert close(ours.grad.to_dense(), theirs.grad, 1e-6)
 
 
 # The losses of tokens.
@@ -375,139 +376,87 @@ def losses_case(seed, num_tokens, num_words, dim):
     return embeddings, weight, torch.randn(num_words), torch.randint(num_words, (num_tokens,))
 
 
-@FEW
+ways = st.sampled_from(["", "autocast", "device", "device, autocast"])
+
+
+@MANY
 @given(
-    *(seeds, st.integers(1, 9), st.integers(1, 19), st.integers(1, 7), layouts, layouts),
-    *(st.integers(5, 60), st.integers(1, 6), st.booleans()),
+    *(seeds, st.integers(1, 9), st.integers(1, 19), st.integers(1, 7), layouts, layouts, dtypes),
+    *(st.integers(5, 60), st.integers(1, 6), ways),
 )
 def test_exact_losses(
-    seed, num_tokens, num_words, dim, of_rows, of_weight, memory, tokens_at_once, on_a_device
+    seed, num_tokens, num_words, dim, of_rows, of_weight, dtype, memory, tokens_at_once, way
 ):
     embeddings, weight, bias, targets = losses_case(seed, num_tokens, num_words, dim)
-    embeddings, weight = laid_out(embeddings, of_rows), laid_out(weight, of_weight)
-    inputs = [tensor.detach().requires_grad_() for tensor in (embeddings, weight, bias)]
-    wanted = exact_losses(*inputs, targets)
+    inputs = [laid_out(embeddings, of_rows), laid_out(weight, of_weight), bias]
+    inputs = [tensor.to(dtype) for tensor in inputs]
+    fast, on_a_device = token_losses.exact_token_losses, "device" in way
+    if "autocast" in way:
+        fast = under_autocast(fast)
+    sizes, plain = [], token_losses._logits
+
+    def noting(*args):
+        logits = plain(*args)
+        sizes.append(logits.numel())
+        return logits
+
     # The bound of the device that computes, and not the other one's.
     mine, other = ("GPU", "CPU") if on_a_device else ("CPU", "GPU")
-    constants = {f"{mine}_LOGITS_IN_MEMORY": memory, f"{other}_LOGITS_IN_MEMORY": 10**6}
-    expected = [
-        rows * words
-        for rows in pieces(num_tokens, tokens_at_once)
-        for words in pieces(num_words, max(1, memory // rows))
-    ]
-    with Blocks(TOKENS_PER_BLOCK=tokens_at_once, **constants) as blocks:
-        if not on_a_device:
-            losses = token_losses.exact_token_losses(*inputs, targets)
-            assert blocks.sizes == expected
-            found = gradients(losses, inputs)
-        else:
-            with pretend_device():
-                there = [tensor.requires_grad_() for tensor in moved([t.detach() for t in inputs])]
-                losses = token_losses.exact_token_losses(*there, moved(targets))
-                assert blocks.sizes == expected
-                found = [gradient.held for gradient in gradients(losses, there)]
-                losses = losses.held
+    bounds = {f"{mine}_LOGITS_IN_MEMORY": memory, f"{other}_LOGITS_IN_MEMORY": 10**6}
+    bounds["TOKENS_PER_BLOCK"] = tokens_at_once
+    with mock.patch.multiple(token_losses, _logits=noting, **bounds):
+        losses = assert_same_function(
+            *(fast, exact_losses, inputs, targets),
+            tolerance=1e-5 if dtype == torch.float32 and "autocast" not in way else 6e-2,
+            on_a_device=on_a_device,
+        )
+    assert losses.dtype == torch.float32
     # The backward pass makes every block once more.
-    assert sorted(blocks.sizes) == sorted(2 * expected)
-    assert losses.dtype == torch.float32
-    assert close(losses, wanted, 1e-5)
-    for ours, theirs in zip(found, gradients(wanted, inputs)):
-        assert close(ours, theirs, 1e-5)
-    large = token_losses.exact_token_losses(1000 * embeddings, weight, bias, targets)
-    assert close(large, exact_losses(1000 * embeddings, weight, bias, targets), 1e-3)
-
-
-@FEW
-@given(seeds, st.integers(1, 13), st.integers(1, 29), st.integers(1, 60), st.booleans())
-def test_exact_losses_in_bfloat16(seed, num_tokens, num_words, memory, autocast):
-    embeddings, weight, bias, targets = losses_case(seed, num_tokens, num_words, 5)
-    inputs = [tensor.requires_grad_() for tensor in (embeddings, weight, bias)]
-    wanted = exact_losses(*inputs, targets)
-    given_type = torch.float32 if autocast else torch.bfloat16
-    ours = [tensor.detach().to(given_type).requires_grad_() for tensor in inputs]
-    with Blocks(CPU_LOGITS_IN_MEMORY=memory, TOKENS_PER_BLOCK=7):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            losses = token_losses.exact_token_losses(*ours, targets)
-        found = gradients(losses, ours)
-    assert losses.dtype == torch.float32
-    assert close(losses, wanted, 3e-2)
-    for of_ours, of_theirs in zip(found, gradients(wanted, inputs)):
-        assert of_ours.dtype == given_type
-        assert close(of_ours, of_theirs, 6e-2)
-
-
-def test_losses_of_no_tokens():
-    inputs = [tensor.requires_grad_() for tensor in losses_case(0, 0, 9, 4)[:3]]
-    none = torch.zeros(0)
-    for losses in (
-        token_losses.exact_token_losses(*inputs, none.long()),
-        token_losses.sampled_token_losses(
-            *inputs, none.long(), torch.tensor([2, 5]), torch.zeros(2), False
-        ),
-    ):
-        assert losses.shape == (0,) and losses.dtype == torch.float32
-        for gradient, tensor in zip(gradients(losses, inputs), inputs):
-            assert torch.equal(gradient, torch.zeros_like(tensor))
-
-
-@pytest.mark.parametrize("loss", ["exact", "sampled"])
-@pytest.mark.parametrize("asked", [(0,), (1,), (2,), (0, 2), (1, 2)])
-def test_losses_make_only_gradients_that_are_asked_for(loss, asked):
-    embeddings, weight, bias, targets = losses_case(1, 6, 11, 3)
-    inputs = [embeddings, weight, bias]
-    for number in asked:
-        inputs[number].requires_grad_()
-    if loss == "exact":
-        fast, plain = token_losses.exact_token_losses, exact_losses
-        losses, wanted = fast(*inputs, targets), plain(*inputs, targets)
-    else:
-        rest = (targets, torch.tensor([0, 3, 8, 9]), torch.randn(10))
-        losses = token_losses.sampled_token_losses(*inputs, *rest, False)
-        wanted = sampled_losses(*inputs, *rest)
-    wanted_from = [inputs[number] for number in asked]
-    for ours, theirs in zip(gradients(losses, wanted_from), gradients(wanted, wanted_from)):
-        assert close(ours, theirs, 1e-5)
+    assert max(sizes) <= max(memory, tokens_at_once) and sum(sizes) == 2 * num_tokens * num_words
+    embeddings, weight, bias = (1000 * inputs[0].float(), *map(torch.Tensor.float, inputs[1:]))
+    large = token_losses.exact_token_losses(embeddings, weight, bias, targets)
+    assert close(large, exact_losses(embeddings, weight, bias, targets), 1e-3)
 
 
 @MANY
 @given(
     *(seeds, st.integers(0, 13), st.integers(2, 29), st.integers(1, 7), st.integers(1, 9)),
-    *(st.integers(1, 40), st.sampled_from(["dense", "sparse", "sparse on a device"])),
-    *(st.booleans(), st.booleans()),
+    *(st.integers(1, 40), ways, st.booleans(), st.booleans()),
 )
 def test_sampled_losses(
-    seed, num_tokens, num_words, dim, num_samples, memory, gradient, column_bias, autocast
+    seed, num_tokens, num_words, dim, num_samples, memory, way, sparse, column_bias
 ):
     assume(num_samples < num_words)
     embeddings, weight, bias, targets = losses_case(seed, num_tokens, num_words, dim)
     # AllenNLP's layout of the bias of sparse weights.
     bias = bias.unsqueeze(-1) if column_bias else bias
     sampled_ids = torch.randperm(num_words)[:num_samples].sort().values
-    rest = (targets, sampled_ids, torch.randn(num_tokens + num_samples))
-    inputs = [tensor.requires_grad_() for tensor in (embeddings, weight, bias)]
-    wanted = sampled_losses(*inputs, *rest)
-    sparse, on_a_device = gradient != "dense", gradient == "sparse on a device"
-    constants = {"CPU_LOGITS_IN_MEMORY": memory, "GPU_LOGITS_IN_MEMORY": memory}
-    dtype = torch.bfloat16 if autocast else torch.float32
-    with Blocks(**constants):
-        if not on_a_device:
-            with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-                losses = token_losses.sampled_token_losses(*inputs, *rest, sparse)
-            found = gradients(losses, inputs)
-        else:
-            with pretend_device() as device:
-                there = [tensor.requires_grad_() for tensor in moved([t.detach() for t in inputs])]
-                with torch.autocast(device.type, dtype=dtype, enabled=autocast):
-                    losses = token_losses.sampled_token_losses(*there, *moved(rest), sparse)
-                grads = torch.autograd.grad(losses.sum(), there)
-                assert [gradient.is_sparse for gradient in grads] == [False, True, True]
-                losses, found = losses.held, [dense(g.held, t) for g, t in zip(grads, inputs)]
+    log_counts = torch.randn(num_tokens + num_samples)
+    fast = token_losses.sampled_token_losses
+    if "autocast" in way:
+        fast = under_autocast(fast)
+    bounds = {"CPU_LOGITS_IN_MEMORY": memory, "GPU_LOGITS_IN_MEMORY": memory}
+    with mock.patch.multiple(token_losses, **bounds):
+        losses = assert_same_function(
+            *(fast, sampled_losses, [embeddings, weight, bias]),
+            *(targets, sampled_ids, log_counts, sparse),
+            tolerance=6e-2 if "autocast" in way else 2e-5,
+            on_a_device="device" in way,
+        )
     assert losses.dtype == torch.float32
-    tolerance = 6e-2 if autocast else 2e-5
-    assert close(losses, wanted, tolerance)
-    expected = (
-        torch.autograd.grad(wanted.sum(), inputs) if on_a_device else gradients(wanted, inputs)
+
+
+@pytest.mark.parametrize("loss", ["exact", "sampled"])
+@pytest.mark.parametrize("asked", [(0,), (2,), (1, 2)])
+def test_losses_of_what_stands_still(loss, asked):
+    *inputs, targets = losses_case(1, 6, 11, 3)
+    wanted_from = [inputs[number].requires_grad_() for number in asked]
+    fast, plain, rest = token_losses.exact_token_losses, exact_losses, ()
+    if loss == "sampled":
+        fast, plain = token_losses.sampled_token_losses, sampled_losses
+        rest = (torch.tensor([0, 3, 8, 9]), torch.randn(10), False)
+    found, wanted = (
+        gradients(function(*inputs, targets, *rest), wanted_from) for function in (fast, plain)
     )
-    for ours, theirs in zip(found, expected):
-        assert ours.dtype == torch.float32
-        assert close(ours, theirs, tolerance)
+    for ours, theirs in zip(found, wanted):
+        assert close(ours, theirs, 1e-5)

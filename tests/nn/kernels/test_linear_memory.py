@@ -42,14 +42,9 @@ def test_memory_does_not_grow_with_the_number_of_shapes():
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     # What the user has set stays.
     environment.update({NAMES[0]: "100", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    done = subprocess.run(
-        [sys.executable, "-c", GROWTH, *NAMES],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    megabytes, *values = done.stdout.split()
+    command = [sys.executable, "-c", GROWTH, *NAMES]
+    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    megabytes, *values = said.stdout.split()
     assert values == ["100", "128"]
     # Some 95 here, and some 600 with all that oneDNN and PyTorch would keep.
     assert int(megabytes) < 250
