@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.pretrained.legacy.archives import find_key
 from transformer_elmo.pretrained.legacy.config import is_old, modernize
 from transformer_elmo.pretrained.legacy.iterators import (
     LANGUAGE_MODELING_ONLY_KEYS,
@@ -50,10 +51,9 @@ def apply_overrides(
 
     Over an old config everything merges deeply, as AllenNLP 0.9 had it, except for keys that it
     didn't have. Over a modern config, overrides of `iterator` and `validation_iterator` change the
-    data loaders, and all others are applied as AllenNLP 2 does it.
-
-    Returns the modern config, and what was changed in it and in the overrides. Raises
-    `ConfigurationError` if an override has no meaning; it names the key.
+    data loaders, and all others are applied as AllenNLP 2 does it. Returns the modern config, and
+    what was changed in it and in the overrides. Raises `ConfigurationError` if an override has no
+    meaning; it names the key.
     """
     for key, value in overrides.items():
         known = top(key) in {*TOP_LEVEL_KEYS, *ITERATORS, *config}
@@ -90,7 +90,7 @@ def _over_old(
         value, original = overrides[key], config.get(key)
         if key in ITERATORS:
             original = new["iterator"] if original is None else original
-            value = _folded(value, original, "base_iterator", (*OUTER_KEYS, "type"))
+            value = _folded(value, original, "base_iterator", OUTER_KEYS)
         elif key in READERS:
             value = _folded(value, original, "base_reader", MULTIPROCESS_KEYS)
         elif key == "model":
@@ -124,46 +124,43 @@ def _over_modern(
 
 
 def _folded(override: Any, original: Any, base: str, outer: tuple[str, ...]) -> Any:
-    """An override with or without a wrapper for processes around it, as what it goes over."""
-    if not isinstance(override, dict) or not isinstance(original, dict):
+    """
+    An override with or without a wrapper for processes around it, as what it goes over: `base` is
+    the key of what is wrapped, `outer` are the wrapper's own.
+    """
+    are_objects = isinstance(override, dict) and isinstance(original, dict)
+    if not are_objects or (base not in original and base not in override):
         return override
-    of_base = override.get(base) or {}
-    of_base = {"type": of_base} if isinstance(of_base, str) else of_base
-    if not isinstance(of_base, dict):
+    rest = dict(override)
+    inner = rest.pop(base, None) or {}
+    inner = {"type": inner} if isinstance(inner, str) else inner
+    if not isinstance(inner, dict):
         # For the conversion to refuse.
         return override
-    rest = {key: value for key, value in override.items() if key != base}
-    if base in original:
-        inner = {key: value for key, value in rest.items() if key not in outer}
-        if inner.get("type") == "multiprocess":
-            del inner["type"]
-        if "type" in outer and override.get("type") not in (None, "multiprocess"):
-            inner["type"] = override["type"]
-        kept = {key: value for key, value in rest.items() if key in outer and key not in inner}
-        inner.update(of_base)
-        return {**kept, base: inner} if inner else kept
-    if base in override:
-        if rest.get("type") == "multiprocess":
-            del rest["type"]
-        return {**of_base, **rest}
-    return override
+    if rest.get("type") == "multiprocess":
+        del rest["type"]
+    if base not in original:
+        return {**inner, **rest}
+    kept = {key: rest.pop(key) for key in override if key in outer}
+    inner = {**rest, **inner}
+    return {**kept, base: inner} if inner else kept
 
 
 def _with_embedders_as_in(original: Any, override: Any) -> Any:
     """An override with or without `token_embedders` around embedders, as what it goes over."""
     if not isinstance(original, dict) or not isinstance(override, dict):
         return override
-    fitted: dict[str, Any] = {}
+    fitted, around = {}, "token_embedders"
     for key, value in override.items():
         old = original.get(key)
         if is_embedder_key(key) and isinstance(old, dict) and isinstance(value, dict):
-            within, known = value.get("token_embedders"), old.get("token_embedders")
-            rest = {k: v for k, v in value.items() if k != "token_embedders"}
-            if is_flat_embedder(old) and isinstance(within, (dict, type(None))):
-                value = {**rest, **(within or {})}
-            elif isinstance(known, dict) and "token_embedders" not in value:
-                embedders = {k: rest.pop(k) for k in value if k in known}
-                value = {**rest, "token_embedders": embedders} if embedders else value
+            value, known = dict(value), old.get(around)
+            if is_flat_embedder(old):
+                if isinstance(value.get(around), (dict, type(None))):
+                    value.update(value.pop(around, None) or {})
+            elif isinstance(known, dict) and around not in value:
+                if embedders := {name: value.pop(name) for name in known if name in value}:
+                    value[around] = embedders
         fitted[key] = _with_embedders_as_in(old, value)
     return fitted
 
@@ -178,22 +175,17 @@ def shared_with_validation(config: dict[str, Any], overrides: dict[str, Any]) ->
     is_ours = isinstance(loader, dict) and reads_sentences(config, key)
     if not is_ours or key in {top(given) for given in overrides}:
         return overrides
-    meant = {
-        f"validation_{given}": value
-        for given, value in overrides.items()
-        if top(given) == "data_loader" and _has_place(loader, given.split(".")[1:])
-    }
-    return {**overrides, **meant}
+    meant = {f"validation_{given}": value for given, value in overrides.items()}
+    return {**overrides, **{k: v for k, v in meant.items() if top(k) == key and _fits(k, config)}}
 
 
-def _has_place(loader: Any, path: list[str]) -> bool:
-    """Whether there is a place in `loader` for what goes to `path` in a loader of another kind."""
-    if path[:1] == ["batch_sampler"] and "batch_size" in loader:
+def _fits(key: str, config: dict[str, Any]) -> bool:
+    """Whether the loader has a place for what goes to `key` in a loader of another kind."""
+    loader, *path = key.split(".")
+    if path[:1] == ["batch_sampler"] and "batch_size" in config[loader]:
         return False
-    place = loader
-    for key in path[:-1]:
-        place = place.get(key) if isinstance(place, dict) else None
-    return isinstance(place, dict)
+    place = find_key(config, ".".join([loader, *path][: max(1, len(path))]))
+    return bool(place) and isinstance(place[0][place[1]], dict)
 
 
 def check_evaluation_overrides(overrides: dict[str, Any]) -> None:
@@ -251,38 +243,30 @@ def merged(original: Any, override: Any) -> Any:
     return copy.deepcopy(override)
 
 
-def with_overrides(config: Any, overrides: dict[str, Any], path: str = "") -> Any:
+def with_overrides(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """
-    A copy of the object or list `config`, which stands at `path`, under overrides as AllenNLP 2
-    applies them: a dotted key goes further in, by the numbers of items where there is a list. Only
-    an object gets new keys, and these can't be dotted. Raises `ConfigurationError` if there is no
-    place for one of them; it names the key.
+    A copy under overrides as AllenNLP 2 applies them: a dotted key goes further in, by the numbers
+    of items where there is a list. Only an object gets new keys. Raises `ConfigurationError` if
+    there is no place for one of them; it names the key.
     """
-    items = config.items() if isinstance(config, dict) else ()
-    new: dict[Any, Any] = {}
-    unused = set(overrides)
-    for key, value in enumerate(config) if isinstance(config, list) else items:
-        name = f"{key}."
-        within = {k[len(name) :]: v for k, v in overrides.items() if k.startswith(name)}
-        if str(key) in overrides:
-            new[key] = copy.deepcopy(overrides[str(key)])
-            unused.discard(str(key))
-        elif within:
-            new[key] = with_overrides(value, within, f"{path}{name}")
-            unused -= {name + k for k in within}
+    whole, unused = {"": copy.deepcopy(config)}, []
+    for key, value in overrides.items():
+        above, _, last = f".{key}".rpartition(".")
+        place = find_key(whole, above)
+        within = place[0][place[1]] if place else None
+        if isinstance(within, dict):
+            within[last] = copy.deepcopy(value)
+        elif isinstance(within, list) and last in map(str, range(len(within))):
+            within[int(last)] = copy.deepcopy(value)
         else:
-            new[key] = copy.deepcopy(value)
-    if isinstance(config, dict):
-        added = {k: copy.deepcopy(v) for k, v in overrides.items() if k in unused and "." not in k}
-        new.update(added)
-        unused -= added.keys()
+            unused.append(key)
+        unused += [other for other in overrides if other.startswith(f"{key}.")]
     if unused:
-        names = ", ".join(path + key for key in overrides if key in unused)
         raise ConfigurationError(
-            f"These overrides are unused keys, because the config has nothing there to change: "
-            f"{names}."
+            "These overrides are unused keys, because the config has nothing there to change: "
+            f"{', '.join(dict.fromkeys(unused))}."
         )
-    return list(new.values()) if isinstance(config, list) else new
+    return whole[""]
 
 
 def merges_into(key: str, original: Any, override: Any) -> bool:

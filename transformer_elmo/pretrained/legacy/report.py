@@ -54,19 +54,19 @@ class Report:
     changes: list[Change] = field(default_factory=list)
 
     def moved(self, path: str, value: Any, new_path: str, new_value: Any, reason: str = "") -> None:
-        """Records that what `path` said is now said by `new_path`."""
+        """What `path` said is now said by `new_path`."""
         self.changes.append(Change(path, value, new_path, new_value, reason))
 
     def added(self, path: str, value: Any, reason: str) -> None:
-        """Records a key that wasn't there, because what it says went without saying."""
+        """A key that wasn't there, because what it says went without saying."""
         self.changes.append(Change(path, None, path, value, reason, added=True))
 
     def needless(self, path: str, value: Any, reason: str) -> None:
-        """Records that `path` is gone, and that what it said happens anyway."""
+        """`path` is gone, and what it said happens anyway."""
         self.changes.append(Change(path, value, reason=reason))
 
     def dropped(self, path: str, value: Any, reason: str) -> None:
-        """Records that `path` is gone, and its meaning with it: an error if it was overridden."""
+        """`path` is gone, and its meaning with it: an error if it was overridden."""
         for given in self.overridden:
             if given == path or given.startswith(path + ".") or path.startswith(given + "."):
                 refuse(given, value, f"this override has no meaning here ({reason}). Leave it out.")
@@ -85,6 +85,13 @@ class Report:
 def refuse(path: str, value: Any, advice: str) -> NoReturn:
     """Raises a `ConfigurationError` that names the key `path`, its value, and what to do."""
     raise ConfigurationError(f"{path or shown(path)} = {shown(value)}: {advice}")
+
+
+def check_keys(section: Mapping[str, Any], known: Collection[str], path: str, advice: str) -> None:
+    """Refuses the keys of the section at `path` that aren't `known`."""
+    for key, value in section.items():
+        if key not in known:
+            refuse(f"{path}.{key}", value, advice)
 
 
 def as_number(value: Any, kind: type[Number], path: str) -> Number:

@@ -59,9 +59,12 @@ DROPPED = {
         "callbacks takes its place",
     ),
 }
-# Those that did nothing if they were null.
-NULL_BY_DEFAULT = (SAVE_INTERVAL, KEPT_FOREVER)
+# What says no more than what goes without saying.
+DEFAULTS = {SAVE_INTERVAL: None, KEPT_FOREVER: None, "type": "default"}
 OLD_KEYS = {*MOVED, KEPT_FOREVER, ACCUMULATION}
+
+# Sections by their dotted keys.
+Sections = dict[str, dict[str, Any]]
 
 
 def is_old_trainer(trainer: Any) -> bool:
@@ -83,59 +86,62 @@ def modern_trainer(old: Any, batch_size: int | None, report: Report) -> dict[str
     if not _is_plain(old):
         return {"trainer": old, "data_loader": {}, "distributed": {}}
     config: dict[str, Any] = {}
-    parts: dict[str, dict[str, Any]] = {"trainer": config, "data_loader": {}, "distributed": {}}
-    parts.update({CHECKPOINTER: {}, TENSORBOARD: {}})
+    sections: Sections = {"trainer": config, "data_loader": {}, "distributed": {}}
+    checkpointer = sections[CHECKPOINTER] = {}
+    tensorboard = sections[TENSORBOARD] = {}
     inner = old.get("checkpointer")
     for key, value in inner.items() if isinstance(inner, dict) else ():
         if key in (MODELS_TO_KEEP, KEPT_FOREVER):
-            _take(key, value, f"{CHECKPOINTER}.{key}", parts, report)
+            _take(key, value, f"{CHECKPOINTER}.{key}", sections, report)
         else:
-            parts[CHECKPOINTER][key] = value
+            checkpointer[key] = value
     for key, value in old.items():
         path = f"trainer.{key}"
         if key in NUMBERS and isinstance(value, str):
             value = _numbers(key, value, report)
-        if value is None and key in NULL_BY_DEFAULT:
+        if key in DEFAULTS and value == DEFAULTS[key]:
             report.needless(path, value, "it is the default")
         elif key == SAVE_INTERVAL and _several(old.get("cuda_device")):
             report.dropped(path, value, "training on several devices saves by epochs or batches")
         elif key == ACCUMULATION:
             _accumulate(value, batch_size, config, report)
         else:
-            _take(key, value, path, parts, report)
-    if parts[CHECKPOINTER] or isinstance(inner, dict):
-        config["checkpointer"] = parts[CHECKPOINTER]
-    if parts[TENSORBOARD]:
+            _take(key, value, path, sections, report)
+    if checkpointer or isinstance(inner, dict):
+        config["checkpointer"] = checkpointer
+    if tensorboard:
         callbacks = as_list(config.get("callbacks") or [], "trainer.callbacks")
-        config["callbacks"] = [*callbacks, {"type": "tensorboard", **parts[TENSORBOARD]}]
-    return parts
+        config["callbacks"] = [*callbacks, {"type": "tensorboard", **tensorboard}]
+    return sections
 
 
-def _take(
-    key: str, value: Any, path: str, parts: dict[str, dict[str, Any]], report: Report
-) -> None:
+def _take(key: str, value: Any, path: str, sections: Sections, report: Report) -> None:
     if key in DROPPED:
         report.dropped(path, value, DROPPED[key])
     elif key in MOVED:
-        (part, name), new = MOVED[key], value
+        (section, name), new = MOVED[key], value
         if key == "shuffle":
             new = is_true(value)
         elif key == MODELS_TO_KEEP:
             # All of them: once -1, now null.
             count = -1 if value is None else as_number(value, int, path)
             new = None if count < 0 else count
-        parts[part][name] = new
-        report.moved(path, value, f"{part}.{name}", new)
+        sections[section][name] = new
+        report.moved(path, value, f"{section}.{name}", new)
     elif key == "tensorboard_writer":
         said = as_object(value or {}, path)
-        parts[TENSORBOARD].update({TENSORBOARD_KEYS.get(k, k): v for k, v in said.items()})
-        report.moved(path, value, TENSORBOARD, parts[TENSORBOARD])
-    elif key == "type" and value == "default":
-        report.needless(path, value, "it is the default")
+        sections[TENSORBOARD].update({TENSORBOARD_KEYS.get(k, k): v for k, v in said.items()})
+        report.moved(path, value, TENSORBOARD, sections[TENSORBOARD])
     elif key == "cuda_device" and isinstance(value, list):
-        _use_devices(value, parts, report)
+        devices = [as_number(device, int, path) for device in value]
+        if not devices:
+            refuse(path, value, "expected at least one device.")
+        several = len(devices) > 1
+        section, name = ("distributed", "cuda_devices") if several else ("trainer", key)
+        new = sections[section][name] = devices if several else devices[0]
+        report.moved(path, value, f"{section}.{name}", new)
     elif key in TRAINER_KEYS:
-        parts["trainer"][key] = value
+        sections["trainer"][key] = value
     else:
         refuse(path, value, UNKNOWN_KEY)
 
@@ -148,19 +154,6 @@ def _accumulate(value: Any, batch_size: int | None, config: dict[str, Any], repo
         return
     config[name] = max(1, -(-as_number(value, int, path) // batch_size))
     report.moved(path, value, f"trainer.{name}", config[name], f"batches of {batch_size}")
-
-
-def _use_devices(value: list[Any], parts: dict[str, dict[str, Any]], report: Report) -> None:
-    path = "trainer.cuda_device"
-    devices = [as_number(device, int, path) for device in value]
-    if not devices:
-        refuse(path, value, "expected at least one device.")
-    if len(devices) == 1:
-        parts["trainer"]["cuda_device"] = devices[0]
-        report.moved(path, value, path, devices[0])
-    else:
-        parts["distributed"]["cuda_devices"] = devices
-        report.moved(path, value, "distributed.cuda_devices", devices)
 
 
 def _numbers(key: str, text: str, report: Report) -> Any:
@@ -180,12 +173,9 @@ def _several(cuda_device: Any) -> bool:
 
 def check_trainer_keys(trainer: Any, path: str = "trainer") -> None:
     """
-    Finds the misspelled keys of a modern trainer, which AllenNLP 2 would ignore, and AllenNLP 0.9's
-    trainer made of callbacks, which is not converted: archives of what it trained open.
-
-    `trainer`: its config. Only that of AllenNLP's own trainer is looked at. `path`: its dotted key.
-    Raises `ConfigurationError` if there is a key that the trainer doesn't take; it names the one
-    that is most like it.
+    Raises `ConfigurationError` if AllenNLP's own modern trainer, `trainer`, has a key that it
+    doesn't take and would ignore; it names the key that is most like it. Also if it is AllenNLP
+    0.9's trainer made of callbacks, which isn't converted: archives of what it trained open.
     """
     if isinstance(trainer, dict) and trainer.get("type") == "callback":
         advice = "write its callbacks' keys into the trainer itself, which does what they did."
