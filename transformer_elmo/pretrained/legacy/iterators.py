@@ -32,20 +32,44 @@ DROPPED_KEYS = {
     "biggest_batch_first": "batches come in random order",
     "cache_instances": "instances stay in memory unless max_instances_in_memory is set",
     "track_epoch": "the callback track_epoch_callback tells the model the epoch",
-    "output_queue_size": "its length follows from max_instances_in_memory",
 }
-# Those that the data loader `language_modeling` has no use for.
-NOT_IN_LANGUAGE_MODELING = {
-    "padding_noise": "sentences are grouped by their exact lengths",
-    "skip_smaller_batches": "no sentence is left out",
-    "output_queue_size": "the data loader has no queue",
+
+# The kinds of data loaders: ours, and AllenNLP's with the samplers that it may have. For each, what
+# it says of batches, and of that what goes without saying.
+OURS, BY_TOKENS, BY_LENGTH, PLAIN = LANGUAGE_MODELING_LOADER, "max_tokens_sampler", "bucket", ""
+AROUND = dict.fromkeys(("max_instances_in_memory", "num_workers", "batches_per_epoch"))
+SORTING: dict[str, Any] = {"sorting_keys": [], "padding_noise": None}
+SAID: dict[str, dict[str, Any]] = {
+    OURS: {
+        **dict.fromkeys(("max_tokens", "batch_size", "max_instances_in_memory")),
+        **{"batches_per_epoch": None, "shuffle": True, "num_workers": None},
+    },
+    BY_TOKENS: {"max_tokens": None, **SORTING},
+    BY_LENGTH: {"batch_size": None, "drop_last": False, "shuffle": True, **SORTING},
+    PLAIN: {"batch_size": None, "shuffle": False, "drop_last": False},
 }
-# What both kinds of data loader say of batches, and each of them alone.
-COMMON_KEYS = ("max_tokens", "max_instances_in_memory", "batches_per_epoch", "num_workers")
-LANGUAGE_MODELING_KEYS = (*COMMON_KEYS, "batch_size", "shuffle")
-STOCK_KEYS = (*COMMON_KEYS, "sorting_keys", "padding_noise", "drop_last")
+# And the keys of iterators that it has no place for, and why.
+_EPOCH = {"instances_per_epoch": "batches of so many tokens hold a varying number of instances"}
+_QUEUE = {"output_queue_size": "its length follows from max_instances_in_memory"}
+NO_PLACE = {
+    OURS: {
+        **_EPOCH,
+        "num_workers": "the data loader keeps up in one process",
+        "sorting_keys": "sentences of like length come together",
+        "padding_noise": "sentences are grouped by their exact lengths",
+        "skip_smaller_batches": "no sentence is left out",
+        "output_queue_size": "the data loader has no queue",
+    },
+    BY_TOKENS: {
+        "batch_size": "maximum_samples_per_batch limits the batch",
+        "skip_smaller_batches": "batches of so many tokens have no common size",
+        **_QUEUE,
+        **_EPOCH,
+    },
+    BY_LENGTH: {**_QUEUE, **_EPOCH},
+    PLAIN: {**dict.fromkeys(SORTING, "only the type bucket sorts"), **_QUEUE, **_EPOCH},
+}
 LANGUAGE_MODELING_ONLY_KEYS = ("max_tokens", "distinct_words", "keep_long_sentences", "seed")
-SIMPLE_LOADER_KEYS = ("type", "batch_size", "shuffle", "batches_per_epoch", "quiet")
 # Of an iterator that ran another one in several processes.
 OUTER_KEYS = ("num_workers", "output_queue_size")
 OLD_BATCH_SIZE = 32
@@ -56,23 +80,13 @@ LAZY_INSTANCES_IN_MEMORY = 10_000
 @dataclass
 class Batching:
     """
-    `bucketed`: whether sentences of like length come together. `max_tokens`: of a batch, padding
-    included. `slow_words`: whether splitting sentences into words is work enough for several
-    processes. `kept`: other keys of a data loader. `said`: what an iterator says.
+    `facts`: what is known of batches, by data loaders' names for it. `max_tokens` counts padding;
+    `bucketed`: whether sentences of like length come together; `slow_words`: whether splitting
+    sentences into words is work enough for several processes. `kept`: other keys of a data loader.
+    `said`: what an iterator says.
     """
 
-    bucketed: bool = True
-    batch_size: int | None = None
-    max_tokens: int | None = None
-    instances_per_epoch: int | None = None
-    batches_per_epoch: int | None = None
-    max_instances_in_memory: int | None = None
-    sorting_keys: list[str] | None = None
-    padding_noise: float | None = None
-    drop_last: bool = False
-    shuffle: bool = True
-    num_workers: int | None = None
-    slow_words: bool = False
+    facts: dict[str, Any]
     kept: dict[str, Any] = field(default_factory=dict)
     said: Said = field(default_factory=dict)
 
@@ -82,88 +96,55 @@ class Batching:
         for key, (value, path) in said.items():
             if key in _TAKEN:
                 name, convert = _TAKEN[key]
-                setattr(self, name, convert(value, path, report))
-            elif value and key != "output_queue_size":
+                self.facts[name] = convert(value, path, report)
+            elif value and key in DROPPED_KEYS:
                 report.dropped(path, value, DROPPED_KEYS[key])
 
-    def language_modeling_loader(self, report: Report) -> dict[str, Any]:
-        """The config of a `language_modeling` data loader that batches like this."""
-        loader: dict[str, Any] = {"type": LANGUAGE_MODELING_LOADER, **self.kept}
-        self._add(loader, "max_tokens", "batch_size", "max_instances_in_memory")
-        self._add_epoch(loader, report)
-        if not self.shuffle:
-            loader["shuffle"] = False
-        _, workers_path = self.said.get("num_workers", (None, None))
-        if workers_path is None or self.slow_words or workers_path in report.overridden:
-            self._add(loader, "num_workers")
-        else:
-            self._drop(report, num_workers="the data loader keeps up in one process")
-        if "sorting_keys" in self.said:
-            value, path = self.said["sorting_keys"]
-            report.needless(path, value, "sentences of like length come together")
-        self._drop(report, **NOT_IN_LANGUAGE_MODELING)
-        return loader
+    def loader(self, report: Report, ours: bool = False) -> dict[str, Any]:
+        """The config of a data loader that batches like this, of AllenNLP's unless it is `ours`."""
+        facts, kind = dict(self.facts), PLAIN
+        instances, size = facts.get("instances_per_epoch"), facts.get("batch_size")
+        if instances is not None:
+            countable = facts.get("max_tokens") is None and size is not None
+            facts["batches_per_epoch"] = -(-instances // size) if countable else None
+        if ours:
+            kind = OURS
+        elif facts.get("max_tokens") is not None:
+            kind = BY_TOKENS
+        elif facts.get("bucketed"):
+            kind = BY_LENGTH
+        said = {key: self.said[key] for key in NO_PLACE[kind] if key in self.said}
+        if instances is None or facts["batches_per_epoch"] is not None:
+            said.pop("instances_per_epoch", None)
+        if not ours and not facts.get("drop_last"):
+            said.pop("skip_smaller_batches", None)
+        if facts.get("slow_words") or said.get("num_workers", ("", ""))[1] in report.overridden:
+            said.pop("num_workers", None)
+        for key, (value, path) in said.items():
+            record = report.needless if key == "sorting_keys" and ours else report.dropped
+            record(path, value, NO_PLACE[kind][key])
+        if "num_workers" in said:
+            del facts["num_workers"]
 
-    def stock_loader(self, report: Report) -> dict[str, Any]:
-        """The config of AllenNLP 2's own data loader that batches like this."""
-        loader: dict[str, Any] = {}
-        if self.max_tokens is not None or self.bucketed:
-            loader["batch_sampler"] = self._sampler(report)
-        else:
-            loader["batch_size"] = self.batch_size
-            loader.update({key: True for key in ("shuffle", "drop_last") if getattr(self, key)})
-            reason = "only the type bucket sorts"
-            self._drop(report, sorting_keys=reason, padding_noise=reason)
-        self._add(loader, "max_instances_in_memory", "num_workers")
-        self._drop(report, output_queue_size=DROPPED_KEYS["output_queue_size"])
-        self._add_epoch(loader, report)
-        return {**self.kept, **loader}
+        def part(names: dict[str, Any]) -> dict[str, Any]:
+            given = ((name, facts.get(name), default) for name, default in names.items())
+            return {name: v for name, v, default in given if v is not None and v != default}
 
-    def _sampler(self, report: Report) -> dict[str, Any]:
-        sampler: dict[str, Any]
-        if self.max_tokens is not None:
-            sampler = {"type": "max_tokens_sampler", "max_tokens": self.max_tokens}
-            self._drop(report, batch_size="maximum_samples_per_batch limits the batch")
-            if self.drop_last:
-                reason = "batches of so many tokens have no common size"
-                self._drop(report, skip_smaller_batches=reason)
-        else:
-            sampler = {"type": "bucket", "batch_size": self.batch_size}
-            if self.drop_last:
-                sampler["drop_last"] = True
-            if not self.shuffle:
-                sampler["shuffle"] = False
-        if self.sorting_keys:
-            sampler["sorting_keys"] = self.sorting_keys
-        self._add(sampler, "padding_noise")
-        return sampler
-
-    def _add(self, loader: dict[str, Any], *keys: str) -> None:
-        loader.update({key: getattr(self, key) for key in keys if getattr(self, key) is not None})
-
-    def _add_epoch(self, loader: dict[str, Any], report: Report) -> None:
-        if self.instances_per_epoch is None:
-            self._add(loader, "batches_per_epoch")
-        elif self.max_tokens is None and self.batch_size is not None:
-            loader["batches_per_epoch"] = -(-self.instances_per_epoch // self.batch_size)
-        else:
-            reason = "batches of so many tokens hold a varying number of instances"
-            self._drop(report, instances_per_epoch=reason)
-
-    def _drop(self, report: Report, **reasons: str) -> None:
-        for key, reason in reasons.items():
-            if key in self.said:
-                value, path = self.said[key]
-                report.dropped(path, value, reason)
+        if ours:
+            return {"type": OURS, **self.kept, **part(SAID[OURS])}
+        batches = part(SAID[kind])
+        if kind != PLAIN:
+            batches = {"batch_sampler": {"type": kind, **batches}}
+        return {**self.kept, **batches, **part(AROUND)}
 
 
 def of_language_modeling_loader(loader: dict[str, Any], path: str) -> Batching:
     """How a `language_modeling` data loader makes batches."""
-    said = {key: value for key, value in loader.items() if key in LANGUAGE_MODELING_KEYS}
-    kept = {key: value for key, value in loader.items() if key != "type" and key not in said}
-    if said.get("batch_size") is not None:
-        said["batch_size"] = whole_number(said["batch_size"], f"{path}.batch_size")
-    return Batching(**said, kept=kept)
+    facts = {key: value for key, value in loader.items() if key in SAID[OURS]}
+    kept = {key: value for key, value in loader.items() if key != "type" and key not in facts}
+    if facts.get("batch_size") is not None:
+        facts["batch_size"] = whole_number(facts["batch_size"], f"{path}.batch_size")
+    return Batching({"bucketed": True, **facts}, kept)
 
 
 def of_stock_loader(loader: dict[str, Any], path: str) -> Batching:
@@ -172,22 +153,16 @@ def of_stock_loader(loader: dict[str, Any], path: str) -> Batching:
     sampler = {"type": sampler} if isinstance(sampler, str) else sampler
     sampler = dict(as_object(sampler, f"{path}.batch_sampler"))
     kind = sampler.pop("type", None)
-    if kind not in (None, "bucket", "max_tokens_sampler"):
+    if kind not in (None, BY_LENGTH, BY_TOKENS):
         advice = "an iterator's override can't be applied to it."
         refuse(f"{path}.batch_sampler.type", kind, advice)
-    said = {**{k: v for k, v in loader.items() if k != "batch_sampler"}, **sampler}
-    size = said.pop("batch_size", None) or OLD_BATCH_SIZE
-    batching = Batching(
-        bucketed=kind is not None,
-        batch_size=whole_number(size, f"{path}.batch_size"),
-        shuffle=said.pop("shuffle", kind is not None),
-    )
-    for key in STOCK_KEYS:
-        value = said.pop(key, None)
-        if value is not None:
-            setattr(batching, key, value)
-    batching.kept = said
-    return batching
+    kept = {**{k: v for k, v in loader.items() if k != "batch_sampler"}, **sampler}
+    size = kept.pop("batch_size", None) or OLD_BATCH_SIZE
+    facts = {"bucketed": kind is not None, "shuffle": kept.pop("shuffle", kind is not None)}
+    facts["batch_size"] = whole_number(size, f"{path}.batch_size")
+    names = {*SAID[BY_TOKENS], *SAID[BY_LENGTH], *AROUND}
+    facts.update({name: kept.pop(name) for name in [*kept] if name in names})
+    return Batching(facts, kept)
 
 
 def whole_number(value: Any, path: str, report: Report | None = None) -> int:
@@ -226,9 +201,9 @@ def _field_names(sorting_keys: Any, path: str, report: Report) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-# What an iterator says of batches: the attribute that says it here, and how its value is read.
+# What an iterator says of batches: the fact that it is, and how its value is read.
 _TAKEN: dict[str, tuple[str, Callable[[Any, str, Report], Any]]] = {
-    "type": ("bucketed", lambda value, path, report: value == "bucket"),
+    "type": ("bucketed", lambda value, path, report: value == BY_LENGTH),
     "batch_size": ("batch_size", _number_if_said),
     "instances_per_epoch": ("instances_per_epoch", _number_if_said),
     "max_instances_in_memory": ("max_instances_in_memory", _number_if_said),
@@ -247,7 +222,7 @@ def flattened_iterator(iterator: Any, path: str) -> Said:
     iterator = as_object(iterator, path)
     if iterator.get("type") == "epoch_tracking_bucket":
         # It always had that key.
-        iterator = {"track_epoch": True, **iterator, "type": "bucket"}
+        iterator = {"track_epoch": True, **iterator, "type": BY_LENGTH}
     said: Said = {}
     # First of all its type: what keys it has depends on that.
     for key, value in sorted(iterator.items(), key=lambda item: item[0] != "type"):
@@ -255,16 +230,16 @@ def flattened_iterator(iterator: Any, path: str) -> Said:
             said.update(flattened_iterator(value, f"{path}.{key}"))
         elif key == "type" and value == "multiprocess":
             continue
-        elif key == "type" and value not in ("basic", "bucket"):
+        elif key == "type" and value not in ("basic", BY_LENGTH):
             advice = (
                 "AllenNLP 2 has nothing that batches like it. Known are basic, bucket and "
                 "multiprocess. In place of the iterator, describe a data_loader."
             )
             refuse(f"{path}.type", value, advice)
-        elif key not in _TAKEN and key not in DROPPED_KEYS:
-            refuse(f"{path}.{key}", value, "an iterator has no such key.")
-        else:
+        elif key in _TAKEN or key in DROPPED_KEYS or key in OUTER_KEYS:
             said.setdefault(key, (value, f"{path}.{key}"))
+        else:
+            refuse(f"{path}.{key}", value, "an iterator has no such key.")
     return said
 
 
@@ -275,15 +250,13 @@ def data_loader(
     reader = config.get(reader_key(config, ITERATORS[key]))
     tokenizer = type_of(reader.get("tokenizer")) if isinstance(reader, dict) else ""
     slow = tokenizer not in ("just_spaces", "whitespace")
-    batching = Batching(batch_size=OLD_BATCH_SIZE, shuffle=shuffle, slow_words=slow)
+    facts = {"bucketed": True, "batch_size": OLD_BATCH_SIZE, "shuffle": shuffle, "slow_words": slow}
+    batching = Batching(facts)
     batching.update(flattened_iterator(config[key], key), report)
-    if reads_sentences(config, ITERATORS[key]):
-        loader = batching.language_modeling_loader(report)
-    else:
-        if lazy and batching.max_instances_in_memory is None:
-            most = max(LAZY_INSTANCES_IN_MEMORY, batching.batch_size or 1)
-            batching.max_instances_in_memory = most
-        loader = batching.stock_loader(report)
+    ours = reads_sentences(config, ITERATORS[key])
+    if lazy and not ours and facts.get("max_instances_in_memory") is None:
+        facts["max_instances_in_memory"] = max(LAZY_INSTANCES_IN_MEMORY, facts["batch_size"] or 1)
+    loader = batching.loader(report, ours)
     report.moved(key, config[key], ITERATORS[key], loader)
     return loader
 
@@ -294,13 +267,13 @@ def add_evaluation_loader(config: dict[str, Any], report: Report) -> None:
     new = copy.deepcopy(loader)
     for name in ("batches_per_epoch", "shuffle"):
         new.pop(name, None)
-    if loader.get("type") == LANGUAGE_MODELING_LOADER:
+    if loader.get("type") == OURS:
         if "batches_per_epoch" not in loader:
             return
     else:
         new.pop("drop_last", None)
         sampler = new.get("batch_sampler")
-        if isinstance(sampler, dict) and sampler.get("type") == "bucket":
+        if isinstance(sampler, dict) and sampler.get("type") == BY_LENGTH:
             sampler.pop("drop_last", None)
             new["batch_sampler"] = {**sampler, "shuffle": False}
     if new != loader:
@@ -317,23 +290,20 @@ def overridden_loader(
     loader = {"type": loader} if isinstance(loader, str) else loader
     loader = {} if loader is None else as_object(loader, key)
     kind = loader.get("type", "multiprocess")
-    if kind not in (LANGUAGE_MODELING_LOADER, "multiprocess", "simple"):
+    if kind not in (OURS, "multiprocess"):
         advice = f"it can't be applied to {key}.type = {kind}. Override {key} itself."
         refuse(path, override, advice)
-    ours = kind == LANGUAGE_MODELING_LOADER
+    ours = kind == OURS
     batching = (of_language_modeling_loader if ours else of_stock_loader)(loader, key)
-    had_limit = batching.max_tokens is not None
+    limit = batching.facts.get("max_tokens")
     batching.update(said, report)
-    if not ours and reads_sentences(config, key) and batching.max_tokens is not None:
-        if "batch_size" in said or not had_limit:
-            # Only ours can do it: both limits at once, or one over batches that had none.
-            reason = "the data loader language_modeling has no such key"
-            kept, ours = batching.kept, True
-            kept.pop("type", None)
-            report.drop_keys(kept, key, {name: reason for name in kept if name != "quiet"})
-    new = batching.language_modeling_loader(report) if ours else batching.stock_loader(report)
-    for name in new if kind == "simple" else ():
-        if name not in SIMPLE_LOADER_KEYS:
-            refuse(path, override, f"{key}.type is simple, which has no {name}.")
+    is_new = "batch_size" in said or limit is None
+    if not ours and is_new and batching.facts.get("max_tokens") and reads_sentences(config, key):
+        # Only ours can do it: both limits at once, or one over batches that had none.
+        reason = "the data loader language_modeling has no such key"
+        kept, ours = batching.kept, True
+        kept.pop("type", None)
+        report.drop_keys(kept, key, {name: reason for name in kept if name != "quiet"})
+    new = batching.loader(report, ours)
     report.moved(path, override, key, new)
     return new

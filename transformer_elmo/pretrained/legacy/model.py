@@ -1,15 +1,14 @@
 """
-Models of AllenNLP 0.x configs: their names, initializers, regularizers and own keys, and their text
-field embedders. These stood without the key `token_embedders` around them, and said which indexer
-each of them takes. In AllenNLP 2 every embedder takes the indexer of its own name, and every
-indexer has an embedder.
+Models of AllenNLP 0.x configs, and their text field embedders. These stood without the key
+`token_embedders` around them, and said which indexer each of them takes. In AllenNLP 2 every
+embedder takes the indexer of its own name, and every indexer has an embedder.
 """
 
 import copy
 from typing import Any
 
 from transformer_elmo.pretrained.legacy.readers import SPACY_READERS
-from transformer_elmo.pretrained.legacy.report import Report, as_object, refuse
+from transformer_elmo.pretrained.legacy.report import Report, as_object, check_keys, refuse
 from transformer_elmo.pretrained.legacy.sections import LANGUAGE_MODELS, type_of
 from transformer_elmo.with_allennlp import is_registered
 
@@ -39,13 +38,13 @@ LAYER_NORM_KEYS = ("do_layer_norm", "layer_norm")
 # Models that compare each word of one text with each of another. How they do it was called a
 # similarity function; it is a matrix attention now, with names of its own for the same keys.
 MATRIX_ATTENTION_MODELS = ("bidaf", "decomposable_attention", "esim")
-_DIMENSIONS = {"tensor_1_dim": "matrix_1_dim", "tensor_2_dim": "matrix_2_dim"}
-SIMILARITY_FUNCTIONS: dict[str, dict[str, str]] = {
-    "linear": {k: k for k in (*_DIMENSIONS, "combination", "activation")},
-    "bilinear": {**_DIMENSIONS, "activation": "activation"},
-    "dot_product": {},
-    "cosine": {},
+SIMILARITY_FUNCTIONS = {
+    "linear": ("tensor_1_dim", "tensor_2_dim", "combination", "activation"),
+    "bilinear": ("tensor_1_dim", "tensor_2_dim", "activation"),
+    "dot_product": ("scale_output",),
+    "cosine": (),
 }
+RENAMED_IN_BILINEAR = {"tensor_1_dim": "matrix_1_dim", "tensor_2_dim": "matrix_2_dim"}
 
 MAP_KEY, UNMATCHED_KEY = "embedder_to_indexer_map", "allow_unmatched_keys"
 _APPLICATORS = ("initializer", "regularizer")
@@ -55,17 +54,10 @@ def is_old_part(key: str, value: Any) -> bool:
     """Whether only 0.x could have understood `value`, called `key`; not what lies deeper in it."""
     if isinstance(value, dict):
         return _is_old_embedder(key, value)
-    return _is_old_name(key, value) or (key in _APPLICATORS and isinstance(value, list))
-
-
-def _is_old_name(key: str, value: Any) -> bool:
-    # Somebody may have given it to a class of theirs.
-    return (
-        key == "type"
-        and isinstance(value, str)
-        and value in RENAMED_TYPES
-        and not is_registered(value)
-    )
+    if key == "type":
+        # Somebody may have given it to a class of theirs.
+        return type_of(value) in RENAMED_TYPES and not is_registered(value)
+    return key in _APPLICATORS and isinstance(value, list)
 
 
 def has_similarity_function(model: Any) -> bool:
@@ -112,14 +104,13 @@ def _matrix_attention(similarity: Any, path: str) -> dict[str, Any]:
     kind = similarity.get("type", "dot_product")
     if not isinstance(kind, str) or kind not in SIMILARITY_FUNCTIONS:
         refuse(f"{path}.type", kind, f"AllenNLP 2 has only {', '.join(SIMILARITY_FUNCTIONS)}.")
-    keys = SIMILARITY_FUNCTIONS[kind]
-    modern: dict[str, Any] = {"type": kind}
-    for key, value in similarity.items():
-        if key in keys:
-            modern[keys[key]] = value
-        elif key != "type" and (key != "scale_output" or kind != "dot_product" or value):
-            refuse(f"{path}.{key}", value, f"AllenNLP 2's {kind} has no such key.")
-    return modern
+    known, advice = SIMILARITY_FUNCTIONS[kind], f"AllenNLP 2's {kind} has no such key."
+    check_keys(similarity, ("type", *known), path, advice)
+    if similarity.get("scale_output"):
+        refuse(f"{path}.scale_output", similarity["scale_output"], advice)
+    renamed = RENAMED_IN_BILINEAR if kind == "bilinear" else {}
+    said = {renamed.get(k, k): v for k, v in similarity.items() if k in known}
+    return {"type": kind, **{k: v for k, v in said.items() if k != "scale_output"}}
 
 
 def _modern_part(part: Any, path: str, readers: list[dict[str, Any]], report: Report) -> Any:
@@ -151,16 +142,12 @@ def _modern_part(part: Any, path: str, readers: list[dict[str, Any]], report: Re
 
 def _applicator(pairs: list[Any], path: str) -> dict[str, Any]:
     """Initializers or regularizers, which were a list of pairs."""
-    regexes: list[Any] = []
-    prevented: list[Any] = []
     for i, pair in enumerate(pairs):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             advice = "expected a pair of a regular expression and what applies."
             refuse(f"{path}.{i}", pair, advice)
-        if type_of(pair[1]) == "prevent":
-            prevented.append(pair[0])
-        else:
-            regexes.append([*pair])
+    prevented = [regex for regex, what in pairs if type_of(what) == "prevent"]
+    regexes = [[regex, what] for regex, what in pairs if type_of(what) != "prevent"]
     return {"regexes": regexes, **({"prevent_regexes": prevented} if prevented else {})}
 
 
@@ -243,7 +230,7 @@ def _rename_indexers(
     report: Report,
 ) -> None:
     """Gives every embedder an indexer of its name, which it keeps: the weights have it."""
-    added: set[str] = set()
+    indexers, added = [_indexers(reader) for reader in readers], set()
     for embedder, said in as_object(mapping, path).items():
         at = f"{path}.{embedder}"
         names = _indexer_names(said, embedders.get(embedder))
@@ -253,18 +240,17 @@ def _rename_indexers(
         if name == embedder:
             report.needless(at, said, "the names are equal")
             continue
-        for reader in readers:
-            indexers = _indexers(reader)
-            if name not in indexers:
+        for known in indexers:
+            if name not in known:
                 refuse(at, said, f"no token indexer is named {name}.")
-            if embedder in indexers and embedder not in added:
+            if embedder in known and embedder not in added:
                 advice = (
                     f"the token indexer {embedder} is another one, and an embedder takes the "
                     "indexer of its own name in AllenNLP 2."
                 )
                 refuse(at, said, advice)
             # Not the same object: whoever reads a config takes it apart.
-            indexers[embedder] = copy.deepcopy(indexers[name])
+            known[embedder] = copy.deepcopy(known[name])
         added.add(embedder)
         report.moved(at, said, f"dataset_reader.token_indexers.{embedder}", f"as {name}")
 

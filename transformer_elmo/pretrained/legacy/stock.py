@@ -74,7 +74,7 @@ def _stock_loader(config: dict[str, Any], key: str, report: Report) -> dict[str,
     report.drop_keys(loader, key, _DROPPED)
     if loader.pop(_KEEPS_LONG, False):
         _keep_long_sentences(config, key, report)
-    stock = of_language_modeling_loader(loader, key).stock_loader(report)
+    stock = of_language_modeling_loader(loader, key).loader(report)
     report.moved(key, old, key, stock)
     return stock
 
