@@ -35,33 +35,12 @@ def archived_files(directory: str | os.PathLike) -> dict[str, Path]:
     return {key: file for key, file in files.items() if file.is_file()}
 
 
-def find_key(config: Any, key: str) -> list[Any]:
-    """
-    Returns the object that holds the dotted `key`, and the last part of the key (a number in a
-    list). Empty where the config has no such key.
-    """
-    holder, place = None, config
-    name: Any = ""
-    for name in key.split("."):
-        holder = place
-        if isinstance(holder, list) and name in map(str, range(len(holder))):
-            name = int(name)
-        elif not (isinstance(holder, dict) and name in holder):
-            return []
-        place = holder[name]
-    return [holder, name]
-
-
-_MATRIX_ATTENTION = (("_matrix_attention._similarity_function.", "_matrix_attention."),)
-
-# For each type of model: what names began with, and what they begin with now.
-RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
-    **dict.fromkeys(MATRIX_ATTENTION_MODELS, _MATRIX_ATTENTION),
-    "coref": (
-        ("_mention_pruner._scorer.0.", "_mention_feedforward."),
-        ("_mention_pruner._scorer.1.", "_mention_scorer."),
-    ),
-}
+# For some types of models: what names began with, and what they begin with now.
+RENAMED = [
+    (MATRIX_ATTENTION_MODELS, "_matrix_attention._similarity_function.", "_matrix_attention."),
+    (("coref",), "_mention_pruner._scorer.0.", "_mention_feedforward."),
+    (("coref",), "_mention_pruner._scorer.1.", "_mention_scorer."),
+]
 
 # A step of AllenNLP's own LSTM, which has become a module within it.
 _LSTM_STEP = re.compile(r"(.+)\.((?:input|state)_linearity\.(?:weight|bias))")
@@ -75,13 +54,12 @@ def modern_weights(weights: dict[str, Any], config: Any) -> dict[str, Any]:
     """
     if not is_old(config):
         return weights
-    model = config.get("model")
-    prefixes = RENAMED.get(type_of(model), ()) if isinstance(model, dict) else ()
-    modern = {}
+    model, modern = config.get("model"), {}
+    kind = type_of(model) if isinstance(model, dict) else ""
     for name, tensor in weights.items():
-        for old, new in prefixes:
-            if name.startswith(old):
-                name = new + name[len(old) :]
+        for kinds, old, new in RENAMED:
+            if kind in kinds and name.startswith(old):
+                name = new + name.removeprefix(old)
         step = _LSTM_STEP.fullmatch(name)
         # The original ELMo's LSTM, which still has no such module, is told by its projection.
         if step and not (

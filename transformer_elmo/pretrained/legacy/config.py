@@ -33,12 +33,10 @@ def modernize(
     config: dict[str, Any], overridden: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[Change]]:
     """
-    Turns an AllenNLP 0.x config into the AllenNLP 2 config that means the same.
-
-    `config`: it isn't changed. One with nothing old in it comes back as it is, the same object.
-    `overridden`: dotted keys that come from an override: these must have an effect. Returns the
-    modern config, and what was changed. Raises `ConfigurationError` if a key can't be understood,
-    or an override has no meaning; it names the dotted key.
+    Returns the AllenNLP 2 config that means the same as an AllenNLP 0.x config, which isn't
+    changed, and the changes. One with nothing old in it comes back as it is, the same object.
+    `overridden`: dotted keys that come from an override: these must have an effect. Raises
+    `ConfigurationError` if a key can't be understood, or an override has no meaning; it names it.
     """
     report = Report(overridden)
     try:
@@ -79,11 +77,9 @@ def _converted(old: dict[str, Any], report: Report) -> dict[str, Any]:
             refuse(key, value, "a config has no such key.")
         if key not in ITERATORS and not fits_section(key, value):
             refuse(key, value, "expected an object.")
-    parts: dict[str, Any] = {}
-    lazy: dict[str, bool] = {}
-    for key in READERS:
-        if key in old:
-            parts[key], lazy[key] = modern_reader(old[key], key, report)
+    converted = {key: modern_reader(old[key], key, report) for key in READERS if key in old}
+    parts = {key: reader for key, (reader, _) in converted.items()}
+    lazy = {key: is_lazy for key, (_, is_lazy) in converted.items()}
     readers = [reader for reader in parts.values() if isinstance(reader, dict)]
     if isinstance(old.get("vocabulary"), dict):
         parts["vocabulary"] = modern_vocabulary(old["vocabulary"], report)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.pretrained.legacy.archives import find_key
 from transformer_elmo.pretrained.legacy.config import is_old, modernize
 from transformer_elmo.pretrained.legacy.iterators import (
     LANGUAGE_MODELING_ONLY_KEYS,
@@ -20,6 +19,7 @@ from transformer_elmo.pretrained.legacy.sections import (
     LANGUAGE_MODELING_LOADER,
     READERS,
     TOP_LEVEL_KEYS,
+    find_key,
     fits_section,
     reads_sentences,
 )

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from transformer_elmo.pretrained.legacy.report import Report, as_list, as_object, is_true, refuse
+from transformer_elmo.pretrained.legacy.report import (
+    Report,
+    as_list,
+    as_object,
+    check_keys,
+    is_true,
+    refuse,
+)
 from transformer_elmo.pretrained.legacy.sections import LANGUAGE_MODELING_READER, type_of
 
 # Readers that AllenNLP 2 and allennlp-models have under their 0.x names. None of them takes `lazy`
@@ -54,17 +61,12 @@ def is_old_reader(key: str, part: Any) -> bool:
 
 def modern_reader(old: Any, path: str, report: Report) -> tuple[Any, bool]:
     """Returns the reader's modern config, and whether the old one read lazily."""
-    reader, lazy = _modern_reader(old, path, report)
-    refuse_boundaries(reader, path)
-    return reader, lazy
-
-
-def _modern_reader(old: Any, path: str, report: Report) -> tuple[Any, bool]:
     if not isinstance(old, dict):
         return old, False
-    if old.get("type") == "multiprocess":
-        return _without_processes(old, path, report), True
     kind = type_of(old)
+    ours = kind == LANGUAGE_MODELING_READER
+    if kind == "multiprocess":
+        return _without_processes(old, path, report), True
     modern: dict[str, Any] = {}
     for key, value in old.items():
         at = f"{path}.{key}"
@@ -74,50 +76,57 @@ def _modern_reader(old: Any, path: str, report: Report) -> tuple[Any, bool]:
             scheme = modern["convert_to_coding_scheme"] = "BIOUL" if value == "BIOUL" else None
             report.moved(at, value, f"{path}.convert_to_coding_scheme", scheme)
         else:
-            modern[key] = _modern_part(key, value, at, report)
-    if kind == LANGUAGE_MODELING_READER:
-        move_boundaries(modern, path, report)
-    tokenizer_key = SPACY_READERS.get(kind)
-    if tokenizer_key is not None and modern.get(tokenizer_key) is None:
-        modern[tokenizer_key] = dict(SPACY_TOKENIZER)
-        report.added(f"{path}.{tokenizer_key}", modern[tokenizer_key], "the old default")
+            modern[key] = _modern_part(key, value, at, report, ours and key == "tokenizer")
+    if ours:
+        _move_boundaries(modern, path, report)
+    key = SPACY_READERS.get(kind)
+    if key is not None and modern.get(key) is None:
+        modern[key] = dict(SPACY_TOKENIZER)
+        report.added(f"{path}.{key}", modern[key], "the old default")
     return modern, is_true(old.get("lazy"))
 
 
 def _without_processes(old: dict[str, Any], path: str, report: Report) -> Any:
-    base = old.get("base_reader")
+    base, rest = old.get("base_reader"), {k: v for k, v in old.items() if k != "base_reader"}
     if base is None:
         refuse(path, old, "a multiprocess reader needs a base_reader.")
     if not isinstance(base, (dict, str)):
         refuse(f"{path}.base_reader", base, "expected an object.")
-    for key in old:
-        if key not in ("type", "base_reader", *MULTIPROCESS_KEYS):
-            refuse(f"{path}.{key}", old[key], "a multiprocess reader has no such key.")
-    base, _ = _modern_reader(base, f"{path}.base_reader", report)
-    if isinstance(base, dict) and type_of(base) == LANGUAGE_MODELING_READER:
-        # Several processes were there to keep up with the model; our loader does in one, and it
-        # takes folders and globs itself.
-        modern = base
-    else:
-        modern = {"type": "sharded", "base_reader": base}
+    advice = "a multiprocess reader has no such key."
+    check_keys(rest, ("type", *MULTIPROCESS_KEYS), path, advice)
+    modern, _ = modern_reader(base, f"{path}.base_reader", report)
+    # Several processes were there to keep up with the model; our loader does in one, and it takes
+    # folders and globs itself.
+    if not isinstance(modern, dict) or type_of(modern) != LANGUAGE_MODELING_READER:
+        modern = {"type": "sharded", "base_reader": modern}
     report.moved(f"{path}.type", "multiprocess", f"{path}.type", modern["type"])
     reason = "the reader starts no processes"
-    report.drop_keys(dict(old), path, dict.fromkeys(MULTIPROCESS_KEYS, reason))
+    report.drop_keys(rest, path, dict.fromkeys(MULTIPROCESS_KEYS, reason))
     return modern
 
 
-def _modern_part(key: str, value: Any, path: str, report: Report) -> Any:
-    """Converts readers, tokenizers and token indexers, however deep they lie."""
-    if is_word_tokenizer(key, value) or is_default_tokenizer(key, value):
-        return modern_tokenizer(value, path, report)
+def _modern_part(
+    key: str, value: Any, path: str, report: Report, adds_boundaries: bool = False
+) -> Any:
+    """
+    Converts readers, tokenizers and token indexers, however deep they lie. `adds_boundaries`:
+    whether the reader can do it for its tokenizer.
+    """
+    if key.endswith("tokenizer"):
+        modern = modern_tokenizer(key, value, path, report)
+        for boundary, tokens in () if adds_boundaries else _boundaries(modern).items():
+            advice = f"the tokenizer {modern['type']} adds no tokens in AllenNLP 2."
+            refuse(f"{path}.{boundary}", tokens, advice)
+        if modern is not value:
+            return modern
     if key == "base_reader":
-        return _modern_reader(value, path, report)[0]
+        return modern_reader(value, path, report)[0]
     if not isinstance(value, dict):
         return value
+    if key == "readers":
+        return {k: modern_reader(v, f"{path}.{k}", report)[0] for k, v in value.items()}
     if key.endswith("token_indexers"):
         return {k: _modern_indexer(v, f"{path}.{k}", report) for k, v in value.items()}
-    if key == "readers":
-        return {k: _modern_reader(v, f"{path}.{k}", report)[0] for k, v in value.items()}
     return {k: _modern_part(k, v, f"{path}.{k}", report) for k, v in value.items()}
 
 
@@ -125,9 +134,11 @@ def _modern_indexer(old: Any, path: str, report: Report) -> Any:
     if not isinstance(old, dict):
         return old
     old = {k: _modern_part(k, v, f"{path}.{k}", report) for k, v in old.items()}
-    kind = type_of(old)
+    kind, least = type_of(old), "token_min_padding_length"
     if kind not in TAG_INDEXERS:
         return old
+    advice = f"the {kind} indexer has no such key."
+    check_keys(old, ("type", "namespace", "coarse_tags", least), path, advice)
     feature, namespace = TAG_INDEXERS[kind]
     modern: dict[str, Any] = {
         "type": "single_id",
@@ -135,12 +146,8 @@ def _modern_indexer(old: Any, path: str, report: Report) -> Any:
         "feature_name": "pos_" if is_true(old.get("coarse_tags")) else feature,
         # What those indexers put where a token has no tag.
         "default_value": "NONE",
+        **{key: value for key, value in old.items() if key == least},
     }
-    for key, value in old.items():
-        if key == "token_min_padding_length":
-            modern[key] = value
-        elif key not in ("type", "namespace", "coarse_tags"):
-            refuse(f"{path}.{key}", value, f"the {kind} indexer has no such key.")
     report.moved(path, old, path, modern)
     return modern
 
@@ -154,14 +161,13 @@ def is_word_tokenizer(key: str, value: Any) -> bool:
     return value.get("type") == "word" or "word_splitter" in value
 
 
-def is_default_tokenizer(key: str, value: Any) -> bool:
-    """Whether `value`, the value of `key`, is a tokenizer of words because it names no type."""
-    is_of_words = key.endswith("tokenizer") and key != "character_tokenizer"
-    return is_of_words and isinstance(value, dict) and value.keys() <= WORD_TOKENIZER_KEYS
-
-
-def modern_tokenizer(old: str | dict[str, Any], path: str, report: Report) -> dict[str, Any]:
-    """What splits as the `word_splitter` did; `modern_reader` moves boundary tokens on."""
+def modern_tokenizer(key: str, old: Any, path: str, report: Report) -> Any:
+    """What splits as the `word_splitter` did, if there was one; boundary tokens are still in it."""
+    # One that names no type is of words.
+    is_of_words = key != "character_tokenizer" and isinstance(old, dict)
+    is_default = is_of_words and old.keys() <= WORD_TOKENIZER_KEYS
+    if not is_default and not is_word_tokenizer(key, old):
+        return old
     old = {"type": old} if isinstance(old, str) else old
     if old.get("type", "word") != "word":
         # A modern type that an override put over the old config.
@@ -169,17 +175,14 @@ def modern_tokenizer(old: str | dict[str, Any], path: str, report: Report) -> di
         report.drop_keys(modern, path, {"word_splitter": f"the type is {old['type']}"}, lost=False)
         return modern
     modern = _splitter(old.get("word_splitter"), path)
-    for key, value in old.items():
-        if key in ("word_filter", "word_stemmer"):
-            step = value.get("type", "pass_through") if isinstance(value, dict) else value
-            if step in (None, "pass_through"):
-                report.needless(f"{path}.{key}", value, "it changes nothing")
-            else:
-                report.dropped(f"{path}.{key}", value, "tokenizers only split")
-        elif key in BOUNDARIES:
-            modern[key] = value
-        elif key not in ("type", "word_splitter"):
-            refuse(f"{path}.{key}", value, "the word tokenizer has no such key.")
+    advice = "the word tokenizer has no such key."
+    check_keys(old, {"type", *WORD_TOKENIZER_KEYS}, path, advice)
+    for key in [key for key in old if key in ("word_filter", "word_stemmer")]:
+        if type_of(old[key] or "pass_through") in ("pass_through", ""):
+            report.needless(f"{path}.{key}", old[key], "it changes nothing")
+        else:
+            report.dropped(f"{path}.{key}", old[key], "tokenizers only split")
+    modern.update({key: old[key] for key in old if key in BOUNDARIES})
     report.moved(path, old, path, modern)
     return modern
 
@@ -201,35 +204,22 @@ def _splitter(splitter: Any, tokenizer_path: str) -> dict[str, Any]:
             f"""'{{"{tokenizer_path}": {{"type": "spacy"}}}}', or register your own."""
         )
         refuse(f"{path}.type", kind, advice)
-    for key, value in keys.items():
-        refuse(f"{path}.{key}", value, f"{kind} takes no such key.")
+    check_keys(keys, (), path, f"{kind} takes no such key.")
     return {"type": kind}
 
 
-def move_boundaries(reader: dict[str, Any], path: str, report: Report) -> None:
-    """Moves tokens that a tokenizer can't add any more to its reader, inside the reader's own."""
-    tokenizer = reader.get("tokenizer")
+def _boundaries(tokenizer: Any) -> dict[str, Any]:
+    """Takes the tokens out of a tokenizer that it can't add any more."""
     if not isinstance(tokenizer, dict) or tokenizer.get("type") not in PLAIN_TYPES:
-        return
-    for key in BOUNDARIES:
-        inner = tokenizer.pop(key, None)
-        if inner:
-            inner = as_list(inner, f"{path}.tokenizer.{key}")
-            outer = as_list(reader.get(key) or [], f"{path}.{key}")
-            reader[key] = outer + inner if key == "start_tokens" else inner + outer
-            report.moved(f"{path}.tokenizer.{key}", inner, f"{path}.{key}", reader[key])
+        return {}
+    found = {key: tokenizer.pop(key, None) for key in BOUNDARIES}
+    return {key: tokens for key, tokens in found.items() if tokens}
 
 
-def refuse_boundaries(part: Any, path: str) -> None:
-    """Refuses tokens that neither a tokenizer nor its reader can add any more."""
-    if not isinstance(part, dict):
-        return
-    for key, value in part.items():
-        refuse_boundaries(value, f"{path}.{key}")
-        if not (key.endswith("tokenizer") and isinstance(value, dict)):
-            continue
-        for boundary in BOUNDARIES if value.get("type") in PLAIN_TYPES else ():
-            tokens = value.pop(boundary, None)
-            if tokens:
-                advice = f"the tokenizer {value['type']} adds no tokens in AllenNLP 2."
-                refuse(f"{path}.{key}.{boundary}", tokens, advice)
+def _move_boundaries(reader: dict[str, Any], path: str, report: Report) -> None:
+    """Moves such tokens to the tokenizer's reader, inside the reader's own."""
+    for key, tokens in _boundaries(reader.get("tokenizer")).items():
+        inner = as_list(tokens, f"{path}.tokenizer.{key}")
+        outer = as_list(reader.get(key) or [], f"{path}.{key}")
+        reader[key] = outer + inner if key == "start_tokens" else inner + outer
+        report.moved(f"{path}.tokenizer.{key}", inner, f"{path}.{key}", reader[key])

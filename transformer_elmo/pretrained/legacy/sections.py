@@ -6,14 +6,11 @@ READERS = ("dataset_reader", "validation_dataset_reader")
 ITERATORS = {"iterator": "data_loader", "validation_iterator": "validation_data_loader"}
 
 # Top-level keys that hold an object, or the name of its type. Two of them can't be left out.
+REQUIRED_SECTIONS = ("dataset_reader", "model")
 SECTIONS = {
-    *READERS,
-    *ITERATORS,
-    *ITERATORS.values(),
+    *(*READERS, *ITERATORS, *ITERATORS.values()),
     *"vocabulary model trainer distributed evaluation".split(),
 }
-REQUIRED_SECTIONS = ("dataset_reader", "model")
-
 # Everything that AllenNLP 2's commands look for at the top of a config.
 TOP_LEVEL_KEYS = {
     *(SECTIONS - ITERATORS.keys()),
@@ -21,8 +18,6 @@ TOP_LEVEL_KEYS = {
     *"datasets_for_vocab_creation batch_weight_key ddp_accelerator include_in_archive".split(),
     *"random_seed numpy_seed pytorch_seed".split(),
 }
-
-
 LANGUAGE_MODELS = {
     *"language_model bidirectional-language-model bidirectional_language_model".split()
 }
@@ -40,6 +35,23 @@ def fits_section(key: str, value: Any) -> bool:
     if key not in SECTIONS or isinstance(value, (dict, str)):
         return True
     return value is None and key not in REQUIRED_SECTIONS
+
+
+def find_key(config: Any, key: str) -> list[Any]:
+    """
+    Returns the object that holds the dotted `key`, and the last part of the key (a number in a
+    list). Empty where the config has no such key.
+    """
+    holder, place = None, config
+    name: Any = ""
+    for name in key.split("."):
+        holder = place
+        if isinstance(holder, list) and name in map(str, range(len(holder))):
+            name = int(name)
+        elif not (isinstance(holder, dict) and name in holder):
+            return []
+        place = holder[name]
+    return [holder, name]
 
 
 def type_of(section: Any) -> str:

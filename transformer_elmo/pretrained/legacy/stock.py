@@ -17,9 +17,10 @@ from transformer_elmo.pretrained.legacy.sections import (
     type_of,
 )
 
+# What AllenNLP and allennlp-models have nothing for, and why it isn't missed or what becomes of it.
 _NEEDLESS = {"distinct_words": "every word of a batch is encoded, with the same result"}
 _DROPPED = {"seed": "random_seed is the seed of AllenNLP's loaders"}
-_MODEL_KEYS = {
+_DROPPED_OF_MODEL = {
     "precision": "allennlp-models computes in float32",
     "compile": "allennlp-models doesn't compile",
 }
@@ -28,12 +29,10 @@ _KEEPS_LONG = "keep_long_sentences"
 
 def without_this_package(config: dict[str, Any]) -> tuple[dict[str, Any], list[Change]]:
     """
-    Writes AllenNLP's data loaders in place of those of type "language_modeling", the language
-    model's type as allennlp-models has it, and leaves out keys that only this package's model has.
-
-    `config`: a modern config. It isn't changed. Returns the new config, and what was changed.
-    Raises `ConfigurationError` if a loader's batches have no such form, or the model computes what
-    allennlp-models can't.
+    A modern config, which isn't changed, with AllenNLP's data loaders in place of those of type
+    "language_modeling", the language model's type as allennlp-models has it, and without keys that
+    only this package's model has. Returns it and the changes. Raises `ConfigurationError` if a
+    loader's batches have no such form, or the model computes what allennlp-models can't.
     """
     new, renamed = with_stock_names(config)
     report = Report(changes=renamed)
@@ -56,7 +55,7 @@ def _make_model_stock(model: dict[str, Any], report: Report) -> None:
         model["type"] = "bidirectional-language-model"
         reason = "allennlp-models has no other name for it"
         report.moved("model.type", kind, "model.type", model["type"], reason)
-    report.drop_keys(model, "model", _MODEL_KEYS)
+    report.drop_keys(model, "model", _DROPPED_OF_MODEL)
     contextualizer, path = model.get("contextualizer"), "model.contextualizer"
     if isinstance(contextualizer, dict):
         activation = contextualizer.get("activation")
