@@ -15,7 +15,6 @@ from allennlp.data.batch import Batch
 from allennlp.data.token_indexers import ELMoTokenCharactersIndexer
 from allennlp.models import Model
 from allennlp.models.archival import load_archive
-from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 from allennlp.modules.text_field_embedders import TextFieldEmbedder
 
 from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
@@ -82,26 +81,33 @@ def batch_of(reader, vocabulary, sentences):
     return batch.as_tensor_dict()
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_outputs_are_the_peers(old_archive, dialect):
-    model, path = old_archive(dialect)
-    archive = load_archive(path)
-    assert type(archive.model).__module__.startswith("transformer_elmo")
-    batch = batch_of(archive.dataset_reader, archive.model.vocab, SENTENCES)
+def same(ours, theirs, batch, *keys):
     with torch.no_grad():
-        ours, theirs = archive.model.eval()(**batch), model(**batch)
-    assert torch.equal(ours["mask"], theirs["mask"])
-    mask = ours["mask"].unsqueeze(-1)
-    for key in ("lm_embeddings", "noncontextual_token_embeddings"):
-        torch.testing.assert_close(ours[key] * mask, theirs[key] * mask, rtol=1e-5, atol=1e-5)
+        one, other = ours.eval()(**batch), theirs(**batch)
+    assert torch.equal(one["mask"], other["mask"])
+    for key in keys:
+        mask = one["mask"].unsqueeze(-1) if one[key].dim() > 1 else 1
+        torch.testing.assert_close(one[key] * mask, other[key] * mask, rtol=1e-5, atol=1e-5)
 
-    # One sentence at a time: in a batch, the peer has padding predict words as well.
-    for sentence in SENTENCES:
-        batch = batch_of(archive.dataset_reader, archive.model.vocab, [sentence])
-        with torch.no_grad():
-            ours, theirs = archive.model(**batch), model(**batch)
-        for key in ("loss", "forward_loss", "backward_loss"):
-            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-5)
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_outputs_are_the_peers(old_archive, dialect, capsys):
+    """Of the archive, and of what it is converted to."""
+    model, path = old_archive(dialect)
+    new = path.with_name("new.tar.gz")
+    assert main(["convert", str(path), str(new)]) == 0
+    printed = capsys.readouterr().out
+    assert "DROPPED " in printed and f"wrote {new}" in printed
+    archives = [load_archive(path), load_archive(new)]
+    assert archives[0].config.params == archives[1].config.params
+    for archive in archives:
+        assert type(archive.model).__module__.startswith("transformer_elmo")
+        batch = batch_of(archive.dataset_reader, archive.model.vocab, SENTENCES)
+        same(archive.model, model, batch, "lm_embeddings", "noncontextual_token_embeddings")
+        # One sentence at a time: in a batch, the peer has padding predict words as well.
+        for sentence in SENTENCES:
+            batch = batch_of(archive.dataset_reader, archive.model.vocab, [sentence])
+            same(archive.model, model, batch, "loss", "forward_loss", "backward_loss")
 
 
 @pytest.mark.parametrize("bos_eos", [("<S>", "</S>"), None])
@@ -147,20 +153,19 @@ def test_perplexity_is_the_peers_and_the_documented_line_takes_effect(
             total += model(**batch)["loss"].item() * count
         words += count
 
-    sizes = []
-    encode = type(load_archive(path).model).encode  # type: ignore[attr-defined]
+    sizes, kind = [], type(load_archive(path).model)
+    encode = kind.encode  # type: ignore[attr-defined]
 
     def counting(self, source):
         sizes.append(source["tokens"]["tokens"].numel())
         return encode(self, source)
 
-    monkeypatch.setattr(type(load_archive(path).model), "encode", counting)
+    monkeypatch.setattr(kind, "encode", counting)
     line = '{"iterator": {"base_iterator": {"maximum_samples_per_batch": ["num_tokens", %d] }}}'
-    for limit in (40, 500):
+    for limit, least in ((40, 6), (500, 1)):
         sizes.clear()
         metrics = evaluate_from_archive(str(path), str(heldout), cmd_overrides=line % limit)
-        assert max(sizes) <= limit
-        assert len(sizes) > (5 if limit == 40 else 0)
+        assert max(sizes) <= limit and len(sizes) >= least
         assert metrics["loss"] == pytest.approx(total / words, rel=1e-6)
         assert metrics["perplexity"] == pytest.approx(math.exp(total / words), rel=1e-6)
 
@@ -184,39 +189,23 @@ def test_files_that_went_into_the_archive(old_archive, old_configs, write_archiv
     vocabulary.add_tokens_to_namespace(["X", "Y"], "labels")
     modern = modernize(config)[0]["model"]
     modern["text_field_embedder"]["token_embedders"]["elmo"]["archive_file"] = str(lm)
-    tagger = Model.from_params(Params(modern), vocab=vocabulary)
+    tagger = Model.from_params(Params(modern), vocab=vocabulary).eval()
     key = "model.text_field_embedder.elmo.archive_file"
     old = write_archive("tagger", config, tagger.state_dict(), vocabulary, {key: str(lm)})
     lm.rename(lm.with_name("gone.tar.gz"))
 
-    archive = load_archive(old)
-    batch = batch_of(Wrapped(archive.dataset_reader), archive.model.vocab, SENTENCES)
-    with torch.no_grad():
-        expected = tagger.eval()(**batch)["logits"]
-        torch.testing.assert_close(archive.model.eval()(**batch)["logits"], expected)
-
     new = old.with_name("converted.tar.gz")
     assert main(["convert", str(old), str(new)]) == 0
     with tarfile.open(new) as tar:
-        member = tar.extractfile("files_to_archive.json")
-        assert member is not None
-        names = json.load(member)
+        names = json.load(tar.extractfile("files_to_archive.json"))
     assert list(names) == ["model.text_field_embedder.token_embedders.elmo.archive_file"]
-    with torch.no_grad():
-        torch.testing.assert_close(load_archive(new).model.eval()(**batch)["logits"], expected)
-
-
-class Wrapped:
-    """A tagging reader, from words."""
-
-    def __init__(self, reader):
-        self.reader = reader
-
-    def text_to_instance(self, sentence):
-        return self.reader.text_to_instance([Token(word) for word in sentence.split()])
-
-    def apply_token_indexers(self, instance):
-        self.reader.apply_token_indexers(instance)
+    for path in (old, new):
+        archive = load_archive(path)
+        tokens = [[Token(word) for word in sentence.split()] for sentence in SENTENCES]
+        batch = batch_of(archive.dataset_reader, archive.model.vocab, tokens)
+        with torch.no_grad():
+            found, expected = archive.model.eval()(**batch), tagger(**batch)
+        torch.testing.assert_close(found["logits"], expected["logits"])
 
 
 def test_parts_of_converted_configs_can_be_built(old_configs, vocabulary, tmp_path):
@@ -227,92 +216,72 @@ def test_parts_of_converted_configs_can_be_built(old_configs, vocabulary, tmp_pa
         modern = modernize(config)[0]
         reader = DatasetReader.from_params(Params(modern["dataset_reader"]))
         data = tmp_path / ("train.tsv" if name == "tagger" else "train.txt")
-        for key in ("data_loader", "validation_data_loader"):
-            if key in modern:
-                params = Params(modern[key])
-                loader = DataLoader.from_params(params, reader=reader, data_path=str(data))
-                loader.index_with(vocabulary)
-                assert next(iter(loader))
-    assert callable(Seq2SeqEncoder.by_name("bidirectional_language_model_transformer"))
+        for key in {"data_loader", "validation_data_loader"} & modern.keys():
+            loader = DataLoader.from_params(Params(modern[key]), reader=reader, data_path=str(data))
+            loader.index_with(vocabulary)
+            assert next(iter(loader))
 
 
-class TestConverter:
-    @pytest.mark.parametrize("dialect", DIALECTS)
-    def test_a_converted_archive_opens_here(self, old_archive, dialect, capsys):
-        _, path = old_archive(dialect)
-        new = path.with_name("new.tar.gz")
+@pytest.mark.slow
+def test_a_converted_archive_opens_in_allennlp_models_alone(old_archive, tmp_path):
+    expected, program = {}, [THEIRS]
+    for dialect in DIALECTS:
+        model, path = old_archive(dialect)
+        new = tmp_path / f"new-{dialect}.tar.gz"
         assert main(["convert", str(path), str(new)]) == 0
-        printed = capsys.readouterr().out
-        assert "DROPPED " in printed
-        assert f"wrote {new}" in printed
-        old, converted = load_archive(path), load_archive(new)
-        assert old.config.params == converted.config.params
-        batch = batch_of(old.dataset_reader, old.model.vocab, SENTENCES)
+        batch = batch_of(load_archive(path).dataset_reader, model.vocab, SENTENCES)
         with torch.no_grad():
-            expected, loss = (
-                old.model.eval()(**batch)["loss"],
-                converted.model.eval()(**batch)["loss"],
-            )
-        assert loss == expected
+            expected[str(new)] = model(**batch)["loss"].item()
+    program += [json.dumps(SENTENCES), *expected]
+    done = subprocess.run(
+        [sys.executable, "-c", *program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = json.loads(done.stdout.splitlines()[-1])
+    assert losses == pytest.approx(expected, rel=1e-6)
 
-    @pytest.mark.slow
-    def test_a_converted_archive_opens_in_allennlp_models_alone(self, old_archive, tmp_path):
-        expected, program = {}, [THEIRS]
-        for dialect in DIALECTS:
-            model, path = old_archive(dialect)
-            new = tmp_path / f"new-{dialect}.tar.gz"
-            assert main(["convert", str(path), str(new)]) == 0
-            batch = batch_of(load_archive(path).dataset_reader, model.vocab, SENTENCES)
-            with torch.no_grad():
-                expected[str(new)] = model(**batch)["loss"].item()
-        program += [json.dumps(SENTENCES), *expected]
-        done = subprocess.run(
-            [sys.executable, "-c", *program],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        losses = json.loads(done.stdout.splitlines()[-1])
-        assert losses == pytest.approx(expected, rel=1e-6)
 
-    def test_a_config(self, old_configs, tmp_path, monkeypatch, capsys):
-        monkeypatch.setenv("SOME_FOLDER", "words")
-        text = json.dumps(old_configs["0.8"]).replace(
-            '"/nowhere/vocabulary"', "std.extVar('SOME_FOLDER')"
-        )
-        old, new = tmp_path / "old.jsonnet", tmp_path / "new.json"
-        old.write_text(text, encoding="utf-8")
-        assert main(["convert", str(old), str(new)]) == 0
-        modern = json.loads(new.read_text(encoding="utf-8"))
-        assert modern["vocabulary"] == {"type": "from_files", "directory": "words"}
-        assert Params.from_file(new).params == own_names(modern)
-        # A second time there is nothing to do.
-        assert main(["convert", str(new), str(tmp_path / "again.json")]) == 0
-        assert "nothing of AllenNLP 0.x" in capsys.readouterr().out
-        assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == modern
+def test_a_config(old_configs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SOME_FOLDER", "words")
+    text = json.dumps(old_configs["0.8"]).replace(
+        '"/nowhere/vocabulary"', "std.extVar('SOME_FOLDER')"
+    )
+    old, new = tmp_path / "old.jsonnet", tmp_path / "new.json"
+    old.write_text(text, encoding="utf-8")
+    assert main(["convert", str(old), str(new)]) == 0
+    modern = json.loads(new.read_text(encoding="utf-8"))
+    assert modern["vocabulary"] == {"type": "from_files", "directory": "words"}
+    assert Params.from_file(new).params == own_names(modern)
+    # A second time there is nothing to do.
+    assert main(["convert", str(new), str(tmp_path / "again.json")]) == 0
+    assert "nothing of AllenNLP 0.x" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == modern
 
-    def test_errors_leave_nothing_behind(self, old_configs, tmp_path, monkeypatch, capsys):
-        monkeypatch.delenv("NOT_SET_AT_ALL", raising=False)
-        (tmp_path / "old.jsonnet").write_text("{ a: std.extVar('NOT_SET_AT_ALL') }")
-        (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b")
-        (tmp_path / "there.json").write_text("{}")
-        (tmp_path / "bad.json").write_text(json.dumps({**old_configs["0.8"], "nonsense": 1}))
-        before = sorted(tmp_path.iterdir())
-        for old, new, message in (
-            ("old.jsonnet", "new.json", "export NOT_SET_AT_ALL"),
-            ("cut.tar.gz", "new.tar.gz", "not a complete"),
-            ("there.json", "there.json", "the old file itself"),
-            ("bad.json", "there.json", "--force"),
-            ("bad.json", "new.json", "nonsense"),
-            ("bad.json", "new.tar.gz", "an archive becomes an archive"),
-            ("bad.json", "nowhere/new.json", "There is no folder"),
-            ("missing.json", "new.json", "is not a file"),
-        ):
-            assert main(["convert", str(tmp_path / old), str(tmp_path / new)]) == 1
-            assert message in capsys.readouterr().err
-        assert sorted(tmp_path.iterdir()) == before
+
+def test_errors_leave_nothing_behind(old_configs, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("NOT_SET_AT_ALL", raising=False)
+    (tmp_path / "old.jsonnet").write_text("{ a: std.extVar('NOT_SET_AT_ALL') }")
+    (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "there.json").write_text("{}")
+    (tmp_path / "bad.json").write_text(json.dumps({**old_configs["0.8"], "nonsense": 1}))
+    before = sorted(tmp_path.iterdir())
+    for old, new, message in (
+        ("old.jsonnet", "new.json", "export NOT_SET_AT_ALL"),
+        ("cut.tar.gz", "new.tar.gz", "not a complete"),
+        ("there.json", "there.json", "the old file itself"),
+        ("bad.json", "there.json", "--force"),
+        ("bad.json", "new.json", "nonsense"),
+        ("bad.json", "new.tar.gz", "an archive becomes an archive"),
+        ("bad.json", "nowhere/new.json", "There is no folder"),
+        ("missing.json", "new.json", "is not a file"),
+    ):
+        assert main(["convert", str(tmp_path / old), str(tmp_path / new)]) == 1
+        assert message in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 # allennlp-models without this package.

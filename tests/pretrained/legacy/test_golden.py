@@ -3,7 +3,8 @@ Old configs beside new ones, as the files in golden/ have them.
 
 Those named after versions are whole configs. The others are lists of cases: `old` is a config, or
 the name of a whole one, or of what it is converted to ("0.8 converted"). Of such a case `new` and
-`log` say only what differs from the whole one's; a section that is null isn't there.
+`log` say only what differs from the whole one's; a section that is null isn't there. Those of
+stock.json are configs of this package, for allennlp-models alone.
 """
 
 import copy
@@ -16,15 +17,26 @@ from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
 
 from tests.pretrained.legacy.conftest import GOLDEN, WHOLE
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.pretrained.legacy import apply_overrides, is_old, log_changes, modernize
+from transformer_elmo.pretrained.legacy import (
+    apply_overrides,
+    is_old,
+    log_changes,
+    modernize,
+    without_this_package,
+)
 
 
-def cases():
-    for name, case in WHOLE.items():
+def cases(are_stock):
+    for name, case in {} if are_stock else WHOLE.items():
         yield pytest.param(case, id=name)
     for file in sorted(set(GOLDEN.glob("*.json")) - {GOLDEN / f"{name}.json" for name in WHOLE}):
         for i, case in enumerate(json.loads(file.read_text(encoding="utf-8"))):
-            yield pytest.param(case, id=f"{file.stem} {i}: {case['name']}")
+            if (file.stem == "stock") == are_stock:
+                yield pytest.param(case, id=f"{file.stem} {i}: {case['name']}")
+
+
+def lines(changes):
+    return ["DROPPED " * change.dropped + str(change) for change in changes]
 
 
 def parts(value):
@@ -35,7 +47,7 @@ def parts(value):
             yield from parts(below)
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", cases(False))
 def test_as_written(case, caplog):
     old, new, log, known = case["old"], case.get("new"), case.get("log"), []
     if isinstance(old, str):
@@ -53,12 +65,13 @@ def test_as_written(case, caplog):
         return
     modern, changes = apply_overrides(config, overrides)
     log_changes(changes, "old.json")
-    lines = [
+    logged = [
         "DROPPED " * (record.levelno == logging.WARNING)
         + record.getMessage().removeprefix("AllenNLP 0.x config of old.json: ")
         for record in caplog.records
     ]
-    assert [line for line in lines if line not in known] == log
+    assert logged == lines(changes)
+    assert [line for line in logged if line not in known] == log
     assert modern == (old if new is None else new)
     assert (config, overrides) == (old, case.get("overrides", {}))
 
@@ -68,6 +81,19 @@ def test_as_written(case, caplog):
     # Nothing old is left, and what isn't old is the same object.
     assert not is_old(modern)
     assert modernize(modern) == (modern, []) and modernize(modern)[0] is modern
+
+
+@pytest.mark.parametrize("case", cases(True))
+def test_without_this_package(case):
+    config = copy.deepcopy(case["old"])
+    if "error" in case:
+        with pytest.raises(ConfigurationError) as raised:
+            without_this_package(config)
+        assert str(raised.value) == case["error"]
+        return
+    new, changes = without_this_package(config)
+    assert (new, lines(changes)) == (case["new"], case["log"])
+    assert config == case["old"]
 
 
 def test_a_name_that_somebody_took_is_no_sign():

@@ -1,44 +1,113 @@
-"""Overrides of a model that is opened; those of any config are in golden/overrides.json."""
+"""How overrides are applied; what they become over old configs is in golden/overrides.json."""
 
-from transformer_elmo.pretrained.legacy import shared_with_validation
+import json
+
+import pytest
+from allennlp.common import params
+
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.pretrained.legacy import find_key, shared_with_validation
+from transformer_elmo.pretrained.legacy.overrides import merged, unflattened, with_overrides
 
 
-def test_what_is_said_of_the_data_loader_is_meant_for_the_one_evaluation_uses():
-    reader = {"type": "simple_language_modeling"}
-    ours = {"type": "language_modeling", "max_tokens": 50}
-    config = {
-        "dataset_reader": reader,
-        "model": {"type": "bidirectional_language_model"},
-        "data_loader": ours,
-        "validation_data_loader": {**ours, "shuffle": False},
-    }
-    dotted = {"data_loader.max_tokens": 7}
-    assert shared_with_validation(config, dotted) == {
-        **dotted,
-        "validation_data_loader.max_tokens": 7,
-    }
-    for overrides in (
-        {"trainer.num_epochs": 1},
-        {"data_loader.max_tokens": 7, "validation_data_loader.max_tokens": 8},
-    ):
-        assert shared_with_validation(config, overrides) == overrides
+@pytest.mark.parametrize(
+    ("overrides", "unused"),
+    [
+        ({"a": 2, "c.l.0.b": [[2]], "d": {"e": []}, "c.new": 3}, ""),
+        ({"c.l.1": {"x": 1}, "c": {"l": 2}}, "c.l.1"),
+        ({"a.b": 1}, "a.b"),
+        ({"c.d.e": 1}, "c.d.e"),
+        ({"c.l.5": 1, "c.l.0.b": 2, "c.l.-1": 3, "c.l.²": 4}, "c.l.5, c.l.-1, c.l.²"),
+        ({"nothing.here": 1, "a": 2, "nor.here": 3}, "nothing.here, nor.here"),
+    ],
+)
+def test_over_a_modern_config(overrides, unused):
+    """As AllenNLP's own function has it; a key without a place is named."""
+    config = {"a": 3, "c": {"l": [{"b": 1}, 2]}}
+    before = json.dumps((config, overrides))
+    if unused:
+        with pytest.raises(ValueError, match=r"unused keys|expected list or dict"):
+            params.with_overrides(config, overrides)
+        # Callers expect either.
+        for kind in (ConfigurationError, ValueError):
+            with pytest.raises(kind) as error:
+                with_overrides(config, overrides)
+            assert str(error.value).endswith(f"nothing there to change: {unused}.")
+    else:
+        new = with_overrides(config, overrides)
+        # As text, in which the order of the keys counts.
+        assert json.dumps(new) == json.dumps(params.with_overrides(config, overrides))
+        new["c"]["l"][0]["b"][0].append(3)
+        new["d"]["e"].append(3)
+    assert json.dumps((config, overrides)) == before
 
-    # Where there is no place for it in the other loader, it is for the first alone.
-    other = {**config, "validation_data_loader": {"batch_size": 8}}
-    sampler = {"type": "bucket", "batch_size": 2}
-    for alone in (
-        {"data_loader.batch_sampler.max_tokens": 9},
-        {"data_loader.batch_sampler": sampler},
-    ):
-        assert shared_with_validation(other, alone) == alone
 
-    # Models of other kinds are AllenNLP's own matter.
-    tagger = {
-        **config,
-        "dataset_reader": {"type": "sequence_tagging"},
-        "model": {"type": "simple_tagger"},
-        "data_loader": {"batch_sampler": {"type": "bucket", "batch_size": 4}},
-        "validation_data_loader": {"batch_size": 4},
-    }
-    overrides = {"data_loader.batch_sampler.batch_size": 2}
-    assert shared_with_validation(tagger, overrides) == overrides
+def test_dotted_keys_and_contradictions():
+    nested = unflattened({"a.b": 1, "a.c.d": 2, "a": {"b": 3, "e": {}}, "": 4})
+    assert nested == {"a": {"b": 3, "c": {"d": 2}, "e": {}}, "": 4}
+    both = [("iterator", "basic"), ("iterator.batch_size", 3)]
+    for overrides in (dict(both), dict(reversed(both)), {"": 4, ".": 5}):
+        with pytest.raises(ConfigurationError, match="the same overrides say"):
+            unflattened(overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ({"a": {"b": 2}, "d": 3}, {"a": {"b": 2, "c": 1}, "l": [1, {"a": 2}], "d": 3}),
+        ({"a": 2}, {"a": 2, "l": [1, {"a": 2}]}),
+        ({"l": {"1": {"a": 3}}}, {"a": {"b": 1, "c": 1}, "l": [1, {"a": 3}]}),
+        *(({"l": numbers}, {"a": {"b": 1, "c": 1}, "l": numbers}) for numbers in ({"2": 3}, {})),
+        *(({"l": key}, {"a": {"b": 1, "c": 1}, "l": key}) for key in ({"0": 1, "x": 2}, {"²": 1})),
+        (3, 3),
+    ],
+)
+def test_over_an_old_config(override, expected):
+    """Merged at every depth, as AllenNLP 0.9 did it."""
+    assert merged({"a": {"b": 1, "c": 1}, "l": [1, {"a": 2}]}, override) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("a", {"b": [{"c": 1}, 2]}),
+        ("a.b.0.c", 1),
+        (".", 4),
+        *((key, None) for key in ("a.c", "a.b.2", "a.b.-1", "a.b.²", "a.b.c", "d.e", "a.b.1.x")),
+        (f"a.b.{'9' * 5000}", None),
+    ],
+)
+def test_where_a_key_is(key, value):
+    config = {"a": {"b": [{"c": 1}, 2]}, "d.e": 3, "": {"": 4}}
+    place = find_key(config, key)
+    assert (place[0][place[1]] if place else None) == value
+    assert find_key(3, key) == []
+
+
+OURS = {"type": "language_modeling", "max_tokens": 50}
+MODEL = {
+    "dataset_reader": {"type": "simple_language_modeling"},
+    "model": {"type": "bidirectional_language_model"},
+}
+TAGGER = {"dataset_reader": {"type": "sequence_tagging"}, "model": {"type": "simple_tagger"}}
+SAMPLER = {"type": "bucket", "batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "loader", "overrides", "is_shared"),
+    [
+        (MODEL, OURS, {"data_loader.max_tokens": 7}, True),
+        (MODEL, OURS, {"trainer.num_epochs": 1}, False),
+        (MODEL, OURS, {"data_loader.max_tokens": 7, "validation_data_loader.max_tokens": 8}, False),
+        # Where there is no place for it in the other loader, it is for the first alone.
+        (MODEL, {"batch_size": 8}, {"data_loader.batch_sampler.max_tokens": 9}, False),
+        (MODEL, {"batch_size": 8}, {"data_loader.batch_sampler": SAMPLER}, False),
+        (MODEL, {"batch_sampler": SAMPLER}, {"data_loader.batch_sampler.batch_size": 2}, True),
+        # Models of other kinds are AllenNLP's own matter.
+        (TAGGER, {"batch_sampler": SAMPLER}, {"data_loader.batch_sampler.batch_size": 2}, False),
+    ],
+)
+def test_the_data_loader_that_evaluation_uses(config, loader, overrides, is_shared):
+    shared = {f"validation_{k}": v for k, v in overrides.items() if is_shared}
+    config = {**config, "data_loader": {}, "validation_data_loader": loader}
+    assert shared_with_validation(config, overrides) == {**overrides, **shared}

@@ -26,23 +26,18 @@ def test_the_known_keys_are_allennlps():
 
 
 @pytest.mark.parametrize(
-    ("key", "near"),
+    ("key", "advice"),
     [
-        ("pateince", "patience"),
-        ("checkpointr", "checkpointer"),
-        ("callbcks", "callbacks"),
-        ("num_epoch", "num_epochs"),
-        ("learning_rate_schedular", "learning_rate_scheduler"),
+        ("pateince", r"Is it patience\?"),
+        ("num_epoch", r"Is it num_epochs\?"),
+        ("zzz", r"ignore it\."),
     ],
 )
-def test_a_misspelled_key(key, near):
-    for kind in ({}, {"type": "gradient_descent"}):
-        trainer = {**kind, "optimizer": "adam", key: 3}
-        message = rf"^trainer\.{key} = 3: a trainer has no such key.* Is it {near}\?$"
-        with pytest.raises(ConfigurationError, match=message):
-            check_trainer_keys(trainer)
-    with pytest.raises(ConfigurationError, match=rf"^a\.b\.{key} = "):
-        check_trainer_keys({key: 3}, "a.b")
+@pytest.mark.parametrize("kind", [{}, {"type": "gradient_descent"}])
+def test_a_misspelled_key(kind, key, advice):
+    message = rf"^a\.b\.{key} = 3: a trainer has no such key, .*{advice}$"
+    with pytest.raises(ConfigurationError, match=message):
+        check_trainer_keys({**kind, "optimizer": "adam", key: 3}, "a.b")
 
 
 def test_a_trainer_made_of_callbacks(tmp_path, make_model):
@@ -58,11 +53,6 @@ def test_a_trainer_made_of_callbacks(tmp_path, make_model):
         train_model_from_file(tmp_path / "old.json", tmp_path / "run")
     with pytest.raises(ConfigurationError, match=message):
         convert(tmp_path / "old.json", tmp_path / "new.json")
-
-
-def test_a_key_that_is_like_no_other():
-    with pytest.raises(ConfigurationError, match=r"^trainer\.zzz = 3: .*ignore it\.$"):
-        check_trainer_keys({"zzz": 3})
 
 
 @pytest.mark.parametrize(

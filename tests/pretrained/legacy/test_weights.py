@@ -1,10 +1,14 @@
-"""Tensors that have other names in AllenNLP 2."""
+"""Tensors that have other names in AllenNLP 2, and files beside them."""
 
+import json
+
+import pytest
 import torch
 from allennlp.nn import util as nn_util
 
 from transformer_elmo.commands.cli import main
-from transformer_elmo.pretrained.legacy import modern_weights
+from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.pretrained.legacy import archived_files, modern_weights
 from transformer_elmo.pretrained.unpacking import unpack
 
 OLD = {
@@ -39,14 +43,26 @@ def test_names():
     ]
     for model in ({"type": "my_model"}, {}, "coref", None):
         assert names(model) == [first, *others]
-    assert [value.numel() for value in modern_weights(OLD, {"iterator": {}}).values()] == [
-        value.numel() for value in OLD.values()
-    ]
-
-
-def test_those_of_modern_models_stay():
+    assert [*modern_weights(OLD, {"iterator": {}}).values()] == [*OLD.values()]
     for config in (None, {"model": {"type": "bidaf"}, "data_loader": {"batch_size": 2}}):
         assert modern_weights(OLD, config) is OLD
+
+
+def test_files_that_an_archive_has(tmp_path):
+    (tmp_path / "fta").mkdir()
+    (tmp_path / "fta" / "a.b").write_text("x")
+    assert archived_files(tmp_path) == {}
+    names = tmp_path / "files_to_archive.json"
+    names.write_text(json.dumps({"a.b": "/old", "gone": "/older"}))
+    assert archived_files(tmp_path) == {"a.b": (tmp_path / "fta" / "a.b").resolve()}
+    for text in (b"{", b"3", b"[[3, 4]]", b'{"a\\u0000b": 1}', b"\xff"):
+        names.write_bytes(text)
+        with pytest.raises(ConfigurationError, match=r"files_to_archive\.json (is n|holds n)o"):
+            archived_files(tmp_path)
+    for key in ("../a", "/etc/passwd", "", "."):
+        names.write_text(json.dumps({key: "x"}))
+        with pytest.raises(ConfigurationError, match="outside its archive"):
+            archived_files(tmp_path)
 
 
 def test_in_a_folder_and_in_a_converted_archive(tmp_path, vocabulary, write_archive):

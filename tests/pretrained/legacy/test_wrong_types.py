@@ -1,12 +1,13 @@
 """Whatever stands where something else was expected: a result, or one error that says what."""
 
 import copy
+import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.pretrained.legacy.conftest import CONFIGS, WHOLE
+from tests.pretrained.legacy.conftest import GOLDEN, WHOLE
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.legacy import (
     apply_overrides,
@@ -17,32 +18,13 @@ from transformer_elmo.pretrained.legacy import (
     modern_weights,
     modernize,
     shared_with_validation,
+    without_this_package,
 )
 
-MODERN = WHOLE["2.x"]["old"]
-# Old keys that the configs of the dialects don't have.
-RARE = {
-    "dataset_reader": {
-        "type": "multiprocess",
-        "base_reader": {"type": "snli", "coding_scheme": "BIOUL", "tokenizer": "word"},
-    },
-    "model": {
-        "type": "bidaf",
-        "similarity_function": {"type": "linear", "combination": "x,y"},
-        "source_embedder": {"elmo": {"type": "elmo_token_embedder"}, "allow_unmatched_keys": True},
-        "constraint_type": "BIOUL",
-        "layer_norm": False,
-    },
-    "vocabulary": {"directory_path": "words", "extend": True, "min_count": {"tokens": 2}},
-    "validation_iterator": {"type": "basic", "skip_smaller_batches": True, "cache_instances": True},
-    "trainer": {
-        "callbacks": ["validate"],
-        "tensorboard_writer": {"summary_interval": 3},
-        "checkpointer": {"num_serialized_models_to_keep": 3},
-        "gradient_accumulation_batch_size": 8,
-    },
-}
-BASES = [*CONFIGS.values(), MODERN, RARE]
+CASES = [
+    case for file in sorted(GOLDEN.glob("[a-z]*s.json")) for case in json.loads(file.read_text())
+]
+BASES = [case["old"] for case in [*WHOLE.values(), *CASES] if isinstance(case["old"], dict)]
 
 
 def dotted_keys(value, path=""):
@@ -71,6 +53,7 @@ JSON = st.recursive(
 PLACES = st.sampled_from(PATHS) | st.lists(st.sampled_from(KEYS), min_size=1, max_size=3).map(
     ".".join
 )
+OVERRIDES = st.dictionaries(PLACES, JSON, max_size=3)
 
 
 @st.composite
@@ -78,7 +61,7 @@ def configs(draw):
     """A config with something else in some of its places, or sections in it of other configs."""
     config = copy.deepcopy(draw(st.sampled_from(BASES)))
     other = draw(st.sampled_from(BASES))
-    for key in draw(st.lists(st.sampled_from(sorted(other)), max_size=2)):
+    for key in draw(st.lists(st.sampled_from(sorted(other)), max_size=2)) if other else ():
         config[key] = copy.deepcopy(other[key])
     for path in draw(st.lists(st.sampled_from(PATHS), max_size=3)):
         place = find_key(config, path)
@@ -88,51 +71,31 @@ def configs(draw):
     return config
 
 
-OVERRIDES = st.dictionaries(PLACES, JSON, max_size=3)
-
-
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
-@given(configs(), OVERRIDES)
-def test_a_result_or_one_clear_error(config, overrides):
-    before = repr((config, overrides))
-    for function in (modernize, lambda config: apply_overrides(config, overrides)):
-        try:
-            modern, changes = function(config)
-        except ConfigurationError as error:
-            assert " = " in str(error) or "unused keys" in str(error)
-            assert "\n" not in str(error)
-        else:
-            assert isinstance(modern, dict)
-            for change in changes:
-                assert "\n" not in str(change)
-    assert repr((config, overrides)) == before
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(configs(), OVERRIDES, JSON)
-def test_the_smaller_functions(config, overrides, anything):
+def test_a_result_or_one_clear_error(config, overrides, anything):
+    before = repr((config, overrides))
     modern_weights({"_matrix_attention._similarity_function.w": 1}, config)
     assert modern_weights({}, anything) == {}
     assert set(shared_with_validation(config, overrides)) >= set(overrides)
-    for function, argument in (
+    for function, *arguments in (
+        (modernize, config),
+        (without_this_package, config),
+        (apply_overrides, config, overrides),
         (check_evaluation_overrides, overrides),
         (check_trainer_keys, anything),
         (check_trainer_keys, config.get("trainer")),
     ):
         try:
-            function(argument)
+            modern, changes = function(*arguments) or ({}, [])
         except ConfigurationError as error:
-            assert " = " in str(error)
-
-
-@settings(max_examples=200, deadline=None)
-@given(configs())
-def test_old_is_what_changes(config):
-    """A config that isn't old is left alone, and one that is comes with a line for what was old."""
-    try:
-        modern, changes = modernize(config)
-    except ConfigurationError:
-        assert is_old(config)
-        return
-    assert bool(changes) == is_old(config) == (modern is not config)
+            assert " = " in str(error) or "unused keys" in str(error)
+            assert "\n" not in str(error)
+            assert function is not modernize or is_old(config)
+            continue
+        assert isinstance(modern, dict) and not any("\n" in str(change) for change in changes)
+        if function is modernize:
+            # What isn't old is left alone, and what is comes with a line for it.
+            assert bool(changes) == is_old(config) == (modern is not config)
+    assert repr((config, overrides)) == before
