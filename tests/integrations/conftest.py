@@ -37,19 +37,20 @@ def folder(tmp_path: Path) -> Path:
 def in_new_process() -> Callable[..., str]:
     """From code and a folder to its last line of output, by the core: AllenNLP takes long."""
 
-    def run(code: str, folder: Path, timeout: float = 180, **variables: Any) -> str:
-        start = "import json, sys\nsys.modules['allennlp'] = None\n"
+    def run(code: str, folder: Path, allennlp: bool = False, **variables: Any) -> str:
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        start = "import json, sys\n" + "sys.modules['allennlp'] = None\n" * (not allennlp)
         with subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", start + textwrap.dedent(code)],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         ) as process:
             try:
-                printed, errors = process.communicate(timeout=timeout)
+                printed, errors = process.communicate(timeout=180)
             except subprocess.TimeoutExpired:
                 # Its own processes as well, which hold the pipes.
                 os.killpg(process.pid, signal.SIGKILL)

@@ -27,7 +27,9 @@ from transformer_elmo.text.corpus import (
     split_lines,
 )
 
-MODEL_HELP = "a model folder, a model.tar.gz, the folder of a training run, or a URL"
+MODEL_HELP = (
+    "a model folder, a model.tar.gz, the folder of a training run, a URL, or hf://user/model"
+)
 
 
 def _part(text: str) -> tuple[int, int]:

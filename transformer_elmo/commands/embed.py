@@ -22,6 +22,7 @@ from transformer_elmo.commands.arguments import (
 )
 from transformer_elmo.commands.vector_shards import check_format, vector_shards
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.archive import in_place_of_archive, last_checkpoint
 from transformer_elmo.text.corpus import count_lines, find_shards
 from transformer_elmo.with_allennlp import progress_bar
@@ -95,7 +96,7 @@ def _embed(args: argparse.Namespace, input_file: str, input_digest: str | None) 
     about = {"archive": args.model, "layers": layers, "weights": args.weights}
     settings = {
         **about,
-        "archive": _identity(args.model),
+        "archive": _identity(hub.local(args.model)),
         "input": input_digest or [_identity(str(shard)) for shard in find_shards(input_file)],
         "dtype": args.dtype,
         "input_format": args.input_format,

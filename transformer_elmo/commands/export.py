@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     written = "how weights are written (default: float32)"
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help=written)
     parser.add_argument("--onnx", action="store_true", help="write model.onnx as well")
+    parser.add_argument("--license", help="for the model card, as the Hub knows it: apache-2.0")
+    parser.add_argument("--language", help="for the model card: en")
     add(parser, "--force")
 
 
@@ -33,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
         check_packages()
     check_can_make_folder(args.folder, args.force)
     elmo = TransformerElmo.open(args.model, device="cpu")
+    card = {"license": args.license, "language": args.language}
     options = {"with_softmax": not args.without_softmax, "dtype": args.dtype, "onnx": args.onnx}
+    options["card"] = {name: value for name, value in card.items() if value}
     elmo.save(args.folder, replace=args.force, **options)
     print(f"wrote {args.folder}")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar, Union, cast
 
 import numpy as np
@@ -32,6 +33,7 @@ from transformer_elmo.nn.precision import checked_precision
 from transformer_elmo.nn.softmax import Softmax
 from transformer_elmo.pretrained import archive as archived_models
 from transformer_elmo.pretrained import folder as model_folder
+from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.allennlp_config import NotStandardError
 from transformer_elmo.text.corpus import Sentence, find_shards, read_sentences, variables_with
 from transformer_elmo.text.reader import checked_sentence, checked_sentences, in_batches
@@ -136,9 +138,10 @@ class TransformerElmo:
         **options: Any,
     ) -> "TransformerElmo":
         """
-        - `path`: A model folder, a `model.tar.gz`, the folder of a training run, or a URL. Archives
-          written by AllenNLP 0.7 to 2.x work; so does the language model in an archive of a model
-          on top of one.
+        - `path`: A model folder, a `model.tar.gz`, the folder of a training run, a URL, or a
+          repository of the Hugging Face Hub as `hf://user/model` or `hf://user/model@revision`.
+          Archives written by AllenNLP 0.7 to 2.x work; so does the language model in an archive of
+          a model on top of one.
         - `device`: "cpu", "cuda:1", or AllenNLP's numbers: -1 is the CPU, 1 the second GPU. By
           default a GPU if there is one.
         - `precision`: "float32" or "bfloat16" for the matrix products; by default the model's.
@@ -177,6 +180,27 @@ class TransformerElmo:
 
     from_archive = open
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Union[str, "os.PathLike[str]"],
+        *args: Any,
+        revision: str | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> "TransformerElmo":
+        """
+        As `open`, where `user/model` is a repository of the Hub if nothing lies at such a path.
+
+        - `revision`: A branch, a tag or a commit of the repository; by default its main branch.
+        - `token`: For a private repository; by default that of `HF_TOKEN` or `hf auth login`.
+        """
+        name = hub.name_of(os.fspath(path), revision)
+        with becoming_a_model(name):
+            elmo = cls.open(hub.local(name, token), *args, **options)
+        elmo.name = name
+        return elmo
+
     def save(
         self,
         folder: Union[str, "os.PathLike[str]"],
@@ -185,6 +209,7 @@ class TransformerElmo:
         dtype: str = "float32",
         onnx: bool = False,
         replace: bool = False,
+        card: dict[str, Any] | None = None,
     ) -> None:
         """
         Writes a model folder, which :meth:`open` opens without AllenNLP.
@@ -194,6 +219,8 @@ class TransformerElmo:
         - `dtype`: "float32", "float16" or "bfloat16": how weights are written.
         - `onnx`: Whether to write `model.onnx`, too: see `transformer_elmo.pretrained.onnx`.
         - `replace`: Whether a folder that isn't empty may give way.
+        - `card`: What else the model card is to say: `license`, `language` and `tags` as the Hub
+          knows them ("apache-2.0", "en"), and facts for its table by any other names.
 
         Raises `ConfigurationError` if the folder is taken or can't be written, or the model has
         parts that a folder has no place for; if ONNX's packages aren't there.
@@ -206,6 +233,7 @@ class TransformerElmo:
             model, reader = model.as_core(reader)
         if model.config is None:
             raise ConfigurationError("This model was put together by hand, and has no config.")
+        model.card.update(card or {})
         more = None
         if onnx:
             # Nobody else needs its packages.
@@ -215,6 +243,32 @@ class TransformerElmo:
             more = partial(write_onnx, model)
         options: Any = {"with_softmax": with_softmax, "dtype": dtype, "replace_existing": replace}
         model_folder.save_folder(model, reader, folder, more=more, **options)
+
+    save_pretrained = save
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload a model folder of transformer-elmo",
+        **options: Any,
+    ) -> str:
+        """
+        Saves a model folder as the repository `user/model` of the Hub, which is made if it isn't
+        there. Returns its address.
+
+        - `private`: Whether a new repository is private; by default as the user's account has it.
+        - `token`: Of a user who may write there; by default that of `HF_TOKEN` or `hf auth login`.
+        - `message`: The commit's.
+        - `options`: Those of `save`.
+
+        Raises `ConfigurationError` as `save` does, and if the Hub can't be reached, or refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save(folder, **options)
+            return hub.upload(Path(folder), name, private, token, message)
 
     def __repr__(self) -> str:
         layers = f"{self.num_layers - 1} and words" if self.has_all_layers else "the top one"
@@ -713,8 +767,6 @@ def _check_softmax(model: Any) -> None:
 
 def _opened(path: str, softmax: bool, overrides: Any, weights_file: str | None) -> tuple[Any, Any]:
     special = overrides is not None or weights_file is not None
-    if model_folder.is_model_folder(path) and not special:
-        return model_folder.open_folder(path, softmax)
     refusal: NotStandardError | None = None
     if not special:
         try:

@@ -29,6 +29,7 @@ from transformer_elmo.files import check_can_read
 from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.inference.vectors import SEGMENT_LENGTH, Layers
 from transformer_elmo.optional import needed
+from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.config import WordIdsConfig
 from transformer_elmo.pretrained.folder import (
     VOCABULARY,
@@ -47,7 +48,7 @@ class OnnxElmo:
     `TransformerElmo` for vectors, without a model of torch. It may be used by several threads at
     once, and can be pickled as long as the folder stays where it is.
 
-    - `folder`: A model folder with a `model.onnx`.
+    - `folder`: A model folder with a `model.onnx`, or the name of one on the Hub.
     - `tokenizer`, `max_tokens`, `segment_length`: As for `TransformerElmo`.
     - `options`: Those of `onnxruntime.InferenceSession`: `providers`, `sess_options`, ...
 
@@ -64,7 +65,7 @@ class OnnxElmo:
         segment_length: int | None = SEGMENT_LENGTH,
         **options: Any,
     ) -> None:
-        folder = Path(folder).absolute()
+        folder = Path(hub.local(os.fspath(folder), more=[hub.GRAPH])).absolute()
         with becoming_a_model(str(folder)):
             config, _ = read_config(folder)
             by_ids = isinstance(config.words, WordIdsConfig)
@@ -133,7 +134,7 @@ class _Graph(torch.nn.Module):
             words, name = batch.token_ids, "token_ids"
         else:
             words, name = batch.characters[batch.word_index], "characters"
-        return {name: words.numpy(), "lengths": batch.lengths}
+        return {name: words.numpy(), "lengths": batch.facts.lengths}
 
     def encode(self, batch: Any) -> SimpleNamespace:
         (layers,) = self.session.run(["layers"], self.inputs(batch))

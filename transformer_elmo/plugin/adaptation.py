@@ -32,6 +32,7 @@ from transformer_elmo.plugin.pretrained_vocabulary import check_archive_path, ch
 from transformer_elmo.plugin.sentences import DatasetSentenceReader
 from transformer_elmo.plugin.text_fields import embed_text_field
 from transformer_elmo.plugin.vocabulary import count_with_reader, word_list
+from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.archive import (
     ADAPTED,
     WHOLE_SECTION,
@@ -86,7 +87,7 @@ class PretrainedLanguageModel(Model):
         run = None if serialization_dir is None else Path(serialization_dir)
         check_archive_path(archive_file)
         # Neither AllenNLP's loading nor ours changes it.
-        archive = load_archive(archive_file)
+        archive = load_archive(hub.local(archive_file))
         experiment = with_its_model(archive.config.as_dict(quiet=True), archive_file)
         check_kind(experiment, archive_file)
         old = archive.model

@@ -23,6 +23,7 @@ from transformer_elmo.inference.elmo import EXPECTED
 from transformer_elmo.nn.softmax import softmaxes
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.sentences import DatasetSentenceReader, EncodingModel, adapted
+from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained import nested_models as carried_models
 from transformer_elmo.pretrained.archive import (
     archived_config,
@@ -46,11 +47,11 @@ def load_language_model(
     """
     Opens a language model such that it returns all its layers if it can.
 
-    `archive_file`: a `model.tar.gz`, a folder that a training run has left, or a URL. `purpose`:
-    what needs the language model, for messages: "a token embedder". `overrides`: further changes to
-    the archive's config. `weights_file`: other weights than those in the archive. Returns the
-    archive, and why its model can return the top layer only, if that is so. Raises
-    `ConfigurationError` if there is no archive, or it holds another kind of model.
+    `archive_file`: as `TransformerElmo.open` takes it. `purpose`: what needs the language model,
+    for messages: "a token embedder". `overrides`: further changes to the archive's config.
+    `weights_file`: other weights than those in the archive. Returns the archive, and why its model
+    can return the top layer only, if that is so. Raises `ConfigurationError` if there is no
+    archive, or it holds another kind of model.
     """
     archive_file = os.fspath(archive_file)
     if not archive_file:
@@ -61,14 +62,15 @@ def load_language_model(
     # AllenNLP's default is None, whatever its annotation says.
     options: Dict[str, Any] = {"weights_file": weights_file}
     refusal: Optional[Exception] = None
+    path = hub.local(archive_file)
     try:
-        archive = load_archive(archive_file, overrides={**overrides, **ALL_LAYERS}, **options)
+        archive = load_archive(path, overrides={**overrides, **ALL_LAYERS}, **options)
     except FileNotFoundError:
         raise no_archive(archive_file) from None
     except (AllenNLPError, ValueError, TypeError) as error:
         # Either it opens as it is, and then whoever needs the layers says what is wrong with
         # it, or its own error is the one to see.
-        archive = load_archive(archive_file, overrides=overrides, **options)
+        archive = load_archive(path, overrides=overrides, **options)
         refusal = error
     if not isinstance(archive.model, LanguageModel):
         raise ConfigurationError(

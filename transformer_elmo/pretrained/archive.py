@@ -17,6 +17,7 @@ import torch
 
 from transformer_elmo.errors import ConfigurationError, becoming_a_model
 from transformer_elmo.files import read_json
+from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.allennlp_config import (
     NotStandardError,
     experiment_of,
@@ -30,6 +31,7 @@ from transformer_elmo.pretrained.folder import (
     check_vocabulary,
     is_model_folder,
     model_of,
+    open_folder,
     read_config,
     reader_of,
 )
@@ -63,16 +65,24 @@ ADAPTED, WHOLE_SECTION = "from_pretrained_lm", "adapted_model.json"
 
 def open_archive(path: str, with_softmax: bool = True) -> Opened | None:
     """
-    `path`: a `model.tar.gz`, the folder of a training run, or a URL. Returns `None` if there is
-    nothing of that kind at the path. Raises `NotStandardError` if the model has a part that only
-    AllenNLP has. Raises `ConfigurationError` if the archive is damaged, or holds another kind of
-    model.
+    `path`: a model folder, a `model.tar.gz`, the folder of a training run, a URL, or a repository
+    of the Hub. Returns `None` if there is nothing at the path. Raises `NotStandardError` if the
+    model has a part that only AllenNLP has. Raises `ConfigurationError` if the archive is damaged,
+    or holds another kind of model.
     """
-    local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
+    local = located(path)
     if not local.exists():
         return None
     with becoming_a_model(path), unpacked(local) as folder:
+        if is_model_folder(folder):
+            return open_folder(folder, with_softmax)
         return _open_run(folder, path, with_softmax)
+
+
+def located(path: str) -> Path:
+    """Where something is that may be an address or a name of the Hub: it is fetched then."""
+    path = hub.local(path)
+    return fetch(path) if "://" in path else in_place_of_archive(Path(path))
 
 
 def in_place_of_archive(path: Path) -> Path:
@@ -150,7 +160,7 @@ def small_parts(path: str, needed_by: str) -> Iterator[Path]:
     from a model folder as well. `needed_by`: the archive that needs it, for messages. Raises
     `ConfigurationError` if there is nothing of that kind at the path.
     """
-    local = fetch(path) if "://" in path else in_place_of_archive(Path(path))
+    local = located(path)
     check_base_exists(str(local), needed_by)
     if local.is_dir() and not is_model_folder(local):
         yield local
@@ -301,10 +311,9 @@ def _open_inner(folder: Path, experiment: dict[str, Any], shown: str) -> Opened:
         inner, _ = modernize(carried_config(carried, shown))
         config = model_config_of(inner, shapes_of(weights))
         return _put_together(config, weights, _vocabulary(carried, shown), source, {})
-    if not Path(embedder.archive_file).exists():
-        raise embedder.not_there(shown)
     opened = open_archive(embedder.archive_file, with_softmax=False)
-    assert opened is not None
+    if opened is None:
+        raise embedder.not_there(shown)
     model, words = opened.model, opened.reader.vocabulary
     return _put_together(model.config, weights, words, source, model.card)
 

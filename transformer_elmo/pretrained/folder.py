@@ -47,6 +47,10 @@ CARD = "README.md"
 FORMAT = "transformer-elmo model folder"
 VERSION = 1
 
+# What the Hub shows of a model and sorts models by, in the card's first lines.
+METADATA = ("library_name", "license", "language", "tags")
+TAGS = ["elmo", "word-embeddings", "language-model"]
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -259,7 +263,7 @@ def model_card(config: ModelConfig, card: dict[str, Any], words: int, dtype: str
         ("vectors", f"{dim} dimensions, all layers or a mix of them"),
         ("vocabulary", f"{words:,} words" if config.softmax else f"{words:,} words, no softmax"),
         ("weights", dtype),
-        *((name.replace("_", " "), str(value)) for name, value in card.items()),
+        *((k.replace("_", " "), str(v)) for k, v in card.items() if k not in METADATA),
     ]
     uses = ['vectors = elmo.embed(["It is raining ."])  # a list of arrays, one row a word']
     if config.softmax is not None:
@@ -269,12 +273,12 @@ def model_card(config: ModelConfig, card: dict[str, Any], words: int, dtype: str
         ]
     table = "\n".join(f"| {name} | {value} |" for name, value in facts)
     code = "\n".join(uses)
+    tags = [*TAGS, *(tag for tag in card.get("tags", ()) if tag not in TAGS)]
+    metadata = {"library_name": "transformer-elmo", **card, "tags": tags}
+    # JSON is YAML.
+    front = "\n".join(f"{k}: {json_text(metadata[k])}" for k in METADATA if k in metadata)
     return f"""---
-library_name: transformer-elmo
-tags:
-- elmo
-- word-embeddings
-- language-model
+{front}
 ---
 
 # Transformer ELMo

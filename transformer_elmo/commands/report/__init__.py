@@ -31,6 +31,7 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import write_text
 from transformer_elmo.inference.elmo import device_of
 from transformer_elmo.pretrained import folder as model_folder
+from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.archive import (
     ARCHIVE,
     CONFIG,
@@ -63,7 +64,7 @@ EXPECTED = "Expected the --serialization-dir of allennlp train, or a model.tar.g
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "the --serialization-dir of allennlp train, a model.tar.gz, or a model folder"
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=what)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"{what}, also hf://user/model")
     output = "the HTML file; by default report.html in the first run's folder"
     parser.add_argument("-o", "--output-file", type=Path, help=output)
     parser.add_argument(
@@ -77,8 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    source = args.runs[0]
-    output = args.output_file or (source.parent if source.is_file() else source) / "report.html"
+    runs = [Path(hub.local(run)) for run in args.runs]
+    folder = runs[0].parent if runs[0].is_file() else runs[0]
+    # Not among what huggingface_hub keeps.
+    folder = Path() if "://" in args.runs[0] else folder
+    output = args.output_file or folder / "report.html"
     if args.num_sentences < 0:
         raise ConfigurationError(f"--num-sentences can't be negative: {args.num_sentences}.")
     if args.sentences is not None and args.runs[1:]:
@@ -86,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     if len(args.runs) > len(ascii_uppercase):
         raise ConfigurationError(f"At most 26 runs are compared: got {len(args.runs)}.")
     device_of(args.cuda_device)
-    runs = list(map(in_place_of_archive, args.runs))
+    runs = list(map(in_place_of_archive, runs))
     for source in runs:
         if not source.exists():
             raise ConfigurationError(f"There is no folder {source}. {EXPECTED}")

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Union
@@ -23,6 +23,7 @@ from transformer_elmo.plugin.patches import wrap
 from transformer_elmo.plugin.vocabulary import check_vocabulary_folder, vocabulary_of
 from transformer_elmo.pretrained import archive as archived_models
 from transformer_elmo.pretrained import folder as model_folder
+from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.archive import contains_language_model
 from transformer_elmo.pretrained.config import check_sizes
 from transformer_elmo.pretrained.legacy import is_old, modern_weights
@@ -84,6 +85,9 @@ def _is_ours(config: Any) -> bool:
 
 def _cached_path(stock: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
     # Whoever imported `load_archive` by name, it asks here first.
+    with suppress(ConfigurationError):
+        # What isn't a model folder of ours on the Hub, AllenNLP's own client brings.
+        path = hub.local(str(path))
     if "://" not in str(path):
         local = archived_models.in_place_of_archive(Path(path))
         if local.exists():
