@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import chain, islice
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from allennlp.common.tqdm import Tqdm
@@ -28,11 +29,11 @@ from transformer_elmo.plugin.encoders import Encoder, InstancesEncoder, TableEnc
 from transformer_elmo.text.batching import deal_rounds, regrouped
 from transformer_elmo.text.corpus import DataPath, Shards, find_shards, has_sentences, most_words
 from transformer_elmo.text.training_stream import (
-    Chunk,
     PassLog,
     PlannedBatch,
     Position,
     Schedule,
+    Sentences,
     TextChunk,
     prefetch,
 )
@@ -167,9 +168,9 @@ class LanguageModelingDataLoader(DataLoader):
             )
         self._device = torch.device("cpu")
         self._vocab: Optional[Vocabulary] = None
-        # The threads of a pass that was given up may still be busy when the next one begins, and an
-        # encoder is for one at a time.
-        self._encoding, self._making_tensors = threading.Lock(), threading.Lock()
+        # The threads of a pass that was given up may still be busy when the next one begins, and
+        # tokenizers, like the arrays that batches are made of, are for one at a time.
+        self._tokenizing, self._making_tensors = threading.Lock(), threading.Lock()
         # By the longest sentences: the reader may be told to drop none.
         self._num_batches: Dict[Optional[int], Optional[int]] = {}
 
@@ -385,8 +386,10 @@ class LanguageModelingDataLoader(DataLoader):
 
     def _make_batches(self, position: Position) -> Iterator[Tuple[TensorDict, Optional[Position]]]:
         # Words are looked up in a thread of their own: no batch waits for a whole chunk of them.
-        planned = prefetch(lambda: self._plan(position), PREFETCHED_CHUNKS, "chunks")
+        share = _place_among_processes()
+        planned = prefetch(lambda: self._plan(position, share), PREFETCHED_CHUNKS, "chunks")
         for batch, following in self._deal(planned, position.num_skipped):
+            batch = batch.encoded()
             with self._making_tensors:
                 tensors = self._encoder.tensors(batch.chunk, batch.begin, batch.end)
             if self._device.type == "cuda":
@@ -410,18 +413,20 @@ class LanguageModelingDataLoader(DataLoader):
                 following = replace(of_round.resume_at.position, num_skipped=of_round.num_skipped)
             yield of_round.batches[rank], following
 
-    def _plan(self, position: Position, quiet: bool = False) -> Iterator[List[PlannedBatch]]:
+    def _plan(
+        self, position: Position, share: Optional[Tuple[int, int]] = None, quiet: bool = False
+    ) -> Iterator[List[PlannedBatch]]:
         """The batches from a position to the end of its pass, a list of them for each chunk."""
         log = PassLog(self.data_path, self._max_length, quiet)
-        return self._schedule.plan(self._shards, position, self._encode, log)
+        return self._schedule.plan(self._shards, position, self._find_sentences, log, share)
 
-    def _encode(self, chunks: Iterator[TextChunk]) -> Iterator[Tuple[TextChunk, Chunk]]:
+    def _find_sentences(self, chunks: Iterator[TextChunk]) -> Iterator[Tuple[TextChunk, Sentences]]:
         max_words = most_words(self._max_length, self.reader.num_boundary_tokens)
         if self._num_workers == 0:
             for text in chunks:
-                with self._encoding:
-                    chunk: Chunk = self._encoder.encode(text, max_words)
-                yield text, chunk
+                with self._tokenizing:
+                    found = self._encoder.sentences(text, max_words)
+                yield text, found
             return
         # A forked process has the vocabulary without being sent it. It never touches a device.
         context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
@@ -456,9 +461,10 @@ def _start_worker(encoder: Encoder) -> None:
     _worker_encoder = encoder
 
 
-def _encode_in_worker(text: TextChunk, max_words: float) -> Chunk:
+def _encode_in_worker(text: TextChunk, max_words: float) -> Sentences:
     assert _worker_encoder is not None
-    return _worker_encoder.encode(text, max_words)
+    found = _worker_encoder.sentences(text, max_words)
+    return replace(found, numbers=np.arange(len(found.numbers)), encode=found.encoded().select)
 
 
 def _map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:

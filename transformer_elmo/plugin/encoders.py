@@ -4,6 +4,7 @@ that, else by way of AllenNLP's instances.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Dict, Iterator, List, Union, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from allennlp.data.batch import Batch
 from allennlp.data.data_loaders.data_loader import TensorDict
 from allennlp.data.instance import Instance
-from allennlp.data.tokenizers import Tokenizer, WhitespaceTokenizer
+from allennlp.data.tokenizers import Token, Tokenizer, WhitespaceTokenizer
 from allennlp.data.vocabulary import Vocabulary
 from numpy.typing import NDArray
 
@@ -19,7 +20,13 @@ from transformer_elmo.nn.batch import HostLengths, longest_word
 from transformer_elmo.plugin.dataset_reader import SimpleLanguageModelingDatasetReader, column_of
 from transformer_elmo.plugin.text_fields import FACTS
 from transformer_elmo.text.batching import Indices
-from transformer_elmo.text.training_stream import Chunk, TextChunk, WordsChunk, WordsEncoder
+from transformer_elmo.text.training_stream import (
+    Chunk,
+    Sentences,
+    TextChunk,
+    WordsChunk,
+    WordsEncoder,
+)
 from transformer_elmo.text.word_table import WordTable
 
 
@@ -76,21 +83,20 @@ class InstancesChunk:
     """Sentences as AllenNLP's instances, not indexed yet."""
 
     instances: List[Instance]
-    num_words: List[int]
-    num_dropped: int = 0
-    num_blank: int = 0
+    num_words: NDArray[np.int64]
 
     def lengths(self) -> NDArray[np.int64]:
-        return np.array(self.num_words, dtype=np.int64)
+        return self.num_words
 
     def select(self, indices: Indices) -> "InstancesChunk":
-        return InstancesChunk(
-            [self.instances[i] for i in indices], [self.num_words[i] for i in indices]
-        )
+        return InstancesChunk([self.instances[i] for i in indices], self.num_words[indices])
 
-    def join(self, other: Chunk) -> "InstancesChunk":
-        assert isinstance(other, InstancesChunk)
-        return InstancesChunk(self.instances + other.instances, self.num_words + other.num_words)
+    def encoded(self) -> "InstancesChunk":
+        return self
+
+    def join(self, other: "InstancesChunk") -> "InstancesChunk":
+        lengths = np.concatenate([self.num_words, other.num_words])
+        return InstancesChunk(self.instances + other.instances, lengths)
 
 
 class InstancesEncoder:
@@ -102,20 +108,18 @@ class InstancesEncoder:
         self._reader = reader
         self._vocab = vocab
 
-    def encode(self, chunk: TextChunk, max_words: float) -> InstancesChunk:
+    def sentences(self, chunk: TextChunk, max_words: float) -> Sentences:
         """`max_words`: sentences of more words are dropped."""
-        result = InstancesChunk([], [], num_blank=chunk.num_lines())
-        for sentence in chunk.sentences():
-            tokens = self._reader.tokens_of(sentence)
-            if not tokens:
-                continue
-            result.num_blank -= 1
-            if len(tokens) > max_words:
-                result.num_dropped += 1
-            else:
-                result.instances.append(self._reader.tokens_to_instance(tokens))
-                result.num_words.append(len(tokens))
-        return result
+        found = [self._reader.tokens_of(sentence) for sentence in chunk.sentences()]
+        lengths = np.fromiter(map(len, found), np.int64, len(found))
+        encode = partial(self._encode, found, lengths)
+        return Sentences.of_lines(lengths, chunk.num_lines(), max_words, encode)
+
+    def _encode(
+        self, found: List[List[Token]], lengths: NDArray[np.int64], numbers: Indices
+    ) -> InstancesChunk:
+        instances = [self._reader.tokens_to_instance(found[i]) for i in numbers]
+        return InstancesChunk(instances, lengths[numbers])
 
     def tensors(self, chunk: Chunk, begin: int, end: int) -> TensorDict:
         """The batch of the sentences from `begin` to `end` (not included)."""

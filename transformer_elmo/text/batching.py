@@ -20,7 +20,12 @@ def random_order(length: int, seed: int, *path: int) -> Indices:
     # NumPy promises that the raw numbers of a bit generator stay the same from version to version,
     # which it does not for `Generator.permutation`.
     bits = np.random.PCG64(np.random.SeedSequence(entropy=seed, spawn_key=path))
-    return np.argsort(bits.random_raw(length), kind="stable")
+    numbers = bits.random_raw(length)
+    order = np.argsort(numbers)
+    # A stable sort takes six times as long, and only matters for equal ones, which hardly occur.
+    ascending = numbers[order]
+    has_equal = bool((ascending[1:] == ascending[:-1]).any())
+    return np.argsort(numbers, kind="stable") if has_equal else order
 
 
 def cut_into_batches(
@@ -39,7 +44,9 @@ def cut_into_batches(
     default both keep their order, short sentences first.
     """
     order = np.arange(len(lengths)) if shuffle is None else random_order(len(lengths), *shuffle, 0)
-    order = order[np.argsort(lengths[order], kind="stable")]
+    # Numbers of 16 bits, as lengths are, are sorted in no time.
+    keys = lengths.astype(np.min_scalar_type(lengths.max(initial=0)))
+    order = order[np.argsort(keys[order], kind="stable")]
     ascending = lengths[order]
     batches: list[Indices] = []
     begin = 0

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -32,7 +33,7 @@ from transformer_elmo.text.corpus import (
     read_blocks,
     sentences_in,
 )
-from transformer_elmo.text.word_table import Rows, WordTable
+from transformer_elmo.text.word_table import Rows, WordTable, text_bytes, words_per_line
 
 T = TypeVar("T")
 
@@ -189,11 +190,7 @@ def read_chunks(
 
 
 class Chunk(Protocol):
-    """The sentences of a chunk, encoded."""
-
-    # Sentences left out for their length, and lines without words.
-    num_dropped: int
-    num_blank: int
+    """Some sentences, encoded or not yet."""
 
     def lengths(self) -> NDArray[np.int64]:
         """The words of each sentence, without boundary tokens, shape `(num_sentences,)`."""
@@ -201,8 +198,57 @@ class Chunk(Protocol):
     def select(self, indices: Indices) -> "Chunk":
         """Some of the sentences, in the order given."""
 
-    def join(self, other: "Chunk") -> "Chunk":
+    def encoded(self) -> "Encoded":
+        """The same, encoded."""
+
+
+class Encoded(Chunk, Protocol):
+    """Sentences ready for an encoder to make a batch of."""
+
+    def select(self, indices: Indices) -> "Encoded":
+        """Some of the sentences, in the order given."""
+
+    def join(self, other: Any) -> "Encoded":
         """These sentences and then those of another chunk of the same kind."""
+
+
+@dataclass
+class Sentences:
+    """
+    The sentences of a chunk before they are encoded: a process needs all of their lengths, and the
+    words only of those that it trains on.
+
+    `num_words`, `numbers`: of each sentence, shape `(num_sentences,)`; `encode` knows it by its
+    number. `num_dropped`, `num_blank`: sentences left out for their length, lines without words.
+    """
+
+    num_words: NDArray[np.int64]
+    numbers: Indices
+    encode: Callable[[Indices], Encoded]
+    num_dropped: int = 0
+    num_blank: int = 0
+
+    @classmethod
+    def of_lines(
+        cls,
+        num_words: NDArray[np.int64],
+        num_lines: int,
+        max_words: float,
+        encode: Callable[[Indices], Encoded],
+    ) -> "Sentences":
+        """Those of lines that aren't blank and have at most `max_words` words."""
+        kept = np.flatnonzero((num_words > 0) & (num_words <= max_words))
+        found = int(np.count_nonzero(num_words))
+        return cls(num_words[kept], kept, encode, found - len(kept), num_lines - found)
+
+    def lengths(self) -> NDArray[np.int64]:
+        return self.num_words
+
+    def select(self, indices: Indices) -> "Sentences":
+        return replace(self, num_words=self.num_words[indices], numbers=self.numbers[indices])
+
+    def encoded(self) -> Encoded:
+        return self.encode(self.numbers)
 
 
 @dataclass
@@ -217,8 +263,6 @@ class WordsChunk:
     # The words of the rows from `num_known` on.
     new_words: list[str]
     num_known: int
-    num_dropped: int = 0
-    num_blank: int = 0
 
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.starts)
@@ -230,8 +274,10 @@ class WordsChunk:
         shift += np.arange(starts[-1])
         return WordsChunk(self.rows[shift], starts, self.new_words, self.num_known)
 
-    def join(self, other: Chunk) -> "WordsChunk":
-        assert isinstance(other, WordsChunk)
+    def encoded(self) -> "WordsChunk":
+        return self
+
+    def join(self, other: "WordsChunk") -> "WordsChunk":
         theirs = np.where(
             other.rows >= other.num_known, other.rows + len(self.new_words), other.rows
         ).astype(np.int32)
@@ -241,6 +287,25 @@ class WordsChunk:
             self.new_words + other.new_words,
             self.num_known,
         )
+
+
+def _plain_pieces(chunk: TextChunk) -> list[bytes] | None:
+    """Its pieces for a word table; `None` if there is JSON in them."""
+    pieces = []
+    for text, _, _ in chunk.texts():
+        if has_json(text):
+            return None
+        pieces.append(text_bytes(text))
+    return pieces
+
+
+# Lines are looked up in parts of about this many bytes, so that the arrays in between stay in the
+# processor's cache.
+_BYTES_AT_A_TIME = 2**19
+
+# Of a process that needs more of the words than this, the few others are looked up, too: that costs
+# less than to gather its lines.
+_NEARLY_ALL = 0.9
 
 
 class WordsEncoder:
@@ -262,40 +327,62 @@ class WordsEncoder:
         distinct_words: bool = False,
     ) -> None:
         self._table = table
-        self._start_rows = table.encode(start_words)
-        self._end_rows = table.encode(end_words)
+        self._start_rows, _ = table.encode([start_words])
+        self._end_rows, _ = table.encode([end_words])
         self._split = split
         self._distinct_words = distinct_words
         self._loaded: WordsChunk | None = None
 
-    def encode(self, chunk: TextChunk, max_words: float) -> WordsChunk:
+    def sentences(self, chunk: TextChunk, max_words: float) -> Sentences:
         """`max_words`: sentences of more words are dropped."""
-        all_rows, all_lengths = [], []
-        for text, shard, line_number in chunk.texts():
-            if self._split is None and not has_json(text):
-                rows, lengths = self._table.encode_lines(
-                    text if text.endswith("\n") else text + "\n"
-                )
-            else:
-                found = self._words(list(sentences_in(text, shard, line_number)))
-                sentences = [words for words in found if words]
-                rows = self._table.encode([word for words in sentences for word in words])
-                lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
-            all_rows.append(rows)
-            all_lengths.append(lengths)
-        rows, lengths = np.concatenate(all_rows), np.concatenate(all_lengths)
-        keep = lengths <= max_words
-        num_blank, num_dropped = chunk.num_lines() - len(lengths), int(len(keep) - keep.sum())
-        if num_dropped:
-            rows, lengths = rows[np.repeat(keep, lengths)], lengths[keep]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        new_words = self._table.forget_new_words()
-        return WordsChunk(rows, starts, new_words, self._table.num_known, num_dropped, num_blank)
+        pieces = None if self._split is not None else _plain_pieces(chunk)
+        if pieces is None:
+            words = self._all_words(chunk)
+            return Sentences.of_lines(words.lengths(), chunk.num_lines(), max_words, words.select)
+        begins, ends, num_words = zip(*map(words_per_line, pieces))
+        piece_of = np.repeat(np.arange(len(pieces)), list(map(len, begins)))
+        places = np.stack([piece_of, np.concatenate(begins), np.concatenate(ends)])
+        lengths = np.concatenate(num_words)
+        encode = partial(self._encode_lines, pieces, places, lengths)
+        return Sentences.of_lines(lengths, len(lengths), max_words, encode)
+
+    def _all_words(self, chunk: TextChunk) -> WordsChunk:
+        """Of text that has to be parsed or tokenized before it is known how long sentences are."""
+        lengths: list[int] = []
+
+        def parts() -> Iterator[list[str]]:
+            for piece in chunk.texts():
+                sentences = list(self._words(list(sentences_in(*piece))))
+                lengths.extend(map(len, sentences))
+                yield [word for words in sentences for word in words]
+
+        rows, new_words = self._table.encode(parts())
+        return self._chunk(rows, new_words, np.array(lengths, dtype=np.int64))
 
     def _words(self, sentences: list[TextOrWords]) -> Iterator[list[str]]:
         texts = [sentence for sentence in sentences if isinstance(sentence, str)]
         split = map(str.split, texts) if self._split is None else self._split(texts)
         return (next(split) if isinstance(s, str) else s for s in sentences)
+
+    def _encode_lines(
+        self, pieces: list[bytes], places: Indices, lengths: Indices, numbers: Indices
+    ) -> WordsChunk:
+        """`places`: each line's piece, and where it begins and ends in it, `(3, num_lines)`."""
+        if lengths[numbers].sum() > _NEARLY_ALL * lengths.sum():
+            return self._chunk(*self._table.encode(pieces), lengths).select(numbers)
+        views = [memoryview(piece) for piece in pieces]
+
+        def parts() -> Iterator[bytes]:
+            num_bytes = int((places[2, numbers] - places[1, numbers]).sum())
+            for part in np.array_split(numbers, 1 + num_bytes // _BYTES_AT_A_TIME):
+                lines = zip(*places[:, part].tolist())
+                yield b"\n".join([views[piece][begin:end] for piece, begin, end in lines])
+
+        return self._chunk(*self._table.encode(parts()), lengths[numbers])
+
+    def _chunk(self, rows: Rows, new_words: list[str], lengths: Indices) -> WordsChunk:
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        return WordsChunk(rows, starts, new_words, self._table.num_known)
 
     def arrays(
         self, chunk: WordsChunk, begin: int, end: int
@@ -325,8 +412,8 @@ class WordsEncoder:
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[Iterator[TextChunk]], Iterator[tuple[TextChunk, Chunk]]]
-"""Encodes chunks of text, in order."""
+FindSentences = Callable[[Iterator[TextChunk]], Iterator[tuple[TextChunk, Sentences]]]
+"""Finds the sentences of chunks of text, in order."""
 
 
 @dataclass(frozen=True)
@@ -353,14 +440,20 @@ class Position:
         return cls(**{**value, "place": LineStart(**value["place"])})
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlannedBatch:
     """A batch before it is made: some consecutive sentences of a chunk."""
 
-    position: Position
+    chunk_position: Position
+    batch_number: int
     chunk: Chunk
     begin: int
     end: int
+
+    @property
+    def position(self) -> Position:
+        """Where a pass that begins with this batch stands."""
+        return replace(self.chunk_position, batch_number=self.batch_number)
 
     def __len__(self) -> int:
         return self.end - self.begin
@@ -376,9 +469,17 @@ class PlannedBatch:
 
     def merge(self, other: "PlannedBatch") -> "PlannedBatch":
         """A batch of these sentences and then the other's."""
-        ours = self.chunk.select(np.arange(self.begin, self.end))
-        chunk = ours.join(other.chunk.select(np.arange(other.begin, other.end)))
-        return PlannedBatch(self.position, chunk, 0, len(self) + len(other))
+        chunk = self._alone().join(other._alone())
+        return replace(self, chunk=chunk, begin=0, end=len(self) + len(other))
+
+    def encoded(self) -> "PlannedBatch":
+        """The batch with its words looked up, if they aren't yet."""
+        if not isinstance(self.chunk, Sentences):
+            return self
+        return replace(self, chunk=self._alone(), begin=0, end=len(self))
+
+    def _alone(self) -> Encoded:
+        return self.chunk.select(np.arange(self.begin, self.end)).encoded()
 
 
 @dataclass(frozen=True)
@@ -401,11 +502,17 @@ class Schedule:
     min_length: int = 0
 
     def plan(
-        self, shards: Shards, position: Position, encode: Encode, log: "PassLog"
+        self,
+        shards: Shards,
+        position: Position,
+        find_sentences: FindSentences,
+        log: "PassLog",
+        share: tuple[int, int] | None = None,
     ) -> Iterator[list[PlannedBatch]]:
         """
         The batches from a position to the end of its pass, a list of them for each chunk; `log` is
-        told of what goes by.
+        told of what goes by. `share`: the rank of a process and their number. The batches that come
+        to it when they are dealt out in turns are encoded, all of a chunk's together.
         """
         pass_number = position.pass_number
         paths = shards.paths
@@ -413,15 +520,21 @@ class Schedule:
         if self.shuffle and self.limit is None:
             paths = [paths[i] for i in random_order(len(paths), self.seed, pass_number, 0)]
         chunks = read_chunks(paths, self.max_lines, position.place, check=shards.check)
-        for text, chunk in encode(chunks):
+        num_planned = 0
+        for text, sentences in find_sentences(chunks):
             log.at(pass_number, text.start.shard, paths)
             position = replace(position, place=text.start)
-            lengths = chunk.lengths()
+            lengths = sentences.lengths()
             if self.limit is not None:
                 lengths = lengths[: self.limit - position.num_sentences]
-            log.add(int(lengths.sum()), chunk)
+            log.add(int(lengths.sum()), sentences)
             if len(lengths):
-                planned = self._cut(chunk, lengths, position)[position.batch_number :]
+                batches = self._cut(lengths, position)
+                planned = _planned(sentences, batches, position)
+                if planned and share is not None:
+                    rank, world_size = share
+                    _encode(planned[(rank - num_planned) % world_size :: world_size])
+                num_planned += len(planned)
                 if planned:
                     yield planned
             position = Position(
@@ -434,21 +547,37 @@ class Schedule:
                 break
         log.end(position.num_sentences, len(paths))
 
-    def _cut(self, chunk: Chunk, lengths: Any, position: Position) -> list[PlannedBatch]:
+    def _cut(self, lengths: NDArray[np.int64], position: Position) -> list[Indices]:
         path = (self.seed, position.pass_number, 1, position.chunk_number)
-        batches = cut_into_batches(
+        return cut_into_batches(
             np.maximum(lengths + self.num_boundary_tokens, self.min_length),
             self.max_tokens,
             self.batch_size,
             path if self.shuffle else None,
         )
-        # One pass over the chunk puts the words of each batch side by side.
-        chunk = chunk.select(np.concatenate(batches))
-        ends = np.cumsum([len(batch) for batch in batches]).tolist()
-        return [
-            PlannedBatch(replace(position, batch_number=i), chunk, begin, end)
-            for i, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True))
-        ]
+
+
+def _planned(
+    sentences: Sentences, batches: list[Indices], position: Position
+) -> list[PlannedBatch]:
+    """The batches of a chunk from a position on."""
+    ordered = sentences.select(np.concatenate(batches))
+    ends = np.cumsum([len(batch) for batch in batches]).tolist()
+    places = zip([0, *ends[:-1]], ends, strict=True)
+    planned = [PlannedBatch(position, i, ordered, *place) for i, place in enumerate(places)]
+    return planned[position.batch_number :]
+
+
+def _encode(batches: list[PlannedBatch]) -> None:
+    """Encodes batches of a chunk, side by side."""
+    if not batches:
+        return
+    chosen = np.concatenate([np.arange(batch.begin, batch.end) for batch in batches])
+    chunk = batches[0].chunk.select(chosen).encoded()
+    begin = 0
+    for batch in batches:
+        batch.chunk, batch.begin, batch.end = chunk, begin, begin + len(batch)
+        begin = batch.end
 
 
 @dataclass
@@ -479,7 +608,7 @@ class PassLog:
             paths[shard],
         )
 
-    def add(self, num_words: int, chunk: Chunk) -> None:
+    def add(self, num_words: int, chunk: Sentences) -> None:
         """Counts what a chunk had."""
         self.num_words += num_words
         self.num_dropped += chunk.num_dropped

@@ -29,7 +29,7 @@ from transformer_elmo.text.corpus import (
     read_blocks,
     sentences_in,
 )
-from transformer_elmo.text.word_table import WordHashTable, words_at
+from transformer_elmo.text.word_table import WordHashTable, text_bytes, words_at
 from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,8 @@ class _WordCounter:
         if self._hash_table is None:
             self._counts.update(text.split())
         else:
-            rows, starts, ends, data = self._hash_table.find(text)
+            data = text_bytes(text)
+            rows, starts, ends = self._hash_table.find(data)
             unknown = np.flatnonzero(rows == 0)
             self._counts.update(words_at(data, starts[unknown], ends[unknown]))
             self._rows.append(rows)

@@ -10,7 +10,7 @@ hashes, so the answer is exact.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,9 +164,8 @@ class WordTable:
     The token ids and character ids of words, one row a word.
 
     Row 0 is the padding. The rows after it are the words of the vocabulary, worked out once. Words
-    outside it have their own characters, so each has a row as well, but only until
-    :meth:`forget_new_words`: a corpus has no end of them, and the table must not grow with the
-    corpus.
+    outside it have their own characters, so each has a row as well, but only among the words that
+    are encoded together: a corpus has no end of them, and the table must not grow with the corpus.
 
     `columns`: by the names that :meth:`arrays` gives. `other_words`: words that keep their rows
     although the vocabulary may lack them.
@@ -176,43 +175,32 @@ class WordTable:
         self._columns = dict(columns)
         vocabularies = [c.ids for c in self._columns.values() if isinstance(c, TokenIds)]
         words = list(dict.fromkeys(itertools.chain(other_words, *vocabularies)))
-        self._rows = _Interner(zip(words, itertools.count(PADDING_ROW + 1)))
+        self._rows = dict(zip(words, itertools.count(PADDING_ROW + 1)))
         self._hash_table = WordHashTable(words, PADDING_ROW + 1)
         # The rows that stay: the padding's and those of the vocabulary's words.
         self.num_known = len(words) + 1
-        self._rows.next_row = self.num_known
         for column in self._columns.values():
             column.put(PADDING_ROW + 1, words)
         self._position_of_row = np.zeros(0, dtype=np.int32)
 
-    def encode(self, words: Sequence[str]) -> Rows:
-        """The rows of words. A word that has none gets the next one."""
-        return np.fromiter(map(self._rows.__getitem__, words), np.int32, len(words))
-
-    def encode_lines(self, text: str) -> tuple[Rows, NDArray[np.int64]]:
-        r"""
-        The rows of the words of a text, which are what `str.split` makes of it, and how many there
-        are in each of its lines, which end with `\n`. Lines without words are left out.
+    def encode(self, parts: Iterable[bytes | Sequence[str]]) -> tuple[Rows, list[str]]:
         """
-        rows, starts, ends, data = self._hash_table.find(text)
-        unknown = np.flatnonzero(rows == PADDING_ROW)
-        if len(unknown):
-            rows[unknown] = self.encode(words_at(data, starts[unknown], ends[unknown]))
-        line_ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n"))
-        lengths = np.diff(np.searchsorted(starts, line_ends), prepend=0)
-        return rows, lengths[lengths > 0]
-
-    def forget_new_words(self) -> list[str]:
+        The rows of the words of a text, one part of it after the other: a list of words, or what
+        :func:`text_bytes` gives. And those words that are not in the vocabulary: the first has row
+        `num_known`, and so on. Safe in several threads.
         """
-        Takes back the rows of the words that are not in the vocabulary, and returns those words:
-        the first had row `num_known`, and so on.
-        """
-        new_words = self._rows.new_words
-        for word in new_words:
-            del self._rows[word]
-        self._rows.new_words = []
-        self._rows.next_row = self.num_known
-        return new_words
+        interner = _Interner(self._rows, self.num_known)
+        all_rows = [np.zeros(0, dtype=np.int32)]
+        for part in parts:
+            if isinstance(part, bytes):
+                rows, starts, ends = self._hash_table.find(part)
+                unknown = np.flatnonzero(rows == PADDING_ROW)
+                words = words_at(part, starts[unknown], ends[unknown])
+                rows[unknown] = interner.rows(words)
+            else:
+                rows = interner.rows(part)
+            all_rows.append(rows)
+        return np.concatenate(all_rows), interner.new_words
 
     def put_new_words(self, words: list[str]) -> None:
         """
@@ -264,19 +252,24 @@ class WordTable:
 
 
 class _Interner(dict[str, int]):
-    """A dictionary that gives a word that it doesn't have the next number."""
+    """The rows of words: those that are known, and the next ones for all others."""
 
-    next_row: int
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, known: Mapping[str, int], next_row: int) -> None:
+        super().__init__()
+        self._known = known
+        self._next_row = next_row
         self.new_words: list[str] = []
 
     def __missing__(self, word: str) -> int:
-        row = self[word] = self.next_row
-        self.next_row += 1
-        self.new_words.append(word)
+        row = self._known.get(word)
+        if row is None:
+            row = self._next_row + len(self.new_words)
+            self.new_words.append(word)
+        self[word] = row
         return row
+
+    def rows(self, words: Sequence[str]) -> Rows:
+        return np.fromiter(map(self.__getitem__, words), np.int32, len(words))
 
 
 def _pad(rows: NDArray[Any], min_length: int) -> NDArray[Any]:
@@ -289,9 +282,7 @@ def _pad(rows: NDArray[Any], min_length: int) -> NDArray[Any]:
 # Longer words are not looked for: two numbers couldn't tell them apart.
 MAX_BYTES = 16
 
-# What `str.split` takes for white space among the characters of one byte; all others are in
-# _WIDE_SPACES.
-_IS_SPACE = np.array([not chr(byte).split() and byte < 128 for byte in range(256)])
+# What `str.split` takes for white space, beside the characters of one byte in `_is_space`.
 _WIDE_SPACES = [chr(code) for code in range(128, 0x10000) if not chr(code).split()]
 
 # The first eight bytes of a word of so many bytes.
@@ -319,16 +310,17 @@ class WordHashTable:
         self._heads = np.zeros(num_rows, dtype=np.uint64)
         self._tails = np.zeros(num_rows, dtype=np.uint64)
         # No word has the length of a row that isn't a word's.
-        self._lengths = np.full(num_rows, -1, dtype=np.int64)
+        self._lengths = np.full(num_rows, -1, dtype=np.int8)
         self._heads[first_row:], self._tails[first_row:] = heads, tails
-        self._lengths[first_row:] = lengths
+        self._lengths[first_row:] = np.minimum(lengths, MAX_BYTES + 1)
 
         # At least twice as many slots as words: most words are found where they are looked for
         # first.
         self._shift = np.uint64(64 - max(10, len(words).bit_length() + 1))
         self._slots = np.zeros(1 << (64 - int(self._shift)), dtype=np.int32)
-        rows = first_row + np.flatnonzero((lengths > 0) & (lengths <= MAX_BYTES))
-        slots = self._first_slots(self._heads[rows], self._tails[rows], self._lengths[rows])
+        found = np.flatnonzero((lengths > 0) & (lengths <= MAX_BYTES))
+        rows = first_row + found
+        slots = self._first_slots(heads[found], tails[found], lengths[found])
         while len(rows):
             free = self._slots[slots] == 0
             # Where several want one slot the last one gets it, so the first, most frequent, is put
@@ -337,21 +329,13 @@ class WordHashTable:
             left = self._slots[slots] != rows
             rows, slots = rows[left], self._next(slots[left])
 
-    def find(
-        self, text: str
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], bytes]:
+    def find(self, data: bytes) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
         """
-        The row of each word of `text.split()`, 0 if it has none or is longer than 16 bytes; where
-        each begins and ends in the text as UTF-8 (all of shape `(num_words,)`); and that, with
-        plain spaces for all the spaces of more than one byte.
+        The row of each word of a text as :func:`text_bytes` gives it, 0 if it has none or is longer
+        than 16 bytes; and where each begins and ends. All have shape `(num_words,)`.
         """
-        if not text.isascii():
-            for space in _WIDE_SPACES:
-                if space in text:
-                    text = text.replace(space, " ")
-        data = text.encode("utf-8")
         is_space = np.ones(len(data) + 2, dtype=bool)
-        _IS_SPACE.take(np.frombuffer(data, dtype=np.uint8), out=is_space[1:-1], mode="clip")
+        _is_space(np.frombuffer(data, dtype=np.uint8), out=is_space[1:-1])
         edges = np.flatnonzero(is_space[1:] != is_space[:-1])
         starts, ends = edges[::2].copy(), edges[1::2].copy()
 
@@ -370,7 +354,7 @@ class WordHashTable:
                 unlike = np.flatnonzero((found != 0) & ~self._is(found, heads, tails, lengths))
                 pending, slots = pending[unlike], slots[unlike]
                 heads, tails, lengths = heads[unlike], tails[unlike], lengths[unlike]
-        return rows, starts, ends, data
+        return rows, starts, ends
 
     def _is(
         self,
@@ -409,10 +393,43 @@ def _numbers(
         (len(padded) - 7,), dtype="<u8", buffer=padded, strides=(1,)
     )
     lengths = ends - starts
-    heads = numbers[starts + 8] & _MASKS[np.minimum(lengths, 8)]
-    tails = numbers[ends]
-    tails[lengths <= 8] = 0
+    heads = numbers[starts + 8] & _MASKS.take(lengths, mode="clip")
+    tails = numbers[ends] * (lengths > 8)
     return heads.astype(np.uint64, copy=False), tails.astype(np.uint64, copy=False)
+
+
+def text_bytes(text: str) -> bytes:
+    """A text as UTF-8, with plain spaces for all the spaces of more than one byte."""
+    if not text.isascii():
+        for space in _WIDE_SPACES:
+            if space in text:
+                text = text.replace(space, " ")
+    return text.encode("utf-8")
+
+
+def words_per_line(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    r"""
+    Where each line of a text as :func:`text_bytes` gives it begins, where it ends, without its
+    `\n`, and how many words it has. All have shape `(num_lines,)`.
+    """
+    characters = np.frombuffer(data, dtype=np.uint8)
+    ends = np.flatnonzero(characters == ord("\n"))
+    if data and not data.endswith(b"\n"):
+        ends = np.append(ends, len(data))
+    begins = np.concatenate([[0], ends + 1])[: len(ends)]
+    is_space = np.ones(len(data) + 1, dtype=bool)
+    _is_space(characters, out=is_space[1:])
+    is_start = is_space[:-1] > is_space[1:]
+    num_words = np.add.reduceat(is_start.view(np.uint8), begins, dtype=np.int64)
+    return begins, ends, num_words
+
+
+def _is_space(characters: NDArray[np.uint8], out: NDArray[np.bool_]) -> None:
+    """Which bytes of UTF-8 `str.split` takes for spaces."""
+    np.equal(characters, ord(" "), out=out)
+    # Smaller ones come out as large ones.
+    for first, last in (("\t", "\r"), ("\x1c", "\x1f")):
+        out |= characters - np.uint8(ord(first)) <= ord(last) - ord(first)
 
 
 def words_at(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[str]:
