@@ -249,6 +249,8 @@ def data(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         "distinct words": {"distinct words": True},
         f"beside steps of {STEP_RATE:,} tokens/s": {"step rate": STEP_RATE},
         f"{options.many_shards} shards": {"corpus": str(folder / "many")},
+        "shared by 8 processes": {"job": "shared", "processes": 8},
+        "shared by 64 processes": {"job": "shared", "processes": 64},
         "counting a vocabulary": {"job": "vocabulary"},
     }
     for shown, more in kinds.items():

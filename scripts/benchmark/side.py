@@ -17,6 +17,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -474,6 +475,30 @@ def data(side: Side) -> Round:
     return read
 
 
+def shared(side: Side) -> Round:
+    """A corpus that several processes share, each of them in turn, beside one that has it alone."""
+    from transformer_elmo.plugin import data_loader
+
+    loader = side.loader(side.options["corpus"], max_tokens=2000)
+    processes = side.options["processes"]
+
+    def taken(number: int) -> float:
+        begin = time.process_time()
+        for rank in range(number):
+            data_loader._place_among_processes = partial(tuple, (rank, number))
+            for _ in loader:
+                pass
+        return time.process_time() - begin
+
+    def read(number: int) -> Row:
+        # What is made once.
+        next(iter(loader))
+        alone, together = taken(1), taken(processes)
+        return {"seconds": alone, "together, ms": 1000 * together, "times one": together / alone}
+
+    return read
+
+
 def vocabulary(side: Side) -> Round:
     """Counting words, by the command."""
 
@@ -518,7 +543,7 @@ def profiled(side: Side) -> Round:
 JOBS: dict[str, Callable[[Side], Round]] = {
     **{"machine": machine, "train": train, "embed": embed, "evaluate": evaluate},
     **{"latency": latency, "opening": opening, "run": write_run, "profile": profiled},
-    **{"data": data, "vocabulary": vocabulary},
+    **{"data": data, "shared": shared, "vocabulary": vocabulary},
 }
 
 

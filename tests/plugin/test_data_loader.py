@@ -324,17 +324,17 @@ def test_passes_that_are_given_up(corpus, monkeypatch):
         next(iter(loader))
     assert threading.active_count() == before
     monkeypatch.setattr(training_stream, "SECONDS_TO_END", 0)
-    encode, busy, overlaps = loader._encoder.encode, [], []
+    sentences, busy, overlaps = loader._encoder.sentences, [], []
 
     def slow(*args):
         busy.append(args)
         time.sleep(0.02)
         overlaps.append(len(busy) > 1)
-        result = encode(*args)
+        result = sentences(*args)
         busy.pop()
         return result
 
-    monkeypatch.setattr(loader._encoder, "encode", slow)
+    monkeypatch.setattr(loader._encoder, "sentences", slow)
     for _ in range(3):
         next(iter(loader))
     assert numbers_of(loader) == list(range(120))

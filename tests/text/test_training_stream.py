@@ -43,11 +43,12 @@ def make_encoder(words=NAMES):
 def plan(shards, schedule=SCHEDULE, position=FIRST, max_words=1000, encoder=None):
     encoder = encoder or make_encoder()
 
-    def encode(chunks):
-        return ((text, encoder.encode(text, max_words)) for text in chunks)
+    def find(chunks):
+        return ((text, encoder.sentences(text, max_words)) for text in chunks)
 
     log = PassLog("the text", max_words)
-    return [b for batches in schedule.plan(shards, position, encode, log) for b in batches]
+    planned = schedule.plan(shards, position, find, log, share=(0, 1))
+    return [batch for batches in planned for batch in batches]
 
 
 def names(batch):
@@ -162,7 +163,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
         encoder, num_sentences = make_encoder(), 0
         tracemalloc.start()
         for text in read_chunks(paths, 250):
-            chunk = encoder.encode(text, 9)
+            chunk = encoder.sentences(text, 9).encoded()
             encoder.arrays(chunk, 0, 200)
             num_sentences += len(chunk.lengths())
         peaks.append(tracemalloc.get_traced_memory()[1])
