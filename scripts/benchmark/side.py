@@ -485,7 +485,7 @@ def shared(side: Side) -> Round:
     def taken(number: int) -> float:
         begin = time.process_time()
         for rank in range(number):
-            data_loader._place_among_processes = partial(tuple, (rank, number))
+            data_loader._place_among_processes = partial(tuple, (rank, number))  # type: ignore[assignment]
             for _ in loader:
                 pass
         return time.process_time() - begin
