@@ -1,4 +1,4 @@
-"""Processes that share a corpus: the same steps for any number of them, each word looked up once."""
+"""Processes that share a corpus take the same steps, and look each word up once between them."""
 
 import random
 from itertools import chain, islice, pairwise
