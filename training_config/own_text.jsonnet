@@ -7,7 +7,7 @@ local SIZE = '1M';
 
 local NUMBERS = {
   // dim: numbers in a word's vector; its vectors in context have twice as many.
-  // samples: words that the right one is told from in a step of training; fewer than the vocabulary has.
+  // samples: words that the right one is told from in a step of training; all, where the vocabulary has no more.
   '1M': { dim: 256, layers: 2, dropout: 0.2, samples: 1024, epochs: 10, batch: 1000, warmup: 500 },
   '10M': { dim: 512, layers: 3, dropout: 0.1, samples: 4096, epochs: 10, batch: 2000, warmup: 2000 },
   '100M': { dim: 512, layers: 6, dropout: 0.1, samples: 8192, epochs: 5, batch: 2000, warmup: 6000 },

@@ -71,7 +71,8 @@ def train(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> 
         dist.all_reduce(mean)
         losses.append(mean.item() / world_size)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    torch.save({"losses": losses, "rows": rows, "weights": weights}, result(folder, rank))
+    found = {"losses": losses, "rows": rows, "weights": weights}
+    torch.save({**found, "metrics": model.get_metrics(reset=True)}, result(folder, rank))
     dist.destroy_process_group()
 
 

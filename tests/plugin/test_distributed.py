@@ -44,6 +44,8 @@ def test_the_number_of_processes_doesnt_matter(name, tmp_path):
     for results in runs.values():
         for result in results:
             assert result["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+            assert result["metrics"] == results[0]["metrics"]
+            assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
             for key, weight in result["weights"].items():
                 # All processes of a run agree to the last bit.
                 assert torch.equal(weight, results[0]["weights"][key]), key

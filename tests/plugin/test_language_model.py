@@ -1,29 +1,35 @@
+import math
 from typing import Any, Dict, List
 
 import pytest
 import torch
 from allennlp.common import Params
-from allennlp.data import DatasetReader, Vocabulary
+from allennlp.data import Vocabulary
 from allennlp.models import Model
+from allennlp.models.archival import load_archive
 
-from tests.small_lm import DIM, WORDS, model_config, random_sentences, reader_config, tensors
-from transformer_elmo import LanguageModel
+from tests.small_lm import (
+    DIM,
+    experiment_config,
+    model_config,
+    random_sentences,
+    reader_config,
+    tensors,
+    write_archive,
+)
+from transformer_elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.plugin.language_model import TokenPerplexity
 
 SAME_LENGTH = ["the cat sat on", "a 東京 flew .", "don't sad mat unknown-word"]
+CONTEXTUALIZER = model_config()["contextualizer"]
+LSTM = {"type": "lstm", "input_size": DIM, "hidden_size": 24}
 
 
 def test_output(make_model, vocabulary):
     output = make_model()(**tensors(["the cat sat", "it"], vocabulary))
-    assert set(output) == {
-        "loss",
-        "forward_loss",
-        "backward_loss",
-        "batch_weight",
-        "lm_embeddings",
-        "noncontextual_token_embeddings",
-        "mask",
-    }
+    losses = {"loss", "forward_loss", "backward_loss", "batch_weight"}
+    assert set(output) == losses | {"lm_embeddings", "noncontextual_token_embeddings", "mask"}
     assert output["lm_embeddings"].shape == (2, 5, 2 * DIM)
     assert output["noncontextual_token_embeddings"].shape == (2, 5, DIM)
     assert output["mask"].tolist() == [[True] * 5, [True] * 3 + [False] * 2]
@@ -33,44 +39,48 @@ def test_output(make_model, vocabulary):
 
 
 def test_padding_changes_nothing(make_model, vocabulary):
+    """And metrics are totals over words."""
     model = make_model().eval()
     sentences = random_sentences(8)
     with torch.no_grad():
         together = model(**tensors(sentences, vocabulary))
-        total = torch.zeros(())
+        model.get_metrics(reset=True)
+        totals = [0.0, 0.0]
         for row, sentence in enumerate(sentences):
             alone = model(**tensors([sentence], vocabulary))
-            length = alone["mask"].size(1)
-            assert torch.allclose(
-                alone["lm_embeddings"][0], together["lm_embeddings"][row, :length], atol=1e-5
-            )
-            for name in ("forward_loss", "backward_loss"):
-                total += alone[name] * alone["batch_weight"] / 2
-    assert torch.isclose(total, together["loss"] * together["batch_weight"], rtol=1e-5)
-
-
-def test_metrics_are_totals_over_words(make_model, vocabulary):
-    model = make_model().eval()
-    outputs = []
-    with torch.no_grad():
-        for batch in (["the"], ["the cat sat on the mat and then it flew", "it was"]):
-            outputs.append(model(**tensors(batch, vocabulary)))
-    words = sum(output["batch_weight"] for output in outputs)
-    loss = sum(output["loss"] * output["batch_weight"] for output in outputs) / words
+            vectors, length = alone["lm_embeddings"][0], alone["mask"].size(1)
+            assert torch.allclose(vectors, together["lm_embeddings"][row, :length], atol=1e-5)
+            for number, name in enumerate(("forward_loss", "backward_loss")):
+                totals[number] += float(alone[name] * alone["batch_weight"])
+    means = [total / float(together["batch_weight"]) for total in totals]
+    assert sum(means) / 2 == pytest.approx(together["loss"].item(), rel=1e-5)
     metrics = model.get_metrics(reset=True)
-    assert metrics["perplexity"] == pytest.approx(loss.exp().item(), rel=1e-5)
-    assert set(metrics) == {"perplexity", "forward_perplexity", "backward_perplexity"}
-    product = metrics["forward_perplexity"] * metrics["backward_perplexity"]
-    assert metrics["perplexity"] == pytest.approx(product**0.5, rel=1e-5)
-    assert model.get_metrics()["perplexity"] == 0.0
+    assert [math.log(value) for value in metrics.values()] == pytest.approx(
+        [sum(means) / 2, *means], rel=1e-5
+    )
+    assert list(metrics) == ["perplexity", "forward_perplexity", "backward_perplexity"]
+    assert set(model.get_metrics().values()) == {0.0}
+
+
+def test_small_losses_are_not_lost_beside_large_ones():
+    """In float32 there is no whole number after 2 ** 24."""
+    metric = TokenPerplexity(1)
+    metric([torch.cat([torch.tensor([2.0**24]), torch.zeros(2**17 - 4)])])
+    for loss in (1.0, 1.0, 1.0, math.nan):
+        # One that isn't finite doesn't count in training.
+        metric([torch.tensor([loss])], training=True)
+    assert metric.get_metric() == {"perplexity": pytest.approx(math.exp(128 + 3 / 2**17))}
+    metric([torch.tensor([math.nan])])
+    assert math.isnan(metric.get_metric(reset=True)["perplexity"])
 
 
 def test_neither_direction_sees_the_word_it_predicts(make_model, vocabulary):
     model = make_model().eval()
-    before, after = "the cat sat on mat", "the cat dog on mat"
     with torch.no_grad():
-        one = model(**tensors([before], vocabulary))["lm_embeddings"][0]
-        other = model(**tensors([after], vocabulary))["lm_embeddings"][0]
+        one, other = (
+            model(**tensors([text], vocabulary))["lm_embeddings"][0]
+            for text in ("the cat sat on mat", "the cat dog on mat")
+        )
     changed = 3  # with <S> in front
     assert torch.equal(one[:changed, :DIM], other[:changed, :DIM])
     assert torch.equal(one[changed + 1 :, DIM:], other[changed + 1 :, DIM:])
@@ -79,60 +89,45 @@ def test_neither_direction_sees_the_word_it_predicts(make_model, vocabulary):
 
 def test_distinct_words_from_the_data_loader_are_the_same_function(make_model, vocabulary):
     model = make_model().eval()
-    source = tensors([*SAME_LENGTH, "the cat"], vocabulary)["source"]
+    source: Any = tensors([*SAME_LENGTH, "the cat"], vocabulary)["source"]
     characters = source["token_characters"]["elmo_tokens"]
     rows = characters.flatten(0, 1)
     words, index = torch.unique(rows[(rows > 0).any(-1)], dim=0, return_inverse=True)
     table = torch.cat([torch.zeros_like(words[:1]), words])
     word_index = torch.zeros(characters.shape[:2], dtype=torch.long)
     word_index[(characters > 0).any(-1)] = index + 1
+    distinct = {"elmo_tokens": table, "word_index": word_index}
     with torch.no_grad():
-        plain = model(source)
-        compact = model(
-            {
-                "tokens": source["tokens"],
-                "token_characters": {"elmo_tokens": table, "word_index": word_index},
-            }
-        )
+        plain, compact = model(source), model({**source, "token_characters": distinct})
     for name in plain:
         assert torch.allclose(plain[name].float(), compact[name].float(), atol=1e-6), name
 
 
-def test_all_layers(make_model, vocabulary):
-    config = model_config()["contextualizer"]
-    one = make_model().eval()
-    all_layers = make_model(contextualizer={**config, "return_all_layers": True}).eval()
+def test_options(make_model, vocabulary):
     batch = tensors(SAME_LENGTH, vocabulary)
+    model = make_model().eval()
     with torch.no_grad():
-        expected, output = one(**batch), all_layers(**batch)
-    assert len(output["lm_embeddings"]) == 2 and one.num_layers() == 3
+        expected = model(**batch)
+        layers = make_model(contextualizer={**CONTEXTUALIZER, "return_all_layers": True}).eval()
+        output = layers(**batch)
+        half = make_model(precision="bfloat16").eval()(**batch)["loss"]
+    assert len(output["lm_embeddings"]) == 2 and model.num_layers() == 3
     assert torch.equal(output["lm_embeddings"][-1], expected["lm_embeddings"])
     assert torch.equal(output["loss"], expected["loss"])
-
-
-def test_without_softmax(make_model, vocabulary):
-    model = make_model().eval()
+    assert half.dtype == torch.float32 and 0 < abs(half - expected["loss"]) < 0.05
     model.delete_softmax()
+    output = model(**batch)
+    assert "loss" not in output and torch.equal(output["lm_embeddings"], expected["lm_embeddings"])
+
+
+def test_unidirectional(make_model, vocabulary):
+    model = make_model(type="language_model", contextualizer=LSTM)
     output = model(**tensors(SAME_LENGTH, vocabulary))
-    assert "loss" not in output and output["lm_embeddings"].shape[0] == 3
-
-
-def test_a_batch_with_nothing_to_predict(make_model, vocabulary):
-    config = {**reader_config(), "start_tokens": None, "end_tokens": None}
-    for train in (True, False):
-        model = make_model().train(train)
-        output = model(**tensors(["the", "cat"], vocabulary, config))
-        assert output["loss"] == 0 and output["batch_weight"] == 0
-        output["loss"].backward()
-
-
-def test_precision(make_model, vocabulary):
-    batch = tensors(SAME_LENGTH, vocabulary)
-    with torch.no_grad():
-        full = make_model().eval()(**batch)["loss"]
-        half = make_model(precision="bfloat16").eval()(**batch)["loss"]
-    assert half.dtype == torch.float32
-    assert 0 < abs(half - full) < 0.05
+    assert "backward_loss" not in output
+    assert torch.equal(output["loss"], output["forward_loss"])
+    assert set(model.get_metrics()) == {"perplexity"}
+    with pytest.raises(NotImplementedError, match="does not report how many layers"):
+        model.num_layers()
 
 
 @pytest.mark.parametrize(
@@ -140,9 +135,9 @@ def test_precision(make_model, vocabulary):
     [
         ({"type": "language_model"}, "both be bidirectional or both not"),
         ({"precision": "float17"}, "precision must be one of"),
-        ({"num_samples": 100_000}, "num_samples must be positive and less than"),
+        ({"num_samples": 0}, "num_samples must be positive and less than"),
         (
-            {"contextualizer": {**model_config()["contextualizer"], "input_dim": 64}},
+            {"contextualizer": {**CONTEXTUALIZER, "input_dim": 64}},
             "dimension 32, but the contextualizer expects an input dimension of 64",
         ),
     ],
@@ -152,83 +147,71 @@ def test_what_does_not_fit(make_model, changes, message):
         make_model(**changes)
 
 
-def test_indexers_that_disagree_on_the_number_of_words(make_model, vocabulary):
-    config = reader_config()
-    config["token_indexers"]["tokens"] = {"type": "single_id", "start_tokens": ["<S>"]}
+def test_text_fields_that_do_not_fit(make_model, vocabulary):
+    reader = reader_config()
+    reader["token_indexers"]["tokens"] = {"type": "single_id", "start_tokens": ["<S>"]}
     with pytest.raises(ConfigurationError, match=r"has 5 words by .* and 6 by another"):
-        make_model()(**tensors(["the cat sat"], vocabulary, config))
+        make_model()(**tensors(["the cat sat"], vocabulary, reader))
+    del reader["token_indexers"]["tokens"]
+    source = tensors(["the cat sat"], vocabulary, reader)["source"]
+    assert "loss" not in make_model()(source)
+    with pytest.raises(ConfigurationError, match=r"entries for \['token_characters'\] only"):
+        make_model().token_ids(source)
 
 
-UNIDIRECTIONAL = {
-    "type": "language_model",
-    "contextualizer": {"type": "lstm", "input_size": DIM, "hidden_size": 24},
-}
+LAYOUTS: List[Dict[str, Any]] = [
+    {"num_samples": 8, "sparse_embeddings": True},
+    {"num_samples": 8, "sparse_embeddings": False},
+    {"num_samples": None, "sparse_embeddings": False},
+    {"num_samples": 1000, "sparse_embeddings": True},
+]
 
 
-def test_unidirectional(make_model, vocabulary):
-    model = make_model(**UNIDIRECTIONAL)
-    output = model(**tensors(SAME_LENGTH, vocabulary))
-    assert "backward_loss" not in output
-    assert torch.equal(output["loss"], output["forward_loss"])
-    assert set(model.get_metrics()) == {"perplexity"}
-    with pytest.raises(NotImplementedError, match="does not report how many layers"):
-        model.num_layers()
-
-
-def test_forward_on_instances(make_model, vocabulary):
-    model = make_model().eval()
-    reader = DatasetReader.from_params(Params(reader_config()))
-    instances = [reader.text_to_instance(sentence) for sentence in SAME_LENGTH]
-    for instance in instances:
-        reader.apply_token_indexers(instance)
-    together = model.forward_on_instances(instances)
-    for instance, output in zip(instances, together):
-        alone = model.forward_on_instance(instance)
-        assert alone["lm_embeddings"] == pytest.approx(output["lm_embeddings"], abs=1e-5)
-
-
-def test_softmax_layouts_convert(make_model, vocabulary):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_softmax_layouts_convert(make_model, vocabulary, layout):
     batch = tensors(SAME_LENGTH, vocabulary)
-    layouts: List[Dict[str, Any]] = [
-        {"num_samples": 8, "sparse_embeddings": True},
-        {"num_samples": 8, "sparse_embeddings": False},
-        {"num_samples": None, "sparse_embeddings": False},
-    ]
-    reference = make_model(**layouts[0]).eval()
-    expected = reference(**batch)["loss"]
-    for layout in layouts:
-        model = make_model(**layout).eval()
-        model.load_state_dict(reference.state_dict())
-        assert torch.isclose(model(**batch)["loss"], expected, rtol=1e-6)
-        back = make_model(**layouts[0]).eval()
-        back.load_state_dict(model.state_dict())
-        assert torch.isclose(back(**batch)["loss"], expected, rtol=1e-6)
+    reference, model, back = (
+        make_model(**changes).eval() for changes in (LAYOUTS[0], layout, LAYOUTS[0])
+    )
+    model.load_state_dict(reference.state_dict())
+    back.load_state_dict(model.state_dict())
+    for other in (model, back):
+        assert torch.isclose(other(**batch)["loss"], reference(**batch)["loss"], rtol=1e-6)
 
 
-def test_training_lowers_the_loss(make_model, vocabulary):
-    model = make_model()
-    batch = tensors([" ".join(WORDS[i : i + 6]) for i in range(12)], vocabulary)
-    optimizers = [
-        torch.optim.Adam(
-            [p for n, p in model.named_parameters() if "_softmax_loss" not in n], lr=3e-3
-        ),
-        torch.optim.SparseAdam(list(model._softmax_loss.parameters()), lr=3e-3),
-    ]
-    assert isinstance(model, LanguageModel)
-    first = model.eval()(**batch)["loss"].item()
-    for _ in range(30):
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        model.train()(**batch)["loss"].backward()
-        for optimizer in optimizers:
-            optimizer.step()
-    assert model.eval()(**batch)["loss"].item() < first - 1
+def test_fewer_words_than_samples(make_model, vocabulary, tmp_path, caplog):
+    """The full softmax is trained, and what comes of it opens everywhere."""
+    caplog.set_level("INFO", "transformer_elmo.plugin.language_model")
+    still = {**CONTEXTUALIZER, "dropout": 0.0, "input_dropout": 0.0}
+    config = model_config(num_samples=vocabulary.get_vocab_size(), contextualizer=still)
+    model = make_model(**config)
+    (said,) = (r.getMessage() for r in caplog.records if r.name.startswith("transformer_elmo"))
+    assert (
+        said == "num_samples is 33, and the vocabulary has 33 words: the full softmax is trained."
+    )
+    batch = tensors(random_sentences(9), vocabulary)
+    loss = model.train()(**batch)["loss"]
+    loss.backward()
+    assert all(p.grad is not None and not p.grad.is_sparse for p in model.parameters())
+    assert torch.isclose(loss, model.eval()(**batch)["loss"], rtol=1e-6)
+    caplog.clear()
+    archive = write_archive(tmp_path, experiment_config(model=config), model)
+    again = load_archive(archive).model
+    assert torch.equal(model(**batch)["loss"], again(**batch)["loss"])
+    (tmp_path / "text").write_text("\n".join(random_sentences(9)))
+    elmo = TransformerElmo.open(archive)
+    elmo.save(tmp_path / "folder")
+    for opened in (elmo, TransformerElmo.open(tmp_path / "folder")):
+        assert math.log(opened.perplexity(tmp_path / "text")) == pytest.approx(loss.item(), 1e-5)
+    assert "the full softmax" not in caplog.text
+    fewer = model_config(num_samples=vocabulary.get_vocab_size() - 1, contextualizer=still)
+    assert make_model(**fewer).softmax.num_samples == 32
 
 
-@pytest.mark.parametrize("encoder", ["cnn-highway", "cnn"])
-def test_words_shorter_than_the_widest_filter(vocabulary, encoder):
+@pytest.mark.parametrize("encoder, widest", [("cnn-highway", 5), ("cnn", 7)])
+def test_words_shorter_than_the_widest_filter(encoder, widest):
     """As if the indexer had been told to pad to it."""
-    config = model_config()
+    config = model_config(num_samples=None)
     embedder = config["text_field_embedder"]["token_embedders"]["token_characters"]
     embedder["embedding"] = {"num_embeddings": 40, "embedding_dim": 8}
     if encoder == "cnn":
@@ -236,15 +219,13 @@ def test_words_shorter_than_the_widest_filter(vocabulary, encoder):
             **{"type": "cnn", "embedding_dim": 8, "num_filters": 4},
             **{"ngram_filter_sizes": [2, 7], "output_dim": DIM},
         }
-    letters = Vocabulary(
-        counter={"tokens": {"a": 1}, "token_characters": dict.fromkeys("abcdefgh", 1)}
-    )
+    characters = dict.fromkeys("abcdefgh", 1)
+    letters = Vocabulary(counter={"tokens": {"a": 1}, "token_characters": characters})
     torch.manual_seed(1)
-    model = Model.from_params(vocab=letters, params=Params({**config, "num_samples": None})).eval()
+    model = Model.from_params(vocab=letters, params=Params(config)).eval()
     losses = []
-    for padding in ({}, {"min_padding_length": 7 if encoder == "cnn" else 5}):
-        reader = reader_config()
+    for padding in ({}, {"min_padding_length": widest}):
+        reader = {**reader_config(), "start_tokens": [], "end_tokens": []}
         reader["token_indexers"]["token_characters"] = {"type": "characters", **padding}
-        reader.update(start_tokens=[], end_tokens=[])
         losses.append(model(**tensors(["a bad h", "b a"], letters, reader))["loss"])
     assert torch.equal(*losses)

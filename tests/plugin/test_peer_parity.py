@@ -6,12 +6,10 @@ from typing import Any, Dict
 import pytest
 import torch
 from allennlp.common import Params
-from allennlp.data import Batch, DatasetReader, Vocabulary
 from allennlp.models import Model
-from allennlp.models.archival import load_archive
 
 from tests.peer_lm import peer_model
-from tests.small_lm import DIM, model_config, reader_config, tensors, write_archive
+from tests.small_lm import DIM, model_config, reader_config, tensors
 
 pytest.importorskip("allennlp_models")
 
@@ -19,35 +17,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::allennlp.common.checks.Experime
 
 SAME_LENGTH = ["the cat sat on", "a 東京 flew .", "don't sad mat unknown-word"]
 
+LSTM = {"type": "lstm", "input_size": DIM, "hidden_size": 24}
 CONTEXTUALIZERS = {
     "transformer": model_config()["contextualizer"],
-    "lstm": {"type": "lstm", "input_size": DIM, "hidden_size": 24},
-    "bidirectional lstm": {
-        "type": "lstm",
-        "input_size": DIM,
-        "hidden_size": 24,
-        "bidirectional": True,
-    },
+    "lstm": LSTM,
+    "bidirectional lstm": {**LSTM, "bidirectional": True},
     "pytorch transformer": {
-        "type": "pytorch_transformer",
-        "input_dim": DIM,
-        "num_layers": 2,
-        "num_attention_heads": 4,
-        "feedforward_hidden_dim": 48,
+        **{"type": "pytorch_transformer", "input_dim": DIM, "num_layers": 2},
+        **{"num_attention_heads": 4, "feedforward_hidden_dim": 48},
     },
 }
 CHARACTERS = model_config()["text_field_embedder"]["token_embedders"]
-WORDS = {"tokens": {"type": "embedding", "embedding_dim": DIM}}
-HALF_CHARACTERS = {
-    **CHARACTERS["token_characters"],
-    "encoder": {**CHARACTERS["token_characters"]["encoder"], "projection_dim": DIM // 2},
-}
+NARROW = model_config()["text_field_embedder"]["token_embedders"]["token_characters"]
+NARROW["encoder"]["projection_dim"] = DIM // 2
 EMBEDDERS = {
     "characters": CHARACTERS,
-    "words": WORDS,
+    "words": {"tokens": {"type": "embedding", "embedding_dim": DIM}},
     "both": {
         "tokens": {"type": "embedding", "embedding_dim": DIM // 2},
-        "token_characters": HALF_CHARACTERS,
+        "token_characters": NARROW,
     },
 }
 SOFTMAXES: Dict[str, Dict[str, Any]] = {
@@ -139,60 +127,3 @@ def test_initializer_and_dropout(vocabulary):
     weight = model._contextualizer._forward_transformer.layers[0].feed_forward.w_1.weight
     assert (weight == 0.25).all()
     assert model._dropout.p == 0.5
-
-
-def downstream_config(archive, **changes):
-    return {
-        "type": "simple_tagger",
-        "text_field_embedder": {
-            "token_embedders": {
-                "words": {"type": "embedding", "embedding_dim": 6, "vocab_namespace": "words"},
-                "elmo": {
-                    "type": "bidirectional_lm_token_embedder",
-                    "archive_file": str(archive),
-                    **changes,
-                },
-            }
-        },
-        "encoder": {"type": "lstm", "input_size": 2 * DIM + 6, "hidden_size": 8},
-    }
-
-
-@pytest.mark.parametrize("requires_grad", [True, False])
-def test_downstream_model_saved_and_opened_again(lm_archive, tmp_path, requires_grad):
-    """Words and the language model in one text field; fine-tuned or not, it comes back."""
-    reader_section = {
-        "type": "sequence_tagging",
-        "token_indexers": {
-            "words": {"type": "single_id", "namespace": "words"},
-            "elmo": {"type": "elmo_characters"},
-        },
-    }
-    data = tmp_path / "tagged"
-    data.write_text("the###D dog###N ran###V\nbirds###N flew###V\n")
-    reader = DatasetReader.from_params(Params(copy.deepcopy(reader_section)))
-    instances = list(reader.read(str(data)))
-    vocabulary = Vocabulary.from_instances(instances)
-    config = downstream_config(lm_archive, requires_grad=requires_grad)
-    model = Model.from_params(vocab=vocabulary, params=Params(copy.deepcopy(config)))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.01)
-    lm: Any = model.text_field_embedder.token_embedder_elmo._lm
-    before = lm._contextualizer._forward_transformer.norm.gamma.detach().clone()
-    indexed = Batch(instances)
-    indexed.index_instances(vocabulary)
-    batch: Any = indexed.as_tensor_dict()
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(**batch)["loss"].backward()
-        optimizer.step()
-    after = lm._contextualizer._forward_transformer.norm.gamma
-    assert torch.equal(before, after) is not requires_grad
-
-    archive = write_archive(
-        tmp_path / "saved", {"dataset_reader": reader_section, "model": config}, model
-    )
-    opened = load_archive(archive).model
-    expected = model.eval().forward_on_instances(instances)
-    for one, other in zip(expected, opened.eval().forward_on_instances(instances)):
-        assert one["logits"] == pytest.approx(other["logits"], abs=1e-6)

@@ -15,7 +15,6 @@ from transformer_elmo.plugin import (  # noqa: F401
     loading,
     muon,
     optimizer,
-    patches,
     predictor,
     pretrained_vocabulary,
     sentences,
@@ -33,7 +32,6 @@ from transformer_elmo.plugin.compat import (
 )
 from transformer_elmo.plugin.training import trainer  # noqa: F401
 
-patches.check_version()
 peer.claim_names()
 for _module in (configs, archived, training, shown_errors):
     _module.install()

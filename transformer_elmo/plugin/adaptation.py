@@ -3,10 +3,8 @@
 import copy
 import json
 import logging
-import re
-from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, List, Mapping, Optional, Sequence, Union
 
 import torch
 from allennlp.common import Params
@@ -19,8 +17,10 @@ from allennlp.modules.token_embedders import Embedding, EmptyEmbedder
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import json_text, read_json, written_whole
+from transformer_elmo.nn.softmax import SoftmaxLoss
 from transformer_elmo.nn.softmax_transfer import (
     SAMPLE,
+    WordVectors,
     adapt_softmax,
     calibrate,
     old_rows_of,
@@ -43,9 +43,6 @@ from transformer_elmo.text.corpus import DataPath
 from transformer_elmo.text.vocabulary import NAMESPACE
 
 logger = logging.getLogger(__name__)
-
-# What of a dataset reader's config a model has got used to.
-_HABITS = ("tokenizer", "start_tokens", "end_tokens", "token_indexers")
 
 
 class PretrainedLanguageModel(Model):
@@ -99,18 +96,22 @@ class PretrainedLanguageModel(Model):
                 "model folder that was exported with its softmax."
             )
         before = _section_without_words(experiment["model"], old.vocab)
-        section = merged_section(before, _plain(changes))
-        if "num_samples" not in changes and _too_many(section.get("num_samples"), vocab):
-            logger.warning(
-                "%s was trained with num_samples = %s; with the %s words of the new vocabulary, "
-                "the full softmax is trained.",
-                archive_file,
-                section["num_samples"],
-                f"{vocab.get_vocab_size():,}",
+        plain = {
+            key: value.as_dict(quiet=True) if isinstance(value, Params) else value
+            for key, value in changes.items()
+        }
+        section = merged_section(before, plain)
+        model = Model.from_params(
+            Params(copy.deepcopy(section)), vocab=vocab, serialization_dir=serialization_dir
+        )
+        if not isinstance(model, LanguageModel):
+            raise ConfigurationError(
+                f"A change makes a {type(model).__name__} of the language model in {archive_file}. "
+                'Leave its "type" as it is.'
             )
+        if isinstance(model.softmax, SoftmaxLoss):
+            # So that allennlp-models opens it, which wants more words than samples.
             section = {**section, "num_samples": None, "sparse_embeddings": False}
-        _check_memory(old, vocab)
-        model = _built(section, vocab, archive_file, serialization_dir)
         _bring_over(archive, model, archive_file)
         if data_path is not None:
             set_biases(archive.dataset_reader, model, data_path)
@@ -124,112 +125,42 @@ class PretrainedLanguageModel(Model):
 Model.register(ADAPTED, constructor=ADAPTED, exist_ok=True)(PretrainedLanguageModel)
 
 
-def _plain(value: Any) -> Any:
-    """AllenNLP's `Params` as dictionaries."""
-    if isinstance(value, Params):
-        return value.as_dict(quiet=True)
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _section_without_words(section: Mapping[str, Any], vocab: Vocabulary) -> Dict[str, Any]:
+def _section_without_words(section: Any, vocab: Vocabulary) -> Any:
     """A model's section for any vocabulary, and without the files that it once began with."""
-
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            namespace = value.get("vocab_namespace", "tokens")
-            return {
-                k: cleaned(v)
-                for k, v in value.items()
-                if k not in ("pretrained_file", "initializer")
-                and not (
-                    k == "num_embeddings"
-                    and value.get("type") == "embedding"
-                    and v == vocab.get_vocab_size(namespace)
-                )
-            }
-        return value
-
-    result: Dict[str, Any] = cleaned(section)
-    return result
-
-
-def _too_many(num_samples: Any, vocab: Vocabulary) -> bool:
-    return isinstance(num_samples, int) and num_samples >= vocab.get_vocab_size()
-
-
-def _check_memory(old: LanguageModel, vocab: Vocabulary) -> None:
-    assert old.softmax is not None
-    available = _available_memory()
-    num_words, dim = vocab.get_vocab_size(), old.softmax.word_weights()[0].size(1)
-    gigabytes = num_words * (dim + 1) * 4 / 1e9
-    if available is None:
-        return
-    message = (
-        f"The softmax of {num_words:,} words takes {gigabytes:.1f} GB, and Adam's moments twice as "
-        f"much; {available:.1f} GB of memory are free. Take fewer words: a larger min_count, "
-        '"max_vocab_size", or "words": "replace" in the vocabulary.'
-    )
-    if gigabytes > available:
-        raise ConfigurationError(message)
-    if 3 * gigabytes > available and not torch.cuda.is_available():
-        logger.warning("%s", message)
-
-
-def _available_memory() -> Optional[float]:
-    """In gigabytes, where the system tells."""
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return None if found is None else int(found[1]) * 1024 / 1e9
-
-
-def _built(
-    section: Mapping[str, Any], vocab: Vocabulary, source: str, serialization_dir: Optional[str]
-) -> LanguageModel:
-    model = Model.from_params(
-        Params(copy.deepcopy(dict(section))), vocab=vocab, serialization_dir=serialization_dir
-    )
-    if not isinstance(model, LanguageModel):
-        raise ConfigurationError(
-            f"A change makes a {type(model).__name__} of the language model in {source}. Leave its "
-            '"type" as it is.'
-        )
-    return model
+    if not isinstance(section, dict):
+        return section
+    dropped = {"pretrained_file", "initializer"}
+    num_entries = vocab.get_vocab_size(section.get("vocab_namespace", "tokens"))
+    if section.get("type") == "embedding" and section.get("num_embeddings") == num_entries:
+        dropped.add("num_embeddings")
+    return {k: _section_without_words(v, vocab) for k, v in section.items() if k not in dropped}
 
 
 def _bring_over(archive: Archive, model: LanguageModel, source: str) -> None:
     old = archive.model
     assert isinstance(old, LanguageModel)
     assert old.softmax is not None and model.softmax is not None
-    tables = _word_tables(old)
-    own = model.state_dict()
-    state: Dict[str, torch.Tensor] = {}
-    for name, tensor in old.state_dict().items():
-        if name.startswith("_softmax_loss.") or name.removesuffix(".weight") in tables:
-            continue
-        if name not in own or own[name].shape != tensor.shape:
+    tables = {
+        f"{name}.weight": module
+        for name, module in old.named_modules()
+        if isinstance(module, Embedding) and module._vocab_namespace is not None
+    }
+    state, own = (
+        {n: t for n, t in m.state_dict().items() if not n.startswith("_softmax_loss.")}
+        for m in (old, model)
+    )
+    for name in sorted((state.keys() | own.keys()) - tables.keys()):
+        shapes = [
+            list(weights[name].shape) if name in weights else None for weights in (state, own)
+        ]
+        if shapes[0] != shapes[1]:
             raise ConfigurationError(
-                f"The weight {name} of {source} has shape {tuple(tensor.shape)}, and "
-                + ("none" if name not in own else f"{tuple(own[name].shape)}")
-                + " after the changes to the model. Sizes must stay as they are."
+                f"The weight {name} has shape {shapes[0]} in {source}, and {shapes[1]} after the "
+                "changes to the model. Sizes must stay as they are."
             )
-        state[name] = tensor
-    missing = [
-        name
-        for name in own
-        if name not in state
-        and not name.startswith("_softmax_loss.")
-        and name.removesuffix(".weight") not in tables
-    ]
-    if missing:
-        raise ConfigurationError(
-            f"The changes to the model want a weight {missing[0]}, which {source} doesn't have. "
-            "Sizes must stay as they are."
-        )
-    torch.nn.Module.load_state_dict(model, state, strict=False)
     for name, table in tables.items():
-        _bring_rows_over(name, table, old.vocab, model)
+        state[name] = _rows_of(table, old.vocab, model.vocab)
+    torch.nn.Module.load_state_dict(model, state, strict=False)
 
     words, old_words = word_list(model.vocab), word_list(old.vocab)
     report = adapt_softmax(
@@ -246,6 +177,22 @@ def _bring_over(archive: Archive, model: LanguageModel, source: str) -> None:
             "Word vectors and context come over all the same.",
             source,
         )
+
+
+def _rows_of(table: Embedding, vocab: Vocabulary, new: Vocabulary) -> torch.Tensor:
+    """
+    A table for the entries of another vocabulary, shape `(num_new_entries, dim)`. Entries that only
+    that one has begin as the unknown one, which is how the model has seen them so far.
+    """
+    namespace = str(table._vocab_namespace)
+    if vocab.get_vocab_size(namespace) != table.weight.size(0):
+        # Not one row an entry: the size stood in the config.
+        return table.weight
+    numbers = vocab.get_token_to_index_vocabulary(namespace)
+    entries = new.get_index_to_token_vocabulary(namespace)
+    unknown = numbers.get(vocab._oov_token, 0)
+    names = {**numbers, new._oov_token: unknown, new._padding_token: 0}
+    return table.weight[[names.get(entries[i], unknown) for i in range(len(entries))]]
 
 
 @torch.no_grad()
@@ -281,36 +228,7 @@ def _texts(reader: DatasetReader, side: str) -> List[str]:
     return [str(token) for token in getattr(reader, f"{side}_tokens", None) or ()]
 
 
-def _word_tables(model: LanguageModel) -> Dict[str, Embedding]:
-    """Embeddings of entries of the vocabulary, by their names in the model."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, Embedding) and module._vocab_namespace is not None
-    }
-
-
-@torch.no_grad()
-def _bring_rows_over(name: str, old: Embedding, vocab: Vocabulary, model: LanguageModel) -> None:
-    """
-    Rows of entries that both vocabularies have; the others begin as that of the unknown entry,
-    which is how the model has seen them so far.
-    """
-    namespace = str(old._vocab_namespace)
-    weight = model.get_parameter(f"{name}.weight")
-    numbers = vocab.get_token_to_index_vocabulary(namespace)
-    entries = model.vocab.get_index_to_token_vocabulary(namespace)
-    if vocab.get_vocab_size(namespace) != old.weight.size(0):
-        # Not one row an entry: the size stood in the config.
-        weight.copy_(old.weight)
-        return
-    unknown = numbers.get(vocab._oov_token, 0)
-    names = {model.vocab._oov_token: unknown, model.vocab._padding_token: 0}
-    rows = [names.get(entries[i], numbers.get(entries[i], unknown)) for i in range(weight.size(0))]
-    weight.copy_(old.weight[torch.tensor(rows)])
-
-
-def _word_vectors(archive: Archive, words: List[str]) -> Any:
+def _word_vectors(archive: Archive, words: List[str]) -> Optional[WordVectors]:
     """
     For the softmax: from rows to word vectors. `None` where a vector says nothing about a new word,
     because words are known by their numbers alone.
@@ -324,16 +242,14 @@ def _word_vectors(archive: Archive, words: List[str]) -> Any:
     ):
         return None
     reader = DatasetSentenceReader(archive.dataset_reader, model)
-    return partial(_vectors, model, reader, words)
 
+    @torch.no_grad()
+    def vectors(rows: Sequence[int]) -> torch.Tensor:
+        sentences = [[words[row]] for row in rows]
+        source = reader.batch(sentences, torch.device("cpu"), with_ids=False).source
+        return embed_text_field(embedder, source)[:, 0]
 
-@torch.no_grad()
-def _vectors(
-    model: LanguageModel, reader: DatasetSentenceReader, words: List[str], rows: Sequence[int]
-) -> torch.Tensor:
-    sentences = [[words[row]] for row in rows]
-    source = reader.batch(sentences, torch.device("cpu"), with_ids=False).source
-    return embed_text_field(model._text_field_embedder, source)[:, 0]
+    return vectors
 
 
 def _tell_other_habits(experiment: Mapping[str, Any], run: Path, source: str) -> None:
@@ -346,9 +262,8 @@ def _tell_other_habits(experiment: Mapping[str, Any], run: Path, source: str) ->
     old, new = experiment.get("dataset_reader"), config.get("dataset_reader")
     if not isinstance(old, dict) or not isinstance(new, dict):
         return
-    for key in _HABITS:
-        before, now = _habit(old.get(key)), _habit(new.get(key))
-        if before != now:
+    for key in ("tokenizer", "start_tokens", "end_tokens", "token_indexers"):
+        if _meaning(old.get(key)) != _meaning(new.get(key)):
             logger.warning(
                 "dataset_reader.%s is %s, but %s was trained with %s: its weights expect text that "
                 "was read so. Unless you mean to change it, take the archive's.",
@@ -359,15 +274,10 @@ def _tell_other_habits(experiment: Mapping[str, Any], run: Path, source: str) ->
             )
 
 
-def _habit(value: Any) -> Any:
-    """What a value means: a name is short for an object, and nothing is an empty list."""
-    if isinstance(value, str):
-        value = {"type": value}
+def _meaning(value: Any, is_name: bool = False) -> Any:
+    """Of a value in a config: a name is short for an object, and nothing is an empty list."""
     if isinstance(value, dict):
-        # Two names of the same.
-        same = {"whitespace": "just_spaces"}
-        return {
-            k: same.get(v, v) if k == "type" and isinstance(v, str) else _habit(v)
-            for k, v in value.items()
-        }
-    return value or []
+        return {key: _meaning(of, key == "type") for key, of in value.items()}
+    if is_name:
+        return "just_spaces" if value == "whitespace" else value
+    return _meaning({"type": value}) if isinstance(value, str) else value or []

@@ -46,21 +46,6 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
         self.config = config
         self._return_all_layers = return_all_layers
 
-    def get_attention_masks(self, mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """
-        Who may look at whom, for inspection and for code written against allennlp-models. `forward`
-        computes what these masks say without ever making them.
-
-        - `mask`: Shape `(batch_size, timesteps)`.
-
-        Returns shape `(batch_size, timesteps, timesteps)`, for the forward and the backward
-        direction: whether the position of the second dimension looks at that of the third.
-        """
-        timesteps = mask.size(1)
-        earlier = torch.ones(timesteps, timesteps, dtype=torch.bool, device=mask.device).tril()
-        forward = mask.unsqueeze(-1) & earlier
-        return forward, forward.transpose(1, 2)
-
     @overrides(check_signature=False)
     def forward(
         self, token_embeddings: torch.Tensor, mask: torch.Tensor
@@ -81,7 +66,7 @@ class BidirectionalLanguageModelTransformer(BidirectionalTransformer, Seq2SeqEnc
         self, token_embeddings: torch.Tensor, packing: PackedBatch
     ) -> Tuple[List[torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]:
         """
-        Returns All layers, or the top one alone without `return_all_layers`, as `forward` has them;
+        Returns all layers, or the top one alone without `return_all_layers`, as `forward` has them;
         and the top layer of both directions as rows of the packing's orders.
         """
         forward, backward = self.rows(token_embeddings, packing)

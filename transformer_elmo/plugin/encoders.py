@@ -5,7 +5,7 @@ that, else by way of AllenNLP's instances.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Dict, Iterator, List, Union, cast
+from typing import Any, Iterator, List, Union
 
 import numpy as np
 import torch
@@ -39,25 +39,19 @@ class TableEncoder(WordsEncoder):
     """
 
     def __init__(
-        self,
-        reader: SimpleLanguageModelingDatasetReader,
-        vocab: Vocabulary,
-        distinct_words: bool,
+        self, reader: SimpleLanguageModelingDatasetReader, vocab: Vocabulary, distinct_words: bool
     ) -> None:
-        start_words = [token.ensure_text() for token in reader.start_tokens]
-        end_words = [token.ensure_text() for token in reader.end_tokens]
+        start, end = (
+            [t.ensure_text() for t in s] for s in (reader.start_tokens, reader.end_tokens)
+        )
         self._tokenizer: Tokenizer = reader.tokenizer
         self.is_fast = type(reader.tokenizer) is WhitespaceTokenizer
         """Whether a hundred megabytes take no more than a few seconds to read."""
         columns = {n: column_of(indexer, vocab) for n, indexer in reader.token_indexers.items()}
-        super().__init__(
-            WordTable(columns, [*start_words, *end_words]),
-            start_words,
-            end_words,
-            # Without it, words are what `str.split` makes.
-            None if self.is_fast else self._words_of,
-            distinct_words,
-        )
+        # Without a function of ours, words are what `str.split` makes.
+        words_of = None if self.is_fast else self._words_of
+        table = WordTable(columns, [*start, *end])
+        super().__init__(table, start, end, words_of, distinct_words)
 
     def _words_of(self, lines: List[str]) -> Iterator[List[str]]:
         for tokens in self._tokenizer.batch_tokenize(lines):
@@ -67,15 +61,13 @@ class TableEncoder(WordsEncoder):
         """The batch of the sentences from `begin` to `end` (not included)."""
         assert isinstance(chunk, WordsChunk)
         arrays, lengths = self.arrays(chunk, begin, end)
-        source: Dict[str, Dict[str, Any]] = {}
+        source: Any = {}
         for name, entry in arrays.items():
             source[name] = {key: torch.from_numpy(array).long() for key, array in entry.items()}
             if "word_index" in entry:
                 (characters,) = (array for key, array in entry.items() if key != "word_index")
                 source[name][FACTS] = HostLengths(lengths, longest_word(characters[1:]))
-        # AllenNLP's `TensorDict` has no name for a dictionary of dictionaries, which every text
-        # field is.
-        return cast(TensorDict, {"source": source})
+        return {"source": source}
 
 
 @dataclass

@@ -2,10 +2,9 @@
 
 import contextlib
 import os
-from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, Dict, List, NamedTuple, Optional, Union
+from typing import IO, Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from allennlp.common.checks import check_for_gpu
@@ -84,12 +83,10 @@ class LanguageModelingEvaluator(SimpleEvaluator):
         predictions_output_file: Optional[Union[str, "PathLike[str]"]] = None,
     ) -> Dict[str, Any]:
         """
-        Parameters are those of `SimpleEvaluator`.
-
-        Returns for a language model `loss`, `perplexity`, `forward_perplexity` and
-        `backward_perplexity` if it is bidirectional, `num_sentences`, `num_tokens`,
-        `num_out_of_vocabulary`. Raises `ConfigurationError` if a language model has nothing to
-        predict, or no softmax to predict it with.
+        Parameters are those of `SimpleEvaluator`. Returns for a language model `loss`,
+        `perplexity`, `forward_perplexity` and `backward_perplexity` if it is bidirectional,
+        `num_sentences`, `num_tokens`, `num_out_of_vocabulary`. Raises `ConfigurationError` if a
+        language model has nothing to predict, or no softmax to predict it with.
         """
         if not isinstance(model, LanguageModel):
             # AllenNLP's defaults are None, whatever its annotations say.
@@ -101,7 +98,7 @@ class LanguageModelingEvaluator(SimpleEvaluator):
                 "This language model has no softmax, so it can't say how probable a word is. "
                 "Evaluate the archive that was trained."
             )
-        if batch_weight_key and batch_weight_key != "batch_weight":
+        if batch_weight_key not in (None, "", "batch_weight"):
             raise ConfigurationError(
                 "The batch weight key of a language model is batch_weight, its number of predicted "
                 f"words: got {batch_weight_key!r}."
@@ -111,7 +108,6 @@ class LanguageModelingEvaluator(SimpleEvaluator):
                 # Better now than after all the work.
                 check_can_write(Path(output))
         data_loader.set_target_device(int_to_device(self.cuda_device))
-        _keep_long_sentences(data_loader)
         _read_everything(data_loader)
         # Under the final name there is never half a file.
         with contextlib.ExitStack() as files:
@@ -126,12 +122,8 @@ class LanguageModelingEvaluator(SimpleEvaluator):
 
     @torch.no_grad()
     def _evaluate(
-        self,
-        model: LanguageModel,
-        data_loader: DataLoader,
-        predictions: Optional[IO[bytes]],
+        self, model: LanguageModel, data_loader: DataLoader, predictions: Optional[IO[bytes]]
     ) -> Dict[str, Any]:
-        assert model.softmax is not None
         model.eval()
         # What was counted before this data is not part of it.
         model.get_metrics(reset=True)
@@ -140,106 +132,64 @@ class LanguageModelingEvaluator(SimpleEvaluator):
             totals.listed = listed_rows(WordList.read(self.words_of).words, words)
         # What is wrong with it is better known before the work than after.
         whole = _whole_text(model, data_loader) if self.bits_per_character else None
-        progress = Tqdm.tqdm(data_loader, desc="evaluating")
-        splitter = BatchSplitter()
-        found = partial(self._found, model, data_loader, words, predictions is not None)
+
+        def found(batch: Any) -> Tuple[Tuple[Any, ...], List[str]]:
+            """What the totals take of a batch, and its lines of predictions."""
+            ids, encoded = model.token_ids(batch["source"]), model.encode(batch["source"])
+            outside = 0 if words.unknown is None else int((ids[:, 1:] == words.unknown).sum())
+            rows = predicted(encoded.packing, ids, model.is_bidirectional)
+            counted = (model.losses(encoded, ids), int(encoded.mask.any(-1).sum()), outside, rows)
+            if predictions is None:
+                return counted, []
+            if type(self.batch_serializer) is SimpleSerializer:
+                assert model.softmax is not None
+                scores = score_encoded(encoded, model.softmax, ids, words, model.is_bidirectional)
+                return counted, [json_text(sentence.to_json()) for sentence in scores]
+            postprocess = getattr(model, self.postprocessor_fn_name, None)
+            return counted, [self.batch_serializer(batch, model(**batch), data_loader, postprocess)]
+
+        progress, splitter = Tqdm.tqdm(data_loader, desc="evaluating"), BatchSplitter()
         for batch in progress:
             batch = util.move_to_device(batch, self.cuda_device)
-            for part in in_parts(splitter, found, batch, model, data_loader, True):
-                totals.add(part.losses, part.num_sentences, part.num_outside, part.rows)
+            for counted, lines in in_parts(splitter, found, batch, model, data_loader):
+                totals.add(*counted)
                 if predictions is not None:
-                    predictions.writelines(f"{line}\n".encode() for line in part.lines)
+                    predictions.writelines(f"{line}\n".encode() for line in lines)
             if totals.num_tokens:
                 progress.set_description(f"loss: {totals.loss:.4f} ||", refresh=False)
         if not totals.num_tokens:
             raise ConfigurationError(
-                "There is no word to predict in the data"
-                + (f" {data_path!r}" if (data_path := _data_path(data_loader)) else "")
-                + f": it has {totals.num_sentences} sentences. Expected text, one sentence a line; "
-                "of a sentence's tokens, boundary tokens included, all but one are predicted."
+                f"There is no word to predict in {getattr(data_loader, 'data_path', 'the data')}: "
+                f"it has {totals.num_sentences} sentences. Expected text, one sentence a line; of "
+                "a sentence's tokens, boundary tokens included, all but one are predicted."
             )
-        metrics = totals.metrics()
-        if whole is not None:
-            metrics.update(whole.metrics(totals))
-        return metrics
-
-    def _found(
-        self,
-        model: LanguageModel,
-        data_loader: DataLoader,
-        words: WordList,
-        lines: bool,
-        batch: Any,
-    ) -> "_Found":
-        assert model.softmax is not None
-        source = batch["source"]
-        token_ids = model.token_ids(source)
-        encoded = model.encode(source)
-        outside = 0 if words.unknown is None else int((token_ids[:, 1:] == words.unknown).sum())
-        num_sentences = int(encoded.mask.any(-1).sum())
-        losses = model.losses(encoded, token_ids)
-        found = _Found(losses, [], num_sentences, outside, [])
-        if self.words_of is not None:
-            found.rows.extend(predicted(encoded.packing, token_ids, model.is_bidirectional))
-        if not lines:
-            return found
-        if type(self.batch_serializer) is SimpleSerializer:
-            for scores in score_encoded(
-                encoded, model.softmax, token_ids, words, model.is_bidirectional
-            ):
-                found.lines.append(json_text(scores.to_json()))
-        else:
-            postprocess = getattr(model, self.postprocessor_fn_name, None)
-            found.lines.append(
-                self.batch_serializer(batch, model(source), data_loader, postprocess)
-            )
-        return found
+        return {**totals.metrics(), **({} if whole is None else whole.metrics(totals))}
 
 
-class _Found(NamedTuple):
-    """What there is to report of a batch."""
-
-    losses: List[torch.Tensor]
-    rows: List[torch.Tensor]
-    num_sentences: int
-    num_outside: int
-    lines: List[str]
-
-
-def _whole_text(model: LanguageModel, data_loader: DataLoader) -> WholeText:
+def _whole_text(model: LanguageModel, data_loader: Any) -> WholeText:
     """The words of the data, which batches have as numbers only."""
-    reader = getattr(data_loader, "reader", None)
-    if reader is None:
+    if not hasattr(data_loader, "reader"):
         raise ConfigurationError(
             "bits_per_character needs the words of the text, which a data loader of type "
             f"{type(data_loader).__name__} doesn't give. Use the one called language_modeling."
         )
-    text = WholeText(DatasetSentenceReader(reader, model), word_list(model.vocab))
+    text = WholeText(DatasetSentenceReader(data_loader.reader, model), word_list(model.vocab))
     for instance in data_loader.iter_instances():
-        text.add([[str(token) for token in instance["source"]]])  # type: ignore[attr-defined]
+        text.add([[str(token) for token in instance["source"]]])
     return text
 
 
-def _data_path(data_loader: DataLoader) -> Any:
-    return getattr(data_loader, "data_path", None)
-
-
 def _read_everything(data_loader: Any) -> None:
-    """What shortens or repeats an epoch is meant for training."""
-    sampler = getattr(data_loader, "batch_sampler", None)
+    """What shortens or repeats an epoch, or drops sentences, is meant for training."""
+    reader = getattr(data_loader, "reader", None)
+    if getattr(reader, "max_sequence_length", None) is not None:
+        # AllenNLP's loader read the data when it was made, without the long sentences.
+        data_loader._instances = None
     for owner, name, value in (
+        (reader, "max_sequence_length", None),
         (data_loader, "batches_per_epoch", None),
         (data_loader, "drop_last", False),
-        (sampler, "drop_last", False),
+        (getattr(data_loader, "batch_sampler", None), "drop_last", False),
     ):
         if getattr(owner, name, None):
             setattr(owner, name, value)
-
-
-def _keep_long_sentences(data_loader: DataLoader) -> None:
-    reader: Any = getattr(data_loader, "reader", None)
-    if getattr(reader, "max_sequence_length", None) is not None:
-        reader.max_sequence_length = None
-        # AllenNLP's loader read the data when it was made, without the long sentences.
-        if getattr(data_loader, "_instances", None) is not None:
-            data_loader._instances = None  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """The language models as AllenNLP's configs name them."""
 
 import logging
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -37,15 +37,11 @@ from transformer_elmo.plugin.vocabulary import word_list
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_IDS = (
-    "Probabilities of words need the words' ids, but the text field has entries for {} only. Add a "
-    "single_id indexer named tokens to the dataset reader."
-)
-
 
 class TokenPerplexity(Metric):
     """
-    `exp(total negative log-likelihood / total number of predicted tokens)`.
+    `exp(total negative log-likelihood / total number of predicted tokens)`, of both directions and
+    of each.
 
     AllenNLP's `Perplexity` averages the losses of batches, whatever their sizes, and so changes
     with the batch size and the order of the data. This one adds up numerators and denominators.
@@ -55,52 +51,45 @@ class TokenPerplexity(Metric):
 
     supports_distributed = True
 
-    def __init__(self) -> None:
-        # Totals stay on the device of the losses, so that adding to them never waits for it.
-        self.total: Optional[torch.Tensor] = None
-        """Both sums, shape `(2,)`; another tensor each time that something is added."""
+    def __init__(self, num_directions: int) -> None:
+        self.num_directions = num_directions
+        # Totals of the directions, and the number of tokens that each predicted: float64, and on
+        # the device of the losses, so that adding to them never waits for it.
+        self.totals: Optional[torch.Tensor] = None
 
     @overrides(check_signature=False)
-    def __call__(
-        self, negative_log_likelihood: torch.Tensor, num_tokens: Union[torch.Tensor, int]
-    ) -> None:
-        """
-        `negative_log_likelihood`: a scalar: the sum over tokens, in nats. `num_tokens`: how many
-        tokens it is the sum of.
-        """
-        total = negative_log_likelihood.detach().double().reshape(())
-        if isinstance(num_tokens, int):
-            count = torch.full_like(total, num_tokens)
-        else:
-            count = num_tokens.to(total).reshape(())
-        added = torch.stack([total, count])
-        self.total = added if self.total is None else self.total.to(added.device) + added
+    def __call__(self, losses: List[torch.Tensor], training: bool = False) -> None:
+        """`losses`: for each direction those of its predictions, shape `(num_pairs,)`, in nats."""
+        # A sum of thousands in float32 would show in the sixth digit of the perplexity.
+        sums = [direction.detach().sum(dtype=torch.float64) for direction in losses]
+        added = torch.stack([*sums, torch.full_like(sums[0], losses[0].numel())])
+        if training:
+            # A step whose loss isn't finite is skipped, and one of them would be all that an
+            # epoch's perplexity tells.
+            added = added.where(added.isfinite().all(), 0.0)
+        self.totals = added if self.totals is None else self.totals.to(added.device) + added
 
-    def loss(self, reset: bool = False) -> Optional[float]:
-        """The mean loss of a token, in nats; `None` if there was none."""
-        total = self.total
+    @overrides
+    def get_metric(self, reset: bool = False) -> Dict[str, float]:
+        """`perplexity` and those of directions, if there are two; 0 if there was no token."""
+        totals = self.totals
+        if totals is None:
+            totals = torch.zeros(self.num_directions + 1, dtype=torch.float64)
         if reset:
             self.reset()
             if several_processes():
                 # A process without data takes part all the same, or the others would wait forever.
-                device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-                total = torch.zeros(2, dtype=torch.float64) if total is None else total
-                total = total.to(device)
-                dist.all_reduce(total)
-        if total is None:
-            return None
-        negative_log_likelihood, num_tokens = total.tolist()
-        return negative_log_likelihood / num_tokens if num_tokens else None
-
-    @overrides
-    def get_metric(self, reset: bool = False) -> float:
-        """The perplexity; 0 if there was no token, as AllenNLP's metric has it."""
-        loss = self.loss(reset)
-        return 0.0 if loss is None else perplexity(-loss, 1)
+                totals = totals.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+                dist.all_reduce(totals)
+        *losses, count = totals.tolist()
+        found = {"perplexity": sum(losses) / len(losses)}
+        if len(losses) > 1:
+            found.update({f"{name}_perplexity": x for name, x in zip(DIRECTIONS, losses)})
+        return {name: perplexity(-x, int(count)) if count else 0.0 for name, x in found.items()}
 
     @overrides
     def reset(self) -> None:
-        self.total = None
+        self.totals = None
 
 
 @Model.register("language_model", exist_ok=True)
@@ -119,8 +108,8 @@ class LanguageModel(Model):
     - `contextualizer`: Its input dimension is the text field embedder's output dimension.
     - `dropout`: On the contextual embeddings as the softmax sees them; those returned are without
       it.
-    - `num_samples`: Train on this many sampled words instead of the full softmax. Evaluation is
-      always exact.
+    - `num_samples`: Train on this many sampled words instead of the full softmax, unless the
+      vocabulary has no more words than that. Evaluation is always exact.
     - `sparse_embeddings`: With `num_samples`: sparse gradients for the softmax weights.
     - `bidirectional`: Must match the contextualizer.
     - `precision`: `"bfloat16"` runs the matrix products in bfloat16. Parameters, statistics and
@@ -160,13 +149,10 @@ class LanguageModel(Model):
                 f"the model has bidirectional = {bidirectional}, its "
                 f"{type(contextualizer).__name__} has {contextualizer.is_bidirectional()}."
             )
-        embedding_dim, input_dim = (
-            text_field_embedder.get_output_dim(),
-            contextualizer.get_input_dim(),
-        )
-        if embedding_dim != input_dim:
+        word_dim, input_dim = text_field_embedder.get_output_dim(), contextualizer.get_input_dim()
+        if word_dim != input_dim:
             raise ConfigurationError(
-                f"The text field embedder makes vectors of dimension {embedding_dim}, but the "
+                f"The text field embedder makes vectors of dimension {word_dim}, but the "
                 f"contextualizer expects an input dimension of {input_dim}."
             )
         self._text_field_embedder = text_field_embedder
@@ -174,39 +160,41 @@ class LanguageModel(Model):
         self._bidirectional = bidirectional
         self.precision = checked_precision(precision)
         self.compiles = compile
-        self._forward_dim = contextualizer.get_output_dim() // (2 if bidirectional else 1)
         self._dropout = Dropout(dropout or 0.0)
 
         self._softmax_loss: Optional[Softmax] = None
-        if making_softmaxes() != "left out":
-            # The vocabulary counts its padding entry too: one row more than there are words, as in
-            # every archive written so far.
-            num_words = vocab.get_vocab_size()
-            if num_samples is None:
-                self._softmax_loss = SoftmaxLoss(num_words, self._forward_dim)
-            else:
-                self._softmax_loss = SampledSoftmaxLoss(
-                    num_words, self._forward_dim, num_samples, sparse=sparse_embeddings
-                )
-        self._loads_softmax = making_softmaxes() == "to be loaded"
+        self._order: Optional[FrequencyOrder] = None
         self.first_targets: Optional[torch.Tensor] = None
         """The rows of the softmax that training has predicted first."""
-        self._order: Optional[FrequencyOrder] = None
-        if isinstance(self._softmax_loss, SampledSoftmaxLoss):
+        making = making_softmaxes()
+        self._loads_softmax = making == "to be loaded"
+        # The vocabulary counts its padding entry too: one row more than there are words, as in
+        # every archive written so far.
+        num_words, dim = vocab.get_vocab_size(), contextualizer.get_output_dim()
+        dim //= 2 if bidirectional else 1
+        if making == "left out":
+            pass
+        elif num_samples is None or num_samples >= num_words:
+            self._softmax_loss = SoftmaxLoss(num_words, dim)
+            if num_samples is not None and making == "new":
+                logger.info(
+                    "num_samples is %s, and the vocabulary has %s words: the full softmax is "
+                    "trained.",
+                    f"{num_samples:,}",
+                    f"{num_words:,}",
+                )
+        else:
+            self._softmax_loss = SampledSoftmaxLoss(num_words, dim, num_samples, sparse_embeddings)
             self._order = FrequencyOrder(word_list(vocab))
-
-        if self._softmax_loss is not None and num_samples is not None and sparse_embeddings:
-            # The loss averages its own rows over processes, where this one would send every word's.
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-                self, [f"_softmax_loss.{name}" for name, _ in self._softmax_loss.named_parameters()]
-            )
+            if sparse_embeddings:
+                # The loss averages its own rows over processes, where DistributedDataParallel would
+                # send every word's.
+                names = [f"_softmax_loss.{n}" for n, _ in self._softmax_loss.named_parameters()]
+                DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
 
         # Nothing reads it, but every archive has it.
         self.register_buffer("_last_average_loss", torch.zeros(1))
-        self._perplexity = TokenPerplexity()
-        self._direction_perplexities = (
-            {name: TokenPerplexity() for name in DIRECTIONS} if bidirectional else {}
-        )
+        self._perplexity = TokenPerplexity(2 if bidirectional else 1)
         if initializer is not None:
             initializer(self)
 
@@ -235,10 +223,8 @@ class LanguageModel(Model):
     @overrides(check_signature=False)
     def extend_embedder_vocab(self, *args: Any, **kwargs: Any) -> None:
         """
-        AllenNLP's function of this name. The softmax can't follow: what a new word's chance
-        would be, training hasn't said.
-
-        Raises `ConfigurationError` if the vocabulary has words now that the softmax doesn't know.
+        AllenNLP's function of this name. Raises `ConfigurationError` if the vocabulary has words
+        now that the softmax doesn't know: training hasn't said how probable they are.
         """
         if self._softmax_loss is not None:
             num_words = self._softmax_loss.word_weights()[0].size(0)
@@ -246,9 +232,8 @@ class LanguageModel(Model):
                 raise ConfigurationError(
                     f"The language model was trained to predict {num_words} words, and its "
                     f"vocabulary now has {self.vocab.get_vocab_size()}: it can't be extended. To "
-                    'go on with other words, take the model "from_pretrained_lm". Elsewhere '
-                    "leave out what extends the vocabulary (--extend-vocab, or a vocabulary of "
-                    'type "extend"); words that it doesn\'t know count as the unknown one.'
+                    'go on with other words, take the model "from_pretrained_lm". Elsewhere leave '
+                    'out --extend-vocab and vocabularies of type "extend".'
                 )
         super().extend_embedder_vocab(*args, **kwargs)
 
@@ -368,7 +353,10 @@ class LanguageModel(Model):
         Raises `ConfigurationError` if the text field has none.
         """
         if "tokens" not in source or "tokens" not in source["tokens"]:
-            raise ConfigurationError(WITHOUT_IDS.format(sorted(source)))
+            raise ConfigurationError(
+                "Probabilities of words need the words' ids, but the text field has entries for "
+                f"{sorted(source)} only. Give the dataset reader a single_id indexer named tokens."
+            )
         ids = source["tokens"]["tokens"]
         if host_lengths(source) is not None:
             return ids
@@ -387,63 +375,31 @@ class LanguageModel(Model):
         assert self._softmax_loss is not None
         embeddings = [self._dropout(rows) for rows in encoded.predicting(self._bidirectional)]
         targets = predicted(encoded.packing, token_ids, self._bidirectional)
-        if self.training and self.first_targets is None:
-            self.first_targets = targets[0]
-        if self.training and self._order is not None:
-            problem = self._order.problem(targets[0])
+        if self.training:
+            self.first_targets = targets[0] if self.first_targets is None else self.first_targets
+            problem = None if self._order is None else self._order.problem(targets[0])
             if problem is not None:
                 logger.warning("%s", problem)
         with computing(self.precision, self.compiles, token_ids.device):
             return losses_of_directions(self._softmax_loss, embeddings, targets)
 
     def _losses(self, token_losses: List[torch.Tensor]) -> Dict[str, torch.Tensor]:
+        """From `losses` to what `forward` returns of them."""
+        totals = torch.stack([losses.sum() for losses in token_losses])
         # The same words for both directions, but for the sentence's ends.
-        num_targets = token_losses[0].numel()
-        totals = [losses.sum() for losses in token_losses]
-        total = torch.stack(totals).mean()
-        # A sum of thousands in float32 would show in the sixth digit of the perplexity.
-        exact = torch.stack([losses.detach().sum(dtype=torch.float64) for losses in token_losses])
-        counted = torch.full_like(exact[0], num_targets)
-        if self.training:
-            # A step whose loss isn't finite is skipped, and one of them would be all that an
-            # epoch's perplexity tells.
-            finite = exact.isfinite().all()
-            exact, counted = exact.where(finite, 0.0), counted.where(finite, 0.0)
-        self._perplexity(exact.mean(), counted)
-        for metric, direction_total in zip(self._direction_perplexities.values(), exact):
-            metric(direction_total, counted)
-
-        count = torch.full_like(total.detach(), float(num_targets))
-        divisor = self._mean_over_processes(count).clamp(min=1)
-        output = {"loss": total / divisor, "batch_weight": count}
-        for name, direction_total in zip(DIRECTIONS, totals):
-            output[f"{name}_loss"] = direction_total / divisor
-        return output
-
-    def _mean_over_processes(self, count: torch.Tensor) -> torch.Tensor:
-        """
-        Distributed training averages gradients over processes, however many words each one has.
-        Divided by the mean number of words instead of its own, each process's loss weighs its words
-        as one process with all of them would.
-        """
-        if not (self.training and several_processes()):
-            return count
-        total = count.clone()
-        dist.all_reduce(total)
-        return total / dist.get_world_size()
-
-    @property
-    def counted(self) -> List[Optional[torch.Tensor]]:
-        """What the metrics have counted since the last reset. May be set to an earlier value."""
-        return [metric.total for metric in self._metrics()]
-
-    @counted.setter
-    def counted(self, totals: List[Optional[torch.Tensor]]) -> None:
-        for metric, total in zip(self._metrics(), totals):
-            metric.total = total
-
-    def _metrics(self) -> List[TokenPerplexity]:
-        return [self._perplexity, *self._direction_perplexities.values()]
+        count = torch.full_like(totals[0].detach(), float(token_losses[0].numel()))
+        divisor = count.clone()
+        if self.training and several_processes():
+            # DistributedDataParallel averages gradients over processes, however many words each
+            # one has. Divided by the mean number of words, each loss weighs its words as one
+            # process with all of them would.
+            dist.all_reduce(divisor)
+            divisor /= dist.get_world_size()
+        divisor.clamp_(min=1)
+        # Last, so that nothing is counted where memory runs out.
+        self._perplexity(token_losses, self.training)
+        named = {f"{name}_loss": total / divisor for name, total in zip(DIRECTIONS, totals)}
+        return {"loss": totals.mean() / divisor, "batch_weight": count, **named}
 
     @overrides
     def get_metrics(self, reset: bool = False) -> Dict[str, float]:
@@ -451,10 +407,7 @@ class LanguageModel(Model):
         `perplexity` over all words since the last reset, and for bidirectional models
         `forward_perplexity` and `backward_perplexity`.
         """
-        metrics = {"perplexity": self._perplexity.get_metric(reset)}
-        for name, metric in self._direction_perplexities.items():
-            metrics[f"{name}_perplexity"] = metric.get_metric(reset)
-        return metrics
+        return self._perplexity.get_metric(reset)
 
 
 @Model.register("bidirectional-language-model", exist_ok=True)

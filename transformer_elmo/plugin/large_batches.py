@@ -3,9 +3,9 @@ Batches for which memory runs out. Validation and evaluation run them in parts; 
 with one message.
 """
 
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, List, TypeVar
 
 import torch
 
@@ -17,7 +17,7 @@ from transformer_elmo.plugin.text_fields import forget_words, rows_of, text_fiel
 ResultT = TypeVar("ResultT")
 
 # What of a model's output is a mean over predicted words.
-_MEANS = ("loss", "forward_loss", "backward_loss", "reg_loss")
+_MEANS = ("loss", "forward_loss", "backward_loss")
 
 
 def validated(
@@ -30,59 +30,20 @@ def validated(
     Raises `ConfigurationError` if memory runs out for a sentence alone.
     """
     model = trainer.model
-    if (
-        type(model).forward is not LanguageModel.forward
-        or batch.keys() != {"source"}
-        or "tokens" not in batch["source"]
-        or model.softmax is None
-        or getattr(trainer._ddp_wrapped_model, "is_sharded", False)
+    if not isinstance(model, LanguageModel) or getattr(
+        trainer._ddp_wrapped_model, "is_sharded", False
     ):
         return function(batch)
-
-    def run(part: Any) -> Dict[str, Any]:
-        with counting(model):
-            # Parts without what several processes do together at each batch.
-            return function(batch) if part is batch else model(**part)
-
-    outputs = in_parts(splitter, run, batch, model, trainer._validation_data_loader, True)
-    return outputs[0] if len(outputs) == 1 else _of_parts(outputs)
-
-
-def in_parts(
-    splitter: BatchSplitter,
-    function: Callable[[Any], ResultT],
-    batch: Any,
-    model: LanguageModel,
-    loader: Any,
-    validates: bool,
-) -> List[ResultT]:
-    """
-    `function`: from a batch to a result; see `BatchSplitter.run`. `batch`: its sentences are in
-    `source`. `loader`: the batch's. `validates`: see `key_of`. Returns the results of the parts: of
-    the batch itself, if all went well.
-    """
-    sentences = range((shape_of(batch) or (0, 0))[0])
-    return splitter.run(
-        lambda rows: function(batch if rows == sentences else _part(batch, rows)),
-        sentences,
-        lambda row: _lengths(batch)[row],
-        key_of(loader, validates),
-        alone(loader),
-        partial(forget_words, model),
+    outputs = in_parts(
+        splitter,
+        # Parts without what several processes do together at each batch.
+        lambda part: function(batch) if part is batch else model(**part),
+        batch,
+        model,
+        trainer._validation_data_loader,
     )
-
-
-def _part(batch: Any, rows: range) -> Dict[str, Any]:
-    return {"source": rows_of(batch["source"], rows)}
-
-
-def _lengths(batch: Any) -> List[int]:
-    """How many tokens each sentence has."""
-    return text_field_mask(batch["source"]).sum(-1).tolist()
-
-
-def _of_parts(outputs: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """The losses of a batch, from those of its parts: means over predicted words."""
+    if len(outputs) == 1:
+        return outputs[0]
     weights = torch.stack([part["batch_weight"] for part in outputs])
     shares = weights / weights.sum().clamp(min=1)
     whole = {
@@ -93,54 +54,44 @@ def _of_parts(outputs: List[Dict[str, Any]]) -> Dict[str, Any]:
     return {**whole, "batch_weight": weights.sum()}
 
 
-@contextmanager
-def counting(model: LanguageModel) -> Iterator[None]:
-    """What is run in a block that fails is not counted by the model's metrics."""
-    before = model.counted
-    try:
-        yield
-    except BaseException:
-        model.counted = before
-        raise
+def in_parts(
+    splitter: BatchSplitter,
+    function: Callable[[Any], ResultT],
+    batch: Any,
+    model: LanguageModel,
+    loader: Any,
+) -> List[ResultT]:
+    """
+    `function`: from a batch to a result; see `BatchSplitter.run`. `batch`: its sentences are in
+    `source`. `loader`: the batch's. Returns the results of the parts: of the batch itself, if all
+    went well.
+    """
+    source = batch["source"]
+    sentences = range(text_field_mask(source).size(0))
+
+    def run(rows: range) -> ResultT:
+        return function(batch if rows == sentences else {"source": rows_of(source, rows)})
+
+    longest = getattr(getattr(loader, "reader", None), "max_sequence_length", None)
+    return splitter.run(
+        run,
+        sentences,
+        lambda row: int(text_field_mask(source)[row].sum()),
+        f"{key_of(loader)}, in validation_data_loader where the config has one",
+        "Take a device with more memory, or a text without such sentences; in training, "
+        f"dataset_reader.max_sequence_length (now {longest}) leaves them out.",
+        partial(forget_words, model),
+    )
 
 
-def shape_of(batch: Any) -> Optional[Tuple[int, int]]:
-    """
-    `batch`: as a data loader gives it. Returns the sentences of its first text and the tokens of
-    the longest one; `None` if there is no text.
-    """
-    for field in batch.values() if isinstance(batch, dict) else ():
-        for entry in field.values() if isinstance(field, dict) else ():
-            if not isinstance(entry, dict):
-                continue
-            tensors = [entry.get("word_index"), *entry.values()]
-            for tensor in tensors:
-                if isinstance(tensor, torch.Tensor) and tensor.dim() > 1:
-                    return tensor.size(0), tensor.size(1)
-    return None
-
-
-def key_of(loader: Any, validates: bool = False) -> str:
-    """
-    `validates`: whether a config may have a section of its own for it. Returns the keys of a config
-    that say how large its batches are, and their values.
-    """
+def key_of(loader: Any) -> str:
+    """The keys of a config that say how large the loader's batches are, and their values."""
     owner, section = loader, "data_loader"
     if getattr(loader, "batch_sampler", None) is not None:
         owner, section = loader.batch_sampler, "data_loader.batch_sampler"
     values = {name: getattr(owner, name, None) for name in ("max_tokens", "batch_size")}
     named = [f"{section}.{name} (now {value})" for name, value in values.items() if value]
-    key = " or ".join(named) or "the size of the batches in data_loader"
-    return f"{key}, in validation_data_loader where the config has one" if validates else key
-
-
-def alone(loader: Any) -> str:
-    """What to do where a sentence alone is too long."""
-    longest = getattr(getattr(loader, "reader", None), "max_sequence_length", None)
-    return (
-        "Take a device with more memory, or a text without such sentences; in training, "
-        f"dataset_reader.max_sequence_length (now {longest}) leaves them out."
-    )
+    return " or ".join(named) or "the size of the batches in data_loader"
 
 
 def failure(trainer: Any, batch: Any, problem: str) -> ConfigurationError:
@@ -149,6 +100,11 @@ def failure(trainer: Any, batch: Any, problem: str) -> ConfigurationError:
 
     `batch`: the last one. `problem`: what torch said.
     """
-    shape = shape_of(batch)
-    what = "training" if shape is None else "a batch of {} sentences x {} tokens".format(*shape)
+    what = "training"
+    for field in batch.values() if isinstance(batch, dict) else ():
+        with suppress(Exception):
+            # Any model's first text.
+            mask = text_field_mask(field)
+            what = f"a batch of {mask.size(0)} sentences x {mask.size(1)} tokens"
+            break
     return out_of_memory(f"{what} ({problem})", f"Lower {key_of(trainer.data_loader)}.")

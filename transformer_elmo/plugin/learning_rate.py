@@ -3,6 +3,7 @@ A schedule that falls to zero, and AllenNLP's scheduler for plateaus on a torch 
 since.
 """
 
+import inspect
 from typing import Any, Dict, List, Optional
 
 from allennlp.training.learning_rate_schedulers import (
@@ -44,26 +45,31 @@ class WarmupStableDecay(LearningRateScheduler):
         last_epoch: int = -1,
     ) -> None:
         super().__init__(optimizer, last_epoch)
-        if num_steps is None:
-            if num_epochs is None or num_steps_per_epoch is None:
-                raise ConfigurationError(
-                    "warmup_stable_decay has to know the end of training, and the data loader "
-                    "doesn't know how many batches an epoch has. Set num_steps here, the steps of "
-                    "all epochs, or batches_per_epoch in the data loader."
-                )
-            num_steps = num_epochs * num_steps_per_epoch
-            self.num_steps_per_epoch: Optional[int] = num_steps_per_epoch
-        else:
-            self.num_steps_per_epoch = None
-        self._num_epochs = num_epochs
         self._shares = {"warmup": warmup, "decay": decay}
+        self._num_epochs = num_epochs
+        self.num_steps_per_epoch = num_steps_per_epoch if num_steps is None else None
+        if num_steps is None and (num_epochs is None or num_steps_per_epoch is None):
+            raise ConfigurationError(
+                "warmup_stable_decay has to know the end of training, and the data loader doesn't "
+                "know how many batches an epoch has. Set num_steps here, the steps of all epochs, "
+                "or batches_per_epoch in the data loader."
+            )
         self._set_lengths(num_steps)
         self._set_rates()
 
-    def _set_lengths(self, num_steps: int) -> None:
+    def _set_lengths(self, num_steps: Optional[int]) -> None:
+        if num_steps is None:
+            assert self._num_epochs is not None and self.num_steps_per_epoch is not None
+            num_steps = self._num_epochs * self.num_steps_per_epoch
+        for name, value in self._shares.items():
+            if value < 0 or (value >= 1 and value != int(value)):
+                raise ConfigurationError(
+                    f"{name} must be a number of steps, or a share of them below 1: got {value}."
+                )
         self.num_steps = num_steps
         self.num_warmup, self.num_decay = (
-            _steps(name, value, num_steps) for name, value in self._shares.items()
+            int(value) if value >= 1 else round(value * num_steps)
+            for value in self._shares.values()
         )
         if self.num_warmup + self.num_decay > num_steps:
             raise ConfigurationError(
@@ -87,9 +93,7 @@ class WarmupStableDecay(LearningRateScheduler):
 
     @overrides
     def step_batch(self, batch_num_total: Optional[int] = None) -> None:
-        self.last_epoch = (
-            max(self.last_epoch, 0) + 1 if batch_num_total is None else batch_num_total
-        )
+        self.last_epoch = batch_num_total or max(self.last_epoch, 0) + 1
         self._set_rates()
 
     def _set_rates(self) -> None:
@@ -107,18 +111,9 @@ class WarmupStableDecay(LearningRateScheduler):
         self.last_epoch = state_dict["last_epoch"]
         saved = state_dict.get("num_steps_per_epoch")
         if saved is not None and self.num_steps_per_epoch is not None:
-            assert self._num_epochs is not None
             self.num_steps_per_epoch = saved
-            self._set_lengths(self._num_epochs * saved)
+            self._set_lengths(None)
         self._set_rates()
-
-
-def _steps(name: str, value: float, num_steps: int) -> int:
-    if value < 0 or (value >= 1 and value != int(value)):
-        raise ConfigurationError(
-            f"{name} must be a number of steps, or a share of them below 1: got {value}."
-        )
-    return int(value) if value >= 1 else round(value * num_steps)
 
 
 @LearningRateScheduler.register("reduce_on_plateau", exist_ok=True)
@@ -130,29 +125,13 @@ class ReduceOnPlateau(ReduceOnPlateauLearningRateScheduler):
     of AllenNLP's; `verbose` does nothing.
     """
 
-    def __init__(
-        self,
-        optimizer: Any,
-        mode: str = "min",
-        factor: float = 0.1,
-        patience: int = 10,
-        verbose: bool = False,
-        threshold_mode: str = "rel",
-        threshold: float = 1e-4,
-        cooldown: int = 0,
-        min_lr: Any = 0,
-        eps: float = 1e-8,
-    ) -> None:
-        scheduler: Any = ReduceLROnPlateau(
-            optimizer,
-            mode=mode,  # type: ignore[arg-type]
-            factor=factor,
-            patience=patience,
-            threshold_mode=threshold_mode,  # type: ignore[arg-type]
-            threshold=threshold,
-            cooldown=cooldown,
-            min_lr=min_lr,
-            eps=eps,
-        )
+    def __init__(self, optimizer: Any, **options: Any) -> None:
+        options.pop("verbose", None)
+        scheduler: Any = ReduceLROnPlateau(optimizer, **options)
         # AllenNLP's own constructor makes torch's object; its parent's only keeps it.
         super(ReduceOnPlateauLearningRateScheduler, self).__init__(scheduler)
+
+    # As configs see it.
+    __init__.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+        ReduceOnPlateauLearningRateScheduler.__init__
+    )

@@ -55,10 +55,6 @@ class MuonSparseAdam(DenseSparseAdam):
         trained = {id(p) for group in self.param_groups for p in group["params"]}
         named = {n: p for n, p in model_parameters if p.dim() == 2 and id(p) in trained}
         self._matrices: Set[int] = set()
-        if isinstance(muon, str):
-            raise ConfigurationError(
-                f"optimizer.muon must be a list of regular expressions, got {muon!r}."
-            )
         for expression in MATRICES if muon is None else muon:
             matched = {id(p) for name, p in named.items() if re.search(expression, name)}
             if muon is not None and not matched:
@@ -81,16 +77,6 @@ class MuonSparseAdam(DenseSparseAdam):
         others = [p for p in group["params"] if id(p) not in self._matrices]
         update_matrices({**group, "params": matrices}, self.state, self.found_inf)
         return super()._update({**group, "params": others})
-
-    @overrides
-    def _kept(self, parameter: torch.Tensor) -> Set[str]:
-        return {"momentum_buffer"} if id(parameter) in self._matrices else super()._kept(parameter)
-
-    @overrides(check_signature=False)
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group.setdefault("momentum", self.defaults["momentum"])
 
 
 def _listed(names: List[str], most: int = 5) -> str:

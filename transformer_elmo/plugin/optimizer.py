@@ -1,8 +1,7 @@
 """Adam for a model most of whose parameters a step doesn't touch: the rows of the softmax."""
 
 import math
-from itertools import chain
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from allennlp.training.optimizers import Optimizer, ParameterGroupsType, make_parameter_groups
@@ -12,20 +11,8 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.optimizers import update_group
 from transformer_elmo.plugin.keys import unknown_keys
 
-_RANGES: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
-    "lr": ("a number, not negative", lambda value: _is_from_0_to(math.inf, value)),
-    "eps": ("a number, not negative", lambda value: _is_from_0_to(math.inf, value)),
-    "betas": (
-        "two numbers, at least 0 and less than 1",
-        lambda pair: len(pair) == 2 and all(_is_from_0_to(1.0, beta) for beta in pair),
-    ),
-    "momentum": ("a number, at least 0 and less than 1", lambda value: _is_from_0_to(1.0, value)),
-    "requires_grad": ("true or false", lambda value: isinstance(value, bool)),
-}
-
-
-def _is_from_0_to(limit: float, value: Any) -> bool:
-    return not isinstance(value, bool) and 0.0 <= value < limit
+# What each number is less than; none is negative.
+_LIMITS = {"lr": math.inf, "eps": math.inf, "betas": 1.0, "momentum": 1.0}
 
 
 def _check(settings: Mapping[str, Any], known: List[str], path: str = "") -> None:
@@ -37,12 +24,19 @@ def _check(settings: Mapping[str, Any], known: List[str], path: str = "") -> Non
     if unknown:
         raise unknown_keys(unknown, known, path)
     for name, value in settings.items():
-        expected, is_right = _RANGES[name]
-        try:
-            right = is_right(value)
-        except TypeError:
-            right = False
-        if not right:
+        expected, is_right = "true or false", isinstance(value, bool)
+        if name in _LIMITS:
+            limit = _LIMITS[name]
+            expected = "two numbers" if name == "betas" else "a number"
+            expected += ", not negative" if limit > 1 else ", at least 0 and less than 1"
+            numbers = value if isinstance(value, (list, tuple)) else [value]
+            is_right = len(numbers) == (2 if name == "betas" else 1) and all(
+                isinstance(number, (int, float))
+                and not isinstance(number, bool)
+                and 0 <= number < limit
+                for number in numbers
+            )
+        if not is_right:
             raise ValueError(f"{path}{name} must be {expected}: got {value!r:.80}.")
 
 
@@ -94,15 +88,10 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
         :meth:`take_back_step` is to be called after it.
         """
         self._stepped: List[Dict[str, Any]] = []
-        self._names = {id(parameter): name for name, parameter in model_parameters}
 
     @overrides(check_signature=False)
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
-        """
-        - `closure`: Evaluates the model again and returns the loss.
-
-        Returns What `closure` returns..
-        """
+        """`closure`: evaluates the model again and returns the loss, which is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -116,39 +105,6 @@ class DenseSparseAdam(Optimizer, torch.optim.Optimizer):
     def _update(self, group: Dict[str, Any]) -> List[Dict[str, Any]]:
         """One step of a group; gives back the states that count steps."""
         return update_group(group, self.state, self.found_inf)
-
-    def _kept(self, parameter: torch.Tensor) -> Set[str]:
-        """What the state of a parameter has."""
-        return {"step", "exp_avg", "exp_avg_sq"}
-
-    @overrides(check_signature=False)
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        """
-        Raises `ConfigurationError` if it is that of an optimizer which keeps something else of a
-        parameter.
-        """
-        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key in ("weight_decay", "amsgrad"):
-            if any(group.get(key) for group in state_dict["param_groups"]):
-                raise ConfigurationError(
-                    f"The optimizer's saved state is that of an optimizer with {key}, which "
-                    f"{type(self).__name__} hasn't. Go on with the optimizer that the run began "
-                    "with, or begin another run in a folder of its own."
-                )
-        # What isn't as many is for PyTorch to refuse.
-        for number, parameter in zip(numbers, parameters):
-            name = self._names.get(id(parameter), "a parameter")
-            saved, kept = set(state_dict["state"].get(number, ())), self._kept(parameter)
-            if saved and not kept <= saved:
-                raise ConfigurationError(
-                    "The optimizer's saved state is that of another optimizer, or of other "
-                    f"settings: of {name} it has "
-                    f"{', '.join(sorted(saved))}, and {type(self).__name__} keeps "
-                    f"{', '.join(sorted(kept))}. Go on with the optimizer that the run began with, "
-                    "or begin another run in a folder of its own."
-                )
-        super().load_state_dict(state_dict)
 
     def take_back_step(self) -> None:
         """Forgets the last step, which had no effect, in the count of steps."""

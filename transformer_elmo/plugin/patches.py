@@ -8,15 +8,8 @@ AllenNLP's own function, unchanged.
 """
 
 import functools
-import logging
 from dataclasses import dataclass
 from typing import Any, Callable, List
-
-import allennlp.version
-
-logger = logging.getLogger(__name__)
-
-KNOWN_VERSION = "2.10.1"
 
 _WRAPPED = "_transformer_elmo_wraps"
 
@@ -64,11 +57,8 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any], reason: str, *other
     `owner`: a module or a class. A class method stays one.
     """
     target = f"{owner.__module__ + '.' if isinstance(owner, type) else ''}{owner.__name__}.{name}"
-    found = vars(owner).get(name)
+    found = vars(owner)[name]
     stock = getattr(found, "__func__", found)
-    if stock is None:
-        logger.warning("AllenNLP has no %s: what needs it (%s) doesn't work.", target, reason)
-        return
     if hasattr(stock, _WRAPPED):
         return
     wrapped = functools.wraps(stock)(lambda *args, **kwargs: wrapper(stock, *args, **kwargs))
@@ -76,13 +66,3 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any], reason: str, *other
     for place in (owner, *others):
         setattr(place, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
     note(target, reason)
-
-
-def check_version() -> None:
-    """Warns of a version of AllenNLP that none of this was made for."""
-    if allennlp.version.VERSION != KNOWN_VERSION:
-        logger.warning(
-            "transformer_elmo was made for AllenNLP %s, and this is %s.",
-            KNOWN_VERSION,
-            allennlp.version.VERSION,
-        )

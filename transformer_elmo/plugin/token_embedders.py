@@ -1,7 +1,6 @@
 """A trained language model as a token embedder: a learned mixture of its layers for each word."""
 
 import logging
-from functools import partial
 from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from allennlp.modules.scalar_mix import ScalarMix
 from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
 from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
 from overrides import overrides
+from torch.nn.utils.rnn import pad_sequence
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.vectors import (
@@ -21,11 +21,10 @@ from transformer_elmo.inference.vectors import (
     segments,
     word_copies,
 )
-from transformer_elmo.memory import BatchSplitter
 from transformer_elmo.plugin.dataset_reader import reader_attribute
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.loading import inner_model
-from transformer_elmo.plugin.text_fields import forget_words, with_characters
+from transformer_elmo.plugin.text_fields import with_characters
 from transformer_elmo.text.batching import cut_into_batches
 
 logger = logging.getLogger(__name__)
@@ -93,13 +92,13 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         for parameter in self._lm.parameters():
             parameter.requires_grad_(requires_grad)
 
-        self._token_name = _only_embedded_name(self._lm, archive_file)
-        indexer = _indexer(reader, self._token_name)
-        indexed = _indexed_boundaries(self._lm, reader, indexer, bos_eos_tokens or ("", ""))
-        _warn_of_other_lengths(bool(bos_eos_tokens), remove_bos_eos)
-        self._indexer = indexer
+        self._token_name, self._indexer = _embedded_entry(self._lm, reader, archive_file)
         self._vocab_namespace = vocab_namespace
+        # Buffers follow the module to its device. Not persistent: no archive holds such entries.
+        self._boundaries: torch.Tensor
         self._lm_ids: Optional[torch.Tensor]
+        boundaries = _indexed_boundaries(self._lm, self._indexer, bos_eos_tokens or ("", ""))
+        self.register_buffer("_boundaries", boundaries, persistent=False)
         self.register_buffer("_lm_ids", None, persistent=False)
         if vocab is not None:
             self.extend_vocab(vocab)
@@ -107,11 +106,8 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
             # Its vocabulary is its own: that of the model on top must not make its embeddings grow.
             if getattr(module, "_vocab_namespace", None) is not None:
                 module._vocab_namespace = None  # type: ignore[assignment]
-        self._adds_boundaries = bool(bos_eos_tokens)
-        # Not persistent: they follow the module to its device, but no archive holds such an entry.
-        self._boundaries: torch.Tensor
-        self.register_buffer("_boundaries", indexed, persistent=False)
-        self._remove_bos_eos = remove_bos_eos
+        self._adds_boundaries, self._remove_bos_eos = bool(bos_eos_tokens), remove_bos_eos
+        _warn_of_boundaries(reader, bos_eos_tokens, remove_bos_eos)
 
         self._dropout = torch.nn.Dropout(dropout or 0.0)
         num_layers = self._lm.num_layers()
@@ -122,26 +118,21 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
                     f"scalar_mix_parameters must be {num_layers} numbers, one for each layer of "
                     f"the language model in {archive_file}: got {len(scalar_mix_parameters)}."
                 )
-            if train_scalar_mix is None:
-                train_scalar_mix = scalar_mix_parameters is None
+            is_given = scalar_mix_parameters is not None
             self._scalar_mix = ScalarMix(
                 num_layers,
                 do_layer_norm=False,
                 initial_scalar_parameters=scalar_mix_parameters,  # type: ignore[arg-type]
-                trainable=train_scalar_mix,
+                trainable=not is_given if train_scalar_mix is None else train_scalar_mix,
             )
         elif scalar_mix_parameters is not None or train_scalar_mix is not None:
             raise ConfigurationError(
                 "scalar_mix_parameters and train_scalar_mix are for the mixture of all layers, but "
                 f"layers is {layers!r}."
             )
-        if max_tokens_per_forward is not None:
-            # Says what is wrong with it, if anything is.
-            segments(0, max_tokens_per_forward)
         self._max_tokens_per_forward = max_tokens_per_forward
-        self._splitter = BatchSplitter()
-
-        # Says what is wrong with them, if anything is.
+        # These say what is wrong with them, if anything is.
+        segments(0, 4 if max_tokens_per_forward is None else max_tokens_per_forward)
         word_copies(self._lm.word_dim, self._lm.output_dim)
         # Not every model on top compares it with its encoder's.
         logger.info(
@@ -165,10 +156,12 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         Follows a vocabulary on top that has grown, or is known only now. AllenNLP calls it for
         every module that has it.
         """
-        if isinstance(self._indexer, SingleIdTokenIndexer):
-            lm_namespace, lower = self._indexer.namespace, self._indexer.lowercase_tokens
-        elif isinstance(self._indexer, TokenCharactersIndexer):
-            lm_namespace, lower = self._indexer._namespace, False
+        indexer = self._indexer
+        lower = isinstance(indexer, SingleIdTokenIndexer) and indexer.lowercase_tokens
+        if isinstance(indexer, SingleIdTokenIndexer):
+            lm_namespace = indexer.namespace
+        elif isinstance(indexer, TokenCharactersIndexer):
+            lm_namespace = indexer._namespace
         else:
             # Its ids come from no vocabulary.
             return
@@ -178,11 +171,11 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         unknown = lm_ids.get(self._lm.vocab._oov_token, 0)
         namespace = self._vocab_namespace or lm_namespace
         words = extended_vocab.get_index_to_token_vocabulary(namespace)
-        table = torch.zeros(max(words, default=0) + 1, dtype=torch.long)
+        table = self._boundaries.new_zeros(max(words, default=0) + 1)
         for number, word in words.items():
             if word != extended_vocab._padding_token:
                 table[number] = lm_ids.get(word.lower() if lower else word, unknown)
-        self._lm_ids = table.to(self._boundaries.device if hasattr(self, "_boundaries") else "cpu")
+        self._lm_ids = table
 
     @overrides(check_signature=False)
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -222,34 +215,11 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         """Shape `(batch_size, timesteps, get_output_dim())`."""
         # A frozen LM needs no graph. Parameters may have been thawed since, so they are asked.
         tracked = torch.is_grad_enabled() and any(p.requires_grad for p in self._lm.parameters())
-        if tracked:
-            layers = self._layers(tokens)
-        else:
-            with torch.no_grad():
-                layers = self._layers_or_parts(tokens)
-        if self._layer is not None:
-            return layers[self._layer]
-        return self._scalar_mix(layers)
-
-    def _layers(self, tokens: torch.Tensor) -> List[torch.Tensor]:
-        """All layers. Shapes `(batch_size, timesteps, get_output_dim())`."""
-        output = self._lm({self._token_name: {"tokens": tokens}})
-        return all_layers(output["noncontextual_token_embeddings"], output["lm_embeddings"])
-
-    def _layers_or_parts(self, tokens: torch.Tensor) -> List[torch.Tensor]:
-        """The same, put together from parts where memory runs out for the whole."""
-        key = "the batches of data_loader, or set max_tokens_per_forward"
-        parts = self._splitter.run(
-            lambda rows: self._layers(tokens[rows.start : rows.stop]),
-            range(tokens.size(0)),
-            lambda row: tokens.size(1),
-            f"{key} of the token embedder",
-            "Set max_tokens_per_forward of the token embedder: longer texts go in segments then.",
-            partial(forget_words, self._lm),
-        )
-        if len(parts) == 1:
-            return parts[0]
-        return [torch.cat(layers) for layers in zip(*parts)]
+        with torch.set_grad_enabled(tracked):
+            output = self._lm({self._token_name: {"tokens": tokens}})
+            words, contextual = output["noncontextual_token_embeddings"], output["lm_embeddings"]
+            layers = all_layers(words, contextual)
+        return self._scalar_mix(layers) if self._layer is None else layers[self._layer]
 
     def _embedded_in_parts(self, tokens: torch.Tensor, limit: int) -> torch.Tensor:
         """The same, at most `limit` tokens at a time."""
@@ -259,24 +229,15 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
             if length
             for segment in segments(length, limit)
         ]
+        # Without gradients where there are no words.
+        vectors = torch.zeros(*tokens.shape[:2], self.get_output_dim(), device=tokens.device)
         lengths = np.array([s.end - s.begin for _, s in pieces], dtype=np.int64)
-        vectors: Optional[torch.Tensor] = None
         for indices in cut_into_batches(lengths, limit, None):
             batch = [pieces[i] for i in indices.tolist()]
-            width = int(lengths[indices].max())
-            part = tokens.new_zeros(len(batch), width, *tokens.shape[2:])
-            for number, (row, s) in enumerate(batch):
-                part[number, : s.end - s.begin] = tokens[row, s.begin : s.end]
-            embedded = self._embedded(part)
-            if vectors is None:
-                vectors = embedded.new_zeros(*tokens.shape[:2], embedded.size(-1))
-            for number, (row, s) in enumerate(batch):
-                vectors[row, s.keep_begin : s.keep_end] = embedded[
-                    number, s.keep_begin - s.begin : s.keep_end - s.begin
-                ]
-        if vectors is None:
-            # Nothing but padding.
-            vectors = torch.zeros(*tokens.shape[:2], self.get_output_dim(), device=tokens.device)
+            part = pad_sequence([tokens[row, s.begin : s.end] for row, s in batch], True)
+            for (row, s), embedded in zip(batch, self._embedded(part)):
+                kept = slice(s.keep_begin - s.begin, s.keep_end - s.begin)
+                vectors[row, s.keep_begin : s.keep_end] = embedded[kept]
         return vectors
 
 
@@ -290,41 +251,30 @@ class BidirectionalLanguageModelTokenEmbedder(LanguageModelTokenEmbedder):
     """
 
 
-def _only_embedded_name(lm: LanguageModel, archive_file: str) -> str:
-    """The one entry of the language model's text field that it embeds."""
+def _embedded_entry(
+    lm: LanguageModel, reader: DatasetReader, archive_file: str
+) -> Tuple[str, TokenIndexer]:
+    """The one entry of the language model's text field that it embeds, and what indexes it."""
     embedder = lm._text_field_embedder
     if not isinstance(embedder, BasicTextFieldEmbedder):
         raise ConfigurationError(
             f"The language model in {archive_file} has a text field embedder of type "
             f"{type(embedder).__name__}; only AllenNLP's basic one can be used here."
         )
-    names = [
-        name
-        for name, module in embedder._token_embedders.items()
-        if not isinstance(module, EmptyEmbedder)
-    ]
-    if len(names) != 1:
+    modules = embedder._token_embedders.items()
+    names = [name for name, module in modules if not isinstance(module, EmptyEmbedder)]
+    indexers = reader_attribute(reader, "token_indexers") or {}
+    if len(names) != 1 or names[0] not in indexers:
         raise ConfigurationError(
             f"The language model in {archive_file} must embed its words in exactly one way, by "
-            f"their characters or by their ids, but it has {len(names)} token embedders that "
-            f"aren't empty: {names}."
+            "their characters or by their ids, which its dataset reader has a token indexer for: "
+            f"it embeds {names}, and the indexers are {sorted(indexers)}."
         )
-    return names[0]
-
-
-def _indexer(reader: DatasetReader, token_name: str) -> TokenIndexer:
-    """What made the ids that the language model embeds."""
-    indexers = reader_attribute(reader, "token_indexers") or {}
-    if token_name not in indexers:
-        raise ConfigurationError(
-            f"The language model embeds the entry {token_name!r} of its text field, but the "
-            f"dataset reader in its archive has token indexers for {sorted(indexers)} only."
-        )
-    return indexers[token_name]
+    return names[0], indexers[names[0]]
 
 
 def _indexed_boundaries(
-    lm: LanguageModel, reader: DatasetReader, indexer: TokenIndexer, bos_eos_tokens: Sequence[str]
+    lm: LanguageModel, indexer: TokenIndexer, bos_eos_tokens: Sequence[str]
 ) -> torch.Tensor:
     """
     The two boundary words as the language model's own indexer sees them. Shape `(2,)` for word ids,
@@ -335,46 +285,33 @@ def _indexed_boundaries(
             "bos_eos_tokens must be two tokens, one for each end of a sentence, or null: got "
             f"{list(bos_eos_tokens)}."
         )
-    _warn_of_unknown_boundaries(reader, bos_eos_tokens)
     words = [Token(token) for token in bos_eos_tokens]
     (ids, *_) = indexer.tokens_to_indices(words, lm.vocab).values()
-    if isinstance(ids[0], list):
-        # Words of a character indexer are as long as they are.
-        width = max(map(len, ids))
-        ids = [[*row, *[0] * (width - len(row))] for row in ids]
-    return torch.tensor(ids, dtype=torch.long)
+    indexed = [torch.tensor(word, dtype=torch.long) for word in ids]
+    # Words of a character indexer are as long as they are.
+    return pad_sequence(indexed, True) if indexed[0].dim() else torch.stack(indexed)
 
 
-def _warn_of_unknown_boundaries(reader: DatasetReader, bos_eos_tokens: Sequence[str]) -> None:
-    if not any(bos_eos_tokens):
-        return
+def _warn_of_boundaries(
+    reader: DatasetReader, added: Optional[Sequence[str]], removed: bool
+) -> None:
+    """Of those that the model wasn't trained with, and of vectors that aren't one a word."""
     ends = [reader_attribute(reader, name) for name in ("start_tokens", "end_tokens")]
-    if None in ends:
-        return
-    trained = [[token.text for token in tokens] for tokens in ends]
-    if trained != [[token] for token in bos_eos_tokens]:
+    trained = [None if end is None else [token.text for token in end] for end in ends]
+    if added and None not in trained and trained != [[token] for token in added]:
         logger.warning(
             "bos_eos_tokens are %s, but the language model was trained with start_tokens %s and "
-            "end_tokens %s around its sentences. Vectors near the ends of sentences will be worse "
-            "than they could be: set bos_eos_tokens to the tokens it was trained with, or to null "
-            "if it had none.",
-            list(bos_eos_tokens),
+            "end_tokens %s. Vectors near the ends of sentences will be worse than they could be: "
+            "set bos_eos_tokens to the tokens it was trained with, or to null if it had none.",
+            list(added),
             *trained,
         )
-
-
-def _warn_of_other_lengths(added: bool, removed: bool) -> None:
-    """Most models on top expect one vector a word, and fail with their insides showing."""
-    if removed and not added:
+    if bool(added) != removed:
         logger.warning(
-            "bos_eos_tokens is null and remove_bos_eos is true: the first and the last vector of "
-            "each sentence are taken away. Unless the token indexer adds boundary tokens, these "
-            "are words, and the model on top gets two vectors too few: set remove_bos_eos to false."
-        )
-    elif added and not removed:
-        logger.warning(
-            "bos_eos_tokens are added and remove_bos_eos is false: each sentence has two vectors "
-            "more than words. A model that wants one a word needs remove_bos_eos true."
+            "bos_eos_tokens is %s and remove_bos_eos is %s: each sentence has two vectors %s than "
+            "words, unless the token indexer adds boundary tokens. A model that wants one a word "
+            "needs both or neither.",
+            *("not null", "false", "more") if added else ("null", "true", "fewer"),
         )
 
 

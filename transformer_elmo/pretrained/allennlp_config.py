@@ -69,9 +69,12 @@ def model_config_of(experiment: dict[str, Any], shapes: Mapping[str, Shape]) -> 
     contextualizer = _section(path, model.get("contextualizer"), (CONTEXTUALIZER,))
     softmax, num_words = None, softmax_rows(shapes)
     if num_words is not None:
+        samples = model.get("num_samples")
+        # Where there are no more words, the full softmax was trained.
+        is_full = isinstance(samples, int) and samples >= num_words
         softmax = {
             "num_words": num_words,
-            "num_samples": model.get("num_samples"),
+            "num_samples": None if is_full else samples,
             "sparse": bool(model.get("sparse_embeddings", False)),
         }
     value = {

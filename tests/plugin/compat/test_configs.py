@@ -80,16 +80,6 @@ def test_names_of_allennlp_are_its_own():
         assert ours.__module__.startswith("transformer_elmo."), name
 
 
-def test_another_version_is_told(monkeypatch, caplog):
-    patches.check_version()
-    assert not caplog.text
-    monkeypatch.setattr("allennlp.version.VERSION", "3.0.0")
-    patches.check_version()
-    patches.wrap(archival, "no_such_function", print, "to see what happens")
-    assert "made for AllenNLP 2.10.1, and this is 3.0.0" in caplog.text
-    assert "AllenNLP has no allennlp.models.archival.no_such_function" in caplog.text
-
-
 class TestParams:
     @pytest.mark.parametrize(
         "overrides",
