@@ -11,7 +11,6 @@ by the device, and have stand-ins here that go a GPU's way: attention and dropou
 casts under autocast, and Adam's one kernel for all tensors.
 """
 
-import math
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -180,38 +179,27 @@ class _HostAsks(TorchFunctionMode):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, is_causal: bool, p: float, *heads: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, options: Dict[str, Any], *heads: Any) -> torch.Tensor:
         launches[f"attention at {_asked_by()}"] += 1
         with torch.enable_grad():
-            real = [tensor.held.detach().requires_grad_() for tensor in heads]  # type: ignore[attr-defined]
-            query, key, value = real
-            scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))
-            if is_causal:
-                scores = scores + torch.full_like(scores, -math.inf).triu(1)
-            result = F.dropout(scores.softmax(-1), p, True) @ value
-        ctx.held, ctx.result = real, result
-        return PretendTensor(result.detach())
+            ctx.held = [tensor.held.detach().requires_grad_() for tensor in heads]
+            ctx.result = _stock_attention(*ctx.held, **options)
+        return PretendTensor(ctx.result.detach())
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Tuple[Any, ...]:
         launches["attention's gradient"] += 1
         grads = torch.autograd.grad(ctx.result, ctx.held, grad.held)
-        return (None, None, *map(PretendTensor, grads))
+        return (None, *map(PretendTensor, grads))
 
 
-_stock_attention = F.scaled_dot_product_attention
+_stock_attention: Any = F.scaled_dot_product_attention
 
 
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-) -> torch.Tensor:
-    if not isinstance(query, PretendTensor):
-        return _stock_attention(query, key, value, dropout_p=dropout_p, is_causal=is_causal)
-    return _Attention.apply(is_causal, dropout_p, query, key, value)
+def _attention(*heads: Any, **options: Any) -> torch.Tensor:
+    if isinstance(heads[0], PretendTensor):
+        return _Attention.apply(options, *heads)
+    return _stock_attention(*heads, **options)
 
 
 def _dropout(
@@ -261,8 +249,11 @@ def _casting(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _asking(function: Callable[..., Any], answer: Callable[[], Any]) -> Callable[..., Any]:
-    return lambda *args: answer() if args and args[0] == DEVICE.type else function(*args)
+def _asking(function: Callable[..., Any], number: int) -> Callable[..., Any]:
+    def ask(*args: Any) -> Any:
+        return _Autocast.enabled[-1][number] if args == (DEVICE.type,) else function(*args)
+
+    return ask
 
 
 @contextmanager
@@ -270,13 +261,9 @@ def pretend_device() -> Iterator[torch.device]:
     """The device, as long as the block lasts; `waits` and `launches` begin at zero."""
     waits.clear()
     launches.clear()
-    asked = {
-        "is_autocast_enabled": lambda: _Autocast.enabled[-1][0],
-        "get_autocast_dtype": lambda: _Autocast.enabled[-1][1],
-    }
     with ExitStack() as stack:
-        for name, answer in asked.items():
-            function = _asking(getattr(torch, name), answer)
+        for name, number in (("is_autocast_enabled", 0), ("get_autocast_dtype", 1)):
+            function = _asking(getattr(torch, name), number)
             stack.enter_context(mock.patch.object(torch, name, function))
         for owner, name in (
             *((torch, name) for name in ("mm", "bmm", "matmul", "addmm", "baddbmm", "mv")),

@@ -3,13 +3,11 @@
 import random
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.device.pretend import moved, pretend_device
 from tests.nn.kernels.comparing import close, gradients
 from tests.peer_lm import peer_model
 from tests.small_lm import experiment_config, model_config, tensors
@@ -123,25 +121,6 @@ def test_same_function(words, activation, seed):
     for results in found:
         for ours, theirs in zip(results, wanted):
             assert close(ours, theirs, 1e-5)
-
-
-@pytest.mark.parametrize("words", [WORDS[0], WORDS[1], WORDS[-1]], ids=str)
-@pytest.mark.parametrize("seed", range(6))
-def test_same_function_on_another_device(words, seed):
-    """Where kernels go other ways, and nothing may be left on the CPU."""
-    generator = random.Random(f"{seed} {words}")
-    torch.manual_seed(generator.randrange(2**30))
-    model, plain = models_of(config_of(words, "relu", generator))
-    batch, inputs = batch_of([9, 0, 1, 4], generator, words is None)
-    wanted = layers_and_losses_of(plain, inputs)
-    of_plain = gradients(flat(wanted), list(plain.parameters()))
-    with pretend_device():
-        there: Any = moved(model)
-        table, index = moved((batch.characters, batch.word_index))
-        found: Any = flat(layers_and_losses(there, WordBatch(table, index, index, batch.facts)))
-        grads: Any = gradients(found, list(there.parameters()))
-    assert close(found.held, flat(wanted), 1e-5)
-    assert all(close(ours, theirs, 1e-4) for ours, theirs in zip(grads, of_plain))
 
 
 def small():
