@@ -241,7 +241,7 @@ def test_layers():
 
 def test_curves():
     lines = {"A": {0: 1000.0, 1: 100.0, 2: 10.0}, "B": {1: 100.0, 2: 10.1}, "C": {2: 10.2}}
-    drawn = chart("validation perplexity", lines)
+    drawn = chart("validation perplexity", lines, {"B": 1, "C": 2})
     first, second, third = drawn.lines
     # Equal steps of a logarithm; names stand in the order of the lines' ends, apart from another.
     assert first.points == [(3.0, 4.0), (50.0, pytest.approx(50.0)), (97.0, 96.0)]
@@ -262,9 +262,10 @@ def test_curves():
         {"epoch": 1, "validation_loss": math.nan, "x": "y"},
     ]
     (only,) = charts_of({"a": TrainingLog({}, odd)})
-    assert only.title == "Loss by epoch" and only.lines[0].points == [(50, 4.0)]
+    assert only.title == "Loss by epoch" and only.lines[0].points == [(3, 4.0)]
     zero = [{"epoch": 0, "training_perplexity": 0.0, "validation_perplexity": math.inf}]
-    assert charts_of({"a": TrainingLog({}, zero)}) == []
+    (only,) = charts_of({"a": TrainingLog({}, zero)})
+    assert [line.name for line in only.lines] == ["training 0"]
 
 
 def luminance(colour):

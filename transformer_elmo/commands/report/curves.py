@@ -1,7 +1,7 @@
 """Training runs by epoch: curves, as places in a drawing, and the tables behind them."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from transformer_elmo.commands.report.facts import (
@@ -20,8 +20,12 @@ Series = dict[int, float]
 
 
 class Line(NamedTuple):
-    """`points`: in hundredths of a drawing, from its top left. `top`: where its name stands."""
+    """
+    `style`: its number. `points`: in hundredths of a drawing, from its top left. `top`: where its
+    name stands.
+    """
 
+    style: int
     name: str
     points: list[tuple[float, float]]
     top: float
@@ -43,23 +47,16 @@ class Table(NamedTuple):
 
 
 def series_of(log: TrainingLog) -> dict[str, Series]:
-    """What is known of each epoch, by name. Without perplexities, there are losses."""
-    epochs = {metrics["epoch"]: numbers_in(metrics) for metrics in log.epochs}
-    names = " ".join(name for numbers in epochs.values() for name in numbers)
-    kind = "perplexity" if "perplexity" in names else "loss"
-    found: dict[str, Series] = {
-        f"{side} {kind}": {n: m.get(f"{side}_{kind}", math.nan) for n, m in epochs.items()}
-        for side in ("validation", "training")
-    }
-    rates = {n: m.get("training_learning_rate", math.nan) for n, m in epochs.items()}
-    found |= {"learning rate": rates, "time": dict(zip(epochs, log.epoch_durations))}
-    # A perplexity of zero is none.
-    least = dict.fromkeys((f"{side} perplexity" for side in ("validation", "training")), 0.0)
-    return {
-        name: known
-        for name, series in found.items()
-        if (known := {n: v for n, v in series.items() if least.get(name, -math.inf) < v < math.inf})
-    }
+    """What is known of each epoch, by name. Where there are perplexities, losses are left out."""
+    found: dict[str, Series] = {}
+    for metrics, duration in zip(log.epochs, log.epoch_durations):
+        numbers = {**numbers_in(metrics), "time": duration}
+        for kind in ("perplexity", "loss", "learning_rate", "time"):
+            for name in (f"validation_{kind}", f"training_{kind}", kind):
+                if math.isfinite(number := numbers.get(name, math.nan)):
+                    found.setdefault(name, {})[int(numbers["epoch"])] = number
+    skipped = "loss" if any("perplexity" in name for name in found) else "none"
+    return {name: series for name, series in found.items() if skipped not in name}
 
 
 def charts_of(logs: Mapping[str, TrainingLog]) -> list[Chart]:
@@ -67,51 +64,53 @@ def charts_of(logs: Mapping[str, TrainingLog]) -> list[Chart]:
     charts: dict[str, dict[str, Series]] = {}
     for run, log in logs.items():
         for name, series in series_of(log).items():
-            side, _, kind = name.partition(" ")
-            if len(logs) > 1 and side != "training":
-                charts.setdefault(name, {})[run] = series
-            elif len(logs) == 1:
-                is_one_of_two = side in ("training", "validation")
-                title, line = (kind, side) if is_one_of_two else (name, "")
+            side, _, kind = name.partition("_")
+            is_compared = kind in ("perplexity", "loss")
+            if len(logs) == 1:
+                title, line = (kind, side) if is_compared else (name, "")
                 charts.setdefault(title, {})[line] = series
-    return [chart(title, lines) for title, lines in charts.items()]
+            elif not (is_compared and side == "training"):
+                charts.setdefault(name, {})[run] = series
+    styles = {"training": 1} if len(logs) == 1 else {run: n for n, run in enumerate(logs)}
+    return [chart(title.replace("_", " "), lines, styles) for title, lines in charts.items()]
 
 
-def chart(title: str, lines: Mapping[str, Series]) -> Chart:
+def chart(title: str, lines: Mapping[str, Series], styles: Mapping[str, int] = {}) -> Chart:
     """A drawing of lines, by name. Perplexities are on a logarithmic scale."""
-    is_log = title.endswith("perplexity")
     values = [value for series in lines.values() for value in series.values()]
     epochs = sorted({epoch for series in lines.values() for epoch in series})
-    low, high = (min(values), max(values)) if is_log else (min(0.0, *values), max(values))
+    low, high = min(values), max(values)
+    is_log = title.endswith("perplexity") and low > 0
+    scale = math.log if is_log else float
+    if not is_log:
+        low = min(low, 0.0)
     if low == high:
         low, high = (low / 2, low * 2) if is_log else (low, low + 1)
 
     def x(epoch: int) -> float:
-        return 3 + 94 * (epoch - epochs[0]) / (epochs[-1] - epochs[0]) if epochs[1:] else 50
+        return 3 + 94 * (epoch - epochs[0]) / max(epochs[-1] - epochs[0], 1)
 
     def y(value: float) -> float:
-        scale = math.log if is_log else float
         return 4 + 92 * (scale(high) - scale(value)) / (scale(high) - scale(low))
 
-    named = sorted((y(series[max(series)]), name) for name, series in lines.items())
-    tops: dict[str, float] = {}
+    drawn: list[Line] = []
     lowest = 4.0 - _NAME
-    for top, name in named:
-        tops[name] = lowest = max(top, lowest + _NAME)
-    drawn = [
-        Line(
-            f"{name} {shown(title, series[max(series)])}".strip(),
-            [(x(epoch), y(value)) for epoch, value in sorted(series.items())],
-            tops[name] - max(0.0, lowest - 96),
-        )
-        for name, series in lines.items()
-    ]
-    step = math.ceil(len(epochs) / 8)
-    x_ticks = [(x(epoch), str(epoch)) for epoch in epochs[::step]]
+    # From the top, so that names move out of one another's way.
+    for name, series in sorted(lines.items(), key=lambda line: -line[1][max(line[1])]):
+        last = series[max(series)]
+        lowest = max(y(last), lowest + _NAME)
+        points = [(x(epoch), y(value)) for epoch, value in sorted(series.items())]
+        text = f"{name} {shown(title, last)}".strip()
+        drawn.append(Line(styles.get(name, 0), text, points, lowest))
+    too_low = max(0.0, lowest - 96)
     unit = (3600 if high >= 7200 else 60 if high >= 120 else 1) if title == "time" else 1
     round_numbers = [unit * value for value in ticks(low / unit, high / unit, is_log)]
-    y_ticks = [(y(value), shown(title, value)) for value in round_numbers]
-    return Chart(f"{title[0].upper()}{title[1:]} by epoch", drawn, x_ticks, y_ticks)
+    return Chart(
+        f"{title.capitalize()} by epoch",
+        [line._replace(top=line.top - too_low) for line in sorted(drawn)],
+        [(x(epoch), str(epoch)) for epoch in epochs[:: math.ceil(len(epochs) / 8)]],
+        [(y(value), shown(title, value)) for value in round_numbers],
+    )
 
 
 def ticks(low: float, high: float, is_log: bool) -> list[float]:
@@ -136,28 +135,22 @@ def shown(name: str, number: float, digits: int = 3) -> str:
 
 def epochs_table(title: str, log: TrainingLog) -> Table:
     """What the curves of a run are drawn from."""
-    series = series_of(log)
+    found = series_of(log)
     rows = [
-        [str(n), *(shown(name, each[n], 4) if n in each else "–" for name, each in series.items())]
-        for n in sorted({n for each in series.values() for n in each})
+        [str(n), *(shown(name, each[n], 4) if n in each else "–" for name, each in found.items())]
+        for n in sorted({n for each in found.values() for n in each})
     ]
-    return Table(title, ["epoch", *series], rows)
+    return Table(title, ["epoch", *(name.replace("_", " ") for name in found)], rows)
 
 
 def compared(logs: Mapping[str, TrainingLog]) -> list[Table]:
     """The results of several runs side by side, and the keys of their configs that differ."""
     results = {run: {f.name: f.value for f in results_of(log)} for run, log in logs.items()}
     configs = {run: leaves(log.config) for run, log in logs.items()}
-    differing = [k for k in _all(configs) if len({each.get(k) for each in configs.values()}) > 1]
     tables = []
-    for title, keys, found in (
-        ("Results", _all(results), results),
-        ("What the configs differ in", differing, configs),
-    ):
+    for title, found in (("Results", results), ("What the configs differ in", configs)):
+        keys = dict.fromkeys(key for each in found.values() for key in each)
         rows = [[key, *(each.get(key, "–") for each in found.values())] for key in keys]
+        rows = [row for row in rows if found is results or len({*row[1:]}) > 1]
         tables.append(Table(title, ["", *found], rows))
     return [table for table in tables if table.rows]
-
-
-def _all(mappings: Mapping[str, Mapping[str, str]]) -> Iterable[str]:
-    return dict.fromkeys(key for each in mappings.values() for key in each)
