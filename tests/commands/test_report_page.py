@@ -26,10 +26,8 @@ from transformer_elmo.commands.report.page import (
     shade_of,
 )
 from transformer_elmo.commands.report.text import (
-    cut,
     direction_of,
     is_invisible,
-    is_of_letters,
     visible,
 )
 from transformer_elmo.inference.scores import SentenceScores, WordScores
@@ -315,13 +313,6 @@ def test_text():
     assert visible("می\u200cرود 👩\u200d👩") == "می\u200cرود 👩\u200d👩"
     assert is_invisible("\u200b \u202e") and is_invisible("") and not is_invisible("\0")
     assert direction_of(["12", "(", "שalef"]) == "rtl" and direction_of(["12 ."]) is None
-    words = {"word": True, "naïve": True, "नावें": True, "שָׁלוֹם": True, "می‌رود": True, "ที่": True}
-    words |= {"don't": False, "12": False, "": False, "\u0301": False, "c3": False, "।": False}
-    assert {word: is_of_letters(word) for word in words} == words
-    assert cut("word", 60) == "word" and cut("a" * 61, 60) == "a" * 60
-    # No letter is torn from its marks.
-    assert cut("x" + "नि" * 40, 60) == "x" + "नि" * 29
-    assert cut("e" + "\u0301" * 100 + "x", 60) == "e" + "\u0301" * 8
 
 
 # Where there is a browser

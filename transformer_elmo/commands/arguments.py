@@ -90,15 +90,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """Those of `TransformerElmo.open`."""
-    return {
-        "device": args.cuda_device,
-        "precision": args.precision,
-        "overrides": args.overrides or None,
-        "weights_file": args.weights_file,
-        "tokenizer": args.tokenizer,
-        "max_tokens": args.max_tokens,
-        "segment_length": args.segment_length,
-    }
+    names = ("precision", "weights_file", "tokenizer", "max_tokens", "segment_length")
+    options = {name: getattr(args, name) for name in names}
+    return {**options, "device": args.cuda_device, "overrides": args.overrides or None}
 
 
 def open_model(args: argparse.Namespace, output: Path | None = None) -> TransformerElmo:

@@ -20,7 +20,6 @@ from transformer_elmo.commands.arguments import add, check_output, file_of
 from transformer_elmo.commands.report.curves import charts_of, compared, epochs_table
 from transformer_elmo.commands.report.facts import (
     Fact,
-    TrainingLog,
     config_of,
     read_training_log,
     results_of,
@@ -34,7 +33,6 @@ from transformer_elmo.pretrained import folder as model_folder
 from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.archive import (
     ARCHIVE,
-    CONFIG,
     WEIGHTS,
     in_place_of_archive,
     last_checkpoint,
@@ -114,19 +112,13 @@ def _of_several(runs: list[Path]) -> Report:
     logs, facts = {}, []
     for letter, run in zip(ascii_uppercase, runs):
         with unpacked(run) as folder:
-            logs[letter] = log = _log_of(folder, run)
+            logs[letter] = log = read_training_log(folder, run)
         if not log.epochs:
             raise ConfigurationError(f"{run} has no metrics_epoch_*.json to compare. {EXPECTED}")
         facts.append(Fact(letter, str(run), "" if log.final else "hasn't ended"))
     epochs = [epochs_table(f"{letter} by epoch", log) for letter, log in logs.items()]
     title, tables = f"{len(runs)} training runs", compared(logs)
     return Report(title, facts, comparison=tables, charts=charts_of(logs), epochs=epochs)
-
-
-def _log_of(folder: Path, source: Path) -> TrainingLog:
-    if not (folder / CONFIG).is_file():
-        raise ConfigurationError(f"{source} has no {CONFIG}. {EXPECTED}")
-    return read_training_log(folder)
 
 
 def _of_model_folder(
@@ -154,7 +146,7 @@ def _of_run(
     `run`: a folder. `source`: itself, or the archive that was unpacked to it. `sentences`: text to
     take the sentences of the heat maps from, as they come.
     """
-    log = _log_of(run, source)
+    log = read_training_log(run, source)
     known = (run / name for name in (*WEIGHTS, ARCHIVE) if (run / name).is_file())
     weights = next(known, None) or last_checkpoint(run)
     if weights is None and not log.latest:

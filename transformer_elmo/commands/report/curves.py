@@ -54,7 +54,8 @@ def series_of(log: TrainingLog) -> dict[str, Series]:
         for kind in ("perplexity", "loss", "learning_rate", "time"):
             for name in (f"validation_{kind}", f"training_{kind}", kind):
                 if math.isfinite(number := numbers.get(name, math.nan)):
-                    found.setdefault(name, {})[int(numbers["epoch"])] = number
+                    series = found.setdefault(kind if kind == "learning_rate" else name, {})
+                    series[int(numbers["epoch"])] = number
     skipped = "loss" if any("perplexity" in name for name in found) else "none"
     return {name: series for name, series in found.items() if skipped not in name}
 
@@ -65,7 +66,7 @@ def charts_of(logs: Mapping[str, TrainingLog]) -> list[Chart]:
     for run, log in logs.items():
         for name, series in series_of(log).items():
             side, _, kind = name.partition("_")
-            is_compared = kind in ("perplexity", "loss")
+            is_compared = side in ("training", "validation")
             if len(logs) == 1:
                 title, line = (kind, side) if is_compared else (name, "")
                 charts.setdefault(title, {})[line] = series

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from transformer_elmo.files import json_text, read_json
@@ -70,10 +69,10 @@ def numbers_in(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: number for name, number in metrics.items() if type(number) in (int, float)}
 
 
-def read_training_log(folder: Path) -> TrainingLog:
+def read_training_log(folder: Path, shown: Path) -> TrainingLog:
     """
-    `folder`: the `--serialization-dir` of `allennlp train`, or what an archive was unpacked to.
-    Raises `ConfigurationError` if a file can't be read, or there is no `config.json`.
+    `folder`: the `--serialization-dir` of `allennlp train`, or what an archive was unpacked to,
+    which messages call `shown`. Raises `ConfigurationError` if a file can't be read.
     """
     epochs = [
         {**read_json(path), "epoch": int(match[1])}
@@ -82,7 +81,7 @@ def read_training_log(folder: Path) -> TrainingLog:
     ]
     epochs.sort(key=lambda metrics: metrics["epoch"])
     final = folder / "metrics.json"
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", f"The config.json of {shown}")
     return TrainingLog(config, epochs, read_json(final) if final.exists() else {})
 
 
@@ -105,11 +104,8 @@ def results_of(log: TrainingLog) -> list[Fact]:
         facts.append(Fact("epochs", f"{last + 1}", f"{note}, as in metrics.json"))
     if "best_epoch" in numbers:
         facts.append(Fact("best epoch", f"{int(numbers['best_epoch'])}"))
-    durations = [duration for duration in log.epoch_durations if math.isfinite(duration)]
-    if durations:
-        facts.append(Fact("duration", duration_in_words(sum(durations))))
-    if len(durations) > 1:
-        facts.append(Fact("an epoch", duration_in_words(median(durations)), "the median"))
+    if duration := sum(filter(math.isfinite, log.epoch_durations)):
+        facts.append(Fact("duration", duration_in_words(duration)))
     for prefix, what in (("best_validation_", "best validation"), ("test_", "test")):
         facts += _measured(numbers, prefix, what)
     return facts

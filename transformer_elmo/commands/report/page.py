@@ -16,7 +16,6 @@ from transformer_elmo.commands.report.curves import Chart, Table
 from transformer_elmo.commands.report.facts import AFTER, BEFORE, Fact
 from transformer_elmo.commands.report.text import (
     code_points,
-    cut,
     direction_of,
     is_invisible,
     visible,
@@ -132,7 +131,7 @@ def page(report: Report) -> str:
     environment.filters.update(
         direction=direction_of,
         exp=math.exp,
-        is_cut=lambda token: len(cut(token, LONGEST_WORD)) < len(token),
+        is_cut=lambda token: len(token) > LONGEST_WORD,
         place="{:.2f}".format,
         probability=probability_in_words,
         shown=_shown,
@@ -149,7 +148,7 @@ def _finalized(value: Any) -> Any:
 
 
 def _shown(token: str) -> str:
-    text = cut(token, LONGEST_WORD)
+    text = token[:LONGEST_WORD]
     rest = "" if text == token else "…"
     return (code_points(token[:8]) or "(empty)" if is_invisible(token) else text) + rest
 

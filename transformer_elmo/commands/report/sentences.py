@@ -7,8 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformer_elmo.commands.report.page import MOST_WORDS, Passage
-from transformer_elmo.commands.report.text import is_of_letters
+from transformer_elmo.commands.report.page import Passage
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.text.corpus import find_shards, read_sentences
@@ -18,7 +17,7 @@ logger = logging.getLogger(__name__)
 # Sentences shorter than that say little, longer ones fill a page each.
 SHOWN_LENGTHS = range(6, 29)
 # So many lines are looked through for them.
-LOOKED_THROUGH = 10_000
+LOOKED_THROUGH = 1000
 
 # How many of the likeliest words are named.
 TOP_K = 5
@@ -76,17 +75,8 @@ def passages_of(
 
 def worth_showing(sentences: Iterable[list[str]], count: int) -> list[list[str]]:
     """
-    `sentences`: their words. No more of them are taken than are needed. Returns the first sentences
-    of middle length and mostly of words. If there are too few, as in a text that nobody has split
-    into words, others make up for them.
+    `sentences`: their words. Returns the first of middle length. If there are too few, as in a text
+    that nobody has split into words, others make up for them.
     """
-    chosen: list[list[str]] = []
-    others: list[list[str]] = []
-    for words in islice(sentences, LOOKED_THROUGH):
-        if len(words) in SHOWN_LENGTHS and 2 * sum(map(is_of_letters, words)) > len(words):
-            chosen.append(words)
-        elif len(others) < count and len(words) <= MOST_WORDS:
-            others.append(words)
-        if len(chosen) == count:
-            break
-    return [*chosen, *others][:count]
+    looked_at = list(islice(sentences, LOOKED_THROUGH))
+    return sorted(looked_at, key=lambda words: len(words) not in SHOWN_LENGTHS)[:count]

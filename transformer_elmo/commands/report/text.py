@@ -6,12 +6,6 @@ invisible, and its order is its own affair.
 import unicodedata
 from collections.abc import Iterable
 
-# What joins letters, or keeps them from joining, in Persian, Hindi and their neighbours.
-_JOINERS = "\u200c\u200d"
-
-# Hebrew with points and accents has four, Tibetan a few more.
-_MOST_MARKS = 8
-
 # Control characters have pictures (NUL: U+2400). Lone surrogates, which UTF-8 can't write, and what
 # ends a line or a paragraph have none.
 _PICTURES = dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000), 0x2028, 0x2029], 0xFFFD)
@@ -31,32 +25,6 @@ def is_invisible(text: str) -> bool:
 def code_points(text: str) -> str:
     """A text's characters by number, for one that can't be seen."""
     return " ".join(f"U+{ord(character):04X}" for character in text)
-
-
-def cut(text: str, most: int) -> str:
-    """
-    The beginning of a text: at most `most` characters, or a few less where a letter and its marks
-    would be torn apart. It ends where a letter has more marks than any script gives it, which
-    would be piled up over the lines above.
-    """
-    marks = 0
-    for end, character in enumerate(text[: most + 1]):
-        is_mark = unicodedata.category(character)[0] == "M" or character in _JOINERS
-        marks = marks + 1 if is_mark else 0
-        if marks > _MOST_MARKS:
-            return text[:end]
-        if end == most:
-            return text[: end - marks if marks else end]
-    return text
-
-
-def is_of_letters(word: str) -> bool:
-    """
-    Whether a word consists of letters, with the marks that they have in their script. (`isalpha`
-    takes marks, as those of vowels in Hindi, Thai or pointed Hebrew, for something else.)
-    """
-    kinds = {unicodedata.category(character)[0] for character in word if character not in _JOINERS}
-    return "L" in kinds and kinds <= {"L", "M"}
 
 
 def direction_of(texts: Iterable[str]) -> str | None:
