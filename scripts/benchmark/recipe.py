@@ -4,12 +4,11 @@ quickstart in other sizes, that differ in one thing and share their seed, and so
 and their order of batches.
 
     python scripts/benchmark/recipe.py OUT --text TEXT        a sentence a line, tokenized
-    python scripts/benchmark/recipe.py OUT --brown package --tagger --variants baseline muon
+    python scripts/benchmark/recipe.py OUT --brown package --variants baseline muon
 
 Seed 0 tries all learning rates, the others the one that was best. Each run is a line of
 OUT/recipe.jsonl with its held-out perplexity, exact, after each fifth of its steps; a second call
-goes on with what is missing. With --tagger, a part-of-speech tagger is trained on top of each model
-at its best rate. adaptation.py says how to get Brown.
+goes on with what is missing. adaptation.py says how to get Brown.
 """
 
 import argparse
@@ -82,7 +81,7 @@ def folder_of(out: Path, row: runs.Row) -> Path:
 
 def losses(rows: list[runs.Row], **of: Any) -> dict[int, float]:
     """In nats, by seed."""
-    found = [row for row in rows if of.items() <= row.items() and "curve" in row]
+    found = [row for row in rows if of.items() <= row.items()]
     return {row["seed"]: math.log(row["curve"][-1]) for row in found}
 
 
@@ -128,33 +127,24 @@ def table(options: argparse.Namespace, rows: list[runs.Row]) -> Iterator[str]:
             yield f"| {variant} | {' | '.join(cells)} |"
         yield (
             "\n| at the best rate | pairs | difference | standard error | loss after each fifth "
-            "| CPU seconds | tagger's accuracy, % | against the baseline |"
+            "| CPU seconds |"
         )
-        yield "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |"
-        baseline: list[dict[int, float]] = []
+        yield "| --- | ---: | ---: | ---: | --- | ---: |"
+        baseline: dict[int, float] = {}
         for variant in options.variants:
             of = {"size": size, "variant": variant, "rate": best_rate(options, rows, size, variant)}
-            its = [row for row in rows if of.items() <= row.items() and "curve" in row]
+            its = [row for row in rows if of.items() <= row.items()]
             if not its:
                 continue
-            tags = {
-                row["seed"]: row["accuracy"]
-                for row in rows
-                if of.items() <= row.items() and "accuracy" in row
-            }
-            baseline = baseline or [losses(rows, **of), tags]
-            pairs, mean, error = compared(losses(rows, **of), baseline[0])
+            baseline = baseline or losses(rows, **of)
+            pairs, mean, error = compared(losses(rows, **of), baseline)
             curve = [
                 statistics.fmean(map(math.log, point)) for point in zip(*(r["curve"] for r in its))
             ]
             cells = [f"{variant}, {of['rate']:g}", str(pairs), f"{mean:+.3f}", f"{error:.3f}"]
             cells.append(", ".join(f"{loss:.3f}" for loss in curve))
             cells.append(f"{statistics.fmean(row['seconds'] for row in its):.0f}")
-            if tags:
-                _, mean, error = compared(tags, baseline[1])
-                cells.append(", ".join(f"{value:.2f}" for value in tags.values()))
-                cells.append(f"{mean:+.2f} ({error:.2f})")
-            yield "| " + " | ".join(cells + [""] * (8 - len(cells))) + " |"
+            yield f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -164,7 +154,6 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the results")
     parser.add_argument("--text", type=Path, help="a sentence a line, tokenized (or --brown)")
     parser.add_argument("--brown", type=Path, help="the unpacked npm package")
-    parser.add_argument("--tagger", action="store_true", help="taggers, too; needs --brown")
     parser.add_argument("--sizes", nargs="+", default=["2x128"], help="layers and width")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rates", nargs="+", type=float, default=[0.004, 0.008, 0.016])
@@ -175,10 +164,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a core each")
     parser.add_argument("--cuda-device", type=int, default=-1)
     options = parser.parse_args()
-    if options.brown is None and (options.text is None or options.tagger):
-        parser.error("--text or --brown names the text to train on, and taggers need --brown")
+    if options.brown is None and options.text is None:
+        parser.error("--text or --brown names the text to train on")
     source = runs.brown(options.brown) if options.brown else runs.sentences(options.text)
-    text = runs.write_split(source, options.out, "text", 0 if options.brown else 10**9)
+    text = runs.write_split(source, options.out, "text", runs.MAX_WORDS if options.brown else 10**9)
     file = options.out / "recipe.jsonl"
     # Seed 0 first, which says the best rates.
     context = multiprocessing.get_context("spawn")
@@ -187,18 +176,6 @@ def main() -> None:
         while wanted := missing(options, runs.lines_of(file)):
             for row in side_by_side(partial(run, options, text), wanted):
                 runs.append(file, row)
-    if options.tagger:
-        tagged = runs.write_tagged(options.brown, options.out)
-        for row in [row for row in runs.lines_of(file) if "curve" in row]:
-            best = best_rate(options, runs.lines_of(file), row["size"], row["variant"])
-            of = {name: row[name] for name in ("size", "variant", "rate", "seed")}
-            done = any(of.items() <= r.items() and "accuracy" in r for r in runs.lines_of(file))
-            if row["rate"] == best and not done:
-                archive, dim = folder_of(options.out, row), int(row["size"].partition("x")[2])
-                accuracy = runs.tagger_accuracy(
-                    archive / "model.tar.gz", tagged, row["seed"], options.out / "tagger", dim
-                )
-                runs.append(file, {**of, "accuracy": accuracy})
     print("\n".join(table(options, runs.lines_of(file))))
 
 

@@ -1,4 +1,4 @@
-"""Texts and small models of adaptation.py and recipe.py, and the rows that their runs leave."""
+"""Texts and small models of the programs that train some, and the rows that their runs leave."""
 
 import copy
 import json
@@ -7,6 +7,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from allennlp.commands.train import train_model
 from allennlp.common import Params
 
 import transformer_elmo.plugin  # noqa: F401
 
 CONFIGS = Path(__file__).parents[2] / "training_config"
 HELDOUT, MAX_WORDS = 300, 400_000
-TAGGED = {"train": 600, "validation": 150, "test": 1000}
 Row = dict[str, Any]
 
 torch.set_num_threads(1)
@@ -52,41 +51,22 @@ def sentences(path: Path) -> Iterator[list[str]]:
     return map(str.split, path.read_text("utf-8").splitlines())
 
 
-def drawn(sentences: Iterable[list[str]], max_words: int) -> tuple[list[Any], list[Any]]:
-    """As many sentences as are used, and the others, in a random order that is always the same."""
-    lines = [words for words in sentences if len(words) > 3]
-    random.Random(0).shuffle(lines)
-    num_words = 0
-    for number, words in enumerate(lines):
-        num_words += len(words)
-        if num_words > max_words:
-            return lines[:number], lines[number:]
-    return lines, []
-
-
-def write_parts(folder: Path, name: str, parts: dict[str, list[list[str]]]) -> dict[str, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, lines in parts.items():
-        text = "".join(f"{' '.join(words)}\n" for words in lines)
-        (folder / f"{name}-{part}.txt").write_text(text, "utf-8")
-    return {part: folder / f"{name}-{part}.txt" for part in parts}
-
-
 def write_split(
-    sentences: Iterable[list[str]], folder: Path, name: str, max_words: int = 0
+    sentences: Iterable[list[str]], folder: Path, name: str, max_words: int = MAX_WORDS
 ) -> dict[str, Path]:
-    """Text to train on and text held out, which is the same whatever the number of words."""
-    kept, _ = drawn(sentences, max_words or MAX_WORDS)
-    return write_parts(folder, name, {"heldout": kept[:HELDOUT], "train": kept[HELDOUT:]})
-
-
-def write_tagged(brown_folder: Path, folder: Path) -> dict[str, Path]:
-    """Sentences that no language model has seen, with plain tags, for AllenNLP's tagger."""
-    _, others = drawn(tagged_brown(brown_folder), MAX_WORDS)
-    parts = {}
-    for part, count in TAGGED.items():
-        parts[part], others = [list(map(plain, words)) for words in others[:count]], others[count:]
-    return write_parts(folder, "tagged", parts)
+    """
+    Text to train on and text held out, which is the same whatever the number of words: as many
+    sentences as have so many words, in a random order that is always the same.
+    """
+    lines = [" ".join(words) for words in sentences if len(words) > 3]
+    random.Random(0).shuffle(lines)
+    ends = accumulate(line.count(" ") + 1 for line in lines)
+    lines = [line for line, end in zip(lines, ends) if end <= max_words]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {part: folder / f"{name}-{part}.txt" for part in ("heldout", "train")}
+    for path, part in zip(paths.values(), (lines[:HELDOUT], lines[HELDOUT:])):
+        path.write_text("".join(f"{line}\n" for line in part), "utf-8")
+    return paths
 
 
 def plain(token: str) -> str:
@@ -118,23 +98,6 @@ def quickstart_config(text: dict[str, Path], dim: int, layers: int) -> dict[str,
     model["contextualizer"].update(input_dim=dim, hidden_dim=4 * dim, num_layers=layers)
     config["trainer"].update(checkpointer=None, callbacks=[])
     return config
-
-
-def tagger_accuracy(
-    archive: Path, tagged: dict[str, Path], seed: int, run: Path, dim: int
-) -> float:
-    """That of `pos_tagger.jsonnet`, smaller, on top of a language model that stays as it is."""
-    paths = {"TRAIN_PATH": tagged["train"], "VALIDATION_PATH": tagged["validation"]}
-    variables = {f"TAGGER_{name}": path for name, path in paths.items()}
-    config = config_of("pos_tagger.jsonnet", BIDIRECTIONAL_LM_ARCHIVE_PATH=archive, **variables)
-    config["model"]["encoder"].update(input_size=2 * dim, hidden_size=dim)
-    config["trainer"]["num_epochs"] = 8
-    # Few sentences make few steps.
-    config["trainer"]["optimizer"]["lr"] = 0.01
-    config.update(random_seed=seed, numpy_seed=seed, pytorch_seed=seed)
-    config.update(test_data_path=str(tagged["test"]), evaluate_on_test=True)
-    train_model(Params(config), str(run), force=True)
-    return 100 * float(json.loads((run / "metrics.json").read_text())["test_accuracy"])
 
 
 def lines_of(file: Path) -> list[Row]:

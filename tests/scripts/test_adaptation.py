@@ -22,24 +22,14 @@ def package(tmp_path):
 
 def test_texts(adaptation, package, tmp_path, monkeypatch):
     runs = adaptation.runs
-    monkeypatch.setattr(runs, "MAX_WORDS", 120)
     monkeypatch.setattr(runs, "HELDOUT", 5)
-    monkeypatch.setattr(runs, "TAGGED", {"train": 6, "validation": 4, "test": 7})
-    paths = runs.write_split(runs.brown(package), tmp_path, "brown")
+    paths = runs.write_split(runs.brown(package), tmp_path, "brown", 120)
     read = {name: path.read_text().splitlines() for name, path in paths.items()}
     assert len(read["heldout"]) == 5 and len(read["train"]) == 15
     again = runs.write_split(runs.brown(package), tmp_path, "more", 200)
     assert again["heldout"].read_text() == paths["heldout"].read_text()
-    tagged = runs.write_tagged(package, tmp_path)
-    lines = [line for path in tagged.values() for line in path.read_text().splitlines()]
-    assert len(lines) == 17 and lines[0].split()[0] == "The###at"
-    assert {token.rpartition("###")[2] for token in lines[0].split()} == {
-        *("at", "nn", "vbd", "cd", ".")
-    }
-    assert " 1/2###cd " in lines[0]
-    # What the tagger sees, no language model has.
-    words = [" ".join(token.rpartition("###")[0] for token in line.split()) for line in lines]
-    assert not set(words) & {*read["train"], *read["heldout"]} and len(set(words)) == 17
+    tagged = [runs.plain(token) for token in next(runs.tagged_brown(package))]
+    assert tagged == "The###at dog0###nn chien###nn ran###vbd 1/2###cd .###.".split()
     with pytest.raises(SystemExit, match="no file of Brown"):
         list(runs.brown(tmp_path / "elsewhere"))
 
