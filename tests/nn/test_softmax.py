@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from allennlp.modules.sampled_softmax_loss import SampledSoftmaxLoss as AllenNLPSampledSoftmaxLoss
 
 from tests.nn.kernels.comparing import exact_losses, sampled_losses
 from transformer_elmo.errors import ConfigurationError
@@ -96,8 +95,6 @@ def test_draws():
         assert ids.unique().tolist() == ids.tolist()
         assert ids.min() >= 0 and ids.max() < 200 and ids.numel() == 30
         counts[ids] += 1
-    # Given the first loser's arrival time, one over the chance of being drawn weights each drawn
-    # word without bias: the weights of a word add up to the number of draws.
     frequencies = counts / draws
     assert (frequencies[:-1] - frequencies[1:]).mean() > 0
     # Drawing one after the other with replacement until 30 are distinct, simulated independently.
@@ -111,6 +108,7 @@ def test_draws():
 
 
 def test_weights_of_samples_are_unbiased():
+    """One over the chance of being drawn, given the threshold: a word's add up to the draws."""
     loss = sampled(num_words=60, num_samples=20)
     torch.manual_seed(0)
     weights = torch.zeros(60, dtype=torch.double)
@@ -130,32 +128,6 @@ def test_probabilities_of_rare_words():
     assert ours.dtype == torch.float32
     assert torch.allclose(ours.double(), exact, rtol=1e-6, atol=0)
     assert ours.double().sum().item() == pytest.approx(1.0, abs=1e-6)
-
-
-def mean_gradient(loss, embeddings, targets, draws):
-    total = torch.zeros_like(embeddings)
-    for _ in range(draws):
-        total += torch.autograd.grad(loss(embeddings, targets), embeddings)[0]
-    return total / draws
-
-
-def test_gradient_is_as_near_the_full_one_as_allennlps():
-    """The same measure for both: the mean gradient's distance from that of the full softmax."""
-    torch.manual_seed(0)
-    ours = SampledSoftmaxLoss(20_000, DIM, 100).train()
-    theirs = AllenNLPSampledSoftmaxLoss(20_000, DIM, 100).train()
-    theirs.load_state_dict(ours.state_dict())
-    embeddings = torch.randn(20, DIM, requires_grad=True)
-    targets = torch.randint(20_000, (20,))
-    full_loss = exact_losses(embeddings, *ours.word_weights(), targets).sum()
-    wanted = torch.autograd.grad(full_loss, embeddings)[0]
-    distances = []
-    for loss in (ours, theirs):
-        torch.manual_seed(1)
-        got = mean_gradient(loss, embeddings, targets, 300)
-        distances.append(((got - wanted).norm() / wanted.norm()).item())
-    assert distances[0] < 0.1
-    assert distances[0] < 1.2 * distances[1] + 0.01
 
 
 def test_one_draw_serves_several_directions():
