@@ -5,14 +5,14 @@ import logging
 import math
 import pickle
 import weakref
+from typing import Any, Dict
 
 import numpy as np
 import pytest
 import torch
 
 from tests.small_lm import random_sentences
-from transformer_elmo import TransformerElmo
-from transformer_elmo import memory as out_of_memory
+from transformer_elmo import TransformerElmo, memory
 from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.memory import BatchSplitter, is_out_of_memory
@@ -23,27 +23,7 @@ SENTENCES = random_sentences(24, seed=3)
 @pytest.fixture(autouse=True)
 def no_collection(monkeypatch):
     """What a failure leaves goes away by itself, and looking for more takes its time."""
-    monkeypatch.setattr(out_of_memory.gc, "collect", lambda: 0)
-
-
-class Scarce:
-    """A model's `encode` with memory for few tokens; `failed` are the batches that it refused."""
-
-    def __init__(self, monkeypatch, model, limit):
-        self.failed, self.limit, self.leftovers = [], limit, []
-        stock = model.encode
-
-        def encode(batch):
-            assert not any(tensor() is not None for tensor in self.leftovers)
-            encoded = stock(batch)
-            if encoded.mask.numel() > self.limit:
-                self.failed.append(tuple(encoded.mask.shape))
-                self.leftovers.append(weakref.ref(encoded.layers[-1]))
-                # More than there is.
-                torch.empty(2**60, dtype=torch.uint8)
-            return encoded
-
-        monkeypatch.setattr(model, "encode", encode)
+    monkeypatch.setattr(memory.gc, "collect", lambda: 0)
 
 
 @pytest.fixture
@@ -51,61 +31,66 @@ def elmo(lm_archive):
     return TransformerElmo.open(lm_archive, device="cpu", max_tokens=150)
 
 
-@pytest.mark.parametrize("layers", ["mix", "all", "top", 0])
-def test_vectors(elmo, monkeypatch, layers, caplog):
-    expected = elmo.embed(SENTENCES, layers)
-    scarce = Scarce(monkeypatch, elmo.model, 50)
-    found = elmo.embed(SENTENCES, layers)
-    assert scarce.failed
-    for one, other in zip(found, expected):
-        assert one.shape == other.shape
-        np.testing.assert_allclose(one, other, atol=1e-5)
+@pytest.fixture
+def make_scarce(monkeypatch):
+    """Leaves a model memory for so many tokens; gives the shapes of batches that it refuses."""
+
+    def make_scarce(model, limit):
+        failed, leftovers, stock = [], [], model.encode
+
+        def encode(batch):
+            assert not any(tensor() is not None for tensor in leftovers)
+            encoded = stock(batch)
+            if encoded.mask.numel() > limit:
+                failed.append(tuple(encoded.mask.shape))
+                leftovers.append(weakref.ref(encoded.layers[-1]))
+                # More than there is.
+                torch.empty(2**60, dtype=torch.uint8)
+            return encoded
+
+        monkeypatch.setattr(model, "encode", encode)
+        return failed
+
+    return make_scarce
 
 
-def test_scores(elmo, monkeypatch):
-    expected = elmo.score(SENTENCES, top_k=2)
-    filled = elmo.fill("the ___ sat on the mat")
-    scarce = Scarce(monkeypatch, elmo.model, 50)
-    found = elmo.score(SENTENCES, top_k=2)
-    assert scarce.failed
-    assert [s.tokens for s in found] == [s.tokens for s in expected]
-    for one, other in zip(found, expected):
-        assert one.perplexity == pytest.approx(other.perplexity, rel=1e-5)
-        assert one.combined.ranks == other.combined.ranks
-    assert elmo.fill("the ___ sat on the mat")[0].word == filled[0].word
+def score(elmo):
+    sentences = elmo.score(SENTENCES, top_k=2)
+    ranks = [rank for s in sentences for rank in s.combined.ranks]
+    return [np.array([s.perplexity for s in sentences]), np.array(ranks)]
 
 
-def test_perplexity_counts_every_sentence_once(elmo, monkeypatch):
-    options = {"words_of": ["the", "cat"], "bits_per_character": True}
-    expected = elmo.evaluate(SENTENCES, **options)
-    scarce = Scarce(monkeypatch, elmo.model, 50)
-    found = elmo.evaluate(SENTENCES, **options)
-    assert scarce.failed
-    assert found == pytest.approx(expected, rel=1e-6)
+def evaluate(elmo):
+    metrics = elmo.evaluate(SENTENCES, words_of=["the", "cat"], bits_per_character=True)
+    return [np.array(list(metrics.values()))]
 
 
-def test_segments_of_a_text(elmo, monkeypatch):
-    text = " ".join(SENTENCES)
+def embed_segments(elmo):
     elmo.segment_length = 30
-    (expected,) = elmo.embed([text])
-    scarce = Scarce(monkeypatch, elmo.model, 60)
-    (found,) = elmo.embed([text])
-    assert scarce.failed
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    return elmo.embed([" ".join(SENTENCES)])
 
 
-def test_gradients_flow_through_parts(elmo, monkeypatch):
-    def gradient():
-        vectors, _ = elmo.embed_padded(SENTENCES[:8], track_gradients=True)
-        elmo.model.zero_grad()
-        vectors.sum().backward()
-        return [p.grad.clone() for p in elmo.model.parameters() if p.grad is not None]
+def gradients(elmo):
+    vectors, _ = elmo.embed_padded(SENTENCES[:8], track_gradients=True)
+    elmo.model.zero_grad()
+    vectors.sum().backward()
+    return [p.grad.numpy().copy() for p in elmo.model.parameters() if p.grad is not None]
 
-    expected = gradient()
-    scarce = Scarce(monkeypatch, elmo.model, 50)
-    for one, other in zip(gradient(), expected):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    assert scarce.failed
+
+USES: Dict[Any, Any] = {
+    **{name: lambda elmo, name=name: elmo.embed(SENTENCES, name) for name in ("mix", "all", 0)},
+    **{use.__name__: use for use in (score, evaluate, embed_segments, gradients)},
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=map(str, USES))
+def test_results_are_those_of_the_whole(elmo, make_scarce, use):
+    expected = use(elmo)
+    failed = make_scarce(elmo.model, 50)
+    found = use(elmo)
+    assert failed
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 if use is gradients else 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -116,45 +101,26 @@ def test_gradients_flow_through_parts(elmo, monkeypatch):
         (lambda elmo, text: elmo.perplexity([text, "a cat"]), "need the whole sentence"),
     ],
 )
-def test_a_sentence_that_is_too_long_by_itself(elmo, monkeypatch, use, advice):
-    Scarce(monkeypatch, elmo.model, 30)
+def test_a_sentence_that_is_too_long_by_itself(elmo, make_scarce, use, advice):
+    make_scarce(elmo.model, 30)
     with pytest.raises(ConfigurationError, match=rf"sentence of 52 tokens .*{advice}") as caught:
         use(elmo, "the " * 50)
     # What led to it would hold all that was made.
     assert caught.value.__context__ is None
 
 
-def test_other_errors_are_left_alone(elmo, monkeypatch):
-    calls = []
-
-    def encode(batch):
-        calls.append(batch)
-        raise RuntimeError("something else")
-
-    monkeypatch.setattr(elmo.model, "encode", encode)
-    with pytest.raises(RuntimeError, match="something else"):
-        elmo.embed(SENTENCES)
-    assert len(calls) == 1
-
-
-def test_warnings_name_shape_and_key_and_grow_rare(elmo, monkeypatch, caplog):
-    scarce = Scarce(monkeypatch, elmo.model, 60)
+def test_warnings_name_shape_and_key_and_grow_rare(elmo, make_scarce, caplog):
+    again = pickle.loads(pickle.dumps(elmo))
+    failed = make_scarce(again.model, 60)
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
-            elmo.embed(SENTENCES)
+            again.embed(SENTENCES)
     said = [r.getMessage() for r in caplog.records if "Memory ran out" in r.message]
-    num_split = elmo._splitter.num_split
+    num_split = again._splitter.num_split
     assert len(said) == int(math.log2(num_split)) + 1 < num_split
-    rows, columns = scarce.failed[0]
+    rows, columns = failed[0]
     assert f"{rows} sentences x {columns} tokens" in said[0]
     assert "max_tokens (now 150)" in said[0]
-
-
-def test_it_can_be_pickled_still(elmo, monkeypatch):
-    again = pickle.loads(pickle.dumps(elmo))
-    scarce = Scarce(monkeypatch, again.model, 50)
-    assert len(again.embed(SENTENCES)) == len(SENTENCES)
-    assert scarce.failed and elmo._splitter.num_split == 0
 
 
 @pytest.mark.parametrize(
@@ -171,12 +137,23 @@ def test_it_can_be_pickled_still(elmo, monkeypatch):
 )
 def test_what_is_out_of_memory(error, expected):
     assert is_out_of_memory(error) is expected
+    calls = []
 
+    def function(items):
+        calls.append(items)
+        if len(items) == 4:
+            raise error
+        return items
 
-def test_an_allocation_that_fails_is_out_of_memory():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
+    def run():
+        return BatchSplitter().run(function, [1, 2, 3, 4], lambda item: 7, "key", "advice")
+
+    if expected:
+        assert run() == [[1, 2], [3, 4]]
+    else:
+        with pytest.raises(type(error)):
+            run()
+        assert len(calls) == 1
 
 
 def test_parts_are_in_order_and_nothing_of_a_failure_stays():

@@ -87,22 +87,6 @@ def test_neither_direction_sees_the_word_it_predicts(make_model, vocabulary):
     assert not torch.allclose(one[changed:, :DIM], other[changed:, :DIM])
 
 
-def test_distinct_words_from_the_data_loader_are_the_same_function(make_model, vocabulary):
-    model = make_model().eval()
-    source: Any = tensors([*SAME_LENGTH, "the cat"], vocabulary)["source"]
-    characters = source["token_characters"]["elmo_tokens"]
-    rows = characters.flatten(0, 1)
-    words, index = torch.unique(rows[(rows > 0).any(-1)], dim=0, return_inverse=True)
-    table = torch.cat([torch.zeros_like(words[:1]), words])
-    word_index = torch.zeros(characters.shape[:2], dtype=torch.long)
-    word_index[(characters > 0).any(-1)] = index + 1
-    distinct = {"elmo_tokens": table, "word_index": word_index}
-    with torch.no_grad():
-        plain, compact = model(source), model({**source, "token_characters": distinct})
-    for name in plain:
-        assert torch.allclose(plain[name].float(), compact[name].float(), atol=1e-6), name
-
-
 def test_options(make_model, vocabulary):
     batch = tensors(SAME_LENGTH, vocabulary)
     model = make_model().eval()
@@ -187,7 +171,7 @@ def test_fewer_words_than_samples(make_model, vocabulary, tmp_path, caplog):
     model = make_model(**config)
     (said,) = (r.getMessage() for r in caplog.records if r.name.startswith("transformer_elmo"))
     assert (
-        said == "num_samples is 33, and the vocabulary has 33 words: the full softmax is trained."
+        said == "num_samples is 33, and the vocabulary has 33 entries: the full softmax is trained."
     )
     batch = tensors(random_sentences(9), vocabulary)
     loss = model.train()(**batch)["loss"]

@@ -9,6 +9,7 @@ from allennlp.data.fields import ListField, TextField
 from allennlp.data.token_indexers import ELMoTokenCharactersIndexer, TokenIndexer
 from allennlp.models import Model
 from allennlp.models.archival import load_archive
+from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 from allennlp.modules.token_embedders import TokenEmbedder
 
 from tests.small_lm import (
@@ -237,7 +238,6 @@ def test_archives_that_cannot_embed(tmp_path, vocabulary, changes, message):
 def test_equals_the_peer(lm_archive, embedder):
     """allennlp-models' embedder over the same archive, its own classes behind every name."""
     pytest.importorskip("allennlp_models")
-    from allennlp.common import Registrable
     from allennlp_models.lm.models.bidirectional_lm import BidirectionalLanguageModel
     from allennlp_models.lm.modules.seq2seq_encoders.bidirectional_lm_transformer import (
         BidirectionalLanguageModelTransformer,
@@ -246,18 +246,17 @@ def test_equals_the_peer(lm_archive, embedder):
         BidirectionalLanguageModelTokenEmbedder as PeerEmbedder,
     )
 
-    theirs = {
-        "bidirectional_language_model": BidirectionalLanguageModel,
-        "bidirectional_language_model_transformer": BidirectionalLanguageModelTransformer,
-    }
-    saved = {base: dict(names) for base, names in Registrable._registry.items()}
-    try:
-        for names in Registrable._registry.values():
-            names.update({n: (c, None) for n, c in theirs.items() if n in names})
+    with pytest.MonkeyPatch.context() as patch:
+        for base, name, kind in (
+            (Model, "bidirectional_language_model", BidirectionalLanguageModel),
+            (
+                Seq2SeqEncoder,
+                "bidirectional_language_model_transformer",
+                BidirectionalLanguageModelTransformer,
+            ),
+        ):
+            patch.setitem(base._registry[base], name, (kind, None))
         peer = PeerEmbedder(archive_file=str(lm_archive)).eval()
-    finally:
-        for base, names in saved.items():
-            Registrable._registry[base].update(names)
     assert type(peer._lm) is BidirectionalLanguageModel
     assert list(peer.state_dict()) == list(embedder.state_dict())
     tokens = characters([*SENTENCES, ["a"], ["x" * 60, "東京" * 20, "ё"], ["the", "dog", "."] * 20])

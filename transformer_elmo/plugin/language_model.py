@@ -178,7 +178,7 @@ class LanguageModel(Model):
             self._softmax_loss = SoftmaxLoss(num_words, dim)
             if num_samples is not None and making == "new":
                 logger.info(
-                    "num_samples is %s, and the vocabulary has %s words: the full softmax is "
+                    "num_samples is %s, and the vocabulary has %s entries: the full softmax is "
                     "trained.",
                     f"{num_samples:,}",
                     f"{num_words:,}",
