@@ -116,16 +116,12 @@ def _is_view(function: Any) -> bool:
 
 
 def _asked_by() -> str:
-    frame = sys._getframe(1)
-    fallback = "a backward pass"
-    while frame.f_back is not None:
-        name = frame.f_code.co_filename
-        if "/transformer_elmo/" in name:
-            return f"{name.rpartition('/transformer_elmo/')[2]}:{frame.f_lineno}"
-        if "/allennlp/" in name and fallback == "a backward pass":
-            fallback = f"{name.rpartition('/allennlp/')[2]}:{frame.f_lineno}"
+    frame: Any = sys._getframe(1)
+    while frame is not None and "/transformer_elmo/" not in frame.f_code.co_filename:
         frame = frame.f_back
-    return fallback
+    if frame is None:
+        return "a backward pass"
+    return f"{frame.f_code.co_filename.rpartition('/transformer_elmo/')[2]}:{frame.f_lineno}"
 
 
 def moved(thing: Any) -> Any:

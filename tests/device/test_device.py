@@ -153,31 +153,26 @@ def test_losses_and_gradients(make_model, vocabulary, device, changes, training)
     assert_same_gradients(here, there)
 
 
-def gradient_error(model, exact):
-    """The length of the difference of the gradients, by the length of the exact ones."""
-    pairs = zip(model.parameters(), exact.parameters())
-    pairs = [(numbers(p.grad), numbers(e.grad)) for p, e in pairs if e.grad is not None]
-    ours, theirs = (torch.cat([grad.flatten() for grad in of_all]) for of_all in zip(*pairs))
-    return float((ours - theirs).norm() / theirs.norm())
-
-
 @pytest.mark.parametrize("way", ["bfloat16", "float16 by autocast"])
-def test_half_precision_is_as_good_as_the_cpus(make_model, vocabulary, device, way):
-    """Both are compared with float32. `use_amp` is made of the second, and scales the loss."""
-    exact, batch = fixed(make_model()), tensors(PADDED, vocabulary)
-    here, there = pair(make_model, device, **(BFLOAT16 if way == "bfloat16" else {}))
-    losses = []
-    for model, source in ((exact, batch), (here, batch), (there, moved(batch, device))):
-        context: Any = nullcontext()
-        if way != "bfloat16" and model is there:
-            context = torch.autocast(device.type, dtype=torch.float16)
-        with context:
-            loss = model.train()(**source)["loss"]
-        loss.backward()
-        losses.append(float(numbers(loss)))
-    assert losses[2] == pytest.approx(losses[0], rel=0.01)
-    error = gradient_error(there, exact)
-    assert error < (1.5 * gradient_error(here, exact) if way == "bfloat16" else 0.02)
+def test_half_precision(make_model, vocabulary, device, way):
+    """`use_amp` is made of the second, and scales the loss."""
+    exact, there = pair(make_model, device)
+    context: Any = torch.autocast(device.type, dtype=torch.float16)
+    if way == "bfloat16":
+        there.precision, context = way, nullcontext()
+    batch = tensors(PADDED, vocabulary)
+    expected = exact.train()(**batch)["loss"]
+    with context:
+        loss = there.train()(**moved(batch, device))["loss"]
+    assert float(numbers(loss)) == pytest.approx(float(numbers(expected)), rel=0.01)
+    expected.backward()
+    loss.backward()
+    pairs = [(p.grad, e.grad) for p, e in zip(there.parameters(), exact.parameters())]
+    ours, theirs = (
+        torch.cat([numbers(grad).flatten() for grad in of_all if grad is not None])
+        for of_all in zip(*pairs)
+    )
+    assert float((ours - theirs).norm() / theirs.norm()) < (0.05 if way == "bfloat16" else 0.01)
 
 
 @pytest.mark.parametrize(

@@ -95,19 +95,6 @@ def test_no_direction_sees_the_other_side_nor_padding():
     assert backward[4:].max() < 1e-6 < backward[:4].max()
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_bfloat16_autocast(activation):
-    encoder = transformer(return_all_layers=False, activation=activation)
-    vectors = torch.randn(*RAGGED.shape, DIM)
-    exact = encoder(vectors, RAGGED)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.allclose(encoder(vectors, RAGGED).float(), exact, atol=0.15)
-        loss = encoder.train()(vectors, RAGGED).float().pow(2).sum()
-    loss.backward()
-    assert all(p.grad.dtype == torch.float32 for p in encoder.parameters())
-    assert all(p.grad.isfinite().all() for p in encoder.parameters())
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -120,11 +120,7 @@ class LanguageModel(torch.nn.Module):
         self.unchecked: Any = None
 
     def check_softmax(self) -> None:
-        """
-        Looks at the softmax's weights, the first time.
-
-        Raises `ConfigurationError` if they are damaged.
-        """
+        """At the first time. Raises `ConfigurationError` if its weights are damaged."""
         if self.unchecked is not None:
             self.unchecked.check()
 

@@ -102,11 +102,11 @@ def making_softmaxes() -> str:
     return _making.get()
 
 
-def _random_weight(*shape: int, embedding_dim: int) -> torch.Tensor:
+def _random_weight(shape: tuple[int, int], embedding_dim: int) -> torch.Tensor:
     if making_softmaxes() == "to be loaded":
-        return torch.empty(*shape)
+        return torch.empty(shape)
     # In place: with 800,000 words, a second copy would be the peak of a whole run's memory.
-    return torch.randn(*shape).div_(math.sqrt(embedding_dim))
+    return torch.randn(shape).div_(math.sqrt(embedding_dim))
 
 
 class Softmax(torch.nn.Module):
@@ -185,7 +185,7 @@ class SampledSoftmaxLoss(Softmax):
                 f"got num_samples = {num_samples} and {num_words} words. Lower model.num_samples, "
                 "or leave it out to train on the full softmax."
             )
-        weight = _random_weight(num_words, embedding_dim, embedding_dim=embedding_dim)
+        weight = _random_weight((num_words, embedding_dim), embedding_dim)
         bias = torch.zeros(num_words)
         self.softmax_w: Any
         self.softmax_b: Any
@@ -283,9 +283,8 @@ class SoftmaxLoss(Softmax):
 
     def __init__(self, num_words: int, embedding_dim: int) -> None:
         super().__init__()
-        self.softmax_w = torch.nn.Parameter(
-            _random_weight(embedding_dim, num_words, embedding_dim=embedding_dim)
-        )
+        weight = _random_weight((embedding_dim, num_words), embedding_dim)
+        self.softmax_w = torch.nn.Parameter(weight)
         self.softmax_b = torch.nn.Parameter(torch.zeros(num_words))
 
     def word_weights(self) -> tuple[torch.Tensor, torch.Tensor]:

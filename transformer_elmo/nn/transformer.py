@@ -161,9 +161,7 @@ class CausalTransformer(torch.nn.Module):
 def positional_encoding(timesteps: int, dim: int) -> torch.Tensor:
     """Sines and cosines of Vaswani et al. 2017, section 3.5. Shape `(1, timesteps, dim)`."""
     places = torch.arange(timesteps, dtype=torch.float32).unsqueeze(1)
-    frequencies = torch.exp(
-        torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim)
-    )
+    frequencies = torch.exp(torch.arange(0, dim, 2) * -(math.log(10000.0) / dim))
     angles = places * frequencies
     return torch.stack([torch.sin(angles), torch.cos(angles)], -1).view(1, timesteps, dim)
 

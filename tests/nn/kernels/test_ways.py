@@ -5,7 +5,11 @@ number.
 
 import contextlib
 import functools
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,6 +216,46 @@ def test_weights_are_cast_together():
             {way: 1} if way else {}
         )
         assert way or made == [weight, weight]
+
+
+# Products of ever new shapes, as the batches of a long text are, in memory that stays flat.
+
+NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+# In a process of its own: what is kept belongs to the process, and is set up once.
+GROWTH = """
+import os, sys, torch
+from transformer_elmo.nn.kernels.linear import product
+
+def megabytes():
+    with open("/proc/self/status") as file:
+        (line,) = [line for line in file if line.startswith("RssAnon")]
+    return int(line.split()[1]) // 1024
+
+torch.set_num_threads(1)
+rows, weight, bias = torch.randn(1200, 64), torch.randn(64, 64), torch.randn(64)
+product(rows[:1], weight, bias)
+before = megabytes()
+for number in range(2, len(rows)):
+    product(rows[:number], weight, bias)
+print(megabytes() - before, *(os.environ[name] for name in sys.argv[1:]))
+"""
+
+
+@needs_onednn
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_memory_does_not_grow_with_the_number_of_shapes():
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    # What the user has set stays.
+    environment.update(
+        {NAMES[0]: "100", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    )
+    command = [sys.executable, "-c", GROWTH, *NAMES]
+    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    megabytes, *values = said.stdout.split()
+    assert values == ["100", "128"]
+    # Some 95 here, and some 600 with all that oneDNN and PyTorch would keep.
+    assert int(megabytes) < 250
 
 
 # The exact softmax, compiled on a GPU. A backend that counts stands in for the one that takes long.

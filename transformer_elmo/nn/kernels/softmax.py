@@ -143,9 +143,8 @@ class _ExactTokenLoss(torch.autograd.Function):
         cast = embeddings.to(ctx.dtype)
         # The gradient of a logit is its probability, less one for the target: first the former.
         grad_embeddings = torch.zeros_like(cast) if needs_embeddings else None
-        grad_weight, grad_bias = None, torch.empty_like(bias)
-        if any(needs_words):
-            grad_weight = torch.empty_like(weight)
+        grad_weight = torch.empty_like(weight) if any(needs_words) else None
+        grad_bias = torch.empty_like(bias)
         with torch.autocast(embeddings.device.type, enabled=False):
             scaled = (cast * grad).to(ctx.dtype)
             start = 0
