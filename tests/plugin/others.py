@@ -24,7 +24,6 @@ from allennlp.predictors import Predictor
 from allennlp.training.callbacks import TrainerCallback
 
 WORDS = "the a cat dog sat ran naïve 東京 mat .".split()
-TYPES = ["tagger", "classifier"]
 
 
 @Predictor.register("words")
@@ -64,17 +63,14 @@ class Trouble(TrainerCallback):
 
 
 def config(kind: str, folder: Path, **trainer: Any) -> Path:
-    embedder = {"token_embedders": {"tokens": {"type": "embedding", "embedding_dim": 1000}}}
-    if kind == "tagger":
-        reader: Dict[str, Any] = {"type": "sequence_tagging"}
-        encoder = {"type": "lstm", "input_size": 1000, "hidden_size": 50}
-        model = {"type": "simple_tagger", "encoder": encoder}
-    else:
+    reader: Dict[str, Any] = {"type": "sequence_tagging"}
+    encoder = {"type": "lstm", "input_size": 1000, "hidden_size": 50}
+    model: Dict[str, Any] = {"type": "simple_tagger", "encoder": encoder}
+    if kind == "classifier":
         reader = {"type": "text_classification_json", "tokenizer": {"type": "just_spaces"}}
-        model = {
-            "type": "basic_classifier",
-            "seq2vec_encoder": {"type": "boe", "embedding_dim": 1000},
-        }
+        encoder = {"type": "boe", "embedding_dim": 1000}
+        model = {"type": "basic_classifier", "seq2vec_encoder": encoder}
+    embedder = {"token_embedders": {"tokens": {"type": "embedding", "embedding_dim": 1000}}}
     content = {
         "dataset_reader": reader,
         "train_data_path": str(folder / f"{kind}.data"),
@@ -125,22 +121,20 @@ def run(name: str, *arguments: Any, largest_file: Optional[int] = None) -> None:
 
 def commands(here: Path) -> None:
     write_data(here)
-    for kind in TYPES:
+    for kind in ("tagger", "classifier"):
         folder, archive = f"{kind}_run", f"{kind}_run/model.tar.gz"
         run(f"{kind}_train", "train", config(kind, here), "-s", folder)
         run(f"{kind}_again", "train", config(kind, here), "-s", folder)
         run(f"{kind}_recover", "train", f"{folder}/config.json", "-s", folder, "--recover")
         outputs = ["--output-file", f"{kind}.metrics", "--predictions-output-file", f"{kind}.out"]
-        run(f"{kind}_evaluate", "evaluate", archive, f"{kind}.data", *outputs)
         overrides = ["-o", '{"trainer.num_epochs": 3}']
-        run(f"{kind}_overridden", "evaluate", archive, f"{kind}.data", *overrides)
+        run(f"{kind}_evaluate", "evaluate", archive, f"{kind}.data", *outputs, *overrides)
         inputs = [archive, "input", "--predictor", "words"]
         run(f"{kind}_predict", "predict", *inputs, "--output-file", f"{kind}.predicted")
         run(f"{kind}_unwritable", "predict", *inputs, "--output-file", "nowhere/file")
-        wrong = ["-o", '{"model.text_field_embedder.token_embedders.tokens.embedding_dim": "x"}']
-        run(f"{kind}_wrong", "train", config(kind, here), "-s", f"{kind}_w", *wrong)
-        unknown = ["-o", '{"model.bogus": 1}']
-        run(f"{kind}_unknown", "train", config(kind, here), "-s", f"{kind}_u", *unknown)
+        for name, value in (("text_field_embedder.token_embedders", "x"), ("bogus", 1)):
+            wrong = ["-o", json.dumps({f"model.{name}": value})]
+            run(f"{kind}_{name}", "train", config(kind, here), "-s", f"{kind}_{name}", *wrong)
         for trouble in ("interrupted", "nan"):
             path = config(kind, here, callbacks=[{"type": "trouble", "kind": trouble}])
             run(f"{kind}_{trouble}", "train", path, "-s", f"{kind}_{trouble}_run")

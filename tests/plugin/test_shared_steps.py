@@ -129,7 +129,7 @@ def test_what_a_step_is():
     assert trainer.data_loader.dealt_to == 2
     first = resuming._step_of_run(Trainer(2), None)
     assert first == {"processes": 1, "accumulation": 2, "batches_per_epoch": None}
-    with pytest.raises(ConfigurationError, match=r"num_gradient_accumulation_steps to 6\."):
+    with pytest.raises(ConfigurationError, match=r"num_gradient_accumulation_steps to 6 div"):
         resuming._step_of_run(Trainer(5), BEGUN)
     with pytest.raises(ConfigurationError, match="Only the data loader language_modeling"):
         resuming._step_of_run(Trainer(6, object()), BEGUN)
@@ -138,5 +138,5 @@ def test_what_a_step_is():
 def test_a_number_that_does_not_divide_a_step(monkeypatch):
     monkeypatch.setattr(resuming, "several_processes", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 4)
-    with pytest.raises(ConfigurationError, match="that divides it: 1, 2, 3, 6, and trainer"):
+    with pytest.raises(ConfigurationError, match="that divides it, 1, 2, 3, 6, and set trainer"):
         resuming._step_of_run(Trainer(1), BEGUN)

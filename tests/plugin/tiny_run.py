@@ -23,9 +23,7 @@ from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
 
 
 class TinyModel(Model):
-    """
-    Remembers its training batches, and depends on each and on dropout.
-    """
+    """Remembers its training batches, and depends on each and on dropout."""
 
     def __init__(self, vocab):
         super().__init__(vocab)
@@ -42,9 +40,7 @@ class TinyModel(Model):
 
 
 class Kill(TrainerCallback):
-    """
-    Kills the process after a number of steps.
-    """
+    """Kills the process after a number of steps."""
 
     def __init__(self, serialization_dir, steps):
         super().__init__(serialization_dir)

@@ -14,45 +14,30 @@ from tests.small_lm import experiment_config
 from transformer_elmo.errors import ConfigurationError
 
 
-class TestWeights:
-    """Of a language model, by the config beside them."""
-
-    @pytest.fixture(autouse=True)
-    def config(self, tmp_path):
-        (tmp_path / "config.json").write_text('{"model": {"type": "language_model"}}')
-
-    @pytest.mark.parametrize("new_format", [True, False])
-    def test_good_ones_are_allennlps(self, tmp_path, new_format):
-        state = {"a": torch.arange(3.0), "b.c": torch.ones(2, 2)}
-        path = tmp_path / "weights.th"
-        torch.save(state, path, _use_new_zipfile_serialization=new_format)
-        read = nn_util.read_state_dict(path)
-        assert list(read) == ["a", "b.c"]
-        assert torch.equal(read["a"], state["a"])
-        assert list(nn_util.read_state_dict(path, strip_prefix="b.", strict=False)) == ["a", "c"]
-        assert list(nn_util.read_state_dict(path, ignore=["^a$"])) == ["b.c"]
-
-    @pytest.mark.parametrize("new_format", [True, False])
-    def test_no_pickle_is_run(self, tmp_path, new_format):
-        torch.save(Hostile(), tmp_path / "w.th", _use_new_zipfile_serialization=new_format)
-        (tmp_path / "plain.th").write_bytes(pickle.dumps(Hostile()))
-        for name in ("w.th", "plain.th"):
-            with pytest.raises(ConfigurationError, match=rf"{name} holds something other than"):
-                nn_util.read_state_dict(tmp_path / name)
-        # Without a config it's anyone's, and torch's own refusal.
-        (tmp_path / "config.json").unlink()
-        with pytest.raises(pickle.UnpicklingError):
-            nn_util.read_state_dict(tmp_path / "w.th")
-        assert not Hostile.was_run
-
-    @pytest.mark.parametrize("content", [b"", b"weights", bytes(5000), None])
-    def test_damaged_ones_are_told_by_name(self, tmp_path, content):
-        if content is None:
-            torch.save([torch.ones(1)], tmp_path / "weights.th")
-        else:
-            (tmp_path / "weights.th").write_bytes(content)
+@pytest.mark.parametrize("new_format", [True, False])
+def test_weights_of_a_language_model(tmp_path, new_format):
+    """Which they are by the config beside them."""
+    (tmp_path / "config.json").write_text('{"model": {"type": "language_model"}}')
+    state = {"a": torch.arange(3.0), "b.c": torch.ones(2, 2)}
+    path = tmp_path / "weights.th"
+    torch.save(state, path, _use_new_zipfile_serialization=new_format)
+    read = nn_util.read_state_dict(path)
+    assert list(read) == ["a", "b.c"] and torch.equal(read["a"], state["a"])
+    assert list(nn_util.read_state_dict(path, strip_prefix="b.", strict=False)) == ["a", "c"]
+    assert list(nn_util.read_state_dict(path, ignore=["^a$"])) == ["b.c"]
+    # No pickle is run, and what is damaged is told by its name.
+    torch.save(Hostile(), path, _use_new_zipfile_serialization=new_format)
+    hostile = path.read_bytes()
+    for content in (hostile, pickle.dumps(Hostile()), b"", bytes(5000)):
+        path.write_bytes(content)
         with pytest.raises(ConfigurationError, match=r"weights\.th"):
-            nn_util.read_state_dict(tmp_path / "weights.th")
+            nn_util.read_state_dict(path)
+    # Without a config it's anyone's, and torch's own refusal.
+    (tmp_path / "config.json").unlink()
+    path.write_bytes(hostile)
+    with pytest.raises(pickle.UnpicklingError):
+        nn_util.read_state_dict(path)
+    assert not Hostile.was_run
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def test_the_step_is_skipped_and_its_sentences_are_written(
 
 
 def test_too_many_in_a_row(make, tmp_path):
-    trainer = make(range(6, 50), max_bad_steps=3)
+    # Some among others don't end it.
+    trainer = make([1, 2, 4, *range(6, 50)], max_bad_steps=3)
     with pytest.raises(ConfigurationError, match=r"3 steps in a row .*trainer\.max_bad_steps"):
         trainer.train()
     assert len(trainer.model.seen) == 8
@@ -96,12 +97,6 @@ def test_too_many_in_a_row(make, tmp_path):
     assert len(again.model.seen) == 12
     # Nothing is written of steps that are fine.
     assert not (tmp_path / "out" / "bad_steps.jsonl").exists()
-
-
-def test_some_among_others_dont_end_it(make):
-    trainer = make([2, 3, 5, 6, 8, 9], max_bad_steps=3)
-    trainer.train()
-    assert len(trainer.model.seen) == 20
 
 
 def test_outside_of_training_a_nan_is_a_nan(make):

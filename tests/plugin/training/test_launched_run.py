@@ -110,4 +110,4 @@ def test_another_number_of_processes(tmp_path):
     # Too few batches a step.
     assert ended(start(ALONE, config, begun, recover=True)) == [1]
     said = begun.with_suffix(".said").read_text()
-    assert "Set trainer.num_gradient_accumulation_steps to 2." in said
+    assert "divides it, 1, 2, and set trainer.num_gradient_accumulation_steps to 2 divided" in said

@@ -25,24 +25,22 @@ def spawned(function, args=(), nprocs=3):
         stopper.has_workers = False
 
 
-def kill(rank):
+def end(rank, how):
     if rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(600)
-
-
-def leave(rank):
-    if rank == 1:
-        os._exit(3)
+        how()
     time.sleep(600)
 
 
 @pytest.mark.parametrize(
-    "function, said", [(kill, "was killed by SIGKILL"), (leave, "ended with exit code 3")]
+    "how, said",
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL"),
+        (lambda: os._exit(3), "ended with exit code 3"),
+    ],
 )
-def test_the_one_that_is_lost_is_named_and_the_others_end(function, said):
+def test_the_one_that_is_lost_is_named_and_the_others_end(how, said):
     with pytest.raises(ProcessLostError, match=rf"Process 1 of the run {said}.*--recover"):
-        spawned(function)
+        spawned(end, (how,))
     assert not multiprocessing.active_children()
 
 
@@ -68,8 +66,7 @@ def send_when_begun(folder, target):
     target()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("to", ["all", "one"])
+@pytest.mark.parametrize("number, to", [(signal.SIGTERM, "all"), (signal.SIGINT, "one")])
 def test_all_stop_after_the_same_step(tmp_path, number, to):
     def send():
         child = multiprocessing.active_children()[1].pid

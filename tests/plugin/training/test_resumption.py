@@ -23,7 +23,7 @@ def corpus(tmp_path):
 
 
 # Steps before the first checkpoint, within epochs, and at their ends.
-@pytest.mark.parametrize("accumulate, kills", [(1, [3, 10, 20, 47]), (3, [6, 12])])
+@pytest.mark.parametrize("accumulate, kills", [(1, [3, 20, 47]), (3, [6, 12])])
 def test_killed_again_and_again_it_ends_with_the_same_weights(corpus, tmp_path, accumulate, kills):
     assert run(corpus, tmp_path / "whole", None, accumulate) == 0
     whole = torch.load(tmp_path / "whole" / "result")
@@ -36,8 +36,13 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(corpus, tmp_path, 
     assert 0 < len(killed["seen"]) < len(whole["seen"])
     assert killed["seen"] == whole["seen"][-len(killed["seen"]) :]
     assert killed["validation"] == whole["validation"]
-    for name, weight in whole["weights"].items():
-        assert torch.equal(weight, killed["weights"][name]), name
+    weights_are_the_same(killed["weights"], whole["weights"])
+
+
+def weights_are_the_same(first, second):
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
 
 
 @pytest.mark.parametrize("written", [True, False])
@@ -52,50 +57,35 @@ def test_killed_after_its_best_epoch_it_ends_with_the_best_weights(corpus, tmp_p
         # Killed between the checkpoint and this.
         best.unlink()
     assert run(corpus, tmp_path / "killed", None, 1, "+loss") == 0
-    killed = torch.load(tmp_path / "killed" / "result")
-    for weights in (killed["weights"], torch.load(best)):
-        for name, weight in whole["weights"].items():
-            assert torch.equal(weight, weights[name]), name
+    weights_are_the_same(torch.load(tmp_path / "killed" / "result")["weights"], whole["weights"])
+    weights_are_the_same(torch.load(best), whole["weights"])
 
 
-def test_without_it_the_batches_are_the_same(corpus, tmp_path):
-    directory = tmp_path / "out"
-    whole = make_trainer(corpus, directory, callback=None)
-    whole.train()
-    checkpointer = Checkpointer(str(directory), keep_most_recent_by_count=None)
-    for checkpoint in checkpointer._find_all_checkpoints():
-        if checkpoint > (1, 8):
-            checkpointer._remove_checkpoint(*checkpoint)
-    again = make_trainer(corpus, directory, callback=None)
-    again.train()
-    assert 0 < len(again.model.seen) < len(whole.model.seen)
-    assert again.model.seen == whole.model.seen[-len(again.model.seen) :]
-    assert again._total_batches_completed == whole._total_batches_completed
+@pytest.mark.parametrize("named", [True, False])
+def test_all_goes_on_from_the_middle(corpus, tmp_path, named):
+    """The data, the optimizer and a moving average, in one process."""
 
-
-def test_a_moving_average_goes_on(corpus, tmp_path):
-    def train(directory):
-        trainer = make_trainer(corpus, directory)
+    def train():
+        callback = ResumeDataCallback if named else None
+        trainer = make_trainer(corpus, tmp_path / "out", callback=callback)
         trainer._moving_average = ExponentialMovingAverage(
             trainer.model.named_parameters(), decay=0.9
         )
-        metrics = trainer.train()
-        return trainer, metrics, torch.load(directory / "best.th")
+        return trainer, trainer.train(), torch.load(tmp_path / "out" / "best.th")
 
-    whole, metrics, best = train(tmp_path / "out")
+    whole, metrics, best = train()
     checkpointer = Checkpointer(str(tmp_path / "out"), keep_most_recent_by_count=None)
     for checkpoint in checkpointer._find_all_checkpoints():
         if checkpoint > (1, 8):
             checkpointer._remove_checkpoint(*checkpoint)
-    again, metrics_again, best_again = train(tmp_path / "out")
+    again, metrics_again, best_again = train()
     assert 0 < len(again.model.seen) < len(whole.model.seen)
+    assert again.model.seen == whole.model.seen[-len(again.model.seen) :]
+    assert again._total_batches_completed == whole._total_batches_completed
     assert metrics_again["validation_loss"] == metrics["validation_loss"]
-    for name, weight in whole.model.state_dict().items():
-        assert torch.equal(weight, again.model.state_dict()[name]), name
-        assert torch.equal(best[name], best_again[name]), name
-        assert torch.equal(
-            whole._moving_average._shadows[name], again._moving_average._shadows[name]
-        )
+    weights_are_the_same(again.model.state_dict(), whole.model.state_dict())
+    weights_are_the_same(best_again, best)
+    weights_are_the_same(again._moving_average._shadows, whole._moving_average._shadows)
 
 
 def test_processes_that_are_more_than_before_have_random_numbers_of_their_own():
@@ -119,25 +109,19 @@ def test_needs_a_loader_that_can_be_told_where_to_go_on(corpus, tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("callback", [None, ResumeDataCallback])
-def test_another_corpus_of_the_same_size_is_noticed(corpus, tmp_path, callback):
-    make_trainer(corpus, tmp_path / "out", callback=callback, num_epochs=1).train()
+def test_other_data_is_noticed(corpus, tmp_path):
+    make_trainer(corpus, tmp_path / "out", num_epochs=1).train()
+    again = make_trainer(corpus, tmp_path / "out", callback=None)
+    words = again.model.vocab._index_to_token["tokens"]
+    words[3], words[4] = words[4], words[3]
+    said = r"vocabulary.* is now 52 words .* and was 52 words"
+    with pytest.raises(ConfigurationError, match=said):
+        again.train()
+    # Of the same size.
     shard = corpus / "1"
     shard.write_text("\n".join(shard.read_text().split("\n")[::-1]))
     with pytest.raises(ConfigurationError, match=r"the corpus's content is now .* and was"):
-        make_trainer(corpus, tmp_path / "out", callback=callback).train()
-
-
-@pytest.mark.parametrize("callback", [None, ResumeDataCallback])
-def test_another_vocabulary_is_noticed(corpus, tmp_path, callback):
-    make_trainer(corpus, tmp_path / "out", callback=callback, num_epochs=1).train()
-    again = make_trainer(corpus, tmp_path / "out", callback=callback)
-    words = again.model.vocab._index_to_token["tokens"]
-    words[3], words[4] = words[4], words[3]
-    with pytest.raises(
-        ConfigurationError, match=r"vocabulary.* is now 52 words .* and was 52 words"
-    ):
-        again.train()
+        make_trainer(corpus, tmp_path / "out").train()
 
 
 def test_best_weights_that_a_kill_left_out_are_made_up_for(corpus, tmp_path):
@@ -150,8 +134,7 @@ def test_best_weights_that_a_kill_left_out_are_made_up_for(corpus, tmp_path):
     again = make_trainer(corpus, tmp_path / "out", callback=None, num_epochs=2)
     again._validation_data_loader = None
     again.train()
-    for name, weight in trainer.model.state_dict().items():
-        assert torch.equal(weight, torch.load(best)[name]), name
+    weights_are_the_same(torch.load(best), trainer.model.state_dict())
 
 
 def metrics_files(folder):

@@ -83,21 +83,17 @@ def test_train_model_takes_the_lock(folder):
     assert (folder / "config.json").exists()
 
 
-def test_a_folder_that_cant_be_written(tmp_path):
+def test_what_cant_be_locked(tmp_path):
     (tmp_path / "file").write_text("")
-    path = tmp_path / "file" / "out"
-    with pytest.raises(ConfigurationError, match="can't be written"), locked(path):
-        pass
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_nothing_to_recover(tmp_path, exists):
-    path = tmp_path / "out"
-    if exists:
-        path.mkdir()
-    with pytest.raises(ConfigurationError, match="nothing to"), locked(path, recover=True):
-        pass
-    assert path.exists() == exists
+    for name, recover, said in (
+        ("file/out", False, "can't be written"),
+        ("new", True, "nothing to recover"),
+        ("", True, "no run's folder"),
+    ):
+        path = tmp_path / name
+        with pytest.raises(ConfigurationError, match=said), locked(path, recover):
+            prepare(config_with(), path, recover, False)
+    assert sorted(os.listdir(tmp_path)) == [LOCK, "file"]
 
 
 def test_killed_before_it_wrote_anything(tmp_path):
@@ -181,14 +177,6 @@ def test_a_start_without_a_checkpoint_gives_way(folder):
     (folder / "notes.txt").write_text("")
     with pytest.raises(ConfigurationError, match="run of another config"):
         prepare(other, folder, recover=False, force=False)
-
-
-def test_a_folder_that_is_no_run(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    for recover in (True, False):
-        with pytest.raises(ConfigurationError, match="no run's folder"):
-            prepare(config_with(), tmp_path, recover, False)
-    assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
 class TestVocabulary:

@@ -102,20 +102,19 @@ def _train_ours(
         "include_package": include_package or [],
         "dry_run": dry_run,
         "file_friendly_logging": file_friendly_logging,
+        "include_in_archive": params.params.get("include_in_archive"),
     }
     run = _Run(params, folder, recover, force, node_rank, options)
     with stopper.listening(), lost_processes_are_named():
         if launch is not None:
-            run.launched(launch, str(serialization_dir))
+            run.launched(launch)
             return None
         with run_folder.locked(run.folder, recover):
             model = run.spawned() if "distributed" in params else run.in_this_process()
-            if dry_run:
-                return None
-            archive_model(run.folder, include_in_archive=run.include_in_archive)
-    if return_model and model is None:
+            run.archive()
+    if return_model and model is None and not dry_run:
         return Model.load(params, run.folder)
-    return None if return_model is False else model
+    return None if return_model is False or dry_run else model
 
 
 @dataclass
@@ -130,16 +129,18 @@ class _Run:
     # Of AllenNLP's worker.
     options: Dict[str, Any]
 
-    def __post_init__(self) -> None:
-        self.include_in_archive = self.params.params.get("include_in_archive")
-
     def begin(self) -> bool:
         """Makes the folder this run's. Returns whether a run goes on there."""
         goes_on = run_folder.prepare(self.params, self.folder, self.recover, self.force)
         self.params.to_file(str(self.folder / CONFIG))
         Meta.new().to_file(self.folder / META_NAME)
-        archival.verify_include_in_archive(self.include_in_archive)
+        archival.verify_include_in_archive(self.options["include_in_archive"])
         return goes_on
+
+    def archive(self) -> None:
+        """What a run leaves behind."""
+        if not self.options["dry_run"]:
+            archive_model(self.folder, include_in_archive=self.options["include_in_archive"])
 
     def drop_what_is_done(self) -> None:
         """What the workers don't know."""
@@ -155,10 +156,7 @@ class _Run:
             if trains_language_model(self.params.as_dict(quiet=True)):
                 given = self.params.params.pop("vocabulary", {})
                 self.params["vocabulary"] = {"type": "lm_of_run", "given": given}
-        include = self.include_in_archive
-        return train._train_worker(
-            0, self.params, str(self.folder), include_in_archive=include, **self.options
-        )
+        return train._train_worker(0, self.params, str(self.folder), **self.options)
 
     def vocabulary(self, logged: bool = False) -> Dict[str, Any]:
         """
@@ -195,7 +193,6 @@ class _Run:
             node_rank=self.node_rank,
             **dict(zip(("primary_addr", "primary_port", "world_size"), place)),
             distributed_device_ids=section["cuda_devices"],
-            include_in_archive=self.include_in_archive,
             distributed_params=Params(rest),
             **self.options,
         )
@@ -226,20 +223,19 @@ class _Run:
             stopper.has_workers = False
         return None
 
-    def launched(self, launch: Launch, folder: str) -> None:
+    def launched(self, launch: Launch) -> None:
         """Trains as one of the processes that torchrun has started."""
         section = distributed_section(self.params.params, launch)
         self.params.params["distributed"] = section
         meeting = Meeting(launch)
-        meeting.check_same_folder(folder)
         is_first = launch.local_rank == 0
         with run_folder.locked(self.folder, self.recover) if is_first else nullcontext():
             self.params["vocabulary"] = meeting.prepared(self.vocabulary)
             self.drop_what_is_done()
             worker = self.worker(section, launch.address, launch.port, launch.world_size)
             worker(launch.local_rank)
-            if is_first and not self.options["dry_run"]:
-                archive_model(self.folder, include_in_archive=self.include_in_archive)
+            if is_first:
+                self.archive()
 
 
 def _find_learning_rate_model(

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.kernels.sparse_gradients import several_processes
@@ -139,34 +140,16 @@ class Meeting:
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
-        # With torchrun there is a store at the address; otherwise the first process has it, and
-        # torch finds it there again when it makes the process group.
-        hosts = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         try:
-            store = dist.TCPStore(
-                launch.address,
-                launch.port,
-                is_master=hosts,
-                timeout=timedelta(seconds=SECONDS_TO_MEET),
-                wait_for_workers=False,
-                multi_tenant=True,
-            )
+            # As torch meets later, when it makes the process group.
+            wait = timedelta(seconds=SECONDS_TO_MEET)
+            store, _, _ = next(rendezvous("env://", timeout=wait))
         except (RuntimeError, ValueError) as error:
             raise ConfigurationError(
                 f"Process {launch.rank} can't meet the others at {launch.address}:{launch.port} "
                 f"({error}). MASTER_ADDR must be the machine of process 0, MASTER_PORT free there."
             ) from None
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"transformer_elmo/{attempt}", store)
-
-    def check_same_folder(self, folder: str) -> None:
-        """Raises `ConfigurationError` if the processes of the run were given different ones."""
-        first = self._store.compare_set("folder", "", folder).decode()
-        if first != folder:
-            raise ConfigurationError(
-                "The processes that torchrun has started are those of one run, and have different "
-                f"folders (-s): {first} and {folder}."
-            )
+        self._store = dist.PrefixStore("transformer_elmo", store)
 
     def prepared(self, prepare: Callable[[], Dict[str, Any]]) -> Dict[str, Any]:
         """What `prepare` gives, which the first process of each machine calls."""

@@ -333,17 +333,12 @@ def _step_of_run(trainer: Any, begun: Optional[Dict[str, Any]]) -> Dict[str, Any
         return begun
     num_batches = begun["processes"] * begun["accumulation"]
     if processes * accumulation != num_batches:
-        numbers = [n for n in range(1, num_batches + 1) if num_batches % n == 0]
-        advice = f"Set trainer.num_gradient_accumulation_steps to {num_batches // processes}."
-        if processes not in numbers:
-            advice = (
-                f"Go on with a number of processes that divides it: {', '.join(map(str, numbers))}"
-                f", and trainer.num_gradient_accumulation_steps {num_batches} divided by that."
-            )
+        numbers = ", ".join(str(n) for n in range(1, num_batches + 1) if num_batches % n == 0)
         raise ConfigurationError(
             f"A step of this run is {num_batches} batches ({begun['processes']} processes x "
             f"{begun['accumulation']}), and {processes} processes x {accumulation} were asked for. "
-            + advice
+            f"Go on with a number of processes that divides it, {numbers}, and set "
+            f"trainer.num_gradient_accumulation_steps to {num_batches} divided by that."
         )
     if not hasattr(loader, "resume"):
         raise ConfigurationError(
