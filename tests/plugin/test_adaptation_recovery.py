@@ -16,12 +16,12 @@ from allennlp.commands.train import train_model_from_file
 from allennlp.training.callbacks import TrainerCallback
 
 from tests.plugin.test_adaptation import CONFIG, work  # noqa: F401
-from tests.plugin.tiny_run import Kill, forked
+from tests.plugin.tiny_run import Signal, forked, weights_are_the_same
 from transformer_elmo import ConfigurationError, TransformerElmo
 
 
 @TrainerCallback.register("kill_at", exist_ok=True)
-class KillAt(Kill):
+class KillAt(Signal):
     """
     Kills the process at a step that isn't in the config: all runs have the same one.
     """
@@ -29,7 +29,7 @@ class KillAt(Kill):
     at = -1
 
     def __init__(self, serialization_dir):
-        super().__init__(serialization_dir, self.at)
+        super().__init__(serialization_dir, at=self.at)
 
 
 def train(folder, kill_at, recover, seed):
@@ -59,10 +59,7 @@ def test_the_same_bits(work, capfd):  # noqa: F811
     assert Path("out/vocabulary/tokens.txt").read_text() == words
     assert Path("out/config.json").read_text() == Path("config.json").read_text()
     for name in ("best.th", "model_state_e3_b0.th"):
-        whole, recovered = torch.load(f"whole/{name}"), torch.load(f"out/{name}")
-        assert whole.keys() == recovered.keys()
-        for key, tensor in whole.items():
-            assert torch.equal(tensor, recovered[key]), (name, key)
+        weights_are_the_same(torch.load(f"whole/{name}"), torch.load(f"out/{name}"))
     elmo = TransformerElmo.open("out/model.tar.gz")
     assert elmo.perplexity("new.txt") == TransformerElmo.open("whole").perplexity("new.txt")
 

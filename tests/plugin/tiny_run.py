@@ -1,8 +1,10 @@
 """A tiny model's training run, for tests of what happens to runs."""
 
+import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 
 import torch
@@ -19,6 +21,7 @@ from allennlp.training.learning_rate_schedulers import NoamLR
 from transformer_elmo import LanguageModelingDataLoader, SimpleLanguageModelingDatasetReader
 from transformer_elmo.plugin.training.checkpointer import CrashSafeCheckpointer
 from transformer_elmo.plugin.training.resuming import ResumeDataCallback
+from transformer_elmo.plugin.training.stopping import stopper
 from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
 
 
@@ -39,27 +42,28 @@ class TinyModel(Model):
         return {"loss": self.output(vectors.mean((0, 1))).pow(2).sum() + vectors.mean()}
 
 
-class Kill(TrainerCallback):
-    """Kills the process after a number of steps."""
+class Signal(TrainerCallback):
+    """Sends its process a signal: after so many steps, or at an epoch, a batch, and in training."""
 
-    def __init__(self, serialization_dir, steps):
+    def __init__(self, serialization_dir, number=signal.SIGKILL, at=None):
         super().__init__(serialization_dir)
-        self.steps = steps
+        self.number, self.at = number, at
 
     def on_batch(self, trainer, *args, is_training=True, **kwargs):
-        if is_training and trainer._total_batches_completed == self.steps:
-            os.kill(os.getpid(), signal.SIGKILL)
+        steps, place = trainer._total_batches_completed, (*args[3:5], is_training)
+        if self.at == place or (is_training and self.at == steps):
+            os.kill(os.getpid(), self.number)
 
 
 def make_trainer(
     corpus,
     directory,
-    kill_after=None,
     accumulate=1,
     metric="-loss",
     callback=ResumeDataCallback,
     model=TinyModel,
     num_epochs=3,
+    others=(),
     **options,
 ):
     prepare_environment(Params({}))
@@ -90,7 +94,7 @@ def make_trainer(
         ),
         learning_rate_scheduler=NoamLR(optimizer, model_size=4, warmup_steps=10),
         cuda_device=torch.device("cpu"),
-        callbacks=[*callbacks, Kill(str(directory), kill_after)],
+        callbacks=[*callbacks, *others],
         num_gradient_accumulation_steps=accumulate,
         enable_default_callbacks=False,
         run_confidence_checks=False,
@@ -98,25 +102,28 @@ def make_trainer(
     )
 
 
-def train(corpus, directory, kill_after, accumulate, metric="-loss"):
-    trainer = make_trainer(corpus, directory, kill_after, accumulate, metric)
+def train(corpus, directory, number, at, options):
+    logging.basicConfig(filename=directory.parent / "log", level="INFO", force=True)
+    sys.argv = ["allennlp", "train", "my config.json", "-s", str(directory), "--force"]
     # A run that goes on must not depend on the state that its process begins with.
-    torch.manual_seed(kill_after or 0 if any(directory.glob("model_state*")) else 1)
-    metrics = trainer.train()
-    metrics.pop("training_duration")
-    torch.save(
-        {
-            "seen": trainer.model.seen,
-            "weights": trainer.model.state_dict(),
-            "steps": trainer._total_batches_completed,
-            "validation": metrics["validation_loss"],
-        },
-        directory / "result",
-    )
+    seed = 7 if any(directory.glob("model_state*")) else 1
+    with stopper.listening():
+        trainer = make_trainer(
+            corpus, directory, others=[Signal(str(directory), number, at)], **options
+        )
+        torch.manual_seed(seed)
+        metrics = trainer.train()
+    result = {
+        "seen": trainer.model.seen,
+        "weights": trainer.model.state_dict(),
+        "steps": trainer._total_batches_completed,
+        "validation": metrics["validation_loss"],
+    }
+    torch.save(result, directory / "result")
 
 
-def run(*arguments):
-    return forked(train, *arguments)
+def run(corpus, directory, number=signal.SIGKILL, at=None, **options):
+    return forked(train, corpus, directory, number, at, options)
 
 
 def forked(target, *arguments):
@@ -143,3 +150,9 @@ def write_corpus(folder):
         ]
         (folder / str(shard)).write_text("\n".join(lines))
     return folder
+
+
+def weights_are_the_same(first, second):
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name

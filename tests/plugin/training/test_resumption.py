@@ -10,7 +10,7 @@ from allennlp.training.callbacks import ShouldValidateCallback
 from allennlp.training.checkpointer import Checkpointer
 from allennlp.training.moving_average import ExponentialMovingAverage
 
-from tests.plugin.tiny_run import make_trainer, run, write_corpus
+from tests.plugin.tiny_run import make_trainer, run, weights_are_the_same, write_corpus
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.training import resuming
 from transformer_elmo.plugin.training.resuming import ResumeDataCallback
@@ -22,41 +22,65 @@ def corpus(tmp_path):
     return write_corpus(tmp_path / "corpus")
 
 
-# Steps before the first checkpoint, within epochs, and at their ends.
-@pytest.mark.parametrize("accumulate, kills", [(1, [3, 20, 47]), (3, [6, 12])])
-def test_killed_again_and_again_it_ends_with_the_same_weights(corpus, tmp_path, accumulate, kills):
-    assert run(corpus, tmp_path / "whole", None, accumulate) == 0
-    whole = torch.load(tmp_path / "whole" / "result")
-    for steps in kills:
-        assert run(corpus, tmp_path / "killed", steps, accumulate) == -signal.SIGKILL
-    assert run(corpus, tmp_path / "killed", None, accumulate) == 0
-    killed = torch.load(tmp_path / "killed" / "result")
-
-    assert killed["steps"] == whole["steps"]
-    assert 0 < len(killed["seen"]) < len(whole["seen"])
-    assert killed["seen"] == whole["seen"][-len(killed["seen"]) :]
-    assert killed["validation"] == whole["validation"]
-    weights_are_the_same(killed["weights"], whole["weights"])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A corpus, and what a run leaves that nothing stops: with batches accumulated, and without."""
+    folder = tmp_path_factory.mktemp("whole")
+    corpus = write_corpus(folder / "corpus")
+    assert [run(corpus, folder / str(n), accumulate=n) for n in (1, 3)] == [0, 0]
+    return corpus, {n: torch.load(folder / str(n) / "result") for n in (1, 3)}
 
 
-def weights_are_the_same(first, second):
-    assert first.keys() == second.keys()
-    for name, weight in first.items():
-        assert torch.equal(weight, second[name]), name
+KILL, TERM, INT = -signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    "accumulate, ends",
+    [
+        # Before the first checkpoint, within epochs, and at their ends.
+        (1, [(KILL, 3), (KILL, 20), (KILL, 47)]),
+        (3, [(KILL, 6), (KILL, 12)]),
+        # Between checkpoints, at an epoch's last step, and in validation.
+        (1, [(TERM, (0, 2, True)), (INT, (0, 20, True))]),
+        (1, [(TERM, (1, 3, False)), (TERM, (2, 20, False))]),
+    ],
+)
+def test_ended_again_and_again_it_ends_with_the_same_bits(whole, tmp_path, accumulate, ends):
+    corpus, expected = whole[0], whole[1][accumulate]
+    out = tmp_path / "out"
+    for code, at in ends:
+        number = abs(code) % 128
+        assert run(corpus, out, number, at, accumulate=accumulate) == code
+        if code == KILL:
+            continue
+        epoch, batch, is_training = at
+        steps, name = batch if is_training else 20, signal.Signals(number).name
+        log = (tmp_path / "log").read_text().splitlines()
+        *_, line = [line for line in log if "Stopped by" in line]
+        assert f"Stopped by {name} after {steps} steps of epoch {epoch}." in line
+        assert line.endswith(f"allennlp train 'my config.json' -s {out} --recover")
+        assert (out / f"model_state_e{epoch}_b{steps}.th").exists()
+    assert run(corpus, out, accumulate=accumulate) == 0
+    found = torch.load(out / "result")
+    assert found["steps"] == expected["steps"]
+    assert found["seen"] == expected["seen"][len(expected["seen"]) - len(found["seen"]) :]
+    assert len(found["seen"]) < len(expected["seen"])
+    assert found["validation"] == expected["validation"]
+    weights_are_the_same(found["weights"], expected["weights"])
 
 
 @pytest.mark.parametrize("written", [True, False])
 def test_killed_after_its_best_epoch_it_ends_with_the_best_weights(corpus, tmp_path, written):
     # The highest loss is that of the first epoch.
-    assert run(corpus, tmp_path / "whole", None, 1, "+loss") == 0
+    assert run(corpus, tmp_path / "whole", metric="+loss") == 0
     whole = torch.load(tmp_path / "whole" / "result")
     steps = whole["steps"] // 3 + 1
-    assert run(corpus, tmp_path / "killed", steps, 1, "+loss") == -signal.SIGKILL
+    assert run(corpus, tmp_path / "killed", at=steps, metric="+loss") == KILL
     best = tmp_path / "killed" / "best.th"
     if not written:
         # Killed between the checkpoint and this.
         best.unlink()
-    assert run(corpus, tmp_path / "killed", None, 1, "+loss") == 0
+    assert run(corpus, tmp_path / "killed", metric="+loss") == 0
     weights_are_the_same(torch.load(tmp_path / "killed" / "result")["weights"], whole["weights"])
     weights_are_the_same(torch.load(best), whole["weights"])
 
