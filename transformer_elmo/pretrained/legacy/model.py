@@ -230,7 +230,7 @@ def _rename_indexers(
     report: Report,
 ) -> None:
     """Gives every embedder an indexer of its name, which it keeps: the weights have it."""
-    indexers, added = [_indexers(reader) for reader in readers], set()
+    indexers = [_indexers(reader) for reader in readers]
     for embedder, said in as_object(mapping, path).items():
         at = f"{path}.{embedder}"
         names = _indexer_names(said, embedders.get(embedder))
@@ -243,7 +243,7 @@ def _rename_indexers(
         for known in indexers:
             if name not in known:
                 refuse(at, said, f"no token indexer is named {name}.")
-            if embedder in known and embedder not in added:
+            if embedder in known:
                 advice = (
                     f"the token indexer {embedder} is another one, and an embedder takes the "
                     "indexer of its own name in AllenNLP 2."
@@ -251,7 +251,6 @@ def _rename_indexers(
                 refuse(at, said, advice)
             # Not the same object: whoever reads a config takes it apart.
             known[embedder] = copy.deepcopy(known[name])
-        added.add(embedder)
         report.moved(at, said, f"dataset_reader.token_indexers.{embedder}", f"as {name}")
 
 
