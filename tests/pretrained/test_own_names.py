@@ -8,10 +8,8 @@ from transformer_elmo.pretrained.archive import own_names
 from transformer_elmo.pretrained.legacy.own_names import with_stock_names
 
 LM = {"type": "bidirectional-language-model"}
-ON_TOP = {
-    "type": "simple_tagger",
-    "text_field_embedder": {"token_embedders": {"elmo": {"type": "language_model_token_embedder"}}},
-}
+TAGGER = {"type": "simple_tagger"}
+EMBEDDERS = {"token_embedders": {"elmo": {"type": "language_model_token_embedder"}}}
 TEXT = json.dumps(
     {
         "dataset_reader": {
@@ -25,21 +23,24 @@ TEXT = json.dumps(
         "spacy": "from_files",
     }
 )
+OURS = TEXT.replace('"type": "spacy"', '"type": "lm_spacy"').replace(
+    'tokenizer": "spacy"', 'tokenizer": "lm_spacy"'
+)
+OURS = OURS.replace('"type": "from_files"', '"type": "lm_from_files"')
 
 
-@pytest.mark.parametrize("model", [LM, ON_TOP, {"type": "from_pretrained_lm", "archive_file": "a"}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        LM,
+        {**TAGGER, "text_field_embedder": EMBEDDERS},
+        {"type": "from_pretrained_lm", "archive_file": "a"},
+    ],
+)
 def test_there_and_back(model):
     config = {**json.loads(TEXT), "model": model}
     new = own_names(config)
-    assert new == {
-        **json.loads(
-            TEXT.replace('"type": "spacy"', '"type": "lm_spacy"')
-            .replace('tokenizer": "spacy"', 'tokenizer": "lm_spacy"')
-            .replace('"type": "from_files"', '"type": "lm_from_files"')
-        ),
-        "model": model,
-    }
-    assert own_names(new) == new
+    assert new == {**json.loads(OURS), "model": model} == own_names(new)
     stock, changes = with_stock_names(new)
     assert stock == config == {**json.loads(TEXT), "model": model}
     assert {change.path for change in changes} == {
@@ -49,27 +50,16 @@ def test_there_and_back(model):
     }
 
 
-def test_the_default_tokenizer():
-    config = {"dataset_reader": {"tokenizer": {"pos_tags": False}}, "model": LM}
-    tokenizer = own_names(config)["dataset_reader"]["tokenizer"]
-    assert tokenizer == {"type": "lm_spacy", "pos_tags": False}
-
-
 @pytest.mark.parametrize(
-    "model",
-    [
-        {"type": "simple_tagger"},
-        "simple_tagger",
-        None,
-        {"type": "from_archive", "archive_file": "none"},
-    ],
+    "model", [TAGGER, "simple_tagger", None, {"type": "from_archive", "archive_file": "none"}]
 )
 def test_others_are_left_alone(model):
     config = {**json.loads(TEXT), "model": model}
     assert own_names(config) is config
 
 
-def test_a_model_that_began_as_another(tmp_path):
+def test_the_default_tokenizer_of_a_model_that_began_as_another(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"dataset_reader": {}, "model": LM}))
-    config = {**json.loads(TEXT), "model": {"type": "from_archive", "archive_file": str(tmp_path)}}
-    assert own_names(config)["vocabulary"]["type"] == "lm_from_files"
+    model = {"type": "from_archive", "archive_file": str(tmp_path)}
+    config = own_names({"dataset_reader": {"tokenizer": {"pos_tags": False}}, "model": model})
+    assert config["dataset_reader"]["tokenizer"] == {"type": "lm_spacy", "pos_tags": False}
