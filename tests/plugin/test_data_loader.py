@@ -322,7 +322,7 @@ def test_passes_that_are_given_up(corpus, monkeypatch):
     before = threading.active_count()
     for _ in range(3):
         next(iter(loader))
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     monkeypatch.setattr(training_stream, "SECONDS_TO_END", 0)
     sentences, busy, overlaps = loader._encoder.sentences, [], []
 
