@@ -228,7 +228,7 @@ class TestEpochs:
         loader = make_loader(path, reader, batch_size=3)
         with caplog.at_level("WARNING"):
             assert numbers_of(loader) == [0, 1, 2, 3, 4]
-        assert "Dropped 5 sentences" in caplog.text
+        assert "dropped 5 sentences" in caplog.text
         assert len(list(loader.iter_instances())) == 5
         kept = make_loader(path, reader, batch_size=3, keep_long_sentences=True)
         assert numbers_of(kept) == list(range(10))

@@ -24,11 +24,14 @@ def test_count_words(path):
     counts = count_words([path, path], start_tokens=["<S>"], quiet=True)
     assert counts["the"] == 8 and counts["<S>"] == 6 and counts["É"] == 4 and counts["é"] == 2
     assert list(counts)[:4] == ["<S>", "the", "cat", "saw"]
+    # The first line alone, which has five words.
+    counts = count_words(path, ["<S>"], ["</S>", "cat"], quiet=True, max_words=5)
+    expected = {"<S>": 1, "the": 2, "cat": 2, "saw": 1, "dog": 1, "</S>": 1}
+    assert list(counts.items()) == list(expected.items())
 
 
 def test_count_words_of_many_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(vocabulary, "_FIRST_TABLE", 20)
-    monkeypatch.setattr(vocabulary, "_ROWS_AT_A_TIME", 500)
     monkeypatch.setattr(read_blocks, "__defaults__", (0, 200))
     rng, names = np.random.default_rng(0), ["x", "été", "long-" * 5, "中文", "\u00a0"]
     lines = [

@@ -597,16 +597,10 @@ class PassLog:
 
     def at(self, pass_number: int, shard: int, paths: list[Path]) -> None:
         """Where the number of batches isn't known, this is how to see what is left."""
-        if self.quiet or len(paths) < 2 or shard == self._shard:
-            return
+        if not self.quiet and len(paths) > 1 and shard != self._shard:
+            place = f"file {shard + 1} of {len(paths)}, {paths[shard]}"
+            logger.info("Pass %d over the corpus: at %s.", pass_number + 1, place)
         self._shard = shard
-        logger.info(
-            "Pass %d over the corpus: at file %d of %d, %s.",
-            pass_number + 1,
-            shard + 1,
-            len(paths),
-            paths[shard],
-        )
 
     def add(self, num_words: int, chunk: Sentences) -> None:
         """Counts what a chunk had."""
@@ -616,29 +610,16 @@ class PassLog:
 
     def end(self, num_sentences: int, num_files: int) -> None:
         """Raises `ConfigurationError` if there was no sentence."""
-        if num_sentences == 0:
-            dropped = ""
-            if self.num_dropped:
-                dropped = (
-                    f", {self.num_dropped} sentences of more than {self.max_length} tokens "
-                    "(max_sequence_length)"
-                )
-            raise ConfigurationError(
-                f"There is no sentence in {self.data_path}: {num_files} files, {self.num_blank} "
-                f"blank lines{dropped}. Expected text, one sentence a line."
-            )
-        if self.quiet:
-            return
-        logger.info(
-            "Read %d words from %s; skipped %d blank lines.",
-            self.num_words,
-            self.data_path,
-            self.num_blank,
-        )
+        found = f"{self.num_blank} blank lines"
         if self.num_dropped:
-            logger.warning(
-                "Dropped %d sentences of %s of more than %s tokens (max_sequence_length).",
-                self.num_dropped,
-                self.data_path,
-                self.max_length,
+            most = f"{self.max_length} tokens (max_sequence_length)"
+            found += f", dropped {self.num_dropped} sentences of more than {most}"
+        if num_sentences == 0:
+            raise ConfigurationError(
+                f"There is no sentence in {self.data_path}: {num_files} files, {found}. Expected "
+                "text, one sentence a line."
             )
+        if not self.quiet:
+            level = logging.WARNING if self.num_dropped else logging.INFO
+            read = f"{self.num_words} words from {self.data_path}"
+            logger.log(level, "Read %s; skipped %s.", read, found)

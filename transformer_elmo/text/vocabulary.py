@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Union
 
 import numpy as np
-from numpy.typing import NDArray
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import folder_written_whole, read_bytes
@@ -25,11 +24,10 @@ from transformer_elmo.text.corpus import (
     decode,
     find_shards,
     has_json,
-    is_blank,
     read_blocks,
     sentences_in,
 )
-from transformer_elmo.text.word_table import WordHashTable, text_bytes, words_at
+from transformer_elmo.text.word_table import WordHashTable, text_bytes, words_at, words_per_line
 from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -125,26 +123,28 @@ def count_words(
     `end_tokens`: counted once before and after the words of each line that isn't blank. `quiet`:
     without a progress bar. `max_words`: lines of more words are left out.
     """
-    boundary_tokens = [*start_tokens, *end_tokens]
+    start_tokens, end_tokens = list(start_tokens), list(end_tokens)
     counter = _WordCounter()
-    num_sentences = 0
-    num_dropped = 0
+    first_words: list[str] = []
+    num_sentences = num_dropped = 0
     for text in _texts(data_path, quiet):
-        text, dropped = _without_long_lines(text, max_words)
-        num_dropped += dropped
-        if boundary_tokens:
-            lines = text.split("\n")
-            found = sum(1 for line in lines if not is_blank(line))
-            if found and not num_sentences:
-                # Counted by itself, so that the end tokens come after its words.
-                first = next(i for i, line in enumerate(lines) if not is_blank(line))
-                counter.add([*start_tokens, *lines[first].split(), *end_tokens])
-                text = "\n".join(lines[first + 1 :])
-            num_sentences += found
-        counter.add_text(text)
+        data = text_bytes(text)
+        if start_tokens or end_tokens or max_words < math.inf:
+            begins, ends, num_words = words_per_line(data)
+            kept = (num_words > 0) & (num_words <= max_words)
+            lines = [data[a:b] for a, b in zip(begins[kept].tolist(), ends[kept].tolist())]
+            num_dropped += int(np.count_nonzero(num_words)) - len(lines)
+            if lines and not num_sentences:
+                first_words = lines[0].decode("utf-8").split()
+            num_sentences += len(lines)
+            data = b"\n".join(lines)
+        counter.add(data)
     counts = counter.total()
-    for token in boundary_tokens:
-        counts[token] += max(0, num_sentences - 1)
+    if num_sentences:
+        # In the order in which they occur, the end tokens come after the first sentence's words.
+        counts = dict.fromkeys([*start_tokens, *first_words, *end_tokens], 0) | counts
+        for token in (*start_tokens, *end_tokens):
+            counts[token] += num_sentences
     if num_dropped:
         logger.warning(
             "Left out %d sentences of %s of more than %g words.", num_dropped, data_path, max_words
@@ -152,22 +152,8 @@ def count_words(
     return counts
 
 
-def _without_long_lines(text: str, max_words: float) -> tuple[str, int]:
-    """A text without its lines of more than so many words, and how many there were."""
-    lines = [] if max_words == math.inf else text.split("\n")
-    # So many words need so many characters, with the spaces between them, which few lines have.
-    long = [i for i, n in enumerate(map(len, lines)) if n > 2 * max_words]
-    long = [i for i in long if len(lines[i].split()) > max_words]
-    for i in long:
-        lines[i] = ""
-    return ("\n".join(lines) if long else text), len(long)
-
-
 # Fewer distinct words than these are counted as fast by a dictionary.
 _FIRST_TABLE = 2**14
-
-# Rows are added up when there are so many.
-_ROWS_AT_A_TIME = 2**21
 
 
 class _WordCounter:
@@ -175,42 +161,27 @@ class _WordCounter:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._hash_table: WordHashTable | None = None
         self._words: list[str] = []
-        self._by_row = np.zeros(0, dtype=np.int64)
-        self._rows: list[NDArray[np.int32]] = []
-        self._num_rows = 0
+        self._hash_table = WordHashTable([], 1)
+        self._by_row = np.zeros(1, dtype=np.int64)
 
-    def add(self, words: list[str]) -> None:
-        self._counts.update(words)
-
-    def add_text(self, text: str) -> None:
-        if self._hash_table is None:
-            self._counts.update(text.split())
-        else:
-            data = text_bytes(text)
+    def add(self, data: bytes) -> None:
+        """Counts the words of what `text_bytes` gives."""
+        if self._words:
             rows, starts, ends = self._hash_table.find(data)
             unknown = np.flatnonzero(rows == 0)
             self._counts.update(words_at(data, starts[unknown], ends[unknown]))
-            self._rows.append(rows)
-            self._num_rows += len(rows)
-            if self._num_rows >= _ROWS_AT_A_TIME:
-                self._add_rows()
+            np.add.at(self._by_row, rows, 1)
+        else:
+            self._counts.update(data.decode("utf-8").split())
         if len(self._counts) >= max(_FIRST_TABLE, 2 * len(self._words)):
             # Again and again, but each time for twice as many words.
-            self.total()
-            self._words = list(self._counts)
+            self._words = list(self.total())
             self._hash_table = WordHashTable(self._words, 1)
             self._by_row = np.zeros(len(self._words) + 1, dtype=np.int64)
 
-    def _add_rows(self) -> None:
-        if self._rows:
-            self._by_row += np.bincount(np.concatenate(self._rows), minlength=len(self._by_row))
-        self._rows, self._num_rows = [], 0
-
     def total(self) -> dict[str, int]:
         """All counts so far, in the order in which the words first occurred."""
-        self._add_rows()
         for row in np.flatnonzero(self._by_row[1:]).tolist():
             self._counts[self._words[row]] += int(self._by_row[row + 1])
         self._by_row[:] = 0
