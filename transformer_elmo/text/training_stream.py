@@ -613,7 +613,7 @@ class PassLog:
         found = f"{self.num_blank} blank lines"
         if self.num_dropped:
             most = f"{self.max_length} tokens (max_sequence_length)"
-            found += f", dropped {self.num_dropped} sentences of more than {most}"
+            found += f", {self.num_dropped} sentences of more than {most}"
         if num_sentences == 0:
             raise ConfigurationError(
                 f"There is no sentence in {self.data_path}: {num_files} files, {found}. Expected "
