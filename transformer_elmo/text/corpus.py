@@ -18,7 +18,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, Union
@@ -142,11 +142,11 @@ def read_sentences(shard: PathOrStr) -> Iterator[TextOrWords]:
     those of :func:`read_blocks`, :func:`decode` and :func:`parse_line`.
     """
     blank_lines = 0
-    for number, line in enumerate(_lines_of_shard(shard), start=1):
-        if is_blank(line):
-            blank_lines += 1
-        else:
-            yield parse_line(line, number=number, shard=shard)
+    for text, line_number in texts_of(shard):
+        blank_lines += len(split_lines(text))
+        for sentence in sentences_in(text, shard, line_number):
+            blank_lines -= 1
+            yield sentence
     if blank_lines:
         logger.info("Skipped %d blank lines of %s.", blank_lines, shard)
 
@@ -154,20 +154,19 @@ def read_sentences(shard: PathOrStr) -> Iterator[TextOrWords]:
 def read_lines(data_path: DataPath) -> Iterator[str]:
     """All lines of what :func:`find_shards` takes, blank ones too, without their ends."""
     for shard in find_shards(data_path):
-        yield from _lines_of_shard(shard)
+        for text, _ in texts_of(shard):
+            yield from split_lines(text)
 
 
-def _lines_of_shard(shard: PathOrStr) -> Iterator[str]:
-    for text, _ in _texts(shard):
-        yield from split_lines(text)
-
-
-def _texts(shard: PathOrStr) -> Iterator[tuple[str, int]]:
-    """A file's blocks, each with the number of its first line."""
+def texts_of(
+    shard: PathOrStr, on_block: Callable[[int], Any] = lambda num_bytes: None
+) -> Iterator[tuple[str, int]]:
+    """A file's blocks, each with the number of its first line; `on_block`: told of their bytes."""
     line_number = 1
     for block in read_blocks(shard):
         yield decode(block, shard, line_number), line_number
         line_number += count_lines_of(block)
+        on_block(len(block))
 
 
 def split_lines(text: str) -> list[str]:
@@ -282,7 +281,7 @@ def count_lines_of(block: bytes) -> int:
 
 def has_sentences(shard: PathOrStr) -> bool:
     """Whether any line of a file isn't blank; all of it is read, so that errors are found."""
-    return sum(bool(text.strip()) for text, _ in _texts(shard)) > 0
+    return sum(bool(text.strip()) for text, _ in texts_of(shard)) > 0
 
 
 def read_blocks(shard: PathOrStr, offset: int = 0, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
@@ -448,17 +447,12 @@ class Shards:
         Raises `ConfigurationError` if a file is gone or may not be what it was: an epoch of two
         different corpora would look like any other.
         """
-        size, time = _look_at(path)
-        if size != self._seen[path][0]:
+        before, now = self._seen[path], _look_at(path)
+        if now != before:
             raise ConfigurationError(
-                f"{path} has changed since the run opened it: it has {size:,} bytes, and had "
-                f"{self._seen[path][0]:,}. Restore it and go on with --recover, or begin a new run."
-            )
-        if time != self._seen[path][1]:
-            raise ConfigurationError(
-                f"{path} was written or touched after the run opened it, so that its text may be "
-                "another. If it isn't, go on with --recover. Else restore it first, or begin a "
-                "new run."
+                f"{path} was written or touched after the run opened it: it had {before[0]:,} "
+                f"bytes, and has {now[0]:,}. If its text is the same, go on with --recover. Else "
+                "restore it first, or begin a new run."
             )
 
 

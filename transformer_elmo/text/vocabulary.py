@@ -20,12 +20,10 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import folder_written_whole, read_bytes
 from transformer_elmo.text.corpus import (
     DataPath,
-    count_lines_of,
-    decode,
     find_shards,
     has_json,
-    read_blocks,
     sentences_in,
+    texts_of,
 )
 from transformer_elmo.text.word_table import WordHashTable, text_bytes, words_at, words_per_line
 from transformer_elmo.with_allennlp import progress_bar
@@ -190,21 +188,13 @@ class _WordCounter:
 
 def _texts(data_path: DataPath, quiet: bool) -> Iterator[str]:
     shards = find_shards(data_path)
-    bar = None
-    if not quiet:
-        num_bytes = sum(os.path.getsize(shard) for shard in shards)
-        bar = progress_bar(
-            total=num_bytes, desc="counting words", unit="B", unit_scale=True, unit_divisor=1024
-        )
+    num_bytes = sum(map(os.path.getsize, shards))
+    units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    bar = progress_bar(total=num_bytes, desc="counting words", disable=quiet, **units)
     for shard in shards:
-        line_number = 1
-        for block in read_blocks(shard):
-            yield _plain(decode(block, shard, line_number), shard, line_number)
-            line_number += count_lines_of(block)
-            if bar is not None:
-                bar.update(len(block))
-    if bar is not None:
-        bar.close()
+        for text, line_number in texts_of(shard, bar.update):
+            yield _plain(text, shard, line_number)
+    bar.close()
 
 
 def _plain(text: str, shard: Path, line_number: int) -> str:
