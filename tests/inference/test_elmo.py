@@ -2,7 +2,7 @@
 
 import copy
 import math
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,8 @@ def test_weights_of_the_mix(elmo):
     for weights in ([0.5, -1.0, 3.0], np.array([0.5, -1.0, 3.0], np.float32)):
         expected = [np.tensordot(weights, layers, 1) for layers in everything]
         assert_close(elmo.embed(SENTENCES, weights=weights), expected)
-    assert np.array_equal(elmo.embed(["the"], np.int64(1))[0], elmo.embed(["the"], 1)[0])
+    for one, other in ((np.int64(1), 1), (2, "top"), (-3, 0)):
+        assert np.array_equal(elmo.embed(["the"], one)[0], elmo.embed(["the"], other)[0])
 
 
 def test_order_and_company_change_nothing(elmo, lm_archive):
@@ -155,15 +156,9 @@ def test_without_a_softmax(elmo, lm_archive, tmp_path, kind):
 
 
 def test_perplexity_in_threads(elmo):
-    expected, found = elmo.perplexity(SENTENCES), []
-    threads = [
-        threading.Thread(target=lambda: found.append(elmo.perplexity(SENTENCES))) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [expected] * 4
+    expected = elmo.perplexity(SENTENCES)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(elmo.perplexity, [SENTENCES] * 4)) == [expected] * 4
 
 
 LAYER = "_forward_transformer.layers.1."
@@ -255,6 +250,7 @@ def test_what_cannot_be_done(elmo, tmp_path, lm_archive):
         (lambda: elmo.score(["the"], -1), ValueError, "top_k must not be negative"),
         (lambda: elmo.perplexity([]), ConfigurationError, "no word to predict"),
         (lambda: elmo.perplexity("the cat"), ConfigurationError, "put it in a list"),
+        (lambda: TransformerElmo.open(lm_archive, 99), ConfigurationError, "no device 'cuda:99'"),
         (lambda: TransformerElmo.open(tmp_path / "none"), ConfigurationError, "no archive"),
         (lambda: TransformerElmo.open(lm_archive, "cpu", "half"), ConfigurationError, "precision"),
         (

@@ -5,7 +5,7 @@ import multiprocessing
 import pickle
 import random
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -213,18 +213,9 @@ def test_threads(library, models):
     opened = library(models["characters"])
     sentences = [random.Random(n).choices(WORDS[3:], k=n) for n in range(30)]
     expected = opened.embed(sentences)
-    found = {}
-
-    def work(number):
-        found[number] = opened.embed(sentences)
-
-    threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number in range(4):
-        assert_equal(found[number], expected)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(opened.embed, [sentences] * 4):
+            assert_equal(found, expected)
 
 
 FORKED = {}
