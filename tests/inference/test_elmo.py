@@ -51,6 +51,7 @@ def test_weights_of_the_mix(elmo):
         assert_close(elmo.embed(SENTENCES, weights=weights), expected)
     for one, other in ((np.int64(1), 1), (2, "top"), (-3, 0)):
         assert np.array_equal(elmo.embed(["the"], one)[0], elmo.embed(["the"], other)[0])
+        assert elmo.checked_layers(one) == other
 
 
 def test_order_and_company_change_nothing(elmo, lm_archive):

@@ -96,7 +96,7 @@ def _embed(args: argparse.Namespace, input_file: str, input_digest: str | None) 
     about = {"archive": args.model, "layers": layers, "weights": args.weights}
     settings = {
         **about,
-        "archive": _identity(hub.local(args.model)),
+        "archive": _identity(args.model),
         "input": input_digest or [_identity(str(shard)) for shard in find_shards(input_file)],
         "dtype": args.dtype,
         "input_format": args.input_format,
@@ -138,6 +138,10 @@ def texts_of(input_file: str, input_format: str) -> Iterator[str]:
 
 def _identity(path: str) -> Any:
     """What tells that a file is still the same, or what a model's folder needs of its own."""
+    local = hub.local(path)
+    if local != path:
+        # The folder is called by its commit.
+        return [path, Path(local).name]
     path = str(in_place_of_archive(Path(path)))
     if os.path.isdir(path):
         names = ("config.json", "weights.th", "best.th", "model.safetensors")

@@ -196,8 +196,11 @@ class TransformerElmo:
         - `token`: For a private repository; by default that of `HF_TOKEN` or `hf auth login`.
         """
         name = hub.name_of(os.fspath(path), revision)
-        with becoming_a_model(name):
-            elmo = cls.open(hub.local(name, token), *args, **options)
+        local = hub.local(name, token)
+        try:
+            elmo = cls.open(local, *args, **options)
+        except ConfigurationError as error:
+            raise type(error)(str(error).replace(local, name)) from None
         elmo.name = name
         return elmo
 

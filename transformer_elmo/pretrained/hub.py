@@ -31,6 +31,7 @@ _REASONS = {
     "GatedRepoError": f"its owner gives access on request. Ask for it on its page, and {_LOG_IN}",
     "RepositoryNotFoundError": "the Hub has no such repository, or it is a private one. Check the "
     f"name, or {_LOG_IN}",
+    "HFValidationError": "the Hub has no such names",
     "RevisionNotFoundError": "the repository has no such revision",
     "OfflineModeIsEnabled": "it isn't in the cache, and HF_HUB_OFFLINE keeps it from the Hub",
     "LocalEntryNotFoundError": "it isn't in the cache, and HF_HUB_OFFLINE keeps it from the Hub",
