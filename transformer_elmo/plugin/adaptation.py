@@ -36,7 +36,7 @@ from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.archive import (
     ADAPTED,
     WHOLE_SECTION,
-    merged_section,
+    merged,
     with_its_model,
 )
 from transformer_elmo.text.corpus import DataPath
@@ -100,7 +100,7 @@ class PretrainedLanguageModel(Model):
             key: value.as_dict(quiet=True) if isinstance(value, Params) else value
             for key, value in changes.items()
         }
-        section = merged_section(before, plain)
+        section = merged(before, plain)
         model = Model.from_params(
             Params(copy.deepcopy(section)), vocab=vocab, serialization_dir=serialization_dir
         )

@@ -36,6 +36,7 @@ from transformer_elmo.pretrained.folder import (
     reader_of,
 )
 from transformer_elmo.pretrained.legacy import log_changes, modernize
+from transformer_elmo.pretrained.legacy.overrides import merged
 from transformer_elmo.pretrained.legacy.own_names import with_own_names, with_stock_names
 from transformer_elmo.pretrained.nested_models import (
     EMBEDDERS,
@@ -263,18 +264,8 @@ def with_own_sections(
     section = read_json(folder / WHOLE_SECTION, f"{WHOLE_SECTION} of {shown or folder}")
     own = ("type", "archive_file", "data_path")
     changes = {k: v for k, v in experiment["model"].items() if k not in own}
-    experiment["model"] = merged_section(section, changes)
+    experiment["model"] = merged(section, changes)
     return experiment
-
-
-def merged_section(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of a config with changes: values that are objects are changed in turn."""
-    result = dict(section)
-    for key, value in changes.items():
-        before = result.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        result[key] = merged_section(before, value) if both else value  # type: ignore[arg-type]
-    return result
 
 
 def _resolved_words(folder: Path, shown: str) -> WordList:

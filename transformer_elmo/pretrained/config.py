@@ -3,7 +3,6 @@ What a model is, without its weights: enough to build it, to read sentences as i
 check that weights fit before anything is made.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, astuple, dataclass, field, fields, replace
@@ -96,35 +95,8 @@ class ModelConfig:
         """The same model for vectors alone."""
         return replace(self, softmax=None)
 
-    def check_shapes(self, shapes: Mapping[str, Shape], source: str) -> None:
-        """
-        `shapes`: of the weights, by the names of `core_name`. Raises `ConfigurationError` if these
-        are the weights of another model; it names what differs first.
-        """
-        layers = _count(shapes, r"contextualizer\._forward_transformer\.layers\.(\d+)\.")
-        sizes = [("contextualizer.num_layers", self.contextualizer.num_layers, layers)]
-        gamma = shapes.get("contextualizer._forward_transformer.norm.gamma")
-        if gamma:
-            # Positions are worked out for it.
-            sizes.append(("contextualizer.input_dim", self.contextualizer.input_dim, gamma[0]))
-        if isinstance(self.words, CharactersConfig):
-            filters = _count(shapes, r"words\.convolutions\.(\d+)\.")
-            highways = _count(shapes, r"words\.highways\.(\d+)\.")
-            sizes.append(("words.filters", len(self.words.filters), filters))
-            sizes.append(("words.num_highway", self.words.num_highway, highways))
-        for name, expected, found in sizes:
-            if expected != found:
-                raise ConfigurationError(
-                    f"{source}: the config has {expected} {name}, the weights {found}."
-                )
-        check_sizes(asdict(self), shapes, source)
-
     def build(self) -> LanguageModel:
-        """
-        The model, with random weights.
-
-        Raises `ConfigurationError` if a value isn't possible.
-        """
+        """The model, with random weights. Raises `ConfigurationError` if a value isn't possible."""
         words: torch.nn.Module
         if isinstance(self.words, CharactersConfig):
             own = self.words.own_characters
@@ -159,7 +131,8 @@ class ModelConfig:
         return model
 
 
-# Keys of sizes, beside those that end with `_dim`.
+# Keys of numbers of layers, and of sizes, beside those that end with `_dim`.
+_LAYERS = ("num_layers", "num_highway", "num_filters")
 _SIZES = ("num_embeddings", "num_characters", "num_words", "filters")
 
 
@@ -174,7 +147,7 @@ def check_sizes(section: Any, shapes: Mapping[str, Shape], source: str) -> None:
     """
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     for path, key, value in _numbers(section, "model"):
-        if key in ("num_layers", "num_highway"):
+        if key in _LAYERS:
             limit, what = len(shapes), f"there are only {len(shapes)} weights"
         elif key.endswith("_dim") or key in _SIZES:
             limit, what = largest, f"no dimension of a weight is larger than {largest}"
@@ -185,21 +158,17 @@ def check_sizes(section: Any, shapes: Mapping[str, Shape], source: str) -> None:
 
 
 def _numbers(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, int]]:
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int):
+    """The dotted keys, last keys and values of all whole numbers, and the number of filters."""
+    if isinstance(value, int) and not isinstance(value, bool):
         yield path, key, value
     elif isinstance(value, dict):
         for name, below in value.items():
             yield from _numbers(below, f"{path}.{name}", name)
     elif isinstance(value, (list, tuple)):
+        if path.endswith(".filters"):
+            yield f"{path} (their number)", "num_filters", len(value)
         for number, below in enumerate(value):
             yield from _numbers(below, f"{path}.{number}", key)
-
-
-def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
-    numbers = [int(m[1]) for m in map(re.compile(pattern).match, shapes) if m]
-    return max(numbers, default=-1) + 1
 
 
 def _object(value: Any, source: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
@@ -29,6 +30,7 @@ from transformer_elmo.pretrained.config import (
     ModelConfig,
     WordIdsConfig,
     archive_name,
+    check_sizes,
     core_name,
 )
 from transformer_elmo.pretrained.weights import (
@@ -143,7 +145,7 @@ def model_of(
         elif core is not None and config.softmax is not None:
             # Its rows stay as they are: they are many, and few of them are used.
             state[core] = tensor
-    config.check_shapes(shapes_of(state), source)
+    check_sizes(asdict(config), shapes_of(state), source)
     with torch.device("meta"), softmaxes("to be loaded"):
         model = config.build()
     try:
@@ -155,10 +157,12 @@ def model_of(
             f"{source}: the weights aren't those of the config. {[*differences, error][0]}"
         ) from None
     if missing or unexpected:
+        wrong = ((missing, "are missing"), (unexpected, "have no place"))
         raise ConfigurationError(
             f"{source}: the weights aren't those of the config. "
-            + (f"{len(missing)} are missing, such as {missing[0]}. " if missing else "")
-            + (f"{len(unexpected)} have no place, such as {unexpected[0]}." if unexpected else "")
+            + " ".join(
+                f"{len(names)} {what}, such as {names[0]}." for names, what in wrong if names
+            )
         )
     if isinstance(weights, Weights):
         model.unchecked = weights.unchecked
