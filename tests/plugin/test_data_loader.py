@@ -117,9 +117,8 @@ def assert_allennlps(path, reader, max_tokens, batch_size):
 
 
 READERS: Dict[str, Dict[str, Any]] = {
-    "the fast path": {},
+    "the fast path": {"start_tokens": ["<S>", "x y"], "end_tokens": ["</S>", "й", "."]},
     "no boundary tokens": {"start_tokens": None, "end_tokens": None},
-    "several boundary tokens": {"start_tokens": ["<S>", "x y"], "end_tokens": ["</S>", "й", "."]},
     "lowercase, namespaces, added tokens, no tokens but characters": {
         "token_indexers": {
             "a": {**IDS, "namespace": "lower", "lowercase_tokens": True},
@@ -132,15 +131,8 @@ READERS: Dict[str, Dict[str, Any]] = {
         "token_indexers": {n: {**FAST[n], "token_min_padding_length": 7} for n in FAST}
     },
     "another tokenizer": {"tokenizer": "letters_digits"},
-    "an indexer with tokens of its own": {
-        "token_indexers": {"tokens": {**IDS, "start_tokens": ["<S>"], "end_tokens": ["a", "b"]}}
-    },
-    "an indexer of a feature": {
-        "token_indexers": {
-            "tokens": {**IDS, "feature_name": "pos_", "default_value": "the"},
-            "token_characters": CHARACTERS,
-        }
-    },
+    "tokens of its own": {"token_indexers": {"tokens": {**IDS, "end_tokens": ["a", "b"]}}},
+    "a feature": {"token_indexers": {"t": {**IDS, "feature_name": "pos_", "default_value": "a"}}},
     "characters": {"token_indexers": LETTERS},
 }
 
@@ -164,18 +156,15 @@ class TestSameAsAllenNLP:
         (tmp_path / "text").write_bytes(text.encode("utf-8"))
         assert_allennlps(tmp_path / "text", make_reader(**READERS[name]), 40, 4)
 
-    def test_a_word_that_is_spelled_like_padding_is_an_unknown_word(self, tmp_path):
+    def test_words_like_padding_and_no_unknown_word(self, tmp_path):
         (tmp_path / "text").write_text("a @@PADDING@@ the\n@@PADDING@@\n")
         (batch,) = make_loader(tmp_path / "text", batch_size=9, shuffle=False)
         ids, unknown = batch["source"]["tokens"]["tokens"], 1
         assert ids[1, 2] == ids[0, 1] == unknown
         assert (ids > 0).sum(-1).tolist() == [3, 5]
-
-    def test_vocabulary_without_an_unknown_word(self, tmp_path):
-        (tmp_path / "text").write_text("a b\n")
         reader = make_reader({"tokens": {**IDS, "namespace": "word_labels"}})
         vocab = make_vocabulary(["a", "<S>", "</S>"], ["word_labels"])
-        with pytest.raises(ConfigurationError, match="The word 'b' isn't in the vocabulary"):
+        with pytest.raises(ConfigurationError, match=r"The word '.*' isn't in the vocabulary"):
             list(make_loader(tmp_path / "text", reader, vocab, batch_size=2))
 
     @pytest.mark.parametrize("options", [(FAST, "letters_digits"), (LETTERS, "just_spaces")])
@@ -342,27 +331,19 @@ def test_passes_that_are_given_up(corpus, monkeypatch):
 
 
 class TestResumption:
-    """With several processes: see test_shared_steps."""
+    """Its order: see test_shared_steps."""
 
-    @pytest.mark.parametrize("batches_per_epoch", [None, 9])
-    def test_goes_on_at_any_batch(self, corpus, batches_per_epoch):
-        options = {**CHUNKS, "batches_per_epoch": batches_per_epoch}
-        loader, epochs, states = make_loader(corpus, **options), [], []
-        for epoch in range(3):
-            epochs.append([])
-            states.append((epoch, 0, loader.state_dict()))
-            for batch in loader:
-                epochs[-1].append(own_words(batch))
-                states.append((epoch, len(epochs[-1]), loader.state_dict()))
-        for epoch, count, state in states[::3]:
-            resumed, calls = make_loader(corpus, **options), []
-            resumed.resume(state, epoch, count, lambda: calls.append("called"))  # noqa: B023
-            assert [list(resumed) for _ in range(epoch)] == [[]] * epoch
-            iterator = iter(resumed)
-            assert [next(iterator) for _ in range(count)] == [{}] * count
-            assert not calls
-            assert order_of(iterator) == epochs[epoch][count:] and calls == ["called"]
-            assert [order_of(resumed) for _ in range(epoch + 1, 3)] == epochs[epoch + 1 :]
+    def test_what_was_seen_is_not_read_again(self, corpus):
+        loader, resumed, calls = make_loader(corpus, **CHUNKS), make_loader(corpus, **CHUNKS), []
+        list(loader)
+        iterator = iter(loader)
+        seen = [own_words(next(iterator)) for _ in range(4)]
+        resumed.resume(loader.state_dict(), 1, 4, lambda: calls.append(len(seen)))
+        assert list(resumed) == []
+        again = iter(resumed)
+        assert [next(again) for _ in seen] == [{}] * 4 and not calls
+        assert order_of(again) == order_of(iterator) and calls == [4]
+        assert order_of(resumed) == order_of(loader)
 
     def test_another_corpus_or_setting(self, corpus):
         state = make_loader(corpus, max_tokens=60).state_dict()

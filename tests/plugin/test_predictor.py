@@ -10,7 +10,7 @@ from allennlp.predictors import Predictor
 from tests.small_lm import random_sentences
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import TransformerElmo
-from transformer_elmo.plugin.predictor import RENAMED, LanguageModelPredictor
+from transformer_elmo.plugin.predictor import LanguageModelPredictor
 
 SENTENCES = [*random_sentences(12, seed=21), "unheard-of words 東京"]
 
@@ -84,7 +84,6 @@ def test_what_cannot_be_predicted(archive):
 
 
 def test_old_names(lm_archive, caplog):
-    assert RENAMED.keys() <= set(Predictor.list_available())
     with caplog.at_level("INFO", logger="transformer_elmo"):
         predictor = Predictor.from_path(lm_archive, "sentence-tagger")
     assert type(predictor).__name__ == "TaggerPredictor"

@@ -87,7 +87,7 @@ def test_a_limit_takes_the_first_ones(shards):
     assert sorted(flat(order(shards, replace(SCHEDULE, limit=37)))) == sorted(NAMES[:37])
 
 
-def test_padding_to_a_least_length_counts(shards):
+def test_a_least_length_is_part_of_the_budget(shards):
     schedule = replace(SCHEDULE, max_tokens=100, min_length=50)
     assert {len(batch) for batch in plan(shards, schedule)} <= {1, 2}
 
@@ -137,20 +137,6 @@ def test_the_log(shards, tmp_path, caplog):
     (tmp_path / "text").write_text("\n \nthe the the\n")
     with pytest.raises(ConfigurationError, match="1 files, 2 blank lines, 1 sentences of more"):
         plan(Shards([tmp_path / "text"]), max_words=2)
-
-
-def test_batches_of_two_chunks_are_merged(tmp_path):
-    """Words that no vocabulary has keep their characters."""
-    encoder, arrays = make_encoder(["the"]), []
-    for number, max_lines in enumerate((1, 100)):
-        path = tmp_path / str(number)
-        path.write_text("the new word\nthe other word\n")
-        batches = plan(Shards([path]), Schedule(batch_size=9, max_lines=max_lines), encoder=encoder)
-        whole = batches[0] if len(batches) == 1 else batches[0].merge(batches[1])
-        arrays.append(encoder.arrays(whole.chunk, whole.begin, whole.end)[0])
-    for name, key in (("tokens", "tokens"), ("characters", "elmo_tokens")):
-        rows = [found[name][key] for found in arrays]
-        assert sorted(rows[0].tolist()) == sorted(rows[1].tolist())
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):

@@ -10,16 +10,13 @@ from overrides import overrides
 
 from transformer_elmo.commands.cli import COMMANDS, guarded, module_of
 
-_NAMES = {"embed": "embed", "lm-report": "report"}
-"""From `allennlp`'s name of a command to `transformer-elmo`'s."""
-
 
 class _Command(Subcommand):
     """A command of `transformer-elmo`, which a subclass names, under `allennlp`."""
 
     @overrides
     def add_subparser(self, parser: argparse._SubParsersAction) -> argparse.ArgumentParser:
-        command = _NAMES[self.name]
+        command = self.name.removeprefix("lm-")
         module = module_of(command)
         subparser = parser.add_parser(
             self.name, description=module.DESCRIPTION, help=f"Write {COMMANDS[command]}."

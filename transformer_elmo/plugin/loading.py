@@ -134,10 +134,20 @@ def inner_model(
     if folder is not None and _has_weights(folder, archive_file):
         # The weights are among those of the model on top, and are loaded with them.
         return _without_weights(folder, archive_file, precision)
-    inner, config = _opened(archive_file, precision)
+    with softmaxes("left out"):
+        archive, refusal = load_language_model(archive_file, "a token embedder", _of(precision))
+    if refusal is not None:
+        raise ConfigurationError(
+            f"The language model in {archive_file} has a contextualizer that does not take "
+            "return_all_layers, so its layers cannot be mixed. Use one with a "
+            "bidirectional_language_model_transformer."
+        ) from refusal
+    assert isinstance(archive.model, LanguageModel)
     if folder is not None and folder.is_dir() and is_global_primary():
-        _carry(inner.model.vocab, config, folder_of(folder, archive_file), precision)
-    return inner
+        # AllenNLP's own loading leaves it as it was.
+        config = with_its_model(archive.config.as_dict(quiet=True), archive_file)
+        _carry(archive.model.vocab, config, folder_of(folder, archive_file), precision)
+    return InnerModel(archive.model, archive.dataset_reader)
 
 
 def _has_weights(folder: Path, archive_file: str) -> bool:
@@ -150,21 +160,6 @@ def _has_weights(folder: Path, archive_file: str) -> bool:
 
 def _exists(archive_file: str) -> bool:
     return "://" in archive_file or Path(archive_file).exists()
-
-
-def _opened(archive_file: str, precision: Optional[str]) -> Tuple[InnerModel, Dict[str, Any]]:
-    with softmaxes("left out"):
-        archive, refusal = load_language_model(archive_file, "a token embedder", _of(precision))
-    if refusal is not None:
-        raise ConfigurationError(
-            f"The language model in {archive_file} has a contextualizer that does not take "
-            "return_all_layers, so its layers cannot be mixed. Use one with a "
-            "bidirectional_language_model_transformer."
-        ) from refusal
-    assert isinstance(archive.model, LanguageModel)
-    # AllenNLP's own loading leaves it as it was.
-    config = with_its_model(archive.config.as_dict(quiet=True), archive_file)
-    return InnerModel(archive.model, archive.dataset_reader), config
 
 
 def _carry(

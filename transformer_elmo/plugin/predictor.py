@@ -7,7 +7,6 @@ import json
 import locale
 import logging
 import sys
-from functools import partial
 from typing import Any, List, Optional
 
 from allennlp.common.util import JsonDict
@@ -124,7 +123,7 @@ class LanguageModelPredictor(SentencePredictor):
         return [s.to_json() for s in self._elmo.score_tokens(sentences, self._top_k)]
 
 
-_RENAMED = (
+_DASHED = (
     "constituency-parser biaffine-dependency-parser coreference-resolution next-token-lm "
     "masked-language-model open-information-extraction sentence-tagger semantic-role-labeling "
     "text-classifier textual-entailment"
@@ -132,27 +131,13 @@ _RENAMED = (
 RENAMED = {
     "machine-comprehension": "reading_comprehension",
     "simple_seq2seq": "seq2seq",
-    **{name: name.replace("-", "_") for name in _RENAMED.split()},
+    **{name: name.replace("-", "_") for name in _DASHED.split()},
 }
 
 
-class OldNames(Predictor):
-    """
-    The home of constructors that make a predictor under its old name. The modern class is looked up
-    when it is asked for: whoever has it may not be imported yet.
-    """
-
-
-def _make(name: str, model: Model, *args: Any, **kwargs: Any) -> Predictor:
-    modern = RENAMED[name]
-    logger.info("The predictor %s of AllenNLP 0.x is %s now.", name, modern)
-    if modern == "sentence_tagger" and any(isinstance(p, LanguageModel) for p in model.modules()):
-        modern = "lm_sentence_tagger"
-    return Predictor.by_name(modern)(model, *args, **kwargs)
-
-
-for _name in RENAMED:
-    if _name not in Predictor.list_available():
-        _constructor = _name.replace("-", "_") + "_of_old"
-        setattr(OldNames, _constructor, staticmethod(partial(_make, _name)))
-        Predictor.register(_name, constructor=_constructor)(OldNames)
+def modern_name(name: Optional[str]) -> Optional[str]:
+    """A predictor's name; of one that it had in AllenNLP 0.x only, what it is now."""
+    if name is None or name in Predictor.list_available() or name not in RENAMED:
+        return name
+    logger.info("The predictor %s of AllenNLP 0.x is %s now.", name, RENAMED[name])
+    return RENAMED[name]

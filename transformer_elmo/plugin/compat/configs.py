@@ -18,6 +18,7 @@ from allennlp.predictors import Predictor
 
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.patches import wrap
+from transformer_elmo.plugin.predictor import modern_name
 from transformer_elmo.pretrained import folder as model_folder
 from transformer_elmo.pretrained.allennlp_config import experiment_of
 from transformer_elmo.pretrained.archive import (
@@ -184,6 +185,7 @@ def _from_archive(
     *args: Any,
     **kwargs: Any,
 ) -> Predictor:
+    predictor_name = modern_name(predictor_name)
     if contains_language_model(archive.config.as_dict(quiet=True)):
         # A config that names another archive doesn't say what it is.
         predictor_name = predictor_name or archive.model.default_predictor
