@@ -7,7 +7,7 @@ import pytest
 from allennlp.commands.train import train_model
 from allennlp.common import Params
 
-from tests.small_lm import WORDS, experiment_config
+from tests.small_lm import WORDS, experiment_config, model_config
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.compat.shown_errors import message_of
 from transformer_elmo.plugin.compat.wrong_values import check_config
@@ -19,16 +19,18 @@ EMBEDDER = "model.text_field_embedder.token_embedders.token_characters"
 
 
 @pytest.fixture
-def shown(tmp_path):
+def shown(tmp_path, monkeypatch):
     """What the command line shows of a config with a change."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "train.txt").write_text("the cat sat\n")
-    (tmp_path / "words").mkdir()
-    (tmp_path / "words" / "tokens.txt").write_text("\n".join(["@@UNKNOWN@@", *WORDS]))
-    (tmp_path / "words" / "non_padded_namespaces.txt").write_text("*labels\n")
+    for folder, words in (("words", WORDS), ("counted", ["cat\t12"]), ("spaced", ["cat "])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tokens.txt").write_text("\n".join(["@@UNKNOWN@@", *words]))
+        (tmp_path / folder / "non_padded_namespaces.txt").write_text("*labels\n")
     base = experiment_config(
-        train_data_path=str(tmp_path / "train.txt"),
-        validation_data_path=str(tmp_path / "train.txt"),
-        vocabulary={"type": "from_files", "directory": str(tmp_path / "words")},
+        validation_data_path="train.txt",
+        vocabulary={"type": "from_files", "directory": "words"},
+        model=model_config(num_samples=None),
     )
     base["trainer"]["cuda_device"] = -1
 
@@ -41,7 +43,7 @@ def shown(tmp_path):
         if value == "reduce_on_plateau":
             del config["validation_data_path"]
         with pytest.raises(Exception) as error:
-            train_model(Params(config), str(tmp_path / "run"))
+            train_model(Params(config), "run")
         return message_of(error.value)
 
     return show
@@ -86,6 +88,8 @@ def shown(tmp_path):
         # What only the first step tells.
         (f"{EMBEDDER}.embedding.num_embeddings", 100, f"{EMBEDDER}: no step can be made with it: "),
         (f"{EMBEDDER}.encoder.embedding_dim", 4, f"{EMBEDDER}: no step can be made with it: "),
+        ("vocabulary.directory", "counted", "entry 2, 'cat\\t12', is none that a word of the"),
+        ("vocabulary.directory", "spaced", "entry 2, 'cat ', is none that a word of the"),
         # What AllenNLP finds out after the first epoch.
         ("trainer.learning_rate_scheduler", "reduce_on_plateau", "looks at a metric of validation"),
         ("trainer.validation_metric", "+accuracy", "no metric 'accuracy'. Expected some of loss, "),

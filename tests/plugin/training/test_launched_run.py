@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.plugin.launched import ended, free_port, of_torchrun, start, write_config
+from tests.plugin.tiny_run import weights_are_the_same
 from tests.small_lm import model_config
 
 ALONE: List[Dict[str, str]] = [{}]
@@ -20,9 +21,8 @@ def torchrun(number):
     return [of_torchrun(rank, number, port) for rank in range(number)]
 
 
-def same_weights(first, second):
-    weights, others = (torch.load(folder / "best.th") for folder in (first, second))
-    return all(torch.equal(weight, others[name]) for name, weight in weights.items())
+def check_best(*folders):
+    weights_are_the_same(*(torch.load(folder / "best.th") for folder in folders))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ class TestRuns:
             check=True,
             capture_output=True,
         )
-        assert same_weights(own, tmp_path / "out")
+        check_best(own, tmp_path / "out")
         # Whichever way it goes on.
         assert (own / "config.json").read_text() == (tmp_path / "out/config.json").read_text()
         assert (tmp_path / "out/model.tar.gz").exists()
@@ -66,7 +66,7 @@ class TestRuns:
         assert "--recover, started by torchrun as before" in folder.with_suffix(".said").read_text()
         assert ended(start(machines(), config, folder, recover=True)) == [0, 0]
         for written in (folder, folder / "node1"):
-            assert same_weights(own, written)
+            check_best(own, written)
 
     def test_one_is_killed(self, config, tmp_path):
         folder = tmp_path / "out"

@@ -14,6 +14,8 @@ from allennlp.common import Params
 from allennlp.models import load_archive
 
 from tests.plugin.launched import write_config
+from tests.plugin.tiny_run import weights_are_the_same
+from tests.small_lm import model_config
 from transformer_elmo import TransformerElmo
 from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
@@ -53,6 +55,21 @@ def test_killed_after_its_last_epoch(space, run):
             (space / "run" / name).read_text()
         )
     assert (run / "model.tar.gz").exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_words_that_are_mostly_unknown(tmp_path, share):
+    """One line, at the start of training and of `allennlp evaluate`."""
+    config = write_config(tmp_path, model=model_config(num_samples=None))
+    path = tmp_path / "vocabulary" / "tokens.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[: 3 + int(share * len(lines))]))
+    train(config, tmp_path / "run")
+    log = tmp_path / "run" / "out.log"
+    assert log.read_text().count("are not in the vocabulary") == (share < 1)
+    # The run's log is this process's, from then on.
+    evaluate_from_archive(tmp_path / "run", str(tmp_path / "train.txt"))
+    assert log.read_text().count("are not in the vocabulary") == 2 * (share < 1)
 
 
 STOCK = """
@@ -106,8 +123,7 @@ def test_a_run_of_version_0_2_0_goes_on(space, run):
     expected = torch.load(run / "best.th")
     as_version_0_2_0(run)
     train(space / "config.json", run, recover=True)
-    for name, weight in torch.load(run / "best.th").items():
-        assert torch.equal(weight, expected[name]), name
+    weights_are_the_same(torch.load(run / "best.th"), expected)
 
 
 def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog, capsys):
@@ -119,9 +135,8 @@ def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog, capsys):
     # Stopped within its first epoch.
     (run / "best.th").unlink()
     for path in (run, run / "model.tar.gz"):
-        weights = load_archive(path).model.state_dict()
         last = torch.load(run / "model_state_e2_b0.th")
-        assert all(torch.equal(tensor, last[name]) for name, tensor in weights.items())
+        weights_are_the_same(load_archive(path).model.state_dict(), last)
         assert TransformerElmo.open(path).perplexity([["the", "cat"]]) > 0
     report = ["report", str(run / "model.tar.gz"), "-o", str(tmp_path / "report.html")]
     assert main([*report, "--sentences", str(space / "valid.txt")]) == 0
