@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_output(args.output_file, args.force)
     rules = rules_of(args.language)
-    texts = pieces(paragraphs(lines_of(args.raw)) if args.wrapped else lines_of(args.raw))
+    texts = texts_in(lines_of(args.raw), args.wrapped)
     write_lines(args.output_file, (line for text in texts for line in sentences_in(rules(text))))
 
 
@@ -62,25 +62,24 @@ def sentences_in(document: Any) -> Iterator[str]:
             yield " ".join(words)
 
 
-def paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Lines up to a blank one, or so many that they fill a text."""
-    waiting: list[str] = []
-    size = 0
+def texts_in(lines: Iterable[str], wrapped: bool) -> Iterator[str]:
+    """Lines, or with `wrapped` the paragraphs that they make; long ones in parts."""
+    text = ""
     for line in lines:
-        if waiting and (is_blank(line) or size > MOST_CHARACTERS):
-            yield " ".join(waiting)
-            waiting, size = [], 0
-        waiting.append(line)
-        size += len(line)
-    yield " ".join(waiting)
+        if wrapped and text and not is_blank(line) and len(text) < MOST_CHARACTERS:
+            text += f" {line}"
+        else:
+            yield from _parts(text)
+            text = line
+    yield from _parts(text)
 
 
-def pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Texts, of which long ones are cut at spaces, if they have any."""
-    for text in texts:
-        while len(text) > MOST_CHARACTERS:
-            end = text.rfind(" ", 1, MOST_CHARACTERS)
-            end = MOST_CHARACTERS if end < 0 else end
-            yield text[:end]
-            text = text[end:]
-        yield text
+def _parts(text: str) -> Iterator[str]:
+    """A text, cut at spaces, if it has any, where it is too long."""
+    begin = 0
+    while len(text) - begin > MOST_CHARACTERS:
+        end = text.rfind(" ", begin + 1, begin + MOST_CHARACTERS)
+        end = begin + MOST_CHARACTERS if end < 0 else end
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
