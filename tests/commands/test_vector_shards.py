@@ -116,6 +116,7 @@ def test_damaged_shards(tmp_path, caplog, damage, place, kept):
     else:
         shards[place].unlink()
     assert work(path, 0) == (int(shards[place].stem) if kept else 0)
+    assert sorted(partial_folder(path).glob("*.npz")) == shards[:place]
     assert "is damaged: the work goes on after" in caplog.text
     assert work(path)["again.npz"] == expected
 

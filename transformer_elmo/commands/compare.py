@@ -104,7 +104,7 @@ def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Compa
     streams = (model.score_stream(_sentences(text)) for model in models)
     for (number, line), *scores in zip(numbered, *streams):
         sides = [_words_and_views(*pair) for pair in zip(models, scores)]
-        (words, known, views), (others, also_known, other_views) = sides
+        (words, views), (others, other_views) = sides
         if words != others:
             raise ConfigurationError(
                 f"The models split sentence {number} of {text} differently: {words!r:.60} and "
@@ -113,8 +113,8 @@ def compare(first: TransformerElmo, second: TransformerElmo, text: str) -> Compa
         before = after = 0.0
         count = 0
         for view, other_view in zip(views, other_views):
-            for word, *both_know, one, two in zip(words, known, also_known, view, other_view):
-                if word in shared and all(both_know) and one is not None and two is not None:
+            for word, one, two in zip(words, view, other_view):
+                if word in shared and one is not None and two is not None:
                     gains[word].append(two - one)
                     before, after, count = before + one, after + two, count + 1
         sums.append((before, after, count))
@@ -149,13 +149,12 @@ def _sentences(text: str) -> Iterator[Sentence]:
 
 def _words_and_views(
     model: TransformerElmo, scores: SentenceScores
-) -> tuple[list[str], list[bool], list[list[float | None]]]:
-    """Without boundary tokens: words, whether each is known, and log-probabilities of each side."""
+) -> tuple[list[str], list[list[float | None]]]:
+    """Without boundary tokens: words, and their log-probabilities from each side."""
     start, end = model.num_boundaries
     inside = slice(start, len(scores.tokens) - end)
-    known = [not unknown for unknown in scores.out_of_vocabulary[inside]]
     views = [view.log_probs[inside] for view in (scores.forward, scores.backward) if view]
-    return scores.tokens[inside], known, views
+    return scores.tokens[inside], views
 
 
 def _ratio(sums: NDArray[np.float64]) -> float:
