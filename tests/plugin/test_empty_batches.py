@@ -4,9 +4,8 @@ import pytest
 import torch
 from allennlp.common import Params
 from allennlp.modules import TokenEmbedder
-from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
 
-from tests.small_lm import DIM, model_config, reader_config, tensors
+from tests.small_lm import DIM, reader_config, tensors
 
 EMBEDDERS = ("language_model_token_embedder", "bidirectional_lm_token_embedder")
 
@@ -59,18 +58,3 @@ def test_sentences_without_words_or_boundaries(make_model, vocabulary):
     source = tensors(["", ""], vocabulary, reader)["source"]
     assert source["token_characters"]["elmo_tokens"].shape == (2, 0)
     assert make_model()(source)["lm_embeddings"].shape == (2, 0, 2 * DIM)
-
-
-@pytest.mark.parametrize("all_layers", [False, True])
-def test_contextualizer(all_layers):
-    config = {**model_config()["contextualizer"], "return_all_layers": all_layers}
-    encoder = Seq2SeqEncoder.from_params(Params(config))
-    for is_training in (False, True):
-        encoder.train(is_training)
-        for shape in ((2, 0), (0, 3), (0, 0), (2, 3)):
-            words = torch.zeros(*shape, DIM, requires_grad=True)
-            layers = encoder(words, torch.zeros(shape, dtype=torch.bool))
-            top = layers[-1] if all_layers else layers
-            assert top.shape == (*shape, 2 * DIM)
-            top.sum().backward()
-            assert words.grad is not None and not words.grad.any()

@@ -16,7 +16,6 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import text_fields
 from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator
 from transformer_elmo.plugin.large_batches import key_of
-from transformer_elmo.plugin.text_fields import rows_of, text_field_mask
 from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
 
 NO_MEMORY = "CUDA out of memory. Tried to allocate 9 GiB."
@@ -157,25 +156,6 @@ def test_evaluation(text, vocabulary, make_model, monkeypatch, tmp_path, options
         assert second["perplexity"] == pytest.approx(first["perplexity"], rel=1e-5)
     (said, *_) = (r.getMessage() for r in caplog.records if "Memory ran out" in r.message)
     assert "data_loader.max_tokens (now 500), in validation_data_loader where" in said
-
-
-@OPTIONS
-@torch.no_grad()
-def test_rows_are_as_if_they_had_been_alone(text, vocabulary, make_model, options):
-    model = make_model().eval()
-    (batch,) = loader(text, vocabulary, max_tokens=5000, shuffle=False, **options)
-    source = batch["source"]
-    whole = model.encode(source)
-    for rows in (slice(0, 3), slice(8, 14), slice(18, 19)):
-        part = rows_of(source, range(rows.start, rows.stop))
-        encoded = model.encode(part)
-        mask = text_field_mask(source)[rows]
-        longest = int(mask.sum(-1).max())
-        assert torch.equal(encoded.mask, mask[:, :longest])
-        vectors = encoded.layers[-1][encoded.mask]
-        torch.testing.assert_close(vectors, whole.layers[-1][rows][mask], rtol=1e-4, atol=1e-5)
-        ids = model.token_ids(part)[encoded.mask]
-        assert torch.equal(ids, model.token_ids(source)[rows][mask])
 
 
 def test_the_key_of_other_loaders():

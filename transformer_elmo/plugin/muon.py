@@ -54,21 +54,18 @@ class MuonSparseAdam(DenseSparseAdam):
         # Without those that a group has taken out of training.
         trained = {id(p) for group in self.param_groups for p in group["params"]}
         named = {n: p for n, p in model_parameters if p.dim() == 2 and id(p) in trained}
-        self._matrices: Set[int] = set()
-        for expression in MATRICES if muon is None else muon:
-            matched = {id(p) for name, p in named.items() if re.search(expression, name)}
-            if muon is not None and not matched:
-                raise ConfigurationError(
-                    f"optimizer.muon: {expression!r} is found in the name of no trained parameter "
-                    f"of two dimensions. There are: {_listed(list(named))}."
-                )
-            self._matrices |= matched
-        if not self._matrices:
+        found = {
+            expression: {id(p) for name, p in named.items() if re.search(expression, name)}
+            for expression in (MATRICES if muon is None else muon)
+        }
+        self._matrices: Set[int] = set().union(*found.values())
+        missing = [expression for expression, matched in found.items() if not matched]
+        if missing and (muon is not None or not self._matrices):
             raise ConfigurationError(
-                "muon_sparse_adam found none of the matrices that it is for, those of a "
-                "bidirectional_language_model_transformer that is trained. Name others by regular "
-                "expressions in optimizer.muon, or use dense_sparse_adam. Trained parameters of "
-                f"two dimensions: {_listed(list(named))}."
+                f"optimizer.muon: {missing[0]!r} is found in the name of no trained parameter of "
+                f"two dimensions. There are: {_listed(list(named))}. The default is for a "
+                "bidirectional_language_model_transformer that is trained; elsewhere name matrices "
+                "by regular expressions, or use dense_sparse_adam."
             )
 
     @overrides
