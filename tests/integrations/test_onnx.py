@@ -56,7 +56,7 @@ def assert_close(found, expected):
 
 def test_batches_of_all_shapes(onnxruntime, models):
     ours = OnnxElmo(models["characters"])
-    for shape in ((1, 1), (1, 2), (1, 9), (4, 1), (3, 7), (8, 30), (2, 150)):
+    for shape in ((1, 1), (4, 1), (3, 7), (2, 150)):
         sentences = random_sentences(*shape)
         found = ours.embed(sentences, "all")
         assert_close(found, reference_vectors(models["characters"], sentences))

@@ -259,13 +259,11 @@ class TransformerElmo:
         **options: Any,
     ) -> str:
         """
-        Saves a model folder as the repository `user/model` of the Hub, which is made if it isn't
-        there. Returns its address.
+        Saves a model folder, by the options of `save`, as the repository `user/model` of the Hub,
+        which is made if it isn't there. Returns its address.
 
         - `private`: Whether a new repository is private; by default as the user's account has it.
         - `token`: Of a user who may write there; by default that of `HF_TOKEN` or `hf auth login`.
-        - `message`: The commit's.
-        - `options`: Those of `save`.
 
         Raises `ConfigurationError` as `save` does, and if the Hub can't be reached, or refuses.
         """

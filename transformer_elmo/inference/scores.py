@@ -198,35 +198,23 @@ def score_places(
     parts = []
     for begin in range(0, max(targets.numel(), 1), PLACES_AT_ONCE):
         some = slice(begin, begin + PLACES_AT_ONCE)
-        of_views = [(rows[some], there[some]) for rows, there in views]
-        top = min(top_k, num_words)
-        parts.append(_score_some(weight, bias, of_views, targets[some], top, num_words))
+        words, rows = targets[some], [rows[some] for rows, _ in views]
+        # What a product multiplies: a view that is missing at a place contributes nothing there.
+        factors = [there[some].float().unsqueeze(-1) for _, there in views]
+        weights, biases = weight[words], bias[words].float()
+        own = [(r * weights).sum(-1, dtype=torch.float32) + biases for r in rows]
+        prior = log_word_prior(words).unsqueeze(-1)
+        own = _with_combination([logits.unsqueeze(-1) for logits in own], factors, prior)
+        running = [_Running(logits, words, min(top_k, num_words)) for logits in own]
+        for blocks in zip(*(blocks_of_logits(r, weight, bias) for r in rows)):
+            start, logits = blocks[0]
+            columns = torch.arange(start, start + logits.size(1), device=weight.device)
+            of_views = [logits for _, logits in blocks]
+            combined = _with_combination(of_views, factors, log_word_prior(columns))
+            for view, logits in zip(running, combined):
+                view.add(logits, columns, num_words)
+        parts.append([view.scores() for view in running])
     return [PlaceScores(*map(torch.cat, zip(*view))) for view in zip(*parts)]
-
-
-def _score_some(
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    views: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    targets: torch.Tensor,
-    top_k: int,
-    num_words: int,
-) -> list[PlaceScores]:
-    # What a product multiplies: a view that is missing at a place contributes nothing there.
-    factors = [there.float().unsqueeze(-1) for _, there in views]
-    weights, biases = weight[targets], bias[targets].float()
-    own = [(rows * weights).sum(-1, dtype=torch.float32) + biases for rows, _ in views]
-    prior = log_word_prior(targets).unsqueeze(-1)
-    own = _with_combination([logits.unsqueeze(-1) for logits in own], factors, prior)
-    running = [_Running(logits, targets, top_k) for logits in own]
-    for blocks in zip(*(blocks_of_logits(rows, weight, bias) for rows, _ in views)):
-        start, logits = blocks[0]
-        columns = torch.arange(start, start + logits.size(1), device=weight.device)
-        of_views = [logits for _, logits in blocks]
-        combined = _with_combination(of_views, factors, log_word_prior(columns))
-        for view, logits in zip(running, combined):
-            view.add(logits, columns, num_words)
-    return [view.scores() for view in running]
 
 
 class _Running:

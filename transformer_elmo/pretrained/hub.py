@@ -16,10 +16,7 @@ from transformer_elmo.files import read_json
 from transformer_elmo.optional import needed
 from transformer_elmo.pretrained.folder import CARD, CONFIG, FORMAT, VOCABULARY, WEIGHTS
 
-PREFIX = "hf://"
-
-# What a folder may have beside that, for onnxruntime.
-GRAPH = "model.onnx*"
+PREFIX, GRAPH = "hf://", "model.onnx*"
 
 # With anything behind a slash it is a file, which `cached_path` brings.
 _NAME = re.compile(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([^/@]+|refs/pr/\d+))?")
@@ -104,9 +101,8 @@ def _errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = error
-        if isinstance(error.__cause__, Exception) and "LocalEntry" in type(error).__name__:
-            found = error.__cause__
+        is_local = "LocalEntry" in type(error).__name__
+        found = (is_local and error.__cause__) or error
         kinds = [kind.__name__ for kind in type(found).__mro__]
         reason = next((_REASONS[kind] for kind in kinds if kind in _REASONS), None)
         if reason is None:
