@@ -1,5 +1,4 @@
 import math
-from typing import Any, Dict, List
 
 import pytest
 import torch
@@ -74,19 +73,6 @@ def test_small_losses_are_not_lost_beside_large_ones():
     assert math.isnan(metric.get_metric(reset=True)["perplexity"])
 
 
-def test_neither_direction_sees_the_word_it_predicts(make_model, vocabulary):
-    model = make_model().eval()
-    with torch.no_grad():
-        one, other = (
-            model(**tensors([text], vocabulary))["lm_embeddings"][0]
-            for text in ("the cat sat on mat", "the cat dog on mat")
-        )
-    changed = 3  # with <S> in front
-    assert torch.equal(one[:changed, :DIM], other[:changed, :DIM])
-    assert torch.equal(one[changed + 1 :, DIM:], other[changed + 1 :, DIM:])
-    assert not torch.allclose(one[changed:, :DIM], other[changed:, :DIM])
-
-
 def test_options(make_model, vocabulary):
     batch = tensors(SAME_LENGTH, vocabulary)
     model = make_model().eval()
@@ -119,7 +105,6 @@ def test_unidirectional(make_model, vocabulary):
     [
         ({"type": "language_model"}, "both be bidirectional or both not"),
         ({"precision": "float17"}, "precision must be one of"),
-        ({"num_samples": 0}, "num_samples must be positive and less than"),
         (
             {"contextualizer": {**CONTEXTUALIZER, "input_dim": 64}},
             "dimension 32, but the contextualizer expects an input dimension of 64",
@@ -141,26 +126,6 @@ def test_text_fields_that_do_not_fit(make_model, vocabulary):
     assert "loss" not in make_model()(source)
     with pytest.raises(ConfigurationError, match=r"entries for \['token_characters'\] only"):
         make_model().token_ids(source)
-
-
-LAYOUTS: List[Dict[str, Any]] = [
-    {"num_samples": 8, "sparse_embeddings": True},
-    {"num_samples": 8, "sparse_embeddings": False},
-    {"num_samples": None, "sparse_embeddings": False},
-    {"num_samples": 1000, "sparse_embeddings": True},
-]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_softmax_layouts_convert(make_model, vocabulary, layout):
-    batch = tensors(SAME_LENGTH, vocabulary)
-    reference, model, back = (
-        make_model(**changes).eval() for changes in (LAYOUTS[0], layout, LAYOUTS[0])
-    )
-    model.load_state_dict(reference.state_dict())
-    back.load_state_dict(model.state_dict())
-    for other in (model, back):
-        assert torch.isclose(other(**batch)["loss"], reference(**batch)["loss"], rtol=1e-6)
 
 
 def test_fewer_words_than_samples(make_model, vocabulary, tmp_path, caplog):

@@ -254,13 +254,11 @@ def _word_vectors(archive: Archive, words: List[str]) -> Optional[WordVectors]:
 
 def _tell_other_habits(experiment: Mapping[str, Any], run: Path, source: str) -> None:
     """Warns of a dataset reader that reads otherwise than the archive's."""
-    try:
-        config = read_json(run / CONFIG_NAME)
-    except ConfigurationError:
-        # The model was built by other hands than `allennlp train`.
-        return
-    old, new = experiment.get("dataset_reader"), config.get("dataset_reader")
-    if not isinstance(old, dict) or not isinstance(new, dict):
+    path = run / CONFIG_NAME
+    # Without one, the model was built by other hands than `allennlp train`.
+    new = read_json(path).get("dataset_reader") if path.exists() else None
+    old = experiment["dataset_reader"]
+    if not isinstance(new, dict):
         return
     for key in ("tokenizer", "start_tokens", "end_tokens", "token_indexers"):
         if _meaning(old.get(key)) != _meaning(new.get(key)):

@@ -230,10 +230,9 @@ class LanguageModel(Model):
             num_words = self._softmax_loss.word_weights()[0].size(0)
             if self.vocab.get_vocab_size() > num_words:
                 raise ConfigurationError(
-                    f"The language model was trained to predict {num_words} words, and its "
-                    f"vocabulary now has {self.vocab.get_vocab_size()}: it can't be extended. To "
-                    'go on with other words, take the model "from_pretrained_lm". Elsewhere leave '
-                    'out --extend-vocab and vocabularies of type "extend".'
+                    f"The vocabulary of a language model that predicts {num_words} words can't be "
+                    f"extended to {self.vocab.get_vocab_size()}. To go on with other words, take "
+                    'the model "from_pretrained_lm".'
                 )
         super().extend_embedder_vocab(*args, **kwargs)
 

@@ -8,7 +8,6 @@ import torch
 from allennlp.data import DatasetReader, Token, TokenIndexer, Vocabulary
 from allennlp.data.token_indexers import SingleIdTokenIndexer, TokenCharactersIndexer
 from allennlp.modules.scalar_mix import ScalarMix
-from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
 from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
 from overrides import overrides
 from torch.nn.utils.rnn import pad_sequence
@@ -255,13 +254,8 @@ def _embedded_entry(
     lm: LanguageModel, reader: DatasetReader, archive_file: str
 ) -> Tuple[str, TokenIndexer]:
     """The one entry of the language model's text field that it embeds, and what indexes it."""
-    embedder = lm._text_field_embedder
-    if not isinstance(embedder, BasicTextFieldEmbedder):
-        raise ConfigurationError(
-            f"The language model in {archive_file} has a text field embedder of type "
-            f"{type(embedder).__name__}; only AllenNLP's basic one can be used here."
-        )
-    modules = embedder._token_embedders.items()
+    # Of another embedder than AllenNLP's basic one, nothing is known.
+    modules = getattr(lm._text_field_embedder, "_token_embedders", {}).items()
     names = [name for name, module in modules if not isinstance(module, EmptyEmbedder)]
     indexers = reader_attribute(reader, "token_indexers") or {}
     if len(names) != 1 or names[0] not in indexers:
