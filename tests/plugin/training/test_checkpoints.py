@@ -190,3 +190,4 @@ class TestSaving:
             (folder / name).write_text("half")
         assert trainer._checkpointer.load_checkpoint() is not None
         assert not set(left) & set(os.listdir(folder))
+        assert not list(folder.glob("*.damaged"))
