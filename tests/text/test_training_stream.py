@@ -139,6 +139,19 @@ def test_the_log(shards, tmp_path, caplog):
         plan(Shards([tmp_path / "text"]), max_words=2)
 
 
+def test_batches_of_two_chunks_are_merged(tmp_path):
+    """Words that no vocabulary has keep their characters."""
+    (tmp_path / "text").write_text("the new word\nthe other word\n")
+    encoder, found = make_encoder(["the"]), []
+    for max_lines in (1, 2):
+        schedule = Schedule(batch_size=9, max_lines=max_lines, shuffle=False)
+        first, *rest = plan(Shards([tmp_path / "text"]), schedule, encoder=encoder)
+        batch = first.merge(*rest) if rest else first
+        arrays, _ = encoder.arrays(batch.chunk, batch.begin, batch.end)
+        found.append(arrays["characters"]["elmo_tokens"].tolist())
+    assert found[0] == found[1]
+
+
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     peaks = []
     for number in (2, 20):
