@@ -21,10 +21,8 @@ DIM = 6
 
 
 def rows(num_words, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(num_words + 1, DIM, generator=generator), torch.randn(
-        num_words + 1, generator=generator
-    )
+    torch.manual_seed(seed)
+    return torch.randn(num_words + 1, DIM), torch.randn(num_words + 1)
 
 
 def words(*names):

@@ -34,7 +34,7 @@ from transformer_elmo.nn.kernels.gather_rows import gather_rows
 from transformer_elmo.nn.kernels.layer_norm import cast_norms, layer_norm
 from transformer_elmo.nn.kernels.linear import linear, product
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, merged_rows
-from transformer_elmo.nn.kernels.weight_casts import cast_weights, products_dtype
+from transformer_elmo.nn.kernels.weight_casts import cast_weights
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -279,20 +279,11 @@ def test_in_precision(seed, from_type, to_type, sizes, dim, of_matrices):
 
 
 def test_in_precision_begins_where_products_like_it():
-    groups = [[torch.randn(size, 3)] for size in (1, 5, 7, 2)]
-    made = cast_weights(torch.bfloat16, groups)
+    made = cast_weights(torch.bfloat16, [[torch.randn(size, 3)] for size in (1, 5, 7, 2)])
     first = made[0].data_ptr()
     assert [(tensor.data_ptr() - first) % 32 for tensor in made] == [0] * 4
     # A stretch of memory, and not four.
     assert len({tensor.untyped_storage().data_ptr() for tensor in made}) == 1
-    weight = torch.randn(3)
-    assert cast_weights(torch.float32, [[weight]])[0] is weight
-
-
-def test_products_dtype():
-    assert products_dtype(torch.zeros(1).double()) == torch.float64
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert products_dtype(torch.zeros(1)) == torch.bfloat16
 
 
 # Gradients of few rows.
