@@ -173,10 +173,8 @@ def test_half_the_size(archive, alone, tmp_path, dtype, tolerance):
     assert (folder / "model.safetensors").stat().st_size < 0.55 * size
     again = TransformerElmo.open(folder)
     for one, other in zip(vectors, again.embed(TEXT, "all")):
-        assert other.dtype == np.float32
         assert not one.size or np.abs(one - other).mean() < tolerance
     assert again.perplexity(TEXT) == pytest.approx(perplexity, rel=0.05)
-    assert len(again.fill("the ___ sat")) == 5
     # Written again in full, it is what it had become.
     again.save("full")
     same_vectors(TransformerElmo.open("full").embed(TEXT), again.embed(TEXT))

@@ -12,12 +12,10 @@ from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.common import Params
 from allennlp.data import DataLoader, DatasetReader, Token
 from allennlp.data.batch import Batch
-from allennlp.data.token_indexers import ELMoTokenCharactersIndexer
 from allennlp.models import Model
 from allennlp.models.archival import load_archive
 from allennlp.modules.text_field_embedders import TextFieldEmbedder
 
-from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
 from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.archive import own_names
@@ -108,31 +106,6 @@ def test_outputs_are_the_peers(old_archive, dialect, capsys):
         for sentence in SENTENCES:
             batch = batch_of(archive.dataset_reader, archive.model.vocab, [sentence])
             same(archive.model, model, batch, "loss", "forward_loss", "backward_loss")
-
-
-@pytest.mark.parametrize("bos_eos", [("<S>", "</S>"), None])
-@pytest.mark.parametrize("remove", [True, False])
-def test_embeddings_are_the_peers(old_archive, old_configs, vocabulary, bos_eos, remove):
-    model, path = old_archive("0.8")
-    embedder = BidirectionalLanguageModelTokenEmbedder(
-        str(path), bos_eos_tokens=bos_eos, remove_bos_eos=remove
-    ).eval()
-    layers = peer_model(old_configs["0.8"], vocabulary, return_all_layers=True)
-    layers.load_state_dict(model.state_dict())
-    layers.delete_softmax()
-    layers.eval()
-    indexer = ELMoTokenCharactersIndexer()
-    for sentence in SENTENCES:
-        tokens = [Token(word) for word in sentence.split()]
-        wrapped = [Token(bos_eos[0]), *tokens, Token(bos_eos[1])] if bos_eos else tokens
-        ids = [indexer.tokens_to_indices(t, vocabulary)["elmo_tokens"] for t in (tokens, wrapped)]
-        with torch.no_grad():
-            vectors = embedder(torch.tensor([ids[0]]))
-            output = layers({"token_characters": {"elmo_tokens": torch.tensor([ids[1]])}})
-        words = output["noncontextual_token_embeddings"]
-        expected = sum([torch.cat([words, words], -1), *output["lm_embeddings"]]) / 3
-        expected = expected[:, 1:-1] if remove else expected
-        torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -163,10 +163,9 @@ def is_word_tokenizer(key: str, value: Any) -> bool:
 
 def modern_tokenizer(key: str, old: Any, path: str, report: Report) -> Any:
     """What splits as the `word_splitter` did, if there was one; boundary tokens are still in it."""
-    # One that names no type is of words.
-    is_of_words = key != "character_tokenizer" and isinstance(old, dict)
-    is_default = is_of_words and old.keys() <= WORD_TOKENIZER_KEYS
-    if not is_default and not is_word_tokenizer(key, old):
+    can_be_of_words = key != "character_tokenizer" and isinstance(old, dict)
+    is_of_words = can_be_of_words and old.keys() <= WORD_TOKENIZER_KEYS
+    if not is_of_words and not is_word_tokenizer(key, old):
         return old
     old = {"type": old} if isinstance(old, str) else old
     if old.get("type", "word") != "word":

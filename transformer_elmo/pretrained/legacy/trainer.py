@@ -101,7 +101,7 @@ def modern_trainer(old: Any, batch_size: int | None, report: Report) -> dict[str
             value = _numbers(key, value, report)
         if key in DEFAULTS and value == DEFAULTS[key]:
             report.needless(path, value, "it is the default")
-        elif key == SAVE_INTERVAL and _several(old.get("cuda_device")):
+        elif key == SAVE_INTERVAL and "," in str(old.get("cuda_device")):
             report.dropped(path, value, "training on several devices saves by epochs or batches")
         elif key == ACCUMULATION:
             _accumulate(value, batch_size, config, report)
@@ -164,11 +164,6 @@ def _numbers(key: str, text: str, report: Report) -> Any:
     value = numbers if len(numbers) > 1 else numbers[0]
     report.moved(path, text, path, value)
     return value
-
-
-def _several(cuda_device: Any) -> bool:
-    several = cuda_device.split(",") if isinstance(cuda_device, str) else cuda_device
-    return isinstance(several, list) and len(several) > 1
 
 
 def check_trainer_keys(trainer: Any, path: str = "trainer") -> None:
