@@ -170,7 +170,7 @@ def test_files_that_went_into_the_archive(old_archive, old_configs, write_archiv
     new = old.with_name("converted.tar.gz")
     assert main(["convert", str(old), str(new)]) == 0
     with tarfile.open(new) as tar:
-        names = json.load(tar.extractfile("files_to_archive.json"))
+        names = json.load(tar.extractfile("files_to_archive.json"))  # type: ignore[arg-type]
     assert list(names) == ["model.text_field_embedder.token_embedders.elmo.archive_file"]
     for path in (old, new):
         archive = load_archive(path)
