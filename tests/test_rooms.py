@@ -5,7 +5,9 @@ import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Dict, Set
+from typing import Dict, Iterable, Set
+
+import pytest
 
 import transformer_elmo
 
@@ -54,43 +56,40 @@ def imports() -> Dict[str, Set[str]]:
     return graph
 
 
-def room_of(module: str) -> int:
-    rooms = [
-        (len(name), number)
-        for number, names in enumerate(ROOMS)
-        for name in names
-        if module == name or module.startswith(f"{name}.")
-    ]
-    assert rooms, f"{module} is in no room"
-    return max(rooms)[1]
-
-
-def inside(module: str, rooms: tuple) -> bool:
+def inside(module: str, rooms: Iterable[str]) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in rooms)
 
 
-def test_a_room_imports_only_rooms_above_itself():
-    wrong = [
-        f"{module} imports {imported}"
-        for module, names in imports().items()
-        if module not in ENTRANCES
-        for imported in names
+def room_of(module: str) -> int:
+    names = {name: number for number, names in enumerate(ROOMS) for name in names}
+    return names[max((name for name in names if inside(module, [name])), key=len)]
+
+
+def among_the_main_line(module: str) -> bool:
+    others = {"plugin.commands", "pretrained.archive"}
+    return inside(module, MAIN_LINE) and not inside(module, {*OFF_THE_MAIN_LINE, *others})
+
+
+# From a module to one that it may not import.
+RULES = {
+    "a room imports only those before it": lambda module, imported: (
         # The version, which the package has.
-        if not (module in ("commands.cli", "commands.embed") and imported == "")
-        if room_of(imported) > room_of(module)
-    ]
-    assert not wrong
+        not (module in ("commands.cli", "commands.embed") and imported == "")
+        and room_of(imported) > room_of(module)
+    ),
+    "the core has one door to the plugin": lambda module, imported: (
+        inside(imported, ["plugin"]) and not inside(module, ["plugin"])
+    ),
+    "the main line stands without the rest": lambda module, imported: (
+        among_the_main_line(module) and inside(imported, OFF_THE_MAIN_LINE)
+    ),
+}
 
 
-def test_one_door_to_the_plugin():
-    """Nothing else in the core names the plugin, and the door imports it inside functions."""
-    wrong = [
-        f"{module} imports {imported}"
-        for module, names in imports().items()
-        if not inside(module, ("plugin",)) and module not in ("", "with_allennlp")
-        for imported in names
-        if inside(imported, ("plugin",))
-    ]
+@pytest.mark.parametrize("rule", RULES)
+def test_imports(rule):
+    arrows = [(module, other) for module, others in imports().items() for other in others]
+    wrong = [arrow for arrow in arrows if arrow[0] not in ENTRANCES and RULES[rule](*arrow)]
     assert not wrong
 
 
@@ -101,25 +100,9 @@ def test_no_circle():
     # Whatever is imported, the package itself comes first: it is no part of the order.
     graph = {name: names - {""} for name, names in graph.items() if name}
     TopologicalSorter(graph).prepare()
-
-
-def test_the_main_line():
-    wrong = [
-        f"{module} imports {imported}"
-        for module, names in imports().items()
-        if inside(module, MAIN_LINE) and not inside(module, OFF_THE_MAIN_LINE)
-        if module not in (*ENTRANCES, "plugin.commands", "pretrained.archive")
-        for imported in names
-        if inside(imported, OFF_THE_MAIN_LINE)
-    ]
-    assert not wrong
-
-
-def test_every_room_is_there():
-    modules = imports()
     for names in ROOMS:
         for name in names:
-            assert any(inside(module, (name,)) for module in modules), name
+            assert any(inside(module, [name]) for module in graph), name
 
 
 ALONE = """

@@ -1,11 +1,7 @@
 """Sentences on their way through a model: lines to words, words to arrays, batches in order."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import (
-    AbstractSet,
-    Any,
-    TypeVar,
-)
+from typing import AbstractSet, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +50,8 @@ class WordReader:
 
     def words(self, sentence: Sentence) -> list[str]:
         """The words of a sentence, without boundary tokens; a `TypeError` if it isn't one."""
-        return words_of(sentence, self.split)
+        found = checked_sentence(sentence)
+        return self.split(found) if isinstance(found, str) else found
 
     def with_boundaries(self, words: Sequence[str]) -> list[str]:
         """The tokens that the model reads for a sentence of these words."""
@@ -83,12 +80,6 @@ class WordReader:
             values[1:] = self._token_ids.values(distinct)
             arrays["token_ids"] = values[index]
         return arrays
-
-
-def words_of(sentence: Sentence, split: Callable[[str], list[str]]) -> list[str]:
-    """The words of a sentence; a `TypeError` if it isn't one."""
-    found = checked_sentence(sentence)
-    return split(found) if isinstance(found, str) else found
 
 
 def checked_sentence(sentence: Sentence) -> TextOrWords:
