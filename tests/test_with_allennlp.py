@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import transformer_elmo
+from transformer_elmo import ConfigurationError, TransformerElmo
 
 ROOT = Path(transformer_elmo.__file__).parents[1]
 
@@ -180,3 +181,9 @@ print(*(w.message for w in caught))
     assert "TransformerElmo works" in said
     hint = "Try python -m transformer_elmo.torchvision_stand_in."
     assert (hint in said) == (broken == "torchvision")
+
+
+def test_errors_are_value_errors(lm_archive):
+    with pytest.raises(ValueError) as caught:
+        TransformerElmo.open(lm_archive, overrides='{"model.contextualizer.input_dim": "wide"}')
+    assert type(caught.value) is ConfigurationError
