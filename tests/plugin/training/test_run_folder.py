@@ -173,8 +173,9 @@ def test_a_start_without_a_checkpoint_gives_way(folder):
     (folder / "model_state_e0_b1.th").unlink()
     for recover in (True, False):
         assert not prepare(other, folder, recover, force=False)
-    # What is anyone's own stays.
+    # What is anyone's own stays, and isn't gone on with.
     (folder / "notes.txt").write_text("")
+    assert not prepare(config_with(), folder, recover=True, force=False)
     with pytest.raises(ConfigurationError, match="run of another config"):
         prepare(other, folder, recover=False, force=False)
 
