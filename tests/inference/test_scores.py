@@ -70,7 +70,9 @@ def test_scores_of_sentences(lm_archive):
         assert len(scores.tokens) == length + 2 and scores.num_tokens == length + 1
         assert scores.forward.log_probs[0] is None and scores.backward.log_probs[-1] is None
         assert None not in scores.combined.log_probs
-        total = scores.forward.log_prob + scores.backward.log_prob
+        total = scores.forward_log_prob + scores.backward_log_prob
+        assert scores.forward_perplexity == scores.forward.perplexity
+        assert scores.backward_perplexity == scores.backward.perplexity
         assert scores.perplexity == pytest.approx(math.exp(-total / 2 / (length + 1)))
         for view in (scores.forward, scores.backward, scores.combined):
             for log_prob, rank, top, token in zip(

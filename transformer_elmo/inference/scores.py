@@ -108,6 +108,23 @@ class SentenceScores:
         return perplexity(log_prob, sum(view.num_tokens for view in views))
 
     @property
+    def forward_log_prob(self) -> float:
+        """The sum over all words that the direction predicts, in nats."""
+        return self.forward.log_prob
+
+    @property
+    def backward_log_prob(self) -> float | None:
+        return None if self.backward is None else self.backward.log_prob
+
+    @property
+    def forward_perplexity(self) -> float:
+        return self.forward.perplexity
+
+    @property
+    def backward_perplexity(self) -> float | None:
+        return None if self.backward is None else self.backward.perplexity
+
+    @property
     def _views(self) -> dict[str, WordScores]:
         views = {"forward": self.forward, "backward": self.backward, "combined": self.combined}
         return {name: view for name, view in views.items() if view is not None}
