@@ -88,3 +88,9 @@ def test_old_names(lm_archive, caplog):
         predictor = Predictor.from_path(lm_archive, "sentence-tagger")
     assert type(predictor).__name__ == "TaggerPredictor"
     assert "sentence-tagger of AllenNLP 0.x is sentence_tagger now" in caplog.text
+
+
+def test_settings_of_a_model_that_allennlp_opens(lm_archive):
+    options = {"precision": "bfloat16", "compile": True, "device": "cpu"}
+    model = TransformerElmo.open(lm_archive, overrides={}, **options).model.language_model
+    assert (model.precision, model.compiles) == ("bfloat16", True)
