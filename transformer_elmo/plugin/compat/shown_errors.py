@@ -167,9 +167,11 @@ def _of_construction(error: Exception) -> Optional[str]:
 def _being_built(error: BaseException) -> Tuple[Any, str]:
     """The innermost class that was being built from a config, and the dotted key of its section."""
     for frame in reversed([frame for frame, _ in traceback.walk_tb(error.__traceback__)]):
-        params = frame.f_locals.get("params")
-        if frame.f_globals["__name__"] == from_params.__name__ and isinstance(params, Params):
-            return frame.f_locals.get("cls"), params.history.rstrip(".")
+        cls, params = frame.f_locals.get("cls"), frame.f_locals.get("params")
+        if not isinstance(cls, type) or not isinstance(params, Params):
+            continue
+        if frame.f_globals["__name__"] == from_params.__name__:
+            return cls, params.history.rstrip(".")
     return None, ""
 
 
