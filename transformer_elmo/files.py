@@ -56,6 +56,7 @@ def written_whole(
     do once the file can be written, for messages. Raises `ConfigurationError` if the file can't be
     written: the message names it and says why.
     """
+    _check_is_file(path)
     temporary = _temporary(path)
     with errors_of_disk(path, advice):
         raw = _File(str(temporary), "w+")
@@ -222,13 +223,18 @@ def check_can_write(path: Path) -> None:
     """Raises `ConfigurationError` before hours of work if `path` can't be written after them."""
     if not path.parent.is_dir():
         raise ConfigurationError(f"There is no folder {path.parent} to write {path.name} to.")
-    if path.is_dir():
-        raise ConfigurationError(f"{path} is a folder.")
+    _check_is_file(path)
     probe = _temporary(path)
     with errors_of_disk(path):
         # Permissions alone don't tell of a file system that is read-only.
         probe.touch()
         probe.unlink()
+
+
+def _check_is_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        # A new file would take its place: the system needs its devices.
+        raise ConfigurationError(f"{path} is a folder, a pipe or a device. Name a file.")
 
 
 def remove_left_behind(folder: Path, name: str = "") -> None:

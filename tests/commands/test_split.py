@@ -1,12 +1,14 @@
 """`transformer-elmo split`: raw text into sentences and words."""
 
 import io
+import os
 import sys
 
 import pytest
 
 from transformer_elmo.commands import split
 from transformer_elmo.commands.cli import main
+from transformer_elmo.text.corpus import parse_line
 
 RAW = """\
 Mr. Smith went home (at 5.30 p.m.). "It is late," he
@@ -41,6 +43,20 @@ def test_languages(sentences):
     assert '" It is late , " he' in by_line and "said ." in by_line
 
 
+def test_letters_that_spacy_does_not_know(sentences):
+    raw = "გამარჯობა. როგორ ხარ?\n元気ですか？はい！\nمرحبا. كيف حالك؟\nआप हैं।\n"
+    expected = "გამარჯობა . | როგორ ხარ ? | 元気ですか ？ | はい ！ | مرحبا . | كيف حالك ؟ | आप हैं ।"
+    assert sentences(raw) == sentences(raw, "--language", "en") == expected.split(" | ")
+
+
+def test_json(sentences):
+    """Its texts are split; and what is written is never taken for JSON that it isn't."""
+    raw = '{"text": "One. Two\\nthree."}\n["New", "York"]\n'
+    assert sentences(raw) == ["One .", "Two", "three .", "New York"]
+    (line,) = sentences('{ "a": 1 }', "--input-format", "text")
+    assert parse_line(line) == ["{", '"', "a", '"', ":", "1", "}"]
+
+
 @pytest.mark.parametrize("options", [[], ["--wrapped"]])
 def test_long_lines_come_in_pieces(sentences, monkeypatch, options):
     monkeypatch.setattr(split, "MOST_CHARACTERS", 50)
@@ -63,4 +79,8 @@ def test_what_is_missing(tmp_path, monkeypatch, capsys):
         patch.setitem(sys.modules, "spacy", None)
         assert main(arguments) == 1 and "pip install spacy" in capsys.readouterr().err
     assert output.read_text() == "mine"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main(["split", str(raw), "--output-file", str(pipe), "--force"]) == 1
+    assert "a device. Name a file." in capsys.readouterr().err and pipe.is_fifo()
     assert main(arguments) == 0 and "Привет , мир !\n" in output.read_text(encoding="utf-8")

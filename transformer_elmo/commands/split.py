@@ -1,14 +1,15 @@
 """`transformer-elmo split`: raw text, one sentence a line, by spaCy's rules."""
 
 import argparse
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from transformer_elmo.commands.arguments import add, check_output, lines_of
+from transformer_elmo.commands.arguments import add, check_output, sentences_of
 from transformer_elmo.commands.score import write_lines
 from transformer_elmo.errors import ConfigurationError, first_line
 from transformer_elmo.optional import needed
-from transformer_elmo.text.corpus import is_blank
+from transformer_elmo.text.corpus import TextOrWords, has_json, is_blank
 
 DESCRIPTION = """
 Split raw text as vocab, training and all other commands want it: one sentence a line, with spaces
@@ -20,19 +21,23 @@ MOST_CHARACTERS = 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    raw = "text in UTF-8: a file, directory or glob; may be compressed; - for the standard input"
+    raw = (
+        "text in UTF-8, or JSON with a text as text, one a line: a file, directory or glob; may be "
+        "compressed; - for the standard input"
+    )
     parser.add_argument("raw", metavar="RAW", help=raw)
     language = "a code of spaCy's, such as en or de (default: xx, rules for any language)"
     parser.add_argument("--language", metavar="CODE", default="xx", help=language)
     wrapped = "sentences go on in the next line, and a blank line ends a paragraph"
     parser.add_argument("--wrapped", action="store_true", help=wrapped)
-    add(parser, "--output-file", "--force")
+    add(parser, "--input-format", "--output-file", "--force")
 
 
 def run(args: argparse.Namespace) -> None:
     check_output(args.output_file, args.force)
     rules = rules_of(args.language)
-    texts = texts_in(lines_of(args.raw), args.wrapped)
+    lines = lines_in(sentences_of(args.raw, args.input_format))
+    texts = texts_in(lines, args.wrapped)
     write_lines(args.output_file, (line for text in texts for line in sentences_in(rules(text))))
 
 
@@ -47,6 +52,13 @@ def rules_of(language: str) -> Any:
             f"({first_line(error)}). Take another --language: xx has rules for any."
         ) from None
     rules.add_pipe("sentencizer")
+    tokenizer = rules.tokenizer
+    if hasattr(tokenizer, "suffix_search"):
+        # Letters that spaCy's rules don't know, such as Georgian ones; and text without spaces.
+        suffix = rf"(?<=[^\W\d_{spacy.lang.char_classes.ALPHA}])\."
+        suffixes, infixes = rules.Defaults.suffixes or (), rules.Defaults.infixes or ()
+        tokenizer.suffix_search = spacy.util.compile_suffix_regex([*suffixes, suffix]).search
+        tokenizer.infix_finditer = spacy.util.compile_infix_regex([*infixes, "[。！？]"]).finditer
     return rules
 
 
@@ -59,7 +71,16 @@ def sentences_in(document: Any) -> Iterator[str]:
         starts[number] -= last.is_punct and bool(before.whitespace_) and not last.whitespace_
     for start, end in zip(starts, [*starts[1:], len(document)]):
         if words := [token.text for token in document[start:end] if not token.is_space]:
-            yield " ".join(words)
+            line = " ".join(words)
+            # What would be read as JSON is written as such.
+            yield json.dumps(words, ensure_ascii=False) if has_json(line) else line
+
+
+def lines_in(sentences: Iterable[TextOrWords]) -> Iterator[str]:
+    """Lines of raw text: a text of JSON may have several."""
+    for sentence in sentences:
+        text = sentence if isinstance(sentence, str) else " ".join(sentence)
+        yield from text.split("\n")
 
 
 def texts_in(lines: Iterable[str], wrapped: bool) -> Iterator[str]:
