@@ -253,6 +253,12 @@ def test_curves_of_one_run_and_several(run, report, tmp_path):
     ):
         assert f"<tr><th scope=row>{row}</td></tr>" in page
     assert "model.type" not in page and "hasn&#39;t ended" in page
+    for folder in (run, other):
+        metrics = {"epoch": 0, "training_perplexity": 7.0}
+        for path in folder.glob("metrics*"):
+            path.write_text(json.dumps(metrics))
+    page = report(run, other, "--force")
+    assert re.findall("<figcaption>(.*?)</figcaption>", page) == ["Training perplexity by epoch"]
 
 
 def test_what_cannot_be_shown(run, report, tmp_path):

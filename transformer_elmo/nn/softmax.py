@@ -182,7 +182,7 @@ class SampledSoftmaxLoss(Softmax):
         if not 0 < num_samples < num_words:
             raise ConfigurationError(
                 "num_samples must be positive and less than the number of words in the vocabulary: "
-                f"got num_samples = {num_samples} and {num_words} words. Lower model.num_samples, "
+                f"got num_samples = {num_samples} and {num_words} words. Change model.num_samples, "
                 "or leave it out to train on the full softmax."
             )
         weight = _random_weight((num_words, embedding_dim), embedding_dim)

@@ -61,16 +61,21 @@ def series_of(log: TrainingLog) -> dict[str, Series]:
 
 
 def charts_of(logs: Mapping[str, TrainingLog]) -> list[Chart]:
-    """Of one run, training and validation are in one chart. Of several, validation is compared."""
+    """
+    Of one run, training and validation are in one chart. Of several, validation is compared, or
+    training if none has another text.
+    """
     charts: dict[str, dict[str, Series]] = {}
-    for run, log in logs.items():
-        for name, series in series_of(log).items():
+    known = {run: series_of(log) for run, log in logs.items()}
+    is_validated = any(name.startswith("validation_") for found in known.values() for name in found)
+    for run, found in known.items():
+        for name, series in found.items():
             side, _, kind = name.partition("_")
             is_compared = side in ("training", "validation")
             if len(logs) == 1:
                 title, line = (kind, side) if is_compared else (name, "")
                 charts.setdefault(title, {})[line] = series
-            elif not (is_compared and side == "training"):
+            elif side != "training" or not is_validated:
                 charts.setdefault(name, {})[run] = series
     styles = {"training": 1} if len(logs) == 1 else {run: n for n, run in enumerate(logs)}
     return [chart(title.replace("_", " "), lines, styles) for title, lines in charts.items()]
