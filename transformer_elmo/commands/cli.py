@@ -101,10 +101,7 @@ def guarded(action: Callable[[], None], name: str) -> str | int | None:
 
 
 def _open_streams() -> None:
-    """
-    Standard streams that are closed read and write nothing, and no file gets their numbers; what
-    the output's encoding lacks, as lone surrogates, is escaped.
-    """
+    """Closed streams read and write nothing; what the output's encoding lacks is escaped."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the process ends)

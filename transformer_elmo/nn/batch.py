@@ -134,10 +134,7 @@ class PackedBatch:
 
 
 def _indices(present: NDArray[np.bool_], padded: bool) -> list[Index]:
-    """
-    The numbers behind a `PackedBatch`, worked out on the host: `tokens`, `with_next`,
-    `with_previous`, and for each direction those of its `DirectionLayout`.
-    """
+    """The numbers behind a `PackedBatch` and its `DirectionLayout`s, worked out on the host."""
     batch_size, timesteps = present.shape
     rank = present.cumsum(-1, dtype=np.int64)
     length = rank[:, -1:] if timesteps else rank

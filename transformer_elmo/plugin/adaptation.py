@@ -180,10 +180,7 @@ def _bring_over(archive: Archive, model: LanguageModel, source: str) -> None:
 
 
 def _rows_of(table: Embedding, vocab: Vocabulary, new: Vocabulary) -> torch.Tensor:
-    """
-    A table for the entries of another vocabulary, shape `(num_new_entries, dim)`. Entries that only
-    that one has begin as the unknown one, which is how the model has seen them so far.
-    """
+    """Shape `(num_new_entries, dim)`: entries without a row of their own begin as the unknown."""
     namespace = str(table._vocab_namespace)
     if vocab.get_vocab_size(namespace) != table.weight.size(0):
         # Not one row an entry: the size stood in the config.
@@ -229,10 +226,7 @@ def _texts(reader: DatasetReader, side: str) -> List[str]:
 
 
 def _word_vectors(archive: Archive, words: List[str]) -> Optional[WordVectors]:
-    """
-    For the softmax: from rows to word vectors. `None` where a vector says nothing about a new word,
-    because words are known by their numbers alone.
-    """
+    """From rows to word vectors; `None` where words are known by their numbers alone."""
     model = archive.model
     assert isinstance(model, LanguageModel)
     embedder = model._text_field_embedder

@@ -99,10 +99,7 @@ def archive_model(
 
 
 def _standing_alone(run: Path, space: Path) -> Tuple[Dict[str, Any], Path, Path]:
-    """
-    The config to archive, and the folders of the vocabulary and of the language models carried;
-    `space` is a folder for what has to be made.
-    """
+    """The config to archive, and the folders of the vocabulary and of the models it carries."""
     config = with_own_sections(archived_config(run, str(run)), run)
     base = base_of(config)
     if base is None:

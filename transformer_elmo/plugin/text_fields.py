@@ -138,10 +138,7 @@ def with_characters(characters: torch.Tensor) -> torch.Tensor:
 
 
 def _as_wide_as_filters(module: torch.nn.Module, characters: torch.Tensor) -> torch.Tensor:
-    """
-    Character ids, shape `(..., num_characters)`, padded as `min_padding_length` would where no word
-    is as long as the widest filter.
-    """
+    """Character ids, shape `(..., num_characters)`, at least as wide as the widest filter."""
     widths = [m.kernel_size[0] for m in module.modules() if isinstance(m, torch.nn.Conv1d)]
     missing = max(widths, default=0) - characters.size(-1)
     return torch.nn.functional.pad(characters, (0, missing)) if missing > 0 else characters

@@ -270,10 +270,7 @@ def _embedded_entry(
 def _indexed_boundaries(
     lm: LanguageModel, indexer: TokenIndexer, bos_eos_tokens: Sequence[str]
 ) -> torch.Tensor:
-    """
-    The two boundary words as the language model's own indexer sees them. Shape `(2,)` for word ids,
-    `(2, num_characters)` for characters.
-    """
+    """The two boundary words: shape `(2,)` for word ids, `(2, num_characters)` for characters."""
     if len(bos_eos_tokens) != 2:
         raise ConfigurationError(
             "bos_eos_tokens must be two tokens, one for each end of a sentence, or null: got "
@@ -331,10 +328,7 @@ def _with_boundaries(tokens: torch.Tensor, boundaries: torch.Tensor) -> torch.Te
 
 
 def _without_boundaries(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """
-    Shape `(batch_size, timesteps - 2, dim)`: all but the first and the last vector of each
-    sentence, zero from there on.
-    """
+    """Shape `(batch_size, timesteps - 2, dim)`: all but each sentence's first and last vector."""
     lengths = mask.sum(-1, keepdim=True) - 2
     steps = torch.arange(max(vectors.size(1) - 2, 0), device=vectors.device)
     return vectors[:, 1:-1] * (steps < lengths).unsqueeze(-1)

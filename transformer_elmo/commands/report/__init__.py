@@ -142,10 +142,7 @@ def _of_model_folder(
 def _of_run(
     run: Path, source: Path, sentences: str | None, num_sentences: int, device: int
 ) -> Report:
-    """
-    `run`: a folder. `source`: itself, or the archive that was unpacked to it. `sentences`: text to
-    take the sentences of the heat maps from, as they come.
-    """
+    """Of a run's folder; `source`: itself, or the archive that was unpacked to it."""
     log = read_training_log(run, source)
     known = (run / name for name in (*WEIGHTS, ARCHIVE) if (run / name).is_file())
     weights = next(known, None) or last_checkpoint(run)

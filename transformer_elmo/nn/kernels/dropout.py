@@ -74,10 +74,7 @@ class _CpuDropout(torch.autograd.Function):
 
 
 class _CpuDropoutOfRelu(torch.autograd.Function):
-    """
-    Inverted dropout of a ReLU. The result says by itself where the gradient passes, and is all that
-    needs to be kept.
-    """
+    """Inverted dropout of a ReLU: the result alone says where the gradient passes."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, threshold: float, scale: float) -> torch.Tensor:

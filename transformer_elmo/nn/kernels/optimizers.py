@@ -88,10 +88,7 @@ def update_group(
 
 
 def _rows(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The rows of a sparse gradient and their values. The update isn't linear in the gradient, so rows
-    of the same number have to be added up before it.
-    """
+    """A sparse gradient's rows and values, added up first, for an update isn't linear in them."""
     if gradient.is_coalesced() or gradient.device.type == "cpu":
         gradient = gradient.coalesce()
         return gradient._indices()[0], gradient._values()

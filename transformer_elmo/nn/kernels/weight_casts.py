@@ -65,10 +65,7 @@ class _Cast(torch.autograd.Function):
 def _stretch(
     like: torch.Tensor, dtype: torch.dtype, groups: Sequence[Sequence[torch.Size]]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """
-    Returns tensors of all the shapes one after the other in memory, and each group of them as one
-    tensor, joined along the first dimension.
-    """
+    """Tensors of all the shapes, one after the other in memory, and each group of them as one."""
     sizes: list[int] = []
     for shapes in groups:
         numbers = [shape.numel() for shape in shapes]

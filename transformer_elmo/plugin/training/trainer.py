@@ -212,10 +212,7 @@ class _MetricTracker(MetricTracker):
 
 
 def _constructor() -> Any:
-    """
-    AllenNLP's `from_partial_objects`, as configs see it: with this package's checkpointer, its own
-    key, and no other.
-    """
+    """AllenNLP's `from_partial_objects` with this package's checkpointer and its own key."""
     stock: Any = GradientDescentTrainer.from_partial_objects
 
     def from_partial_objects(cls: Any, **given: Any) -> LanguageModelTrainer:

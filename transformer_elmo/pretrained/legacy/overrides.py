@@ -124,10 +124,7 @@ def _over_modern(
 
 
 def _folded(override: Any, original: Any, base: str, outer: tuple[str, ...]) -> Any:
-    """
-    An override with or without a wrapper for processes around it, as what it goes over: `base` is
-    the key of what is wrapped, `outer` are the wrapper's own.
-    """
+    """An override, with or without a wrapper for processes around it, as what it goes over."""
     are_objects = isinstance(override, dict) and isinstance(original, dict)
     if not are_objects or (base not in original and base not in override):
         return override

@@ -108,10 +108,7 @@ def _without_processes(old: dict[str, Any], path: str, report: Report) -> Any:
 def _modern_part(
     key: str, value: Any, path: str, report: Report, adds_boundaries: bool = False
 ) -> Any:
-    """
-    Converts readers, tokenizers and token indexers, however deep they lie. `adds_boundaries`:
-    whether the reader can do it for its tokenizer.
-    """
+    """Converts readers, tokenizers and token indexers, however deep they lie."""
     if key.endswith("tokenizer"):
         modern = modern_tokenizer(key, value, path, report)
         for boundary, tokens in () if adds_boundaries else _boundaries(modern).items():
