@@ -139,7 +139,7 @@ def with_flair(folder: Path, way: str, size: int, seed: int, run: Path) -> float
     import flair
     from flair.data import Corpus, Sentence
     from flair.datasets import FlairDatapointDataset
-    from flair.embeddings import CharacterEmbeddings, StackedEmbeddings, WordEmbeddings
+    from flair.embeddings import WordEmbeddings
     from flair.models import SequenceTagger
     from flair.trainers import ModelTrainer
 
@@ -158,9 +158,9 @@ def with_flair(folder: Path, way: str, size: int, seed: int, run: Path) -> float
     corpus: Any = Corpus(*map(sentences, (size, "validation", "test")))
     embeddings: Any = TransformerElmoEmbeddings(str(folder / "lm" / "model.tar.gz"))
     if way == "flair, static":
-        words = WordEmbeddings(str(folder / "vectors.txt"), no_header=True)
-        embeddings = StackedEmbeddings([words, CharacterEmbeddings()])
-    tags = corpus.make_label_dictionary("pos", add_unk=False)
+        # Its embeddings of characters are downloaded.
+        embeddings = WordEmbeddings(str(folder / "vectors.txt"), no_header=True)
+    tags = corpus.make_label_dictionary("pos", add_unk=True)
     tagger = SequenceTagger(embeddings, tags, "pos", hidden_size=HIDDEN, use_crf=False)
     options: Any = {"learning_rate": RATE, "mini_batch_size": 32, "max_epochs": EPOCHS[size]}
     found = ModelTrainer(tagger, corpus).train(run, optimizer=torch.optim.Adam, **options)
