@@ -15,7 +15,7 @@ PACKAGE = Path(transformer_elmo.__file__).parent
 
 # A room imports only itself and those before it.
 ROOMS = [
-    ["errors", "optional", "with_allennlp", "files", "memory"],
+    ["errors", "with_allennlp", "files", "memory"],
     ["text"],
     ["nn.kernels"],
     ["nn"],

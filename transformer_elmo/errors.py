@@ -1,7 +1,9 @@
-"""The exception for input that is not as it must be."""
+"""The exception for input that is not as it must be, and for packages that not everyone needs."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class ConfigurationError(ValueError):
@@ -37,3 +39,21 @@ def becoming_a_model(shown: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class MissingPackageError(ConfigurationError, ImportError):
+    """A package isn't installed, or can't be imported."""
+
+
+def needed(name: str, purpose: str, *, install: str = "", otherwise: str = "") -> Any:
+    """
+    An optional package's module. `purpose`: what needs it, as a message's first words. `install`:
+    for pip, if not the module's name. `otherwise`: what else to do, a sentence, too.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{purpose} needs the package {name} ({error}): pip install {install or name}"
+            + (f". {otherwise}" if otherwise else "")
+        ) from None

@@ -356,9 +356,9 @@ def test_scores(elmos, sentences):
     expected, found = (elmo.score(sentences[:20], top_k=3) for elmo in elmos)
     for one, other in zip(expected, found, strict=True):
         for name in ("forward", "backward", "combined"):
-            a, b = (getattr(scores, name).log_probs for scores in (one, other))
             # `None`, where there is nothing to predict, is no number.
-            assert np.allclose(*(np.array(p, float) for p in (a, b)), atol=1e-4, equal_nan=True)
+            a, b = (np.array(getattr(s, name).log_probs, float) for s in (one, other))
+            assert np.allclose(a, b, atol=1e-4, equal_nan=True)
     fills = [[c.probability for c in elmo.fill("the cat ___ on the mat")] for elmo in elmos]
     assert fills[1] == pytest.approx(fills[0], rel=1e-3)
     perplexities = [elmo.perplexity(sentences) for elmo in elmos]

@@ -1,6 +1,7 @@
 """The contextualizer for any mask, holes among them, which the reference does not know."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_equals_the_reference(activation, name):
     inputs = [vectors, *encoder.parameters()]
     expected = by_reference(encoder, vectors, mask, activation)
     # A batch of padding has nothing to do with any weight.
-    wanted = ()
+    wanted: Any = ()
     if mask.any():
         wanted = torch.autograd.grad((expected[-1] * weights).sum(), inputs)
     # In training mode without dropout, attention takes another way.

@@ -369,4 +369,5 @@ def test_works_for_allennlps_other_users(corpus):
     loader.index_with(Vocabulary.from_instances(instances, min_count={"tokens": 2}))
     assert next(iter(loader.iter_instances())).indexed
     loader.set_target_device(torch.device("cpu"))
-    assert sum(len(batch["source"]["tokens"]["tokens"]) for batch in loader) == 120
+    batches: Any = loader
+    assert sum(len(batch["source"]["tokens"]["tokens"]) for batch in batches) == 120

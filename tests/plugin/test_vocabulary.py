@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from allennlp.common import Params
 from allennlp.data import DatasetReader, Vocabulary
@@ -73,7 +75,7 @@ class TestFromCorpus:
     def test_without_a_reader(self, path, text, min_count):
         path.write_bytes(f"{text}\nx x x".encode())
         reader = DatasetReader.from_params(Params(reader_config()))
-        options = {"min_count": {"tokens": min_count}, "max_vocab_size": 4}
+        options: Any = {"min_count": {"tokens": min_count}, "max_vocab_size": 4}
         expected = Vocabulary.from_instances(reader.read(path), **options)
         assert_same(counted(path, start_tokens=["<S>"], end_tokens=["</S>"], **options), expected)
 

@@ -1,5 +1,6 @@
 import os
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_special_words_then_by_frequency_then_by_code_point(path, tmp_path):
     lines = (target / "tokens.txt").read_text(encoding="utf-8").split("\n")
     assert lines[:3] == ["</S>", "<S>", "@@UNKNOWN@@"]
     assert lines[3:] == ["the", "cat", "dog", "saw", "É", ".", "a", "é", ""]
-    options = {"min_count": 2, "max_vocab_size": 2, "quiet": True, "force": True}
+    options: Any = {"min_count": 2, "max_vocab_size": 2, "quiet": True, "force": True}
     assert write_vocabulary(path, target, **options) == 5
     assert (target / "tokens.txt").read_text().split()[3:] == ["the", "cat"]
     with pytest.raises(ConfigurationError, match="smaller --min-count"):

@@ -7,8 +7,7 @@ from typing import Any
 
 from transformer_elmo.commands.arguments import add, check_output, sentences_of
 from transformer_elmo.commands.score import write_lines
-from transformer_elmo.errors import ConfigurationError, first_line
-from transformer_elmo.optional import needed
+from transformer_elmo.errors import ConfigurationError, first_line, needed
 from transformer_elmo.text.corpus import TextOrWords, has_json, is_blank
 
 DESCRIPTION = """

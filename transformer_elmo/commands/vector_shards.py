@@ -19,9 +19,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from transformer_elmo.commands.arguments import check_output
-from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.errors import ConfigurationError, needed
 from transformer_elmo.files import REPEAT, errors_of_disk, read_json, write_text, written_whole
-from transformer_elmo.optional import needed
 from transformer_elmo.with_allennlp import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ print([token.embedding.shape for token in sentence])
 
 from typing import TYPE_CHECKING, Any
 
-from transformer_elmo.optional import needed
+from transformer_elmo.errors import needed
 
 if TYPE_CHECKING:
     from transformer_elmo.integrations._flair import TransformerElmoEmbeddings

@@ -24,11 +24,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line
+from transformer_elmo.errors import ConfigurationError, becoming_a_model, first_line, needed
 from transformer_elmo.files import check_can_read
 from transformer_elmo.inference.elmo import TransformerElmo
 from transformer_elmo.inference.vectors import SEGMENT_LENGTH, Layers
-from transformer_elmo.optional import needed
 from transformer_elmo.pretrained import hub
 from transformer_elmo.pretrained.config import WordIdsConfig
 from transformer_elmo.pretrained.folder import (

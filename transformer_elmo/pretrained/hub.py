@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformer_elmo.errors import ConfigurationError, first_line
+from transformer_elmo.errors import ConfigurationError, first_line, needed
 from transformer_elmo.files import read_json
-from transformer_elmo.optional import needed
 from transformer_elmo.pretrained.folder import CARD, CONFIG, FORMAT, VOCABULARY, WEIGHTS
 
 PREFIX, GRAPH = "hf://", "model.onnx*"

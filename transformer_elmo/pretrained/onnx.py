@@ -31,11 +31,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.errors import ConfigurationError, needed
 from transformer_elmo.nn.config import CharactersConfig
 from transformer_elmo.nn.language_model import LanguageModel
 from transformer_elmo.nn.reference import ReferenceModel
-from transformer_elmo.optional import needed
 from transformer_elmo.pretrained.folder import CARD
 from transformer_elmo.text.word_table import (
     BEGIN_WORD,

@@ -25,9 +25,8 @@ from typing import IO, Any, Union
 
 import numpy as np
 
-from transformer_elmo.errors import ConfigurationError
+from transformer_elmo.errors import ConfigurationError, needed
 from transformer_elmo.files import check_can_read, errors_of_reading
-from transformer_elmo.optional import needed
 from transformer_elmo.with_allennlp import downloaded
 
 logger = logging.getLogger(__name__)

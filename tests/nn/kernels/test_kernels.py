@@ -1,6 +1,7 @@
 """Each fast function against a plain one: outputs and gradients."""
 
 import math
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -403,12 +404,11 @@ def test_sampled_losses(
 def test_losses_of_what_stands_still(loss, asked):
     *inputs, targets = losses_case(1, 6, 11, 3)
     wanted_from = [inputs[number].requires_grad_() for number in asked]
-    fast, plain, rest = token_losses.exact_token_losses, exact_losses, ()
+    ways: Any = token_losses.exact_token_losses, exact_losses
+    rest: Any = ()
     if loss == "sampled":
-        fast, plain = token_losses.sampled_token_losses, sampled_losses
+        ways = token_losses.sampled_token_losses, sampled_losses
         rest = (torch.tensor([0, 3, 8, 9]), torch.randn(10), False)
-    found, wanted = (
-        gradients(function(*inputs, targets, *rest), wanted_from) for function in (fast, plain)
-    )
+    found, wanted = (gradients(way(*inputs, targets, *rest), wanted_from) for way in ways)
     for ours, theirs in zip(found, wanted):
         assert close(ours, theirs, 1e-5)

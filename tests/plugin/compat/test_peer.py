@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from allennlp.data import DataLoader, DatasetReader
@@ -18,7 +19,7 @@ def test_our_names_win_and_theirs_stay():
     theirs = pytest.importorskip("allennlp_models.lm").models.language_model.LanguageModel
     assert theirs.__module__ == "allennlp_models.lm.models.language_model"
     assert Model.by_name("masked_language_model").__module__.startswith("allennlp_models.")
-    for base, name in [
+    names: Any = [
         (Model, "language_model"),
         (Model, "bidirectional-language-model"),
         (Model, "bidirectional_language_model"),
@@ -27,7 +28,8 @@ def test_our_names_win_and_theirs_stay():
         (Seq2SeqEncoder, "bidirectional_language_model_transformer"),
         (TokenEmbedder, "language_model_token_embedder"),
         (TokenEmbedder, "bidirectional_lm_token_embedder"),
-    ]:
+    ]
+    for base, name in names:
         assert base.by_name(name).__module__.startswith("transformer_elmo."), (base, name)
 
 
