@@ -5,7 +5,6 @@ archive of a model on top carries of them (see `transformer_elmo.pretrained.nest
 
 import os
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
@@ -90,8 +89,7 @@ def opened(
     """A language model and its reader, out of whatever AllenNLP opens."""
     with nullcontext() if softmax else softmaxes("left out"):
         archive, _ = load_language_model(path, "TransformerElmo", overrides, weights_file)
-    experiment = partial(with_its_model, archive.config.as_dict(quiet=True), path)
-    found = adapted(archive.model, archive.validation_dataset_reader, None, experiment)
+    found = adapted(archive.model, archive.validation_dataset_reader, None)
     assert found is not None
     return found
 

@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from allennlp.data import Batch, DatasetReader, Instance, TextFieldTensors, Token, Tokenizer
 from allennlp.data.fields import TextField
+from allennlp.data.token_indexers import ELMoTokenCharactersIndexer, SingleIdTokenIndexer
+from allennlp.modules.seq2vec_encoders import CnnHighwayEncoder
+from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
+from allennlp.modules.token_embedders import Embedding, EmptyEmbedder, TokenCharactersEncoder
 from allennlp.nn import util
 from numpy.typing import NDArray
 
@@ -15,20 +19,26 @@ from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.batch import BatchReader, HostLengths, longest_word
 from transformer_elmo.nn.language_model import EncoderOutput
 from transformer_elmo.nn.language_model import LanguageModel as CoreModel
+from transformer_elmo.plugin.contextualizer import BidirectionalLanguageModelTransformer
 from transformer_elmo.plugin.dataset_reader import column_of, fits_a_table, reader_attribute
 from transformer_elmo.plugin.language_model import LanguageModel
 from transformer_elmo.plugin.text_fields import FACTS, forget_words
 from transformer_elmo.plugin.tokenizers import tokenizer_named
 from transformer_elmo.plugin.vocabulary import word_list
-from transformer_elmo.pretrained.allennlp_config import model_config_of
-from transformer_elmo.pretrained.archive import stock_names
+from transformer_elmo.pretrained.allennlp_config import NotStandardError
+from transformer_elmo.pretrained.config import (
+    CharactersConfig,
+    ModelConfig,
+    SoftmaxConfig,
+    TextConfig,
+    WordIdsConfig,
+)
 from transformer_elmo.pretrained.folder import check_vocabulary, model_of, reader_of
-from transformer_elmo.pretrained.weights import shapes_of
 from transformer_elmo.text.reader import WordReader, indexed_words
-from transformer_elmo.text.vocabulary import WordList
+from transformer_elmo.text.vocabulary import NAMESPACE, PADDING, UNKNOWN, WordList
 from transformer_elmo.text.word_table import CharacterIds
 
-_Experiment = Callable[[], Dict[str, Any]]
+WordsConfig = Union[CharactersConfig, WordIdsConfig]
 
 
 @dataclass(frozen=True)
@@ -56,14 +66,37 @@ class DatasetSentenceReader(WordReader):
                 f"The archive's dataset reader, a {type(reader).__name__}, has no token_indexers. "
                 "Expected one of the kind simple_language_modeling."
             )
-        if tokenizer is None:
-            tokenizer = reader_attribute(reader, "tokenizer")
+        self._tokenizer: Any = reader_attribute(reader, "tokenizer")
         boundaries = (reader_attribute(reader, f"{side}_tokens") or [] for side in ("start", "end"))
         start_tokens, end_tokens = ([str(token.text) for token in side] for side in boundaries)
-        words, split = word_list(model.vocab), allennlp_tokenizer(tokenizer)
+        words, split = word_list(model.vocab), allennlp_tokenizer(tokenizer or self._tokenizer)
         super().__init__(words, start_tokens, end_tokens, split)
         self._model = model
         self._by_words = all(map(fits_a_table, self._indexers.values()))
+
+    def text_config(self, words: WordsConfig, name: str) -> TextConfig:
+        """
+        How it reads, for a model that embeds the tokens called `name`, whose own characters are
+        added to `words`. Raises `NotStandardError` if the core can't read so.
+        """
+        ids, characters = self._indexers.get("tokens"), self._indexers.get(name)
+        standard = type(ids) is SingleIdTokenIndexer and ids.namespace == NAMESPACE
+        if not standard or not self._by_words:
+            raise _no_place(f"its token indexers are {sorted(self._indexers)}")
+        vocab = self._model.vocab
+        special = (vocab._padding_token, vocab._oov_token, self.vocabulary[0])
+        if special != (PADDING, UNKNOWN, PADDING):
+            raise _no_place("its vocabulary has other words for padding and for unknown words")
+        try:
+            tokenizer = self._tokenizer.to_params().as_dict(quiet=True)
+        except NotImplementedError:
+            kind = type(self._tokenizer).__name__
+            raise _no_place(f"its reader's tokenizer, a {kind}, doesn't say what it is") from None
+        if isinstance(words, CharactersConfig):
+            if not isinstance(characters, ELMoTokenCharactersIndexer):
+                raise _no_place(f"it has no indexer elmo_characters for {name}")
+            words.own_characters.update(characters._mapper.tokens_to_add)
+        return TextConfig(tokenizer, self.start_tokens, self.end_tokens, ids.lowercase_tokens)
 
     def batch(
         self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
@@ -118,34 +151,68 @@ def _split(tokenizer: Tokenizer, text: str) -> List[str]:
     return [str(token.text) for token in tokenizer.tokenize(text)]
 
 
-class EncodingModel(torch.nn.Module):
-    """
-    AllenNLP's language model with the face of the core's, for `TransformerElmo`.
+def _no_place(part: str) -> NotStandardError:
+    return NotStandardError(f"The model folder has no place for this model: {part}.")
 
-    `experiment`: gives the config of its archive, if it is from one.
-    """
+
+def _words_of(embedder: Any) -> Tuple[str, WordsConfig]:
+    """The name of the tokens that are embedded, and how."""
+    modules = getattr(embedder, "_token_embedders", {}).items()
+    found = {name: module for name, module in modules if not isinstance(module, EmptyEmbedder)}
+    if type(embedder) is not BasicTextFieldEmbedder or len(found) != 1:
+        kind = sorted(found) or type(embedder).__name__
+        raise _no_place(f"its text field embedder embeds {kind}")
+    ((name, module),) = found.items()
+    if type(module) is Embedding and module._projection is None:
+        return name, WordIdsConfig(module.num_embeddings, module.output_dim)
+    cnn: Any = getattr(getattr(module, "_encoder", None), "_module", None)
+    standard = isinstance(module, TokenCharactersEncoder) and isinstance(cnn, CnnHighwayEncoder)
+    if not standard:
+        raise _no_place(f"its token embedder {name} is a {type(module).__name__}")
+    num_characters, character_dim = module._embedding._module.weight.shape
+    return name, CharactersConfig(
+        num_characters,
+        character_dim,
+        [(filters.kernel_size[0], filters.out_channels) for filters in cnn._convolutions],
+        len(cnn._highways._layers),
+        cnn.output_dim,
+        "tanh" if cnn._activation is torch.nn.functional.tanh else "relu",
+        cnn._projection_location,
+        hasattr(cnn._layer_norm, "gamma"),
+    )
+
+
+class EncodingModel(torch.nn.Module):
+    """AllenNLP's language model with the face of the core's, for `TransformerElmo`."""
 
     # The text field has what it has.
     embeds_ids = False
 
-    def __init__(self, model: LanguageModel, experiment: Optional[_Experiment] = None) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.language_model = model
-        self._experiment = experiment
 
     def as_core(self, reader: DatasetSentenceReader) -> Tuple[CoreModel, BatchReader]:
         """
         The same model, with the same weights, and its reader as the core has them.
 
-        Raises `ConfigurationError` if no config is known, or a part isn't Transformer ELMo's.
+        Raises `NotStandardError` if a part of it isn't Transformer ELMo's.
         """
-        if self._experiment is None:
-            raise ConfigurationError("This model has no config: open its archive to save it.")
-        weights = self.language_model.state_dict()
-        config = model_config_of(stock_names(self._experiment()), shapes_of(weights))
+        model, softmax, scored = self.language_model, self.softmax, None
+        name, words = _words_of(model._text_field_embedder)
+        contextualizer = model._contextualizer
+        if type(contextualizer) is not BidirectionalLanguageModelTransformer:
+            raise _no_place(f"its contextualizer is a {type(contextualizer).__name__}")
+        if softmax is not None:
+            more = (getattr(softmax, "num_samples", None), getattr(softmax, "sparse", False))
+            scored = SoftmaxConfig(softmax.word_weights()[0].size(0), *more)
+        text, layers = reader.text_config(words, name), contextualizer.config
+        dropout, precision = model._dropout.p, model.precision
+        config = ModelConfig(words, layers, text, scored, dropout, precision, name)
         vocabulary = WordList(reader.vocabulary.words)
         check_vocabulary(config, vocabulary, "This model")
-        return model_of(config, weights, "This model"), reader_of(config, vocabulary)
+        core = model_of(config, model.state_dict(), "This model")
+        return core, reader_of(config, vocabulary)
 
     def forget_words(self) -> None:
         forget_words(self.language_model)
@@ -172,9 +239,9 @@ class EncodingModel(torch.nn.Module):
 
 
 def adapted(
-    model: Any, reader: Any, tokenizer: Any, experiment: Optional[_Experiment] = None
+    model: Any, reader: Any, tokenizer: Any
 ) -> Optional[Tuple[EncodingModel, DatasetSentenceReader]]:
     """What `TransformerElmo` makes of AllenNLP's model and reader; `None` for others."""
     if not isinstance(model, LanguageModel):
         return None
-    return EncodingModel(model, experiment), DatasetSentenceReader(reader, model, tokenizer)
+    return EncodingModel(model), DatasetSentenceReader(reader, model, tokenizer)
