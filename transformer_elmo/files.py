@@ -137,10 +137,7 @@ def _check_not_taken(path: Path, replace: bool) -> None:
 
 @contextmanager
 def errors_of_disk(path: Path, advice: str = REPEAT) -> Iterator[None]:
-    """
-    What the system says while `path` is being written, as a `ConfigurationError` with advice for
-    later: the disk is full, there is no permission, ...
-    """
+    """What the system says while `path` is being written, as a `ConfigurationError` with advice."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -75,10 +75,7 @@ class BatchReader(WordReader):
     def batch(
         self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
     ) -> WordBatch:
-        """
-        `sentences`: their tokens, boundary tokens included. `with_ids`: whether the vocabulary's
-        numbers are wanted.
-        """
+        """`sentences`: their tokens with boundaries. `with_ids`: whether numbers are wanted."""
         return WordBatch.from_arrays(self.arrays(sentences, with_ids), device)
 
 

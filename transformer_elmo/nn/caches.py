@@ -90,10 +90,7 @@ class Kept:
                 self._forget()
 
     def get(self, weights: Sequence[torch.Tensor], setting: tuple, make: Callable[[], Any]) -> Any:
-        """
-        What `make` returned when the weights and all else that it depends on, the `setting`, were
-        what they are. Nobody may change it.
-        """
+        """What `make` returned when weights and `setting` were these. Nobody may change it."""
         with self._lock, torch.inference_mode(False), torch.no_grad():
             counted = not any(weight.is_inference() for weight in weights)
             described = [setting, *(_described(weight, counted) for weight in weights)]

@@ -155,10 +155,7 @@ class LanguageModel(torch.nn.Module):
             return self.words(batch)
 
     def encode(self, batch: WordBatch) -> EncoderOutput:
-        """
-        All layers of a batch, without the softmax. It changes nothing in the model, so that threads
-        may share it.
-        """
+        """All layers of a batch, without the softmax. Threads may share the model."""
         mask = batch.mask
         packing = PackedBatch(mask, batch.facts.lengths)
         with computing(self.precision, self.compiles, mask.device):

@@ -203,10 +203,7 @@ def _factors(width: int, device: torch.device) -> torch.Tensor:
 
 
 def embedded(cnn: CharacterCnn, batch: WordBatch, cache: Kept) -> torch.Tensor:
-    """
-    The vectors of a batch's words, from memory where nothing is to be learned. Shape `(batch_size,
-    timesteps, dim)`.
-    """
+    """Shape `(batch_size, timesteps, dim)`, from memory where nothing is to be learned."""
     words, longest, weights = batch.characters, batch.facts.longest_word, cnn.weights()
     learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
     if learns or not words.size(0):

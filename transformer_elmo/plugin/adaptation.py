@@ -194,10 +194,7 @@ def _rows_of(table: Embedding, vocab: Vocabulary, new: Vocabulary) -> torch.Tens
 
 @torch.no_grad()
 def set_biases(reader: DatasetReader, model: LanguageModel, data_path: DataPath) -> None:
-    """
-    Sets the biases of a model's softmax by a sample of text: see
-    `transformer_elmo.nn.softmax_transfer.calibrate`.
-    """
+    """Sets the softmax's biases by a sample of text: see `nn.softmax_transfer.calibrate`."""
     assert model.softmax is not None
     words = word_list(model.vocab)
     counts = dict(count_with_reader(data_path, reader)[NAMESPACE])

@@ -319,10 +319,7 @@ class LanguageModel(Model):
             return embed_text_field(self._text_field_embedder, source)
 
     def encode(self, source: TextFieldTensors) -> EncoderOutput:
-        """
-        All that the contextualizer gives of a batch, without the softmax. It changes nothing in the
-        model, so that threads may share it.
-        """
+        """All that the contextualizer gives of a batch. Threads may share the model."""
         mask, facts = text_field_mask(source), host_lengths(source)
         top_rows: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
         with computing(self.precision, self.compiles, mask.device):

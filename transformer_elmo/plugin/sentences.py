@@ -101,10 +101,7 @@ class DatasetSentenceReader(WordReader):
     def batch(
         self, sentences: Sequence[Sequence[str]], device: torch.device, with_ids: bool = True
     ) -> SourceBatch:
-        """
-        `sentences`: their tokens, boundary tokens included. `with_ids`: whether the words to
-        predict are wanted.
-        """
+        """`sentences`: their tokens with boundaries. `with_ids`: whether numbers are wanted."""
         tensors = self._tensors(sentences) if self._by_words else self._of_instances(sentences)
         # AllenNLP's function takes a device, and copies only what is elsewhere.
         source = util.move_to_device(tensors, device)

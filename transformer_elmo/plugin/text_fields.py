@@ -130,10 +130,7 @@ def _embed_characters(module: Any, entry: Mapping[str, Any]) -> torch.Tensor:
 
 
 def with_characters(characters: torch.Tensor) -> torch.Tensor:
-    """
-    Shape `(batch_size, 0, 1)` for `(batch_size, 0)`, which is all that AllenNLP says of the
-    characters where no sentence has a word.
-    """
+    """Shape `(batch_size, 0, 1)` for AllenNLP's `(batch_size, 0)`, where there are no words."""
     return characters.unsqueeze(-1) if characters.dim() == 2 else characters
 
 

@@ -151,10 +151,7 @@ class LanguageModelTokenEmbedder(TokenEmbedder):
         return self._lm.vocab
 
     def extend_vocab(self, extended_vocab: Vocabulary, *args: Any, **kwargs: Any) -> None:
-        """
-        Follows a vocabulary on top that has grown, or is known only now. AllenNLP calls it for
-        every module that has it.
-        """
+        """Follows a vocabulary on top that has grown, as AllenNLP asks every module to."""
         indexer = self._indexer
         lower = isinstance(indexer, SingleIdTokenIndexer) and indexer.lowercase_tokens
         if isinstance(indexer, SingleIdTokenIndexer):

@@ -114,10 +114,7 @@ Vocabulary.register("from_corpus", constructor="from_corpus", exist_ok=True)(Cor
 
 
 def count_with_reader(data_path: DataPath, reader: DatasetReader) -> Dict[str, Dict[str, int]]:
-    """
-    How often each entry of each namespace occurs in a corpus, boundary tokens included, in the
-    order in which they first occur.
-    """
+    """How often each entry of each namespace occurs, boundary tokens too, first come first."""
     counter: DefaultDict[str, Dict[str, int]] = defaultdict(lambda: defaultdict(int))
     if (
         isinstance(reader, SimpleLanguageModelingDatasetReader)

@@ -70,10 +70,7 @@ def is_language_model(experiment: Mapping[str, Any]) -> bool:
 
 
 def folder_of(run: Path, archive_file: str) -> Path:
-    """
-    Where the folder of a training run, or an archive that is unpacked, has what it carries of the
-    language model that its config calls `archive_file`.
-    """
+    """Where a run or an unpacked archive has what it carries of the model at `archive_file`."""
     key = hashlib.sha256(archive_file.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return run / FOLDER / key
 

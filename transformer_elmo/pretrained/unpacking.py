@@ -167,10 +167,7 @@ def archive_of(directory: str | os.PathLike) -> str | None:
 def extracted_archive(
     resolved_archive_file: str | os.PathLike, cleanup: bool = True
 ) -> Iterator[str]:
-    """
-    Does what AllenNLP's function of this name does, with `unpack`. If that fails, nothing stays
-    behind.
-    """
+    """AllenNLP's function of this name, with `unpack`. If it fails, nothing stays behind."""
     directory = tempfile.mkdtemp()
     key = os.path.realpath(directory)
     try:

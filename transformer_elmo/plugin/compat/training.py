@@ -159,10 +159,7 @@ class _Run:
         return train._train_worker(0, self.params, str(self.folder), **self.options)
 
     def vocabulary(self, logged: bool = False) -> Dict[str, Any]:
-        """
-        The section for workers, with the vocabulary in the run's folder, where this process logs
-        what it does if it is no worker itself.
-        """
+        """The section for workers: the vocabulary in the run's folder."""
         directory = str(self.folder / VOCABULARY)
         goes_on = self.begin()
         if logged:

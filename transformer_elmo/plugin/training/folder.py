@@ -97,10 +97,7 @@ def locked(folder: Path, recover: bool = False) -> Iterator[None]:
 
 @contextmanager
 def shared(folder: Path) -> Iterator[None]:
-    """
-    Within the block, this process of a distributed run works in a folder, and no other run begins
-    there.
-    """
+    """Within it, this process of a distributed run works in a folder, and no other run begins."""
     with open(folder / LOCK_OF_WORKERS, "a+", encoding="utf-8") as file:
         _lock(file, fcntl.LOCK_SH)
         yield

@@ -225,10 +225,7 @@ class ResumeDataCallback(TrainerCallback):
 
     @contextmanager
     def validating(self, trainer: Any) -> Iterator[None]:
-        """
-        Within the block, the state is that of its beginning: a run that is stopped in the middle of
-        validation begins it anew.
-        """
+        """Within it, the state is that of its beginning: a run that stops there begins anew."""
         self._before_validation = self._moving(trainer)
         try:
             yield

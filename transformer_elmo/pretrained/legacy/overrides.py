@@ -186,10 +186,7 @@ def _fits(key: str, config: dict[str, Any]) -> bool:
 
 
 def check_evaluation_overrides(overrides: dict[str, Any]) -> None:
-    """
-    Raises `ConfigurationError` if `allennlp evaluate` would not look at one of the overrides; it
-    names the key.
-    """
+    """Raises `ConfigurationError` for an override that `allennlp evaluate` would not look at."""
     for key, value in overrides.items():
         if top(key) in NOT_EVALUATED and set(leaves(value, key)) != {"trainer.cuda_device"}:
             refuse(key, value, f"this override has no meaning here ({NOT_EVALUATED[top(key)]}).")

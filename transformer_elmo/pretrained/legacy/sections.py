@@ -38,10 +38,7 @@ def fits_section(key: str, value: Any) -> bool:
 
 
 def find_key(config: Any, key: str) -> list[Any]:
-    """
-    Returns the object that holds the dotted `key`, and the last part of the key (a number in a
-    list). Empty where the config has no such key.
-    """
+    """The object with the dotted `key`, and the key's last part; empty if there is no such key."""
     holder, place = None, config
     name: Any = ""
     for name in key.split("."):
