@@ -75,6 +75,8 @@ def run(name: str, *arguments: str, largest_file: int = resource.RLIM_INFINITY) 
     for number, stream in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{name}.{stream}", os.O_WRONLY | os.O_CREAT), number)
     sys.argv = ["allennlp", *arguments]
+    # In the background of a shell, Ctrl-C would be ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     code = 0
     try:
