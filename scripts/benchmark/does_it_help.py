@@ -11,7 +11,7 @@ through AllenNLP and flair, with few and many tagged sentences.
 Brown is English; morphhb is the Hebrew Bible, its words tagged by the letters of their morphemes'
 parts of speech. The language model is quickstart.jsonnet's. It and the static vectors are trained
 on all of the text but the sentences that choose and test the taggers. Each tagger is a line of
-OUT/taggers.jsonl; a second call goes on with what is missing.
+OUT/*/taggers.jsonl; a second call goes on with what is missing.
 """
 
 import argparse
@@ -54,7 +54,10 @@ def brown(folder: Path) -> Iterator[str]:
 
 def hebrew(folder: Path) -> Iterator[str]:
     """Verses: words without the marks between their morphemes, a letter a morpheme as the tag."""
-    text = (folder / "index.js").read_text("utf-8").removeprefix("var morphhb=")
+    path = folder / "index.js"
+    if not path.exists():
+        raise SystemExit(f"There is no index.js of morphhb in {folder}.")
+    text = path.read_text("utf-8").removeprefix("var morphhb=")
     books, _ = json.JSONDecoder().raw_decode(text)
     for verse in (verse for book in books.values() for chapter in book for verse in chapter):
         tagged = [(word.replace("/", ""), re.sub(r"([^/])[^/]*", r"\1", t)) for word, _, t in verse]
@@ -198,19 +201,20 @@ def main() -> None:
     options = parser.parse_args()
     if (options.brown is None) == (options.hebrew is None):
         parser.error("expected one of --brown and --hebrew")
-    prepare(options.out, brown(options.brown) if options.brown else hebrew(options.hebrew))
+    folder = options.out / ("brown" if options.brown else "hebrew")
+    prepare(folder, brown(options.brown) if options.brown else hebrew(options.hebrew))
 
     def make(row: runs.Row) -> runs.Row:
-        run, begin = options.out / "tagger", time.process_time()
+        run, begin = folder / "tagger", time.process_time()
         shutil.rmtree(run, ignore_errors=True)
-        accuracy = WAYS[row["way"]](options.out, row["way"], row["size"], row["seed"], run)
+        accuracy = WAYS[row["way"]](folder, row["way"], row["size"], row["seed"], run)
         return {"accuracy": accuracy, "seconds": time.process_time() - begin}
 
     wanted = [
         {"way": way, "size": size, "seed": seed}
         for size, seed, way in product(options.sizes, range(3), options.ways)
     ]
-    print("\n".join(table(runs.made(options.out / "taggers.jsonl", wanted, make))))
+    print("\n".join(table(runs.made(folder / "taggers.jsonl", wanted, make))))
 
 
 if __name__ == "__main__":
