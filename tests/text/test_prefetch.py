@@ -8,8 +8,8 @@ from transformer_elmo.text import training_stream as prefetch_module
 from transformer_elmo.text.training_stream import prefetch
 
 
-def wait_for_threads(name):
-    for _ in range(100):
+def wait_for_threads(name, tries=100):
+    for _ in range(tries):
         if not any(thread.name == name for thread in threading.enumerate()):
             return True
         time.sleep(0.05)
@@ -68,12 +68,11 @@ def test_forgotten_iterators_stop_their_threads():
 
 def test_at_exit_threads_end_before_the_interpreter(monkeypatch):
     monkeypatch.setattr(prefetch_module, "_running", {})
-    before = threading.active_count()
     # Held on to, as by a traceback.
-    iterator: Any = prefetch(lambda: iter(range(1000)), 2, "numbers")
+    iterator: Any = prefetch(lambda: iter(range(1000)), 2, "test-exit")
     assert next(iterator) == 0
-    assert threading.active_count() == before + 1
+    assert not wait_for_threads("test-exit", tries=1)
     prefetch_module._stop_all()
-    assert threading.active_count() == before
+    assert wait_for_threads("test-exit", tries=1)
     iterator.close()
     assert not prefetch_module._running
