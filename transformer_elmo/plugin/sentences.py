@@ -69,7 +69,8 @@ class DatasetSentenceReader(WordReader):
         self._tokenizer: Any = reader_attribute(reader, "tokenizer")
         boundaries = (reader_attribute(reader, f"{side}_tokens") or [] for side in ("start", "end"))
         start_tokens, end_tokens = ([str(token.text) for token in side] for side in boundaries)
-        words, split = word_list(model.vocab), allennlp_tokenizer(tokenizer or self._tokenizer)
+        words = word_list(model.vocab)
+        split = allennlp_tokenizer(self._tokenizer if tokenizer is None else tokenizer)
         super().__init__(words, start_tokens, end_tokens, split)
         self._model = model
         self._by_words = all(map(fits_a_table, self._indexers.values()))

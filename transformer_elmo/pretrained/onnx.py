@@ -44,7 +44,7 @@ from transformer_elmo.text.word_table import (
     WORD_PADDING,
 )
 
-MODEL, DATA = "model.onnx", "model.onnx.data"
+MODEL = "model.onnx"
 
 # The first that has layer normalization is 17, and torch's exporter begins at 18.
 OPSET = 18

@@ -109,8 +109,10 @@ class _Check:
             self._object(annotation, given, path)
 
     def _one_of(self, annotation: Any, given: Any, path: str) -> None:
-        errors = []
-        for argument in _parts(annotation):
+        errors, parts = [], _parts(annotation)
+        if len(parts) == 1:
+            return self.value(parts[0], given, path)
+        for argument in parts:
             try:
                 return self.value(argument, given, path)
             except ConfigurationError as error:
