@@ -8,14 +8,10 @@ from allennlp.common import Params
 from allennlp.data import Vocabulary
 from allennlp.models import Model
 
-from tests.plugin.processes import batch_of
-from tests.small_lm import model_config
-from transformer_elmo import TransformerElmo
-from transformer_elmo.commands import cli
+from tests.small_lm import model_config, tensors
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.nn.precision import checked_precision
 from transformer_elmo.plugin.optimizer import DenseSparseAdam
-from transformer_elmo.plugin.token_embedders import BidirectionalLanguageModelTokenEmbedder
 
 
 def trained(precision, batches, vocab, steps):
@@ -25,11 +21,11 @@ def trained(precision, batches, vocab, steps):
     optimizer = DenseSparseAdam(list(model.named_parameters()), lr=2e-3)
     for step in range(steps):
         optimizer.zero_grad()
-        model(batches[step % len(batches)])["loss"].backward()
+        model(**batches[step % len(batches)])["loss"].backward()
         optimizer.step()
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     with torch.no_grad():
-        losses = [model.eval()(batch)["loss"] for batch in batches]
+        losses = [model.eval()(**batch)["loss"] for batch in batches]
     assert {loss.dtype for loss in losses} == {torch.float32}
     return torch.stack(losses).mean().item()
 
@@ -43,7 +39,7 @@ def test_losses_after_training():
     vocab = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
     for word in ["</S>", "<S>", *dict.fromkeys(words)]:
         vocab.add_token_to_namespace(word)
-    batches = [batch_of(text[start : start + 20], vocab) for start in range(0, len(text), 20)]
+    batches = [tensors(text[start : start + 20], vocab) for start in range(0, len(text), 20)]
     exact, rounded = (trained(name, batches, vocab, 150) for name in ("float32", "bfloat16"))
     assert exact < 0.85 * trained("float32", batches, vocab, 0)
     assert rounded == pytest.approx(exact, rel=5e-3)
@@ -53,19 +49,3 @@ def test_losses_after_training():
 def test_message(precision, hint):
     with pytest.raises(ConfigurationError, match=f"float32, bfloat16: got {precision!r}.*{hint}"):
         checked_precision(precision)
-
-
-def test_wherever_it_is_asked_for(lm_archive, make_model, tmp_path, capsys):
-    for ask in (
-        lambda: TransformerElmo.open(lm_archive, device="cpu", precision="int8"),
-        lambda: BidirectionalLanguageModelTokenEmbedder(str(lm_archive), precision="int8"),
-        lambda: make_model(**model_config(precision="int8")),
-    ):
-        with pytest.raises(ConfigurationError, match=r'no "int8" any more'):
-            ask()
-    text = tmp_path / "text"
-    text.write_text("a sentence\n", encoding="utf-8")
-    with pytest.raises(SystemExit) as end:
-        raise SystemExit(cli.main(["score", str(lm_archive), str(text), "--precision", "int8"]))
-    error = capsys.readouterr().err
-    assert end.value.code and 'no "int8" any more' in error and "Traceback" not in error
