@@ -54,12 +54,12 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_log_of_a_run_before() -> Iterator[None]:
-    """A training run logs all that its process does later, too, to a folder that goes away."""
+    """A training run logs all that its process does later, too, to what a test closes behind it."""
+    kinds = (logging.FileHandler, logging.StreamHandler)
     yield
     for logger in (logging.getLogger(), logging.getLogger("tqdm")):
         # Not pytest's, which are of classes of their own.
-        logs = [handler for handler in logger.handlers if type(handler) is logging.FileHandler]
-        for handler in logs:
+        for handler in [handler for handler in logger.handlers if type(handler) in kinds]:
             logger.removeHandler(handler)
             handler.close()
 

@@ -8,101 +8,82 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
-from typing import Callable, Dict, Iterator, List, Optional
 
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
-class Mirror:
+class Mirror(ThreadingHTTPServer):
     """
     Serves `files` (by name), resuming where a client asks for it unless `ranges` is False. The
-    first `cut_times` responses stop after `cut_after` bytes of their body; the first `failures`
-    ones are a 503.
+    first `cut_times` files stop after `cut_after` bytes; the first `failures` answers are a 503.
     """
 
-    def __init__(self) -> None:
-        self.files: Dict[str, bytes] = {}
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.files = {}
         self.ranges = True
-        self.cut_after = 0
-        self.cut_times = 0
-        self.failures = 0
-        self.requested_ranges: List[Optional[str]] = []
-        mirror = self
+        self.cut_after = self.cut_times = self.failures = 0
+        self.requested_ranges = []
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args: object) -> None:
-                pass
+    def stop(self):
+        self.shutdown()
+        self.server_close()
 
-            def do_GET(self) -> None:
-                mirror._answer(self)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+class Answer(BaseHTTPRequestHandler):
+    server: Mirror
 
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
-        asked = request.headers.get("Range")
-        self.requested_ranges.append(asked)
-        if self.failures > 0:
-            self.failures -= 1
-            request.send_error(503)
-            return
-        content = self.files.get(request.path.lstrip("/"))
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        mirror, asked = self.server, self.headers.get("Range")
+        mirror.requested_ranges.append(asked)
+        content = mirror.files.get(self.path.lstrip("/"))
+        if mirror.failures:
+            mirror.failures -= 1
+            return self.send_error(503)
         if content is None:
-            request.send_error(404)
-            return
-        start = 0
-        if asked and self.ranges:
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-            if start >= len(content):
-                request.send_response(416)
-                request.send_header("Content-Range", f"bytes */{len(content)}")
-                request.send_header("Content-Length", "0")
-                request.end_headers()
-                return
-            request.send_response(206)
-            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            request.send_response(200)
-        body = content[start:]
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        if self.cut_times > 0:
-            self.cut_times -= 1
-            body = body[: self.cut_after]
-        request.wfile.write(body)
-
-    def stop(self) -> None:
-        """Stops serving; the port is closed afterwards."""
-        self._server.shutdown()
-        self._server.server_close()
+            return self.send_error(404)
+        begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and mirror.ranges else 0
+        body = content[begin:]
+        self.send_response(200 if not begin else 206 if body else 416)
+        self.send_header("Content-Length", str(len(body)))
+        if begin and body:
+            size = len(content)
+            self.send_header("Content-Range", f"bytes {begin}-{size - 1}/{size}")
+        self.end_headers()
+        if mirror.cut_times:
+            mirror.cut_times -= 1
+            body = body[: mirror.cut_after]
+        self.wfile.write(body)
 
 
 @pytest.fixture
-def mirror() -> Iterator[Mirror]:
+def mirror():
     serving = Mirror()
+    threading.Thread(target=serving.serve_forever, args=(0.05,), daemon=True).start()
     yield serving
     serving.stop()
 
 
-@pytest.fixture
-def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a module of `scripts/benchmark/`; nothing of that folder stays imported."""
-    before = {*sys.modules}
-    monkeypatch.syspath_prepend(str(SCRIPTS / "benchmark"))
-    yield importlib.import_module
-    for name in {path.stem for path in (SCRIPTS / "benchmark").glob("*.py")} - before:
+@pytest.fixture(scope="module")
+def script_module():
+    """Imports a module of `scripts/`; nothing of it stays imported."""
+    before, folders = {*sys.modules}, (SCRIPTS, SCRIPTS / "benchmark")
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in folders:
+            patch.syspath_prepend(str(folder))
+        yield importlib.import_module
+    for name in {path.stem for folder in folders for path in folder.glob("*.py")} - before:
         sys.modules.pop(name, None)
 
 
-RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
 @pytest.fixture
-def run_script(tmp_path: Path) -> RunScript:
+def run_script(tmp_path):
     """Runs a script of `scripts/` in an empty folder, and returns what came of it."""
     # No proxy stands between a script and localhost, and no wait between two tries.
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
@@ -110,7 +91,7 @@ def run_script(tmp_path: Path) -> RunScript:
     for name in ("PYTHON", "BIDIRECTIONAL_LM_TRAIN_PATH"):
         environment.pop(name, None)
 
-    def run(script: str, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    def run(script, *arguments, **variables):
         return subprocess.run(
             ["bash", str(SCRIPTS / script), *arguments],
             cwd=tmp_path,
@@ -125,18 +106,29 @@ def run_script(tmp_path: Path) -> RunScript:
 
 
 @pytest.fixture
-def path_with(tmp_path: Path) -> Callable[..., str]:
+def assert_failed():
+    """With one message, and nothing to paste."""
+
+    def check(done, *expected):
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        for text in expected:
+            assert text in done.stderr.splitlines()[-1], done.stderr
+
+    return check
+
+
+@pytest.fixture
+def path_with(tmp_path):
     """
     Makes a folder with only the commands named, the programs of this machine or, where a text is
     given, a shell script of that text, and returns it for use as PATH.
     """
+    folder = tmp_path / "commands"
 
-    def make(*programs: str, **scripts: str) -> str:
-        folder = tmp_path / "commands"
-        folder.mkdir()
+    def make(*programs, **scripts):
+        folder.mkdir(exist_ok=True)
         for program in programs:
-            found = shutil.which(program)
-            if found is not None:
+            if found := shutil.which(program):
                 (folder / program).symlink_to(found)
         for name, text in scripts.items():
             (folder / name).unlink(missing_ok=True)
@@ -147,14 +139,14 @@ def path_with(tmp_path: Path) -> Callable[..., str]:
     return make
 
 
-def variables_set_by(output: str) -> Dict[str, str]:
-    """The variables that a shell has after it was given `output` to run."""
-    names = [line.split()[1].split("=")[0] for line in output.splitlines()]
-    script = output + "".join(f"printf '%s\\n' \"${name}\"\n" for name in names)
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    return dict(zip(names, done.stdout.splitlines(), strict=True))
-
-
 @pytest.fixture
-def exported() -> Callable[[str], Dict[str, str]]:
-    return variables_set_by
+def exported():
+    """The variables that a shell has after it was given some lines to run."""
+
+    def run(lines):
+        names = [line.split()[1].split("=")[0] for line in lines.splitlines()]
+        script = lines + "".join(f"printf '%s\\n' \"${name}\"\n" for name in names)
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        return dict(zip(names, done.stdout.splitlines(), strict=True))
+
+    return run

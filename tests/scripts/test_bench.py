@@ -2,14 +2,15 @@
 
 import json
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture
-def bench(benchmark_module):
-    return benchmark_module("bench")
+def bench(script_module):
+    return script_module("bench")
 
 
 class Side:
@@ -39,23 +40,11 @@ def test_the_table_has_medians_and_ratios(bench):
 def test_the_suite_goes_on_with_what_is_missing(bench, tmp_path, monkeypatch):
     asked = []
     sides = {"ours": Side(bench, 30, asked), "allennlp-models": Side(bench, 10, asked)}
-
-    class Started:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return sides
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(bench, "started", Started)
+    monkeypatch.setattr(bench, "started", lambda *_: nullcontext(sides))
     monkeypatch.setattr(bench, "run_tests", lambda *_: "3 passed")
-    options = Namespace(
-        **{"out": tmp_path, "seconds": 45.0, "small": False, "rounds": 2, "against": []},
-        **{"without_peer": False, "device": "cpu", "precision": "float32", "tokens_per_batch": 2},
-    )
+    options = Namespace(out=tmp_path, seconds=45.0, small=False, rounds=2, against=[])
+    options.without_peer, options.tokens_per_batch = False, 2
+    options.device, options.precision = "cpu", "float32"
     monkeypatch.setattr(bench.workload, "BILLION_WORDS", 30_000)
     said = "\n".join(bench.suite(options, tmp_path))
     # What comes later and takes less time isn't kept from the table.
@@ -90,8 +79,8 @@ def test_it_measures_itself_and_another_checkout(bench, tmp_path, capsys, monkey
     assert ours.split(" | ")[4] == other.split(" | ")[4]
 
 
-def test_synthetic_text(benchmark_module, tmp_path):
-    workload = benchmark_module("workload")
+def test_synthetic_text(script_module, tmp_path):
+    workload = script_module("workload")
     workload.write_synthetic(tmp_path, 2, 50, 2000)
     words = (tmp_path / "vocabulary" / "tokens.txt").read_text().splitlines()
     assert len(words) == len(set(words)) == 2000

@@ -1,8 +1,8 @@
 """The quickstart's text and its report, in several languages; its training is tested elsewhere."""
 
-import importlib.util
 import itertools
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,28 +11,20 @@ import pytest
 from tests.small_lm import random_sentences
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-def module(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-corpus, report = module("quickstart_corpus"), module("quickstart_report")
-
-CHINESE = ["\u6211", "\u559c\u6b22", "\u5317\u4eac", "\u5929\u6c14", "\u82f9\u679c", "\u4e66"]
+CHINESE = ["".join(words) for words in itertools.permutations("我喜欢北京", 4)]
 
 
 @pytest.fixture
-def prepare(tmp_path, monkeypatch):
-    def run(lines, name="text"):
-        path = tmp_path / name
+def corpus(script_module):
+    return script_module("quickstart_corpus")
+
+
+@pytest.fixture
+def prepare(corpus, tmp_path, monkeypatch):
+    def run(lines):
+        path = tmp_path / "text"
         path.write_bytes(lines if isinstance(lines, bytes) else "\n".join(lines).encode())
-        arguments = ["x", str(tmp_path / "data"), "--corpus", str(path)]
-        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "data"), "--corpus", str(path)])
         corpus.main()
         return tmp_path / "data"
 
@@ -40,44 +32,28 @@ def prepare(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sentence", "expected"),
+    "sentence, expected",
     [
         ("Don't stop, well-known friend.", "Don't stop , well-known friend ."),
-        (
-            "\u041c\u043e\u0441\u043a\u0432\u0430, \u043d\u0435\u0442",
-            "\u041c\u043e\u0441\u043a\u0432\u0430 , \u043d\u0435\u0442",
-        ),
         # Devanagari, whose vowel signs are no letters to Python.
-        (
-            "\u0939\u093f\u0928\u094d\u0926\u0940 \u0939\u0948",
-            "\u0939\u093f\u0928\u094d\u0926\u0940 \u0939\u0948",
-        ),
+        ("हिन्दी है", "हिन्दी है"),
     ],
 )
-def test_words(sentence, expected):
+def test_words(corpus, sentence, expected):
     assert corpus.words(sentence) == expected.split()
 
 
-def test_text_without_spaces_is_split_into_characters(prepare, capsys):
-    lines = ["".join(p) + "\u3002" for p in itertools.permutations(CHINESE, 4)]
-    data = prepare(lines)
+def test_text_without_spaces_is_split_into_characters(corpus, prepare):
+    data = prepare([f"{line}。" for line in CHINESE])
     (line, *_) = (data / "heldout.txt").read_text(encoding="utf-8").splitlines()
-    assert all(len(word) == 1 for word in line.split()) and line.endswith(" \u3002")
-    assert corpus.characters("\u6211\u7528Python 3\u3002") == [
-        "\u6211",
-        "\u7528",
-        "Python",
-        "3",
-        "\u3002",
-    ]
+    assert all(len(word) == 1 for word in line.split()) and line.endswith(" 。")
+    assert corpus.characters("我用Python 3。") == ["我", "用", "Python", "3", "。"]
     # Words that are split already stay.
-    data = prepare([" ".join(p) for p in itertools.permutations(CHINESE, 4)])
-    assert (
-        "\u82f9\u679c" in (data / "vocabulary" / "tokens.txt").read_text(encoding="utf-8").split()
-    )
+    data = prepare([" ".join(f"{character}文" for character in line) for line in CHINESE])
+    assert "京文" in (data / "vocabulary" / "tokens.txt").read_text(encoding="utf-8").split()
 
 
-def test_no_more_than_a_quickstart_takes(prepare, capsys, monkeypatch):
+def test_no_more_than_a_quickstart_takes(corpus, prepare, capsys, monkeypatch):
     monkeypatch.setattr(corpus, "MAX_WORDS", 1000)
     data = prepare([f"number {n} comes after {n - 1} ." for n in range(1, 100_000)])
     assert "The first 1002 words" in capsys.readouterr().out
@@ -86,38 +62,34 @@ def test_no_more_than_a_quickstart_takes(prepare, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    "text, expected",
     [
         ([f"only {n} lines here" for n in range(30)], "at least 100 different sentences.*found 30"),
         (b"caf\xe9 is open\n" * 200, "line 1: byte 4 of the line .0xe9. is not UTF-8"),
-        ([], "found 0"),
     ],
 )
 def test_text_that_will_not_do_is_told_in_one_line(prepare, tmp_path, text, expected):
-    with pytest.raises(SystemExit, match=f"^quickstart: .*{expected}") as error:
+    with pytest.raises(SystemExit, match=f"^quickstart: .*{expected}[^\n]*$"):
         prepare(text)
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "data").exists()
 
 
-def test_the_sentence_embedded_is_of_the_language(prepare):
+def test_the_sentence_embedded_is_of_the_language(script_module, prepare):
+    report = script_module("quickstart_report")
     data = prepare(random_sentences(400))
     assert report.sentence_to_embed(data) in (data / "heldout.txt").read_text().splitlines()
     known = [f"{report.SENTENCE} {n}" for n in range(200)]
     assert report.sentence_to_embed(prepare(known)) == report.SENTENCE
 
 
-def test_folders_of_others_are_not_replaced(run_script, path_with, tmp_path):
+def test_folders_of_others_are_not_replaced(run_script, tmp_path):
     """Found out before anything is written, with a set-up that does nothing."""
-    root = tmp_path / "root"
-    (root / "scripts").mkdir(parents=True)
-    (root / ".venv" / "bin").mkdir(parents=True)
-    (root / ".venv" / "bin" / "activate").write_text("")
-    (root / "scripts" / "setup.sh").write_text("#!/bin/sh\n")
-    (root / "scripts" / "setup.sh").chmod(0o755)
-    (root / "scripts" / "quickstart.sh").write_bytes((SCRIPTS / "quickstart.sh").read_bytes())
-    mine = tmp_path / "mine"
-    (mine / "data").mkdir(parents=True)
+    root, mine = tmp_path / "root", tmp_path / "mine"
+    for folder in (root / "scripts", root / ".venv" / "bin", mine / "data"):
+        folder.mkdir(parents=True)
+    (root / ".venv" / "bin" / "activate").touch()
+    (root / "scripts" / "setup.sh").touch(mode=0o755)
+    shutil.copy(SCRIPTS / "quickstart.sh", root / "scripts")
     (mine / "data" / "thesis").write_text("years of work")
     script = os.path.relpath(root / "scripts" / "quickstart.sh", SCRIPTS)
     done = run_script(script, QUICKSTART_DIR=str(mine))

@@ -10,8 +10,8 @@ from tests.small_lm import random_sentences
 
 
 @pytest.fixture
-def recipe(benchmark_module):
-    return benchmark_module("recipe")
+def recipe(script_module):
+    return script_module("recipe")
 
 
 def options_of(**others):
@@ -45,11 +45,6 @@ def test_rates_are_chosen_by_seed_0(recipe):
     assert "| muon | 0.100 | 0.000 |" in lines
     # Differences of the seeds are 0 and -1.
     assert lines[-1].startswith("| muon, 0.2 | 2 | -0.500 | 0.500 | 2.000, 1.000 | 5 |")
-
-
-def test_pairs(recipe):
-    found = recipe.compared({0: 4.9, 1: 4.7, 5: 1.0}, {0: 5.0, 1: 5.0, 2: 5.0})
-    assert found == pytest.approx((2, -0.2, 0.1))
 
 
 @pytest.mark.slow
