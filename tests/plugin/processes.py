@@ -3,42 +3,28 @@ What each process of the distributed tests runs; the tests start one to four of 
 of its own so that the processes find it by name.
 """
 
-import os
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import torch
 import torch.distributed as dist
 from allennlp.common import Params
 from allennlp.data import Vocabulary
-from allennlp.data.token_indexers.elmo_indexer import ELMoCharacterMapper
 from allennlp.models import Model
 from allennlp.nn.parallel import TorchDdpAccelerator
 
 import transformer_elmo
-from tests.small_lm import WORDS, model_config, random_sentences
-from transformer_elmo.nn.kernels.sparse_gradients import rows_averaged_over_processes
+from tests.small_lm import WORDS, model_config, random_sentences, tensors
 
 STEPS = 6
 SENTENCES_A_STEP = 8
 
 
-def batch_of(sentences: List[str], vocab: Vocabulary) -> Dict[str, Any]:
-    words = [["<S>", *sentence.split(), "</S>"] for sentence in sentences]
-    longest = max(map(len, words))
-    mapper = ELMoCharacterMapper()
-    tokens = torch.zeros(len(words), longest, dtype=torch.long)
-    characters = torch.zeros(len(words), longest, 50, dtype=torch.long)
-    for row, sentence in enumerate(words):
-        for column, word in enumerate(sentence):
-            tokens[row, column] = vocab.get_token_index(word)
-            characters[row, column] = torch.tensor(mapper.convert_word_to_char_ids(word))
-    return {"tokens": {"tokens": tokens}, "token_characters": {"elmo_tokens": characters}}
-
-
 def train(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> None:
     """The same sentences a step, whoever has them; each process saves its losses and weights."""
     torch.set_num_threads(1)
-    start(rank, world_size, folder)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
     # Only the first process begins with the weights that all should have.
     torch.manual_seed(0 if rank == 0 else 99)
     vocab = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
@@ -62,7 +48,7 @@ def train(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> 
         torch.manual_seed(step)
         mine = sentences[step * SENTENCES_A_STEP : (step + 1) * SENTENCES_A_STEP][rank::world_size]
         optimizer.zero_grad()
-        loss = wrapped.model(batch_of(mine, vocab))["loss"]
+        loss = wrapped.model(**tensors(mine, vocab))["loss"]
         loss.backward()
         leaf = next(p for name, p in model.named_parameters() if "softmax_w" in name)
         rows.append(leaf.grad._nnz() if leaf.grad.is_sparse else None)
@@ -72,23 +58,5 @@ def train(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> 
         losses.append(mean.item() / world_size)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = {"losses": losses, "rows": rows, "weights": weights}
-    torch.save({**found, "metrics": model.get_metrics(reset=True)}, result(folder, rank))
+    torch.save({**found, "metrics": model.get_metrics(reset=True)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-
-
-def average_rows(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> None:
-    start(rank, world_size, folder)
-    ids = [torch.tensor([0, 3, 7]), torch.tensor([3]), torch.tensor([], dtype=torch.long)][rank]
-    values = torch.full((ids.numel(), 2), float(rank + 1))
-    torch.save(rows_averaged_over_processes(ids, values), result(folder, rank))
-    dist.destroy_process_group()
-
-
-def start(rank: int, world_size: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
-    )
-
-
-def result(folder: str, rank: int) -> str:
-    return os.path.join(folder, f"{rank}.pt")

@@ -7,18 +7,6 @@ from tests.plugin import processes
 # Not forked from here, where other tests have left threads; and not each importing AllenNLP anew.
 multiprocessing.get_context("forkserver").set_forkserver_preload([processes.__name__])
 
-
-def run(function, world_size, folder, settings=None):
-    folder.mkdir()
-    multiprocessing.start_processes(
-        function,
-        args=(world_size, str(folder), settings or {}),
-        nprocs=world_size,
-        start_method="forkserver",
-    )
-    return [torch.load(processes.result(str(folder), rank)) for rank in range(world_size)]
-
-
 SETTINGS = {
     "sampled, sparse": {},
     "sampled, dense": {"sparse_embeddings": False},
@@ -30,6 +18,17 @@ SETTINGS = {
 }
 
 
+def run(world_size, folder, settings):
+    folder.mkdir()
+    multiprocessing.start_processes(
+        processes.train,
+        args=(world_size, str(folder), settings),
+        nprocs=world_size,
+        start_method="forkserver",
+    )
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_number_of_processes_doesnt_matter(name, tmp_path):
@@ -38,7 +37,7 @@ def test_the_number_of_processes_doesnt_matter(name, tmp_path):
     dropout: the same losses, and in the end the same weights, on one, two and four processes.
     """
     numbers = (1, 2, 4) if name == "sampled, sparse" else (1, 2)
-    runs = {n: run(processes.train, n, tmp_path / str(n), SETTINGS[name]) for n in numbers}
+    runs = {n: run(n, tmp_path / str(n), SETTINGS[name]) for n in numbers}
     alone = runs[1][0]
     assert alone["losses"][-1] < alone["losses"][0]
     for results in runs.values():
@@ -54,11 +53,3 @@ def test_the_number_of_processes_doesnt_matter(name, tmp_path):
                 # A row for each word drawn or predicted by any of them, and no more.
                 assert result["rows"] == alone["rows"]
                 assert all(rows is not None for rows in result["rows"])
-
-
-def test_rows_averaged_over_processes(tmp_path):
-    results = run(processes.average_rows, 3, tmp_path / "rows")
-    for ids, values in results:
-        assert ids.tolist() == [0, 3, 7]
-        assert torch.allclose(values[:, 0], torch.tensor([1 / 3, 3 / 3, 1 / 3]))
-        assert values.shape == (3, 2)
