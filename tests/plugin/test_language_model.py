@@ -96,6 +96,7 @@ def test_options(make_model, vocabulary):
 def test_what_does_not_fit(make_model):
     for changes, message in (
         ({"type": "language_model"}, "both be bidirectional or both not"),
+        ({"precision": "float17"}, "precision must be one of"),
         ({"contextualizer": {**CONTEXTUALIZER, "input_dim": 64}}, "dimension 32, but .* of 64"),
     ):
         with pytest.raises(ConfigurationError, match=message):
