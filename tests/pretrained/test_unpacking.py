@@ -74,12 +74,15 @@ LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tar
             for kind in LINKS
         ),
         ([member("weights.th", b"", type=tarfile.GNUTYPE_SPARSE)], "link|not a complete"),
-        ([member("a" * 300)], "File name too long"),
         ([member("東" * 100)], "File name too long"),
         ([member("folder/" * 600 + "a")], "in more than 100 folders"),
         ([member("config.json"), member("config.json/b")], "Not a directory"),
         # It is read before its member is known, and its size with it.
         ([member("a", pax_headers={"comment": "a" * 2_000_000})], r"header of 2,0\d\d,\d\d\d by"),
+        *(
+            ([member("config.json", pax_headers={key: value})], "more than 32 GB|not a complete")
+            for key, value in (("size", "9" * 30), ("size", "-7"), ("path", "a\0b"))
+        ),
         ([], "empty"),
     ],
 )
@@ -118,8 +121,6 @@ def attributes(count, first=0):
 
 BOMBS = {
     "folders": [block("/".join([str(i), *"d" * 48, "f"])) for i in range(200)],
-    "empty files": [block(str(i)) for i in range(3_000)],
-    "empty folders": [block(f"{i}/{i}", tarfile.DIRTYPE) for i in range(1_500)],
     "one name": [block("a") * 100_000],
     "headers of headers": [block("x", b"x", b"14 comment=ab\n") * 20_000],
     "names of names": [block("x", b"L", b"ab\0") * 20_000],
@@ -145,21 +146,6 @@ def test_what_takes_time_or_room_is_refused_soon(tmp_path, folder, kind):
     assert sum(1 for _ in folder.rglob("*")) <= 2_000
 
 
-@pytest.mark.parametrize(
-    "attributes", [{"size": "-7"}, {"size": "9" * 30}, {"path": "a\0b"}, {"GNU.sparse.map": "x"}]
-)
-def test_attributes_that_make_no_sense(tmp_path, folder, attributes):
-    path = tmp_path / "model.tar.gz"
-    info, content = member("config.json", pax_headers=attributes)
-    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as tar:
-        tar.addfile(info, io.BytesIO(content))
-    try:
-        unpack(path, folder)
-    except ConfigurationError as error:
-        assert "model.tar.gz" in str(error)
-    assert {p.name for p in folder.parent.rglob("*")} <= {"folder", "config.json"}
-
-
 def test_no_room_on_the_disk(write, folder, no_larger_files):
     path = write(member("config.json"), member("weights.th", os.urandom(3000)))
     with (
@@ -169,19 +155,20 @@ def test_no_room_on_the_disk(write, folder, no_larger_files):
         unpack(path, folder)
 
 
-def damaged(content):
-    middle = len(content) // 2
-    yield from (content[: int(len(content) * share)] for share in (0, 0.02, 0.3, 0.9, 0.999))
-    yield content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
-    yield from (b"not an archive", gzip.compress(b"no tar"), gzip.compress(b"x" * 5000))
-
-
 def test_damage(write, folder):
     path = write(member("config.json"), member("weights.th", os.urandom(200_000)))
-    for content in damaged(path.read_bytes()):
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    cut = (whole[: int(len(whole) * share)] for share in (0, 0.02, 0.3, 0.999))
+    for content in (*cut, flipped, b"not an archive", gzip.compress(b"no tar" * 1000)):
         path.write_bytes(content)
         with pytest.raises(ConfigurationError, match=r"model\.tar\.gz .*not a complete"):
             unpack(path, folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigurationError, match=r"model\.tar\.gz .*a pipe or a device"):
+        unpack(path, folder)
 
 
 def test_the_folder_of_an_archive(write, tmp_path, monkeypatch):
