@@ -1,5 +1,4 @@
 import multiprocessing
-import threading
 import time
 from itertools import chain
 from typing import Any, Dict
@@ -98,24 +97,6 @@ def assert_same(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def assert_allennlps(path, reader, max_tokens, batch_size):
-    """Batches are what AllenNLP makes of the instances; returns them."""
-    vocab, sizes = make_vocabulary(), (max_tokens, batch_size)
-    lines = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8").split("\n")]
-    instances = [reader.text_to_instance(line) for line in lines if line.strip()]
-    least = max(i._token_min_padding_length for i in reader.token_indexers.values())
-    lengths = np.array([max(least, len(instance["source"])) for instance in instances])
-    theirs = []
-    for indices in cut_into_batches(lengths, *sizes):
-        batch = Batch([instances[i] for i in indices])
-        batch.index_instances(vocab)
-        theirs.append(batch.as_tensor_dict())
-    options = {"max_tokens": max_tokens, "batch_size": batch_size, "shuffle": False}
-    ours = list(make_loader(path, reader, vocab, **options))
-    assert_same(ours, theirs)
-    return ours
-
-
 READERS: Dict[str, Dict[str, Any]] = {
     "the fast path": {"start_tokens": ["<S>", "x y"], "end_tokens": ["</S>", "й", "."]},
     "no boundary tokens": {"start_tokens": None, "end_tokens": None},
@@ -137,42 +118,54 @@ READERS: Dict[str, Dict[str, Any]] = {
 }
 
 
-class TestSameAsAllenNLP:
-    @pytest.mark.parametrize("name", READERS)
-    @settings(
-        max_examples=20,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
-    @given(data=st.data())
-    def test_random_text(self, tmp_path, name, data):
-        others = st.characters(exclude_categories=["Cs"], exclude_characters="\n[{")
-        word = st.one_of(st.sampled_from(WORDS), st.text(others, max_size=6))
-        space = st.sampled_from([" "] * 8 + SPACES)
-        pairs = st.lists(st.tuples(word, space), max_size=12)
-        lines = data.draw(st.lists(pairs, min_size=1, max_size=12))
-        end = data.draw(st.sampled_from(["\n", "\r\n"]))
-        text = end.join(["a word", *("".join(map("".join, line)) for line in lines), ""])
-        (tmp_path / "text").write_bytes(text.encode("utf-8"))
-        assert_allennlps(tmp_path / "text", make_reader(**READERS[name]), 40, 4)
+@pytest.mark.parametrize("name", READERS)
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_batches_are_allennlps(tmp_path, name, data):
+    others = st.characters(exclude_categories=["Cs"], exclude_characters="\n[{")
+    word = st.one_of(st.sampled_from(WORDS), st.text(others, max_size=6))
+    space = st.sampled_from([" "] * 8 + SPACES)
+    pairs = st.lists(st.tuples(word, space), max_size=12)
+    lines = data.draw(st.lists(pairs, min_size=1, max_size=12))
+    end = data.draw(st.sampled_from(["\n", "\r\n"]))
+    text = end.join(["a word", *("".join(map("".join, line)) for line in lines), ""])
+    (tmp_path / "text").write_bytes(text.encode("utf-8"))
+    reader, vocab, max_tokens, batch_size = make_reader(**READERS[name]), make_vocabulary(), 40, 4
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    instances = [reader.text_to_instance(line) for line in lines if line.strip()]
+    least = max(i._token_min_padding_length for i in reader.token_indexers.values())
+    lengths = np.array([max(least, len(instance["source"])) for instance in instances])
+    expected = []
+    for indices in cut_into_batches(lengths, max_tokens, batch_size):
+        batch = Batch([instances[i] for i in indices])
+        batch.index_instances(vocab)
+        expected.append(batch.as_tensor_dict())
+    options = {"max_tokens": max_tokens, "batch_size": batch_size, "shuffle": False}
+    assert_same(list(make_loader(tmp_path / "text", reader, vocab, **options)), expected)
 
-    def test_words_like_padding_and_no_unknown_word(self, tmp_path):
-        (tmp_path / "text").write_text("a @@PADDING@@ the\n@@PADDING@@\n")
-        (batch,) = make_loader(tmp_path / "text", batch_size=9, shuffle=False)
-        ids, unknown = batch["source"]["tokens"]["tokens"], 1
-        assert ids[1, 2] == ids[0, 1] == unknown
-        assert (ids > 0).sum(-1).tolist() == [3, 5]
-        reader = make_reader({"tokens": {**IDS, "namespace": "word_labels"}})
-        vocab = make_vocabulary(["a", "<S>", "</S>"], ["word_labels"])
-        with pytest.raises(ConfigurationError, match=r"The word '.*' isn't in the vocabulary"):
-            list(make_loader(tmp_path / "text", reader, vocab, batch_size=2))
 
-    @pytest.mark.parametrize("options", [(FAST, "letters_digits"), (LETTERS, "just_spaces")])
-    def test_workers_change_nothing(self, corpus, options):
-        reader = make_reader(*options)
-        alone = list(make_loader(corpus, reader, **CHUNKS))
-        assert len(alone) > 5
-        assert_same(list(make_loader(corpus, reader, num_workers=2, **CHUNKS)), alone)
+def test_words_like_padding_and_no_unknown_word(tmp_path):
+    (tmp_path / "text").write_text("a @@PADDING@@ the\n@@PADDING@@\n")
+    (batch,) = make_loader(tmp_path / "text", batch_size=9, shuffle=False)
+    ids, unknown = batch["source"]["tokens"]["tokens"], 1
+    assert ids[1, 2] == ids[0, 1] == unknown
+    assert (ids > 0).sum(-1).tolist() == [3, 5]
+    reader = make_reader({"tokens": {**IDS, "namespace": "word_labels"}})
+    vocab = make_vocabulary(["a", "<S>", "</S>"], ["word_labels"])
+    with pytest.raises(ConfigurationError, match=r"The word '.*' isn't in the vocabulary"):
+        list(make_loader(tmp_path / "text", reader, vocab, batch_size=2))
+
+
+@pytest.mark.parametrize("options", [(FAST, "letters_digits"), (LETTERS, "just_spaces")])
+def test_workers_change_nothing(corpus, options):
+    reader = make_reader(*options)
+    alone = list(make_loader(corpus, reader, **CHUNKS))
+    assert len(alone) > 5
+    assert_same(list(make_loader(corpus, reader, num_workers=2, **CHUNKS)), alone)
 
 
 def test_distinct_words_are_the_words(corpus):
@@ -194,126 +187,114 @@ def test_distinct_words_are_the_words(corpus):
     assert num_repeated > 0
 
 
-class TestEpochs:
-    def test_their_order(self, corpus):
-        loader, again = (make_loader(corpus, **CHUNKS) for _ in range(2))
-        epochs = [order_of(loader) for _ in range(3)]
-        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-        torch.manual_seed(5)
-        assert [order_of(again) for _ in range(3)] == epochs
-        assert order_of(make_loader(corpus, seed=1, **CHUNKS)) not in epochs
-        first = make_reader(max_instances=37)
-        assert numbers_of(make_loader(corpus, first, **CHUNKS)) == list(range(37))
-        bounded = make_loader(corpus, batches_per_epoch=11, **CHUNKS)
-        assert len(bounded) == 11
-        stream = list(chain(*(order_of(bounded) for _ in range(3))))
-        assert stream == list(chain(*epochs))[:33]
-
-    @pytest.mark.parametrize("indexers", [FAST, {**FAST, "c": LETTERS["c"]}])
-    def test_long_sentences_are_dropped_or_kept(self, tmp_path, caplog, indexers):
-        path = tmp_path / "text"
-        path.write_text("".join("the " * i + f"n{i}\n" for i in range(10)))
-        reader = make_reader(indexers, max_sequence_length=7)
-        loader = make_loader(path, reader, batch_size=3)
-        with caplog.at_level("WARNING"):
-            assert numbers_of(loader) == [0, 1, 2, 3, 4]
-        assert "5 sentences of more than" in caplog.text
-        assert len(list(loader.iter_instances())) == 5
-        kept = make_loader(path, reader, batch_size=3, keep_long_sentences=True)
-        assert numbers_of(kept) == list(range(10))
-        # The reader is asked when sentences are read.
-        reader.max_sequence_length = None
-        assert numbers_of(loader) == list(range(10))
-
-    def test_their_length(self, corpus, monkeypatch):
-        for options in ({}, {"max_instances_in_memory": 25, "shuffle": False}):
-            loader = make_loader(corpus, max_tokens=60, **options)
-            assert len(loader) == len(list(loader)) == len(list(loader))
-        # Of several chunks it is another one in each epoch, and a large corpus isn't counted.
-        loaders = [make_loader(corpus, **CHUNKS), make_loader(corpus, max_tokens=60)]
-        with pytest.raises(TypeError):
-            len(loaders[0])
-        monkeypatch.setattr(data_loader, "MAX_BYTES_TO_COUNT", 10)
-        with pytest.raises(TypeError):
-            len(loaders[1])
+def test_the_order_of_epochs(corpus):
+    loader, again = (make_loader(corpus, **CHUNKS) for _ in range(2))
+    epochs = [order_of(loader) for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    torch.manual_seed(5)
+    assert [order_of(again) for _ in range(3)] == epochs
+    assert order_of(make_loader(corpus, seed=1, **CHUNKS)) not in epochs
+    first = make_reader(max_instances=37)
+    assert numbers_of(make_loader(corpus, first, **CHUNKS)) == list(range(37))
+    bounded = make_loader(corpus, batches_per_epoch=11, **CHUNKS)
+    assert len(bounded) == 11
+    stream = [batch for _ in range(3) for batch in order_of(bounded)]
+    assert stream == list(chain(*epochs))[:33]
 
 
-class TestErrors:
-    @pytest.mark.parametrize(
-        "options, message",
-        [
-            ({}, '"max_tokens".*"batch_size"'),
-            ({"max_tokens": 0}, '"max_tokens" must be at least 1'),
-            ({"batch_size": 1, "num_workers": -1}, '"num_workers" must be at least 0'),
-            ({"batch_size": 1, "distinct_words": True}, '"distinct_words" needs'),
-        ],
-    )
-    @pytest.mark.parametrize("indexers", [{"tokens": IDS}, LETTERS])
-    def test_wrong_values(self, corpus, options, message, indexers):
-        with pytest.raises(ConfigurationError, match=message):
-            make_loader(corpus, make_reader(indexers), **options)
-        with pytest.raises(ConfigurationError, match="simple_language_modeling"):
-            make_loader(corpus, DatasetReader(), **options)
-
-    def test_no_path_and_no_vocabulary(self, corpus):
-        # AllenNLP asks this of a config's `"validation_data_path": null`.
-        loader = make_loader(None, batch_size=1)
-        assert list(loader.iter_instances()) == []
-        with pytest.raises(ConfigurationError, match="null"):
-            next(iter(loader))
-        with pytest.raises(ValueError, match="index_with"):
-            next(iter(LanguageModelingDataLoader(make_reader(), corpus, batch_size=1)))
-
-    @pytest.mark.parametrize("content", [b"", b"\n \n\r\n", b"the\ncaf\xe9\n"])
-    def test_text_that_is_no_use_is_known_at_once(self, tmp_path, content):
-        # Text for validation is read only after an epoch.
-        (tmp_path / "text").write_bytes(content)
-        with pytest.raises(ConfigurationError, match=r"no sentence in .*text|line 2.*0xe9"):
-            LanguageModelingDataLoader(make_reader(), tmp_path / "text", batch_size=1)
-
-    @pytest.mark.parametrize("num_workers", [0, 1])
-    def test_not_utf8_surfaces_from_the_background(self, corpus, num_workers, monkeypatch):
-        monkeypatch.setattr(data_loader, "MAX_BYTES_TO_COUNT", 0)
-        with open(corpus / "shard-1", "ab") as file:
-            file.write(b"caf\xe9\n")
-        with pytest.raises(ConfigurationError, match=r"shard-1, line 41.*0xe9"):
-            list(make_loader(corpus, num_workers=num_workers, **CHUNKS))
-
-    def test_a_worker_that_dies(self, corpus):
-        loader = make_loader(corpus, batch_size=2, max_instances_in_memory=5, num_workers=1)
-        iterator = iter(loader)
-        # Workers of earlier passes may still be ending.
-        earlier = multiprocessing.active_children()
-        next(iterator)
-        (worker,) = set(multiprocessing.active_children()).difference(earlier)
-        worker.kill()
-        with pytest.raises(ConfigurationError, match="num_workers"):
-            list(iterator)
-        # The next epoch has a new one.
-        assert numbers_of(loader) == list(range(120))
-
-    @pytest.mark.parametrize("limit", [None, 2])
-    def test_fewer_sentences_than_processes_are_known_at_the_start(
-        self, tmp_path, monkeypatch, limit
-    ):
-        path, reader = tmp_path / "text", make_reader(max_instances=limit)
-        path.write_text("the cat\n\nthe dog\n" + ("one more\n" if limit else ""))
-        monkeypatch.setattr(data_loader, "several_processes", lambda: True)
-        monkeypatch.setattr(dist, "get_rank", lambda: 0)
-        monkeypatch.setattr(dist, "get_world_size", lambda: 3)
-        with pytest.raises(ConfigurationError, match=r"text has 2 sentences, fewer than the 3"):
-            make_loader(path, reader, max_tokens=60)
-        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-        assert len(make_loader(path, reader, max_tokens=60)) == 1
+@pytest.mark.parametrize("indexers", [FAST, {**FAST, "c": LETTERS["c"]}])
+def test_long_sentences_are_dropped_or_kept(tmp_path, caplog, indexers):
+    path = tmp_path / "text"
+    path.write_text("".join("the " * i + f"n{i}\n" for i in range(10)))
+    reader = make_reader(indexers, max_sequence_length=7)
+    loader = make_loader(path, reader, batch_size=3)
+    with caplog.at_level("WARNING"):
+        assert numbers_of(loader) == [0, 1, 2, 3, 4]
+    assert "5 sentences of more than" in caplog.text
+    assert len(list(loader.iter_instances())) == 5
+    kept = make_loader(path, reader, batch_size=3, keep_long_sentences=True)
+    assert numbers_of(kept) == list(range(10))
+    # The reader is asked when sentences are read.
+    reader.max_sequence_length = None
+    assert numbers_of(loader) == list(range(10))
 
 
-def test_passes_that_are_given_up(corpus, monkeypatch):
-    """They leave no thread, and those that are still busy don't disturb the next pass."""
-    loader = make_loader(corpus, batch_size=2, max_instances_in_memory=10)
-    before = threading.active_count()
-    for _ in range(3):
+def test_the_length_of_epochs(corpus, monkeypatch):
+    for options in ({}, {"max_instances_in_memory": 25, "shuffle": False}):
+        loader = make_loader(corpus, max_tokens=60, **options)
+        assert len(loader) == len(list(loader)) == len(list(loader))
+    # Of several chunks it is another one in each epoch, and a large corpus isn't counted.
+    loaders = [make_loader(corpus, **CHUNKS), make_loader(corpus, max_tokens=60)]
+    with pytest.raises(TypeError):
+        len(loaders[0])
+    monkeypatch.setattr(data_loader, "MAX_BYTES_TO_COUNT", 10)
+    with pytest.raises(TypeError):
+        len(loaders[1])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, '"max_tokens".*"batch_size"'),
+        ({"max_tokens": 0}, '"max_tokens" must be at least 1'),
+        ({"batch_size": 1, "num_workers": -1}, '"num_workers" must be at least 0'),
+        ({"batch_size": 1, "distinct_words": True}, '"distinct_words" needs'),
+    ],
+)
+@pytest.mark.parametrize("indexers", [{"tokens": IDS}, LETTERS])
+def test_wrong_values(corpus, options, message, indexers):
+    with pytest.raises(ConfigurationError, match=message):
+        make_loader(corpus, make_reader(indexers), **options)
+
+
+def test_another_reader_no_path_and_no_vocabulary(corpus):
+    with pytest.raises(ConfigurationError, match="simple_language_modeling"):
+        make_loader(corpus, DatasetReader(), batch_size=1)
+    # AllenNLP asks this of a config's `"validation_data_path": null`.
+    loader = make_loader(None, batch_size=1)
+    assert list(loader.iter_instances()) == []
+    with pytest.raises(ConfigurationError, match="null"):
         next(iter(loader))
-    assert threading.active_count() <= before
+    with pytest.raises(ValueError, match="index_with"):
+        next(iter(LanguageModelingDataLoader(make_reader(), corpus, batch_size=1)))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n\r\n", b"the\ncaf\xe9\n"])
+def test_text_that_is_no_use_is_known_at_once(tmp_path, content):
+    # Text for validation is read only after an epoch.
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"no sentence in .*text|line 2.*0xe9"):
+        LanguageModelingDataLoader(make_reader(), tmp_path / "text", batch_size=1)
+
+
+def test_a_worker_that_dies(corpus):
+    loader = make_loader(corpus, batch_size=2, max_instances_in_memory=5, num_workers=1)
+    iterator = iter(loader)
+    # Workers of earlier passes may still be ending.
+    earlier = multiprocessing.active_children()
+    next(iterator)
+    (worker,) = set(multiprocessing.active_children()).difference(earlier)
+    worker.kill()
+    with pytest.raises(ConfigurationError, match="num_workers"):
+        list(iterator)
+    # The next epoch has a new one.
+    assert numbers_of(loader) == list(range(120))
+
+
+def test_fewer_sentences_than_processes_are_known_at_the_start(tmp_path, monkeypatch):
+    path, reader = tmp_path / "text", make_reader(max_instances=2)
+    path.write_text("the cat\n\nthe dog\none more\n")
+    monkeypatch.setattr(data_loader, "several_processes", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    with pytest.raises(ConfigurationError, match=r"text has 2 sentences, fewer than the 3"):
+        make_loader(path, reader, max_tokens=60)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    assert len(make_loader(path, reader, max_tokens=60)) == 1
+
+
+def test_passes_that_are_given_up_do_not_disturb_the_next(corpus, monkeypatch):
+    loader = make_loader(corpus, batch_size=2, max_instances_in_memory=10)
     monkeypatch.setattr(training_stream, "SECONDS_TO_END", 0)
     sentences, busy, overlaps = loader._encoder.sentences, [], []
 
@@ -332,35 +313,31 @@ def test_passes_that_are_given_up(corpus, monkeypatch):
     assert overlaps and not any(overlaps)
 
 
-class TestResumption:
-    """Its order: see test_shared_steps."""
+def test_what_was_seen_is_not_read_again(corpus):
+    loader, resumed, calls = make_loader(corpus, **CHUNKS), make_loader(corpus, **CHUNKS), []
+    list(loader)
+    iterator = iter(loader)
+    seen = [own_words(next(iterator)) for _ in range(4)]
+    resumed.resume(loader.state_dict(), 1, 4, lambda: calls.append(len(seen)))
+    assert list(resumed) == []
+    again = iter(resumed)
+    assert [next(again) for _ in seen] == [{}] * 4 and not calls
+    assert order_of(again) == order_of(iterator) and calls == [4]
+    assert order_of(resumed) == order_of(loader)
 
-    def test_what_was_seen_is_not_read_again(self, corpus):
-        loader, resumed, calls = make_loader(corpus, **CHUNKS), make_loader(corpus, **CHUNKS), []
-        list(loader)
-        iterator = iter(loader)
-        seen = [own_words(next(iterator)) for _ in range(4)]
-        resumed.resume(loader.state_dict(), 1, 4, lambda: calls.append(len(seen)))
-        assert list(resumed) == []
-        again = iter(resumed)
-        assert [next(again) for _ in seen] == [{}] * 4 and not calls
-        assert order_of(again) == order_of(iterator) and calls == [4]
-        assert order_of(resumed) == order_of(loader)
 
-    def test_another_corpus_or_setting(self, corpus):
-        state = make_loader(corpus, max_tokens=60).state_dict()
-        for change, options in (
-            ("max_tokens is now 61, and was 60", {"max_tokens": 61}),
-            ("the vocabulary is now 4 words", {"vocab": make_vocabulary(["a", "b"])}),
-            ("max_instances is now 5, and was None", {"reader": make_reader(max_instances=5)}),
-            ("start and end tokens is now 1", {"reader": make_reader(start_tokens=[])}),
-            ("tokenizer is now Lett", {"reader": make_reader(tokenizer="letters_digits")}),
-        ):
-            with pytest.raises(ConfigurationError, match=change):
-                make_loader(corpus, **{"max_tokens": 60, **options}).resume(state, 0, 1)
-        (corpus / "shard-0").write_text("another one")
-        with pytest.raises(ConfigurationError, match="the corpus is now"):
-            make_loader(corpus, max_tokens=60).resume(state, 0, 1)
+def test_another_corpus_or_setting_is_none_to_resume(corpus):
+    state = make_loader(corpus, max_tokens=60).state_dict()
+    for change, options in (
+        ("max_tokens is now 61, and was 60", {"max_tokens": 61}),
+        ("the vocabulary is now 4 words", {"vocab": make_vocabulary(["a", "b"])}),
+        ("tokenizer is now Lett", {"reader": make_reader(tokenizer="letters_digits")}),
+    ):
+        with pytest.raises(ConfigurationError, match=change):
+            make_loader(corpus, **{"max_tokens": 60, **options}).resume(state, 0, 1)
+    (corpus / "shard-0").write_text("another one")
+    with pytest.raises(ConfigurationError, match="the corpus is now"):
+        make_loader(corpus, max_tokens=60).resume(state, 0, 1)
 
 
 def test_works_for_allennlps_other_users(corpus):

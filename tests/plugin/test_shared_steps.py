@@ -1,6 +1,8 @@
 """Runs that go on with another number of processes, which divides a step's batches."""
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -103,40 +105,11 @@ def test_an_epoch_that_cannot_be_shared(tmp_path, monkeypatch):
         train(monkeypatch, path, {"max_tokens": 30, "batches_per_epoch": 1}, (4, 1), 2)
 
 
-class Loader:
-    batches_per_epoch = None
-    dealt_to = None
-
-    def deal_as(self, processes):
-        self.dealt_to = processes
-
-    def resume(self):
-        pass
-
-
-class Trainer:
-    def __init__(self, accumulation, loader=None):
-        self.data_loader = loader or Loader()
-        self._num_gradient_accumulation_steps = accumulation
-
-
-BEGUN = {"processes": 2, "accumulation": 3, "batches_per_epoch": None}
-
-
-def test_what_a_step_is():
-    trainer = Trainer(6)
-    assert resuming._step_of_run(trainer, BEGUN) == BEGUN
-    assert trainer.data_loader.dealt_to == 2
-    first = resuming._step_of_run(Trainer(2), None)
-    assert first == {"processes": 1, "accumulation": 2, "batches_per_epoch": None}
-    with pytest.raises(ConfigurationError, match=r"num_gradient_accumulation_steps to 6 div"):
-        resuming._step_of_run(Trainer(5), BEGUN)
-    with pytest.raises(ConfigurationError, match="Only the data loader language_modeling"):
-        resuming._step_of_run(Trainer(6, object()), BEGUN)
-
-
-def test_a_number_that_does_not_divide_a_step(monkeypatch):
-    monkeypatch.setattr(resuming, "several_processes", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
-    with pytest.raises(ConfigurationError, match="that divides it, 1, 2, 3, 6, and set trainer"):
-        resuming._step_of_run(Trainer(1), BEGUN)
+@pytest.mark.parametrize(
+    "accumulation, told",
+    [(5, "that divides it, 1, 2, 3, 6, and set"), (6, "Only the data loader language_modeling")],
+)
+def test_a_step_that_cannot_be_shared(accumulation, told):
+    trainer: Any = SimpleNamespace(data_loader=None, _num_gradient_accumulation_steps=accumulation)
+    with pytest.raises(ConfigurationError, match=told):
+        resuming._step_of_run(trainer, {"processes": 2, "accumulation": 3})

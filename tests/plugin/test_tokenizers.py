@@ -35,17 +35,15 @@ def spacy(*options):
 def test_words_take_no_model(no_models, caplog):
     tokens = spacy("en_core_web_xyz", False).tokenize("Don't! It's 3 p.m.")
     assert list(map(str, tokens)) == ["Do", "n't", "!", "It", "'s", "3", "p.m."]
-    assert caplog.messages == [
-        "spaCy's model en_core_web_xyz is not installed. Words are split by its rules for 'en' "
-        "alone."
-    ]
     # A language alone is one. JSON may bring along what is no character.
     finnish = spacy("fi", False)
     for tokens in (finnish.tokenize("Don't \ud83d"), *finnish.batch_tokenize(["Don't \ud83d"])):
         assert list(map(str, tokens)) == ["Don't", "\ufffd"]
     for tokenizer in ("spacy", {"type": "spacy"}):
         assert allennlp_tokenizer(tokenizer)("Don't") == ["Do", "n't"]
-    assert len(caplog.messages) == 2 and no_models == [], "a download was tried"
+    assert len(caplog.messages) == 2
+    assert "en_core_web_xyz is not installed. Words are split by its rules" in caplog.messages[0]
+    assert no_models == [], "a download was tried"
 
 
 @pytest.mark.parametrize(
