@@ -1,78 +1,58 @@
 import threading
 import time
-from typing import Any
 
 import pytest
 
-from transformer_elmo.text import training_stream as prefetch_module
+from transformer_elmo.text import training_stream
 from transformer_elmo.text.training_stream import prefetch
 
 
-def wait_for_threads(name, tries=100):
-    for _ in range(tries):
-        if not any(thread.name == name for thread in threading.enumerate()):
-            return True
-        time.sleep(0.05)
-    return False
+def begun(make):
+    """An iterator of which the first item is taken, and its thread."""
+    earlier = threading.enumerate()
+    iterator = prefetch(make, 2, "prefetching")
+    next(iterator)
+    (thread,) = set(threading.enumerate()).difference(earlier)
+    return iterator, thread
 
 
-def test_same_items_made_in_another_thread():
+def test_items_and_then_an_error_come_from_another_thread():
     def make():
-        for i in range(100):
-            yield i, threading.current_thread().name
-
-    items = list(prefetch(make, 3, "test-items"))
-    assert items == [(i, "test-items") for i in range(100)]
-    assert wait_for_threads("test-items")
-
-
-def test_an_error_comes_after_the_items_before_it_with_its_own_type():
-    def make():
-        yield 1
+        for number in range(100):
+            yield number, threading.current_thread()
         raise UnicodeError("here")
 
-    iterator = prefetch(make, 3, "test-error")
-    assert next(iterator) == 1
+    iterator, thread = begun(make)
+    assert [next(iterator) for _ in range(99)] == [(i, thread) for i in range(1, 100)]
     with pytest.raises(UnicodeError, match="here"):
         next(iterator)
-    assert wait_for_threads("test-error")
+    assert not thread.is_alive()
 
 
-def test_bounded_and_stopped_when_abandoned():
+def test_it_is_a_bounded_distance_ahead_and_ends_when_it_is_forgotten():
     made, closed = [], threading.Event()
 
     def make():
         try:
-            for i in range(1000):
-                made.append(i)
-                yield i
+            for number in range(1000):
+                made.append(number)
+                yield number
         finally:
             closed.set()
 
-    iterator: Any = prefetch(make, 2, "test-abandoned")
-    assert next(iterator) == 0
+    iterator, thread = begun(make)
     time.sleep(0.3)
     # One used, two in the queue, one waiting for room.
     assert len(made) <= 4
-    iterator.close()
-    assert closed.wait(5)
-    assert wait_for_threads("test-abandoned")
-
-
-def test_forgotten_iterators_stop_their_threads():
-    iterator = prefetch(lambda: iter(range(1000)), 2, "test-forgotten")
-    next(iterator)
     del iterator
-    assert wait_for_threads("test-forgotten")
+    assert closed.is_set() and not thread.is_alive()
 
 
 def test_at_exit_threads_end_before_the_interpreter(monkeypatch):
-    monkeypatch.setattr(prefetch_module, "_running", {})
+    monkeypatch.setattr(training_stream, "_running", {})
     # Held on to, as by a traceback.
-    iterator: Any = prefetch(lambda: iter(range(1000)), 2, "test-exit")
-    assert next(iterator) == 0
-    assert not wait_for_threads("test-exit", tries=1)
-    prefetch_module._stop_all()
-    assert wait_for_threads("test-exit", tries=1)
+    iterator, thread = begun(lambda: iter(range(1000)))
+    assert thread.is_alive()
+    training_stream._stop_all()
+    assert not thread.is_alive()
     iterator.close()
-    assert not prefetch_module._running

@@ -15,7 +15,7 @@ from transformer_elmo.plugin.compat.wrong_values import check_config
 STRINGS = "expected a list (a string each)"
 COUNTED = {"type": "from_corpus", "data_path": "none"}
 ADAM = {"type": "dense_sparse_adam"}
-EMBEDDER = "model.text_field_embedder.token_embedders.token_characters"
+CHARACTERS = "model.text_field_embedder.token_embedders.token_characters"
 
 
 @pytest.fixture
@@ -53,46 +53,34 @@ def shown(tmp_path, monkeypatch):
     "key, value, expected",
     [
         ("model.dropout", "a", "model.dropout: expected a number, got 'a'."),
-        ("model.num_samples", [8], "model.num_samples: expected an integer, got [8]."),
         ("model.num_samples", True, "model.num_samples: expected an integer, got True."),
         ("model.precision", None, "model.precision: expected a string, got None."),
         ("model.contextualizer.num_layers", 2.5, "num_layers: expected an integer, got 2.5."),
-        ("data_loader.max_tokens", "x", "data_loader.max_tokens: expected an integer"),
         ("dataset_reader.start_tokens", "<S>", f"start_tokens: {STRINGS}, got '<S>'."),
         ("dataset_reader.end_tokens", "['</S>']", f"{STRINGS} without quotes, got"),
         ("dataset_reader.end_tokens", [3], "end_tokens.0: expected a string, got 3."),
-        ("vocabulary", {**COUNTED, "non_padded_namespaces": "*tags"}, "_namespaces: expected a"),
         ("vocabulary", {**COUNTED, "tokens_to_add": {"tokens": "cat"}}, f"add.tokens: {STRINGS}"),
         ("trainer.optimizer", {**ADAM, "parameter_groups": [["x", {}]]}, f"groups.0.0: {STRINGS}"),
-        ("trainer.optimizer", {**ADAM, "parameter_groups": "x"}, "_groups: expected a list ("),
         ("trainer.optimizer", {**ADAM, "betas": [0.9]}, "betas: expected a list of 2, got [0.9]."),
         ("trainer.optimizer", {"type": "adam", "lr": "high"}, "optimizer.lr: expected a number"),
         ("trainer.max_bad_steps", 0, "trainer.max_bad_steps: expected at least 1, got 0."),
-        ("trainer.num_epochs", -1, "trainer.num_epochs: expected at least 1, got -1."),
-        ("trainer", 0, "trainer: expected an object, got 0."),
         ("trainer", None, "trainer: expected an object, got None."),
         ("trainer.callbacks", ["resume"], "callbacks.0.type resume: there is no such name"),
         ("dataset_reader.type", "language_modeling", "Is it simple_language_modeling?"),
         ("distributed", 3, "distributed: expected an object, got 3."),
-        ("random_seed", "x", "random_seed: expected an integer, got 'x'."),
         ("train_data", "x", "train_data: there is no such key. Is it train_data_path?"),
-        ("model.num_sample", 8, "model.num_sample: there is no such key. Is it num_samples?"),
         ("model.contextualizer.num_layer", 8, "contextualizer.num_layer: there is no such key. Is"),
         # What only a class knows.
-        (
-            f"{EMBEDDER}.encoder.filters",
-            [[1]],
-            f"{EMBEDDER}.encoder: no CnnHighwayEncoder",
-        ),
+        (f"{CHARACTERS}.encoder.filters", [[1]], f"{CHARACTERS}.encoder: no CnnHighwayEncoder"),
         ("model.contextualizer.num_layers", 0, "model.contextualizer: num_layers must be at le"),
         # What only the first step tells.
-        (f"{EMBEDDER}.embedding.num_embeddings", 100, f"{EMBEDDER}: no step can be made with it: "),
-        (f"{EMBEDDER}.encoder.embedding_dim", 4, f"{EMBEDDER}: no step can be made with it: "),
+        (f"{CHARACTERS}.encoder.embedding_dim", 4, f"{CHARACTERS}: no step can be made with it: "),
         ("vocabulary.directory", "counted", "entry 2, 'cat\\t12', is none that a word of the"),
         ("vocabulary.directory", "spaced", "entry 2, 'cat ', is none that a word of the"),
         # What AllenNLP finds out after the first epoch.
         ("trainer.learning_rate_scheduler", "reduce_on_plateau", "looks at a metric of validation"),
         ("trainer.validation_metric", "+accuracy", "no metric 'accuracy'. Expected some of loss, "),
+        ("trainer.cuda_device", 0, "For the CPU, say -1"),
     ],
 )
 def test_what_is_shown(shown, key, value, expected):
@@ -117,9 +105,3 @@ def test_another_s_model_is_checked_where_it_is_ours(name):
         config["model"]["text_field_embedder"]["token_embedders"]["lm"] = embedder
         with pytest.raises(ConfigurationError, match=r"lm\.bos_eos_tokens: expected a list"):
             check_config(config)
-
-
-def test_a_gpu_that_is_not_there(shown):
-    message = shown("trainer.cuda_device", 0)
-    assert message is not None and message.count("\n") == 0
-    assert "For the CPU, say -1" in message

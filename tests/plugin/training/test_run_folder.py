@@ -1,8 +1,7 @@
 import json
-import multiprocessing
 import os
-import time
-from contextlib import contextmanager
+import threading
+from contextlib import ExitStack
 from typing import Any, Dict
 
 import pytest
@@ -34,47 +33,25 @@ def folder(tmp_path):
     return path
 
 
-def _hold(how, path, seconds):
-    with how(path):
-        (path / "held").touch()
-        time.sleep(seconds)
-
-
-@contextmanager
-def held(how, path, seconds):
-    """Another process has the folder for so long."""
-    process = multiprocessing.get_context("fork").Process(target=_hold, args=(how, path, seconds))
-    process.start()
-    while not (path / "held").exists():
-        time.sleep(0.01)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join()
-
-
 def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
     path = tmp_path / "new" / "out"
-    with held(locked, path, 60) as process:
-        said = f"Another run works in .*process {process.pid} "
-        with pytest.raises(ConfigurationError, match=said), locked(path):
-            pass
+    said = f"Another run works in .*process {os.getpid()} "
+    with locked(path), pytest.raises(ConfigurationError, match=said), locked(path):
+        pass
     with locked(path):
         pass
 
 
-@pytest.mark.parametrize("seconds, waits", [(0.3, 20.0), (60.0, 0.2)])
-def test_a_run_waits_for_the_last_steps_of_the_one_before(tmp_path, monkeypatch, seconds, waits):
-    monkeypatch.setattr(run_folder, "SECONDS_TO_WAIT", waits)
-    with held(shared, tmp_path, seconds) as process:
-        if seconds < waits:
-            with locked(tmp_path):
-                process.join(10)
-                assert process.exitcode == 0
-        else:
-            with pytest.raises(ConfigurationError, match="its last proc"), locked(tmp_path):
-                pass
+def test_a_run_waits_for_the_last_processes_of_the_one_before(tmp_path, monkeypatch):
+    last = ExitStack()
+    last.enter_context(shared(tmp_path))
+    threading.Timer(0.3, last.close).start()
+    with locked(tmp_path):
+        pass
+    monkeypatch.setattr(run_folder, "SECONDS_TO_WAIT", 0.2)
+    said = "its last processes"
+    with shared(tmp_path), pytest.raises(ConfigurationError, match=said), locked(tmp_path):
+        pass
 
 
 def test_train_model_takes_the_lock(folder):
@@ -111,7 +88,6 @@ TWO = {"distributed": {"cuda_devices": [-1, -1]}}
 @pytest.mark.parametrize(
     "before, now, said",
     [
-        ({}, {"trainer": {"num_epochs": 4}}, "trainer.num_epochs is 4, and was 3"),
         ({}, {"trainer": {"optimizer": {"lr": 0.1}}}, "optimizer.lr is 0.1, and was missing"),
         ({"seed": None}, {}, "seed is missing, and was null"),
         ({}, {"trainer": {"callbacks": []}}, 'callbacks is [], and was [{"type": "resume_data"}]'),
@@ -180,35 +156,28 @@ def test_a_start_without_a_checkpoint_gives_way(folder):
         prepare(other, folder, recover=False, force=False)
 
 
-class TestVocabulary:
-    @pytest.fixture
-    def kept(self, folder):
-        path = folder / "vocabulary"
-        self.recovered("the", "cat").save_to_files(str(path))
-        return path
+def vocabulary_of(*words):
+    vocab = RecoveredVocabulary.of_run({"type": "empty"})
+    for word in words:
+        vocab.add_token_to_namespace(word)
+    return vocab
 
-    def recovered(self, *words):
-        vocab = RecoveredVocabulary.of_run({"type": "empty"})
-        for word in words:
-            vocab.add_token_to_namespace(word)
-        return vocab
 
-    def test_the_same_one_in_another_order_of_a_set(self, kept):
-        names = kept / "non_padded_namespaces.txt"
-        names.write_text("".join(f"{line}\n" for line in names.read_text().splitlines()[::-1]))
-        before = names.read_text()
-        self.recovered("the", "cat").save_to_files(str(kept))
-        assert names.read_text() == before
-
-    def test_another_one(self, kept):
-        before = {path.name: path.read_bytes() for path in kept.iterdir()}
-        other = self.recovered("the", "cat")
-        other.add_token_to_namespace("N", "pos_tags")
-        for vocab, said in (
-            (self.recovered("cat", "the"), r"line 2 of tokens\.txt is 'cat', and was 'the"),
-            (self.recovered("the", "cat", "dog"), r"line 4 of .* was '\(no line\)'"),
-            (other, r"there was no pos_tags\.txt"),
-        ):
-            with pytest.raises(ConfigurationError, match=said):
-                vocab.save_to_files(str(kept))
-        assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+def test_the_vocabulary_is_that_of_the_run(tmp_path):
+    folder = tmp_path / "vocabulary"
+    vocabulary_of("the", "cat").save_to_files(str(folder))
+    names = folder / "non_padded_namespaces.txt"
+    # A set, which has any order.
+    names.write_text("".join(f"{line}\n" for line in names.read_text().splitlines()[::-1]))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    vocabulary_of("the", "cat").save_to_files(str(folder))
+    tagged = vocabulary_of("the", "cat")
+    tagged.add_token_to_namespace("N", "pos_tags")
+    for vocab, said in (
+        (vocabulary_of("cat", "the"), r"line 2 of tokens\.txt is 'cat', and was 'the"),
+        (vocabulary_of("the", "cat", "dog"), r"line 4 of .* was '\(no line\)'"),
+        (tagged, r"there was no pos_tags\.txt"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            vocab.save_to_files(str(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
