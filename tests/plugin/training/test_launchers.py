@@ -59,10 +59,6 @@ def test_srun_as_allennlp_has_it():
     assert find_launch({"distributed": section}, STEP) is None
 
 
-LAUNCH = Launch(0, 4, 0, 2, "127.0.0.1", 1)
-ON_CPU = {"cuda_device": -1}
-
-
 GIVEN = {"cuda_devices": [1, 0], "num_nodes": 2}
 
 
@@ -75,7 +71,6 @@ GIVEN = {"cuda_devices": [1, 0], "num_nodes": 2}
         (4, {}, {"cuda_devices": [0, 1], "num_nodes": 2}),
         (4, {"distributed": {**GIVEN, "primary_address": "elsewhere", "x": 1}}, {**GIVEN, "x": 1}),
         (1, {}, None),
-        (4, {"distributed": {"cuda_devices": [0]}}, None),
         (4, {"distributed": {"cuda_devices": [0] * 2, "num_nodes": 4}}, None),
     ],
 )

@@ -51,9 +51,7 @@ def test_killed_after_its_last_epoch(space, run):
     names.write_text("".join(f"{line}\n" for line in names.read_text().splitlines()[::-1]))
     train(space / "config.json", run, recover=True)
     for name in ("metrics.json", "metrics_epoch_1.json"):
-        assert json.loads((run / name).read_text()) == json.loads(
-            (space / "run" / name).read_text()
-        )
+        assert (run / name).read_text() == (space / "run" / name).read_text()
     assert (run / "model.tar.gz").exists()
 
 
@@ -96,8 +94,9 @@ def test_the_archive_opens_in_allennlp_models_alone(run, tmp_path):
     assert done.stdout.split() == ["allennlp_models.lm.models.bidirectional_lm"]
 
 
-def as_version_0_2_0(run):
-    """Its first epoch, as that version wrote it: another trainer, and a state in two parts."""
+def test_a_run_of_version_0_2_0_goes_on(space, run):
+    """After its first epoch: that version had another trainer, and a state in two parts."""
+    expected = torch.load(run / "best.th")
     for path in [*run.glob("*_e2_b0*"), run / "metrics_epoch_1.json", run / "metrics.json"]:
         path.unlink()
     config = json.loads((run / "config.json").read_text())
@@ -109,19 +108,9 @@ def as_version_0_2_0(run):
     whole = state["callbacks"].pop(number)
     names = ("total_batches", "train", "random", "validation")
     guard = {"bad_steps": 0, "vocabulary": {}, "step": whole["step"], "data": whole["train"]}
-    state["callbacks"] = [
-        {name: whole[name] for name in names},
-        *state["callbacks"],
-        guard,
-    ]
+    state["callbacks"] = [{n: whole[n] for n in names}, *state["callbacks"], guard]
     torch.save(state, path)
-    # Its checksum was of another file.
     (run / "checksums_e1_b0.sha256").unlink()
-
-
-def test_a_run_of_version_0_2_0_goes_on(space, run):
-    expected = torch.load(run / "best.th")
-    as_version_0_2_0(run)
     train(space / "config.json", run, recover=True)
     weights_are_the_same(torch.load(run / "best.th"), expected)
 
@@ -138,9 +127,6 @@ def test_a_missing_archive_is_the_run(space, run, tmp_path, caplog, capsys):
         last = torch.load(run / "model_state_e2_b0.th")
         weights_are_the_same(load_archive(path).model.state_dict(), last)
         assert TransformerElmo.open(path).perplexity([["the", "cat"]]) > 0
-    report = ["report", str(run / "model.tar.gz"), "-o", str(tmp_path / "report.html")]
-    assert main([*report, "--sentences", str(space / "valid.txt")]) == 0
-    assert "How surprising each word is" in (tmp_path / "report.html").read_text()
     # What is cut short doesn't go on with another checkpoint's vectors.
     embed = ["embed", str(run), text, str(tmp_path / "v.npz"), "--top"]
     assert main(embed) == 0
