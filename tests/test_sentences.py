@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import subprocess
 import sys
 from collections import Counter, UserString, deque
@@ -20,7 +19,7 @@ from allennlp.predictors import Predictor
 from tests.small_lm import reader_config
 from transformer_elmo import ConfigurationError, LanguageModelingDataLoader, TransformerElmo
 from transformer_elmo.commands.cli import main
-from transformer_elmo.text.corpus import read_sentences, sentence_in
+from transformer_elmo.text.corpus import sentence_in
 from transformer_elmo.text.vocabulary import count_words
 
 WORDS = ["the", "naïve", "東京"]
@@ -55,20 +54,8 @@ NO_SENTENCES = [
 ]
 
 
-def test_what_is_no_sentence(elmo):
+def test_what_is_no_sentence():
     assert [sentence_in(value) for value in NO_SENTENCES] == [None] * len(NO_SENTENCES)
-    for value in ({"the", "cat"}, [b"the"]):
-        for call in (
-            lambda: elmo.embed([value]),  # noqa: B023
-            lambda: elmo.score([value]),  # noqa: B023
-            lambda: list(elmo.score_tokens([value])),  # noqa: B023
-            lambda: elmo.perplexity([value]),  # noqa: B023
-            lambda: elmo.fill(value),  # noqa: B023
-            lambda: elmo.fill_all(value),  # noqa: B023
-            lambda: elmo.words(value),  # noqa: B023
-        ):
-            with pytest.raises(TypeError, match=r"A sentence is a string, a list of strings.*got"):
-                call()
 
 
 def test_what_is_a_sentence(elmo):
@@ -93,20 +80,21 @@ def test_columns_are_read_and_tables_are_not(elmo):
     assert sentence_in(table) is sentence_in(table.iloc[0]) is None
 
 
-def test_what_is_no_list_of_sentences(elmo):
-    calls = [elmo.embed, elmo.embed_padded, elmo.embed_tensors, elmo.score, elmo.score_tokens]
-    for value in ("the cat", b"the cat", {"tokens": WORDS}, {"the cat"}, {"the": 1}.keys(), None):
-        for call in [*calls, *([] if isinstance(value, str) else [elmo.evaluate])]:
-            with pytest.raises(TypeError, match="Expected a list of sentences, got"):
-                call(value)
-
-
-def test_one_sentence_where_a_text_or_many_are_expected(elmo):
-    with pytest.raises(ConfigurationError, match="put it in a list"):
-        elmo.perplexity("It rained .")
-    for call in (elmo.fill, elmo.fill_all):
-        with pytest.raises(ValueError, match="Fill them one by one"):
-            call(["the ___ sat", "a ___ ran"])
+@pytest.mark.parametrize(
+    "methods, given, message",
+    [
+        ("embed score score_tokens perplexity", [{"the"}], "A sentence is a string, a list"),
+        ("fill fill_all words", {"the"}, "A sentence is a string, a list of strings"),
+        ("embed embed_padded embed_tensors", "the cat", "Expected a list of sentences, got"),
+        ("score score_tokens evaluate", {"the"}, "Expected a list of sentences, got"),
+        ("perplexity", "It rained .", "put it in a list"),
+        ("fill fill_all", ["the ___", "a ___ ran"], "Fill them one by one"),
+    ],
+)
+def test_every_method_says_what_it_takes(elmo, methods, given, message):
+    for method in methods.split():
+        with pytest.raises((TypeError, ValueError), match=message):
+            list(getattr(elmo, method)(given))
 
 
 def test_no_more_unknown_tokens_than_tokens(elmo):
@@ -118,9 +106,6 @@ def test_no_more_unknown_tokens_than_tokens(elmo):
         assert (metrics["num_tokens"], metrics["num_out_of_vocabulary"]) == (1, 1)
     finally:
         elmo._reader.start_tokens, elmo._reader.end_tokens = ["<S>"], ["</S>"]
-
-
-# Lines
 
 
 LINES = ["the cat sat .", "a dog", "the naïve 東京", "birds flew under a house ."]
@@ -142,9 +127,10 @@ def texts(tmp_path_factory):
     return plain, lines
 
 
-@pytest.mark.parametrize("tokenizer", ["just_spaces", "character"])
-@pytest.mark.parametrize("indexer", ["elmo_characters", "characters"])
-def test_training_and_vocabularies_read_json(texts, vocabulary, tokenizer, indexer):
+@pytest.mark.parametrize(
+    "tokenizer, indexer", [("just_spaces", "elmo_characters"), ("character", "characters")]
+)
+def test_training_reads_json(texts, vocabulary, tokenizer, indexer):
     config = {**reader_config(), "tokenizer": tokenizer}
     config["token_indexers"]["token_characters"] = {"type": indexer}
     reader = DatasetReader.from_params(Params(config))
@@ -153,38 +139,34 @@ def test_training_and_vocabularies_read_json(texts, vocabulary, tokenizer, index
         loader = LanguageModelingDataLoader(reader, path, max_tokens=4000, quiet=True)
         loader.index_with(vocabulary)
         batches += [batch["source"]["tokens"]["tokens"].tolist() for batch in loader]
-    if tokenizer == "just_spaces":
-        assert batches[0] == batches[1]
+    assert len(batches[1]) == len(LINES)
+    assert (batches[0] == batches[1]) == (tokenizer == "just_spaces")
     # Words stay what they are.
     fields = [cast(TextField, instance["source"]) for instance in reader.read(texts[1])]
     assert ["<S>", *WORDS, "</S>"] in [list(map(str, field)) for field in fields]
-    assert len(batches[1]) == len(LINES)
 
 
-def test_counts_and_sentences_read_json(texts):
-    plain, lines = texts
-    assert count_words(plain, ["<S>"], quiet=True) == count_words(lines, ["<S>"], quiet=True)
-    assert list(read_sentences(lines))[1:3] == LINES[:2]
-
-
-def test_commands_read_json(lm_archive, elmo, texts, tmp_path):
-    assert elmo.evaluate(texts[0]) == pytest.approx(elmo.evaluate(texts[1]), rel=1e-6)
-    for number, text in enumerate(map(str, texts)):
-        model, out = str(lm_archive), str(tmp_path / f"{number}")
-        assert main(["score", model, text, "--output-file", f"{out}.score"]) == 0
-        assert main(["embed", model, text, f"{out}.npy", "--average"]) == 0
-    assert main(["compare", model, model, text, "--output-file", f"{out}.compare"]) == 0
-    report = ["report", model, "-o", f"{out}.html", "--sentences", text]
-    assert main([*report, "--num-sentences", "9"]) == 0
-    scores = [(tmp_path / f"{n}.score").read_text().splitlines() for n in (0, 1)]
-    assert json.loads(scores[1][0])["num_tokens"] == 1  # Boundary tokens alone.
-    assert scores[0] == scores[1][1:]
-    assert (tmp_path / "0.npy").read_bytes() == (tmp_path / "1.npy").read_bytes()
-    assert (tmp_path / "1.html").read_text().count("<h3>Sentence") == 4
+def test_vocabularies_read_json(texts, tmp_path):
+    plain, json_lines = (count_words(path, ["<S>"], quiet=True) for path in texts)
+    assert plain == json_lines
     broken = tmp_path / "broken.jsonl"
     broken.write_text('the cat\n\n{"txt": "the cat"}\n')
     with pytest.raises(ConfigurationError, match=r"Line 3 of .*broken.jsonl is JSON, but not"):
         count_words(broken, quiet=True)
+
+
+def test_commands_read_json(lm_archive, elmo, texts, tmp_path):
+    assert elmo.evaluate(texts[0]) == pytest.approx(elmo.evaluate(texts[1]), rel=1e-6)
+    model, scores = str(lm_archive), []
+    for text in map(str, texts):
+        assert main(["score", model, text, "--output-file", f"{text}.score"]) == 0
+        scores.append(Path(f"{text}.score").read_text().splitlines())
+    assert json.loads(scores[1].pop(0))["num_tokens"] == 1  # Boundary tokens alone.
+    assert scores[0] == scores[1]
+    assert main(["compare", model, model, text, "--output-file", str(tmp_path / "compare")]) == 0
+    report = ["report", model, "-o", str(tmp_path / "r.html"), "--sentences", text]
+    assert main([*report, "--num-sentences", "9"]) == 0
+    assert (tmp_path / "r.html").read_text().count("<h3>Sentence") == 4
 
 
 def test_an_empty_text_has_no_vectors(lm_archive, tmp_path):
@@ -194,10 +176,8 @@ def test_an_empty_text_has_no_vectors(lm_archive, tmp_path):
     assert np.load(tmp_path / "v.npz")["offsets"].tolist() == [0]
 
 
-# Lone surrogates, which JSON may have and UTF-8 may not.
-
-
 def test_every_writer_writes_lone_surrogates(lm_archive, tmp_path, capfdbinary):
+    """JSON may have them, and UTF-8 may not."""
     h5py = pytest.importorskip("h5py")
     model, text = str(lm_archive), str(tmp_path / "in.jsonl")
     Path(text).write_text('the cat\n{"tokens": ["\\ud83d", "a\\ud83d", "the"]}\nthe ___\n')
@@ -223,25 +203,10 @@ def test_every_writer_writes_lone_surrogates(lm_archive, tmp_path, capfdbinary):
 def test_long_words_are_counted(lm_archive, tmp_path, caplog):
     """The model sees so many bytes of each."""
     text = tmp_path / "in.txt"
-    text.write_text("".join(f"the {letter * 16} {letter * 17}\n" for letter in "ქक"), "utf-8")
-    output = ["--output-file", str(tmp_path / "out.jsonl")]
-    with caplog.at_level(logging.WARNING):
-        assert main(["score", str(lm_archive), str(text), *output]) == 0
-    assert [r.getMessage() for r in caplog.records if "bytes" in r.getMessage()] == [
-        "Of 2 words, the model sees the first 48 bytes of UTF-8 only."
-    ]
-
-
-# Standard streams that are closed, full, or read no further.
-
-
-def test_closed_streams_end_in_no_traceback(lm_archive, tmp_path, monkeypatch):
-    for name in ("stdin", "stdout"):
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the ___ sat\n")))
-            patch.setattr(sys, name, None)
-            assert main(["score", str(lm_archive), "-"]) == 0
-            assert main(["fill", str(lm_archive), "-"]) == 0
+    text.write_text("".join(f"the {letter * 16} {letter * 17}\n" for letter in "ქక"), "utf-8")
+    assert main(["score", str(lm_archive), str(text), "--output-file", f"{text}.jsonl"]) == 0
+    said = "Of 2 words, the model sees the first 48 bytes of UTF-8 only."
+    assert [r.getMessage() for r in caplog.records if "bytes" in r.getMessage()] == [said]
 
 
 @pytest.mark.parametrize(
@@ -255,6 +220,7 @@ def test_closed_streams_end_in_no_traceback(lm_archive, tmp_path, monkeypatch):
     ],
 )
 def test_streams_of_a_process(tmp_path, command, status):
+    """That are closed, full, or read no further."""
     (tmp_path / "in.txt").write_text("the cat\n" * 3)
     result = subprocess.run(
         f"set -o pipefail; {sys.executable} -m transformer_elmo.commands.cli {command}",
