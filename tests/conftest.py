@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import subprocess
+import sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,25 @@ def no_log_of_a_run_before() -> Iterator[None]:
         for handler in [handler for handler in logger.handlers if type(handler) in kinds]:
             logger.removeHandler(handler)
             handler.close()
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., str]:
+    """Runs code in a process of its own, in the test's folder; what it printed."""
+
+    def run(code: str, *arguments: Any, **variables: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **variables},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @contextmanager

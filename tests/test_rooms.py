@@ -1,17 +1,20 @@
-"""The house: which modules import which."""
+"""What lies where, and which modules import which."""
 
 import ast
+import re
+import runpy
 import subprocess
-import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Dict, Iterable, Set
 
 import pytest
 
-import transformer_elmo
-
-PACKAGE = Path(transformer_elmo.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "transformer_elmo"
+TOP = {"pyproject.toml", "README.md", "LICENSE", "transformer_elmo", "training_config"}
+TOP |= {"docs", "tests", "scripts"}
 
 # A room imports only itself and those before it.
 ROOMS = [
@@ -34,6 +37,7 @@ MAIN_LINE = ("text", "nn", "pretrained", "inference", "plugin")
 OFF_THE_MAIN_LINE = ("pretrained.legacy", "commands", "plugin.compat")
 
 
+@cache
 def imports() -> Dict[str, Set[str]]:
     """From each module to those of the package that it imports."""
     paths = {
@@ -94,9 +98,8 @@ def test_imports(rule):
 
 
 def test_no_circle():
-    graph = imports()
     # It imports the plugin inside functions alone.
-    graph["with_allennlp"] = {"errors"}
+    graph = {**imports(), "with_allennlp": {"errors"}}
     # Whatever is imported, the package itself comes first: it is no part of the order.
     graph = {name: names - {""} for name, names in graph.items() if name}
     TopologicalSorter(graph).prepare()
@@ -105,60 +108,21 @@ def test_no_circle():
             assert any(inside(module, [name]) for module in graph), name
 
 
-ALONE = """
-import sys
-
-ALLOWED = {*"transformer_elmo torch numpy safetensors".split(), *sys.stdlib_module_names}
-
-class Refused:
-    def find_spec(self, name, path=None, target=None):
-        # What torch itself needs is torch's affair.
-        frame = sys._getframe(1)
-        while frame is not None:
-            file = frame.f_code.co_filename.replace("\\\\", "/")
-            if any(f"/site-packages/{top}/" in file for top in ("torch", "numpy", "safetensors")):
-                return None
-            if "/transformer_elmo/" in file:
-                break
-            frame = frame.f_back
-        if name.partition(".")[0] not in ALLOWED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Refused())
-sys.modules["allennlp"] = None
-"""
-
-USE = """
-from transformer_elmo import TransformerElmo
-elmo = TransformerElmo.open(sys.argv[1])
-assert not any(map(sys.modules.get, ("allennlp", "spacy", "transformers")))
-vectors = elmo.embed(["the cat sat", ["a", "dog"]], "all")
-assert [v.shape for v in vectors] == [(3, 3, 64), (3, 2, 64)]
-# torch's compiler takes longer to import than a model to open.
-assert "torch._dynamo" not in sys.modules
-(scores,) = elmo.score(["the cat sat"], top_k=2)
-assert len(elmo.fill("the ___ sat", top_k=3)) == 3
-assert elmo.perplexity(["the cat sat", "a dog"]) > 1
-elmo.save(sys.argv[2])
-again = TransformerElmo.open(sys.argv[2])
-assert (again.embed(["the cat sat"])[0] == elmo.embed(["the cat sat"])[0]).all()
-from transformer_elmo.commands.cli import main
-assert main(["score", sys.argv[2], sys.argv[3]]) == 0
-"""
+def test_the_top_level():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("this is no checkout")
+    names = {line.partition("/")[0] for line in listed.stdout.splitlines()}
+    assert {name for name in names if not name.startswith(".")} == TOP
 
 
-def test_the_core_without_allennlp(lm_archive, tmp_path):
-    """With nothing but what the core declares, it opens an archive and works with it."""
-    (tmp_path / "text.txt").write_text("the cat sat\n")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", ALONE + USE, str(lm_archive), str(tmp_path / "folder")),
-            str(tmp_path / "text.txt"),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=PACKAGE.parent,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert '"tokens"' in done.stdout
+def test_what_is_said_of_installing():
+    """The package's name is on no index: what anybody could register there isn't named."""
+    for path in (*PACKAGE.rglob("*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"):
+        assert not re.search(r"pip install\W+transformer[-_]elmo", path.read_text("utf-8")), path
+
+
+def test_the_list_of_files_is_of_today():
+    """`python scripts/tree.py` writes it."""
+    script = runpy.run_path(str(ROOT / "scripts" / "tree.py"))
+    assert script["PAGE"].read_text("utf-8").partition(script["BEFORE"])[2] == script["tree"]()
