@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import tarfile
-from html import escape, unescape
+from html import unescape
 
 import pytest
 import torch
@@ -17,31 +17,29 @@ from tests.small_lm import random_sentences
 from transformer_elmo import TransformerElmo
 from transformer_elmo.commands.cli import main
 from transformer_elmo.commands.report import mixtures_in
-from transformer_elmo.commands.report.facts import Fact, TrainingLog, config_of, results_of
+from transformer_elmo.commands.report.facts import Fact, TrainingLog, results_of
 from transformer_elmo.commands.report.sentences import worth_showing
 
 
 @pytest.fixture
 def run(lm_archive, tmp_path):
     """The folder of a training run of three epochs."""
-    folder = tmp_path / "run"
+    folder, heldout = tmp_path / "run", tmp_path / "heldout.txt"
     folder.mkdir()
-    shutil.copy(lm_archive, folder / "model.tar.gz")
-    shutil.copy(lm_archive.parent / "config.json", folder)
-    heldout = tmp_path / "heldout.txt"
+    for file in (lm_archive, lm_archive.parent / "config.json"):
+        shutil.copy(file, folder)
     heldout.write_text("\n".join(random_sentences(30, seed=41, longest=20)), encoding="utf-8")
     change_config(folder, validation_data_path=str(heldout))
     for epoch, perplexity in enumerate((160.0, 120.0, 80.0)):
         metrics = {
             "epoch": epoch,
-            "best_epoch": epoch,
             "training_duration": f"0:0{2 * epoch + 2}:00.1",
             "training_perplexity": perplexity + 5,
             "validation_perplexity": perplexity,
             "best_validation_perplexity": perplexity,
         }
-        (folder / f"metrics_epoch_{epoch}.json").write_text(json.dumps(metrics))
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+        for name in (f"metrics_epoch_{epoch}", "metrics"):
+            (folder / f"{name}.json").write_text(json.dumps(metrics))
     return folder
 
 
@@ -93,12 +91,11 @@ def test_language_model(run, report, monkeypatch, capsys):
     assert ">80.0000 <" in page and f">{math.log(80):.4f} <" in page and ">0:06:00<" in page
     with pytest.raises(SystemExit, match=r"allennlp lm-report: .*exists\. Give --force"):
         allennlp()
-    page = report(run, "--force", "--num-sentences", 0, output=None)
-    assert page == output.read_text(encoding="utf-8")
+    page = report(run, "--force", "--num-sentences", 0)
     assert "Sentence 1" not in page and not remarks_in(page)
 
 
-def test_sentences_of_ones_own_with_the_models_scores(run, report, tmp_path):
+def test_sentences_of_ones_own(run, report, tmp_path):
     text = tmp_path / "mine.txt"
     text.write_text("\nunheard-of cat\n1 <S> @@PADDING@@\n2\nthe dog\n")
     page = report(run, "--sentences", text)
@@ -108,33 +105,35 @@ def test_sentences_of_ones_own_with_the_models_scores(run, report, tmp_path):
     assert shown == "^ unheard-of cat $ ^ 1 ^ @@PADDING@@ $ ^ 2 $"
     assert f"<code>{text}</code>" in page
     elmo = TransformerElmo.from_archive(run / "model.tar.gz", device="cpu")
-    (scores,) = elmo.score(["unheard-of cat"], top_k=5)
+    (scores,) = elmo.score(["unheard-of cat"])
     assert f"perplexity {scores.perplexity:,.1f}" in page
-    for view in (scores.forward, scores.backward):
-        for log_prob in view.log_probs:
-            assert log_prob is None or f">{-log_prob / math.log(2):.1f}</span>" in page
-    assert all(f"rank {rank:,}<" in page for rank in scores.forward.ranks if rank is not None)
-    assert all(escape(word) in page for word, _ in scores.backward.top[1])
+    assert f">{-scores.backward.log_probs[1] / math.log(2):.1f}</span>" in page
 
 
-def test_an_archive_alone_and_a_model_folder(run, report, lm_archive, tmp_path):
+def test_an_archive_alone(lm_archive, report, tmp_path):
     alone, text = tmp_path / "alone" / "model.tar.gz", tmp_path / "mine.txt"
     alone.parent.mkdir()
-    shutil.move(run / "model.tar.gz", alone)
+    shutil.copy(lm_archive, alone)
     text.write_text("the cat sat\n")
     page = report(alone, "--sentences", text, output=None)
     assert (alone.parent / "report.html").exists()
     assert "<h1>Model alone/model.tar.gz</h1>" in page and "<dt>epochs" not in page
     assert "model.contextualizer.num_layers" in page and "sat" in words_in(page)
 
-    TransformerElmo.open(lm_archive).save(tmp_path / "whole")
-    page = report(tmp_path / "whole", "--sentences", text)
+
+def test_a_model_folder(lm_archive, report, tmp_path):
+    whole, bare, text = tmp_path / "whole", tmp_path / "bare", tmp_path / "mine.txt"
+    TransformerElmo.open(lm_archive).save(whole)
+    TransformerElmo.open(lm_archive).save(bare, with_softmax=False)
+    text.write_text("the cat sat\n")
+    page = report(whole, "--sentences", text)
     assert "sat" in words_in(page) and not remarks_in(page)
-    (remark,) = remarks_in(report(tmp_path / "whole", "--force"))
-    assert "Name one with --sentences" in remark
-    TransformerElmo.open(lm_archive).save(tmp_path / "bare", with_softmax=False)
-    (remark,) = remarks_in(report(tmp_path / "bare", "--sentences", text, "--force"))
-    assert "no softmax" in remark
+    for arguments, message in (
+        ([whole], "Name one with --sentences"),
+        ([bare, "--sentences", text], "no softmax"),
+    ):
+        (remark,) = remarks_in(report(*arguments, "--force"))
+        assert message in remark
 
 
 def test_a_language_model_that_was_trained_further(run, report, lm_archive):
@@ -146,26 +145,21 @@ def test_a_language_model_that_was_trained_further(run, report, lm_archive):
     page = report(run)
     assert page.count("<h3>Sentence") == 3 and not remarks_in(page)
     assert f"<dd>{lm_archive}</dd>" in page
-    change_config(run, model={"type": "from_archive", "archive_file": "/gone/model.tar.gz"})
-    (remark,) = remarks_in(report(run, "--force"))
-    assert remark.startswith("There are no heat maps, because the language model can&#39;t be")
-    assert "/gone/model.tar.gz" in remark
 
 
 def test_what_is_missing_is_said(run, report, tmp_path, caplog):
-    (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    heldout, empty = tmp_path / "heldout.txt", tmp_path / "empty.txt"
+    empty.write_text("\n \n")
     for data, message in (
-        (str(tmp_path / "gone.txt"), "the validation data isn't here: No file matches"),
+        ("gone.txt", "the validation data isn't here: No file matches"),
         (None, "the config has no validation data. Name a text with --sentences"),
-        (str(tmp_path / "empty.txt"), "there is no sentence in"),
-        (str(tmp_path / "latin.txt"), "the validation data can't be read"),
+        (str(empty), "there is no sentence in"),
     ):
         change_config(run, validation_data_path=data)
         (remark,) = remarks_in(report(run, "--force"))
         assert message in unescape(remark) and message in caplog.text
     (run / "model.tar.gz").write_bytes(b"damaged")
-    change_config(run, validation_data_path=str(tmp_path / "heldout.txt"))
+    change_config(run, validation_data_path=str(heldout))
     (remark,) = remarks_in(report(run, "--force"))
     assert "the language model can&#39;t be opened" in remark and "complete .tar.gz" in remark
     change_config(run, model={"type": "simple_tagger"})
@@ -180,9 +174,6 @@ def test_a_run_that_has_just_begun(run, report):
     ended, weights = remarks_in(page)
     assert "training hasn&#39;t ended: these are the numbers after epoch 2" in ended
     assert "There are no weights yet" in weights and ">3 <" in page
-    for number in range(3):
-        (run / f"metrics_epoch_{number}.json").unlink()
-    assert "nothing to show" in report(run, "--force", status=1)
 
 
 def mixture_weights(*parameters):
@@ -196,14 +187,13 @@ def test_downstream_model(run, report, tmp_path):
     change_config(run, model={"type": "simple_tagger"})
     with tarfile.open(run / "model.tar.gz", "w:gz") as archive:
         archive.add(run / "best.th", "weights.th")
-    (run / "metrics.json").write_text(json.dumps({"epoch": 0, "test_accuracy": 0.8}))
     expected = torch.softmax(torch.tensor([1.0, 0.0, -1.0]), 0).tolist()
     for weights in (run / "best.th", run / "model.tar.gz"):
         page = report(run, "--force")
-        names = re.findall(r'<th scope="row">(.*?)</th><td class="num">(.*?)</td>', page)
+        found = re.findall(r'<th scope="row">(.*?)</th><td class="num">(.*?)</td>', page)
         layers = ("words", "layer 1", "top")
-        assert names == [(name, f"{w:.3f}") for name, w in zip(layers, expected)]
-        assert not remarks_in(page) and "test accuracy" in page and ">0.8000<" in page
+        assert found == [(name, f"{w:.3f}") for name, w in zip(layers, expected)]
+        assert not remarks_in(page)
         weights.unlink()
     torch.save({"_encoder.weight": torch.ones(2)}, run / "weights.th")
     (remark,) = remarks_in(report(run, "--force"))
@@ -230,7 +220,7 @@ def test_mixtures_by_name():
     assert second.weights == pytest.approx([0.2689, 0.7311], abs=1e-4)
 
 
-def test_curves_of_one_run_and_several(run, report, tmp_path):
+def test_curves(run, report):
     page = report(run, "--num-sentences", 0)
     titles = re.findall("<figcaption>(.*?)</figcaption>", page)
     assert titles == ["Perplexity by epoch", "Time by epoch"]
@@ -238,12 +228,14 @@ def test_curves_of_one_run_and_several(run, report, tmp_path):
     assert names == ["validation 80", "training 85", "0:02:00"]
     assert "<tr><th scope=row>1</th><td>120</td><td>125</td><td>0:02:00</td></tr>" in page
 
+
+def test_several_runs(run, report, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
     change_config(other, trainer={"num_epochs": 1, "optimizer": {"type": "muon"}})
     (other / "metrics.json").unlink()
     (other / "metrics_epoch_2.json").unlink()
-    page = report(run, other, "--force")
+    page = report(run, other)
     names = re.findall('<span class="name l.*?>(.*?)</span>', page)
     assert names == ["A 80", "B 120", "A 0:02:00", "B 0:02:00"]
     for row in (
@@ -253,31 +245,19 @@ def test_curves_of_one_run_and_several(run, report, tmp_path):
     ):
         assert f"<tr><th scope=row>{row}</td></tr>" in page
     assert "model.type" not in page and "hasn&#39;t ended" in page
-    for folder in (run, other):
-        metrics = {"epoch": 0, "training_perplexity": 7.0}
-        for path in folder.glob("metrics*"):
-            path.write_text(json.dumps(metrics))
-    page = report(run, other, "--force")
-    assert re.findall("<figcaption>(.*?)</figcaption>", page) == ["Training perplexity by epoch"]
 
 
 def test_what_cannot_be_shown(run, report, tmp_path):
-    bare = tmp_path / "bare"
+    bare, damaged, latin = (tmp_path / name for name in ("bare", "no.tar.gz", "latin.txt"))
     bare.mkdir()
     (bare / "config.json").write_text("{}")
-    with tarfile.open(tmp_path / "other.tar.gz", "w:gz") as archive:
-        archive.add(bare / "config.json", "something.json")
-    (tmp_path / "no.tar.gz").write_text("x")
-    latin = tmp_path / "latin.txt"
+    damaged.write_text("x")
     latin.write_bytes(b"caf\xe9\n")
     for arguments, message in (
         ([tmp_path / "none"], "There is no folder"),
         ([tmp_path], "The config.json of"),
-        ([tmp_path / "other.tar.gz"], "The config.json of"),
-        ([tmp_path / "no.tar.gz"], "not a complete"),
-        ([run, "-o", bare / "none" / "report.html"], "There is no folder"),
-        ([run, "-o", bare], "is a folder"),
-        ([run, "--sentences", tmp_path / "none.txt"], "No file matches"),
+        ([damaged], "not a complete"),
+        ([bare], "There is nothing to show"),
         ([run, "--sentences", latin], "is not UTF-8"),
         ([run, "--num-sentences", -1], "can't be negative"),
         ([run, "--cuda-device", 99], "There is no device"),
@@ -286,46 +266,30 @@ def test_what_cannot_be_shown(run, report, tmp_path):
         ([run] * 27, "At most 26 runs"),
     ):
         assert message in report(*arguments, output=None, status=1)
-    for content, message in (("{", "is not JSON"), ("[1]", "no JSON object")):
-        (run / "metrics_epoch_1.json").write_text(content)
-        assert message in report(run, output=None, status=1)
+    (run / "metrics_epoch_1.json").write_text("{")
+    assert "is not JSON" in report(run, output=None, status=1)
     assert not (run / "report.html").exists()
 
 
-def facts_of(**metrics):
-    return {fact.name: (fact.value, fact.note) for fact in results_of(TrainingLog({}, [], metrics))}
-
-
 def test_numbers_are_those_of_metrics_json():
-    facts = facts_of(
-        epoch=4,
-        best_epoch=2,
-        best_validation_perplexity=42.3201,
-        best_validation_forward_perplexity=41.5,
-        best_validation_backward_perplexity=43.25,
-        best_validation_loss=3.81,
-        best_validation_x=True,
-        test_num_tokens=123456,
-        validation_perplexity=50.0,
-    )
-    assert facts == {
-        "epochs": ("5", "numbered 0 to 4, as in metrics.json"),
-        "best epoch": ("2", ""),
-        "best validation perplexity": (
-            "42.3201",
-            "over all words, 41.5000 given the words before, 43.2500 given the words after",
-        ),
-        # The trainer's loss is another number than that which the perplexity is made of.
-        "best validation loss": (
-            f"{math.log(42.3201):.4f}",
-            "in nats a word: the perplexity's logarithm",
-        ),
-        "test num tokens": ("123,456", ""),
+    metrics = {
+        "epoch": 4,
+        "best_validation_perplexity": 42.3201,
+        "best_validation_forward_perplexity": 41.5,
+        "best_validation_backward_perplexity": 43.25,
+        "best_validation_loss": 3.81,
+        "test_perplexity": 0.0,
+        "test_num_tokens": 123456,
     }
-    facts = facts_of(best_validation_perplexity=math.inf, test_perplexity=0.0, epoch=0)
-    assert facts["best validation perplexity"][0] == facts["best validation loss"][0] == "inf"
-    assert facts["test perplexity"] == ("0.0000", "")
-    assert facts["epochs"] == ("1", "number 0, as in metrics.json")
+    sides = "41.5000 given the words before, 43.2500 given the words after"
+    assert results_of(TrainingLog({}, [], metrics)) == [
+        Fact("epochs", "5", "numbered 0 to 4, as in metrics.json"),
+        Fact("best validation perplexity", "42.3201", f"over all words, {sides}"),
+        # The trainer's loss is another number than that which the perplexity is made of.
+        Fact("best validation loss", "3.7453", "in nats a word: the perplexity's logarithm"),
+        Fact("test perplexity", "0.0000"),
+        Fact("test num tokens", "123,456"),
+    ]
 
 
 def test_durations():
@@ -334,22 +298,6 @@ def test_durations():
     found = log.epoch_durations
     assert found[:2] == [10, 20] and math.isnan(found[2]) and found[3:] == [5.5, 93594.5]
     assert Fact("duration", "1 day, 2:00:30") in results_of(log)
-
-
-def test_essentials_of_a_config():
-    embedders = {"elmo": {"archive_file": "a.tar.gz"}, "x": {"type": "empty"}}
-    config = {
-        "model": {"type": "tagger", "text_field_embedder": {"token_embedders": embedders}},
-        "trainer": {"optimizer": {"type": "adam", "näme": [1]}},
-        "validation_data_path": None,
-        "other": 1,
-    }
-    assert config_of(config) == [
-        Fact("model.type", "tagger"),
-        Fact("model.text_field_embedder.token_embedders.elmo.archive_file", "a.tar.gz"),
-        Fact("trainer.optimizer.type", "adam"),
-        Fact("trainer.optimizer.näme", "[1]"),
-    ]
 
 
 def test_sentences_of_middle_length_come_first():

@@ -9,7 +9,6 @@ import subprocess
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,6 @@ from transformer_elmo.commands.report.page import (
     Report,
     page,
     probability_in_words,
-    shade_of,
 )
 from transformer_elmo.commands.report.text import (
     direction_of,
@@ -37,24 +35,10 @@ ARABIC = "عادت القوارب الأولى إلى الميناء القدي�
 CHINESE = "第一批 船 在 那 年 冬天 的 雨 以前 回到 了 老 港口 。"
 HINDI = "पहली नावें उस साल की सर्दी की बारिश से पहले पुराने बंदरगाह लौट आईं ।"
 HOSTILE = [
-    "<script>alert(1)</script>",
-    "\"'&amp;",
-    "</span></div>",
-    "\u202eoverride",
-    "\u2066\u2066isolate",
-    "\u2069\u2069end",
-    "nul\0",
-    "\x1b[31m",
-    "\u200b",
-    "👩‍👩‍👧‍👦",
-    "a" * 3000,
-    "नि" * 1500,
-    "e" + "\u0301" * 200,
-    "\ufdfa" * 40,
-    "\u2028",
-    "",
-    "\ud800",
-    "https://example.org/" + "path/" * 20,
+    *r"""<script>alert(1)</script> "'&amp; </span></div> https://example.org/path""".split(),
+    *("\u202eoverride", "\u2066\u2066isolate", "\u2069\u2069end", "nul\0", "\x1b[31m"),
+    *("", "\u200b", "\u2028", "\ud800", "👩‍👩‍👧‍👦"),
+    *("a" * 3000, "नि" * 1500, "e" + "\u0301" * 200, "\ufdfa" * 40, "path/" * 20),
 ]
 
 
@@ -127,12 +111,9 @@ class Checker(HTMLParser):
 
 def heat_map(one):
     """What stands on a page for one sentence."""
-    (found,) = re.findall(r'<section class="sentence">.*?</section>', one_page(one), re.DOTALL)
+    text = page(Report("a", passages=[one]))
+    (found,) = re.findall(r'<section class="sentence">.*?</section>', text, re.DOTALL)
     return found
-
-
-def one_page(*passages):
-    return page(Report("a", passages=list(passages)))
 
 
 def checked(text):
@@ -157,8 +138,7 @@ def test_markup():
     assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", text)
     for found in re.finditer("[\u202a-\u202e\u2066-\u2069]", text):
         assert text.rfind("<bdi", 0, found.start()) > text.rfind("</bdi>", 0, found.start())
-    assert "default-src 'none'" in text and 'content="width=device-width' in text
-    assert text.startswith('<!doctype html>\n<html lang="en">')
+    assert "default-src 'none'" in text
     # Every section stands once, and only if it says something.
     headings = ["By epoch", "How surprising each word is", "Layer weights", "Config"]
     assert re.findall("<h2>(.*?)</h2>", text) == headings
@@ -182,54 +162,44 @@ def test_directions():
 
 def test_what_a_word_says():
     text = heat_map(passage("a b".split(), unknown=["b"]))
-    _, *cells = re.split(r'\s(?=<span class="w)', text.removesuffix("</div></section>"))
-    assert len(cells) == 4 and 'class="w edge"' in cells[0] and 'class="w edge"' in cells[3]
-    bits = 0.9 * 2 / math.log(2)
-    assert f'<span class="n upper b{shade_of(bits)}">{bits:.1f}</span>' in cells[2]
+    first, _, second, last = re.split(r'\s(?=<span class="w)', text)[1:]
+    assert 'class="w edge"' in first and 'class="w edge"' in last
+    assert second.count('<span class="n upper b1">2.6</span>') == 1
     likeliest = "<S> 50 % a 25 % b 17 % </S> 12 % an unknown word 1 in 1,000,000,000"
-    assert re.sub(r"\s+", " ", checked(cells[2]).text) == (
-        f"b†{bits:.1f}{bits:.1f}b Outside the vocabulary: the numbers are those of any such word."
+    assert re.sub(r"\s+", " ", checked(second).text) == (
+        "b†2.62.6b Outside the vocabulary: the numbers are those of any such word."
         f" given the words before 17 %, rank 3 likeliest: {likeliest}"
         f" given the words after 17 %, rank 3 likeliest: {likeliest}"
     )
-    assert cells[2].count('class="top here"') == 2
+    assert second.count('class="top here"') == 2
     # The note is English, the words in it needn't be.
-    assert '<bdi lang="">a</bdi>' in cells[2] and 'lang="en"' in cells[2]
+    assert '<bdi lang="">a</bdi>' in second and 'lang="en"' in second
     # Nothing stands before the first token.
-    first = checked(cells[0]).text
-    assert "given the words before There are none." in first and first.startswith("<S>–")
-    assert "†" not in first
+    assert "given the words before There are none." in checked(first).text and "†" not in first
 
 
 def test_long_sentences_and_one_direction():
     words = [f"w{n}" for n in range(300)]
-    text = one_page(passage(words, bidirectional=False, top=False))
+    text = page(Report("a", passages=[passage(words, bidirectional=False, top=False)]))
     shown = re.findall(r'<span class="c"><bdi>(.*?)</bdi>', text)
     assert shown == ["&lt;S&gt;", *words[:200]] and "the first 200 of its 300 words" in text
     assert "given the words after" not in text and "likeliest:" not in text
-    assert 'class="words"' in text and "The number under each word" in text and "†" not in text
+    assert "The number under each word" in text and "†" not in text
 
 
 def test_sentences_without_probabilities():
-    alone = WordScores([None], [None], [None])
-    text = heat_map(Passage(SentenceScores(["x"], [False], alone, alone), 0, 1))
-    assert "perplexity" not in text and "There are none." in text
-    never = WordScores([-math.inf, -1000.0], [9, 9], [[], []])
-    text = heat_map(Passage(SentenceScores(["x", "y"], [False] * 2, never, None), 0, 2))
-    assert ">∞<" in text and ">1442.7<" in text and "perplexity" not in text
-    broken = WordScores([math.nan, 0.0], [1, 1], [[("a", math.nan)], []])
-    text = heat_map(Passage(SentenceScores(["x", "y"], [False] * 2, broken, None), 0, 2))
-    assert '<span class="n lower none">NaN</span>' in text and "NaN, rank 1" in text
-    assert '<span class="n lower b0">0.0</span>' in text
+    log_probs = [None, -math.inf, -1000.0, math.nan, 0.0]
+    scores = WordScores(log_probs, [9] * 5, [None, [], [], [("a", math.nan)], []])
+    tokens = SentenceScores(list("abcde"), [False] * 5, scores, None)
+    text = heat_map(Passage(tokens, 0, 5))
+    shown = re.findall('<span class="n lower (.*?)">(.*?)</span>', text)[1:]
+    assert shown == [
+        *(("none", "–"), ("b8", "∞"), ("b8", "1442.7"), ("none", "NaN"), ("b0", "0.0")),
+    ]
+    assert "perplexity" not in text and "There are none." in text and "NaN, rank 9" in text
 
 
 def test_layers():
-    for count, names in (
-        (7, ["words", *(f"layer {n}" for n in range(1, 6)), "top"]),
-        (2, ["words", "top"]),
-        (1, ["words"]),
-    ):
-        assert [name for name, _ in Mixture("m", [1 / count] * count, 1.0).layers] == names
     text = page(Report("a", mixtures=FULL.mixtures[:1]))
     bars = re.findall(r'<td class="num">(.*?)</td>.*?"bar" style="width:(.*?)%"', text)
     assert bars == [("0.200", "25.00"), ("0.000", "0.00"), ("0.800", "100.00")]
@@ -249,15 +219,18 @@ def test_curves():
     assert [text for _, text in drawn.x_ticks] == ["0", "1", "2"]
     minutes = [text for _, text in chart("time", {"": {4: 4000.0}}).y_ticks]
     assert minutes == ["0.0 s", "0:20:00", "0:40:00", "1:00:00"]
-    for low, high, is_log in ((0, 1e-5, False), (40, 41, True), (1e-3, 1e300, True), (0, 7, False)):
+    for low, high, is_log in ((0, 1e-5, False), (40, 41, True), (1e-3, 1e300, True)):
         found = ticks(low, high, is_log)
         assert 2 <= len(found) <= 7 and low <= found[0] < found[-1] <= high * 1.001
-    odd: Any = [{"epoch": 0, "training_loss": 3}, {"epoch": 1, "validation_loss": math.nan}]
-    (only,) = charts_of({"a": TrainingLog({}, odd)})
-    assert only.title == "Loss by epoch" and only.lines[0].points == [(3, 4.0)]
-    zero = [{"epoch": 0, "training_perplexity": 0.0, "validation_perplexity": math.inf}]
-    (only,) = charts_of({"a": TrainingLog({}, zero)})
-    assert [line.name for line in only.lines] == ["training 0"]
+
+
+def test_numbers_that_cannot_be_drawn():
+    for epoch, name in (
+        ({"training_loss": 3, "validation_loss": math.nan}, "training 3"),
+        ({"training_perplexity": 0.0, "validation_perplexity": math.inf}, "training 0"),
+    ):
+        (only,) = charts_of({"a": TrainingLog({}, [{"epoch": 0, **epoch}])})
+        assert [line.name for line in only.lines] == [name]
 
 
 def luminance(colour):
@@ -272,34 +245,23 @@ def contrast(one, other):
 
 
 def test_text_is_readable_on_every_shade_by_day_and_by_night():
-    (folder,) = transformer_elmo.commands.report.__path__
-    style = (Path(folder) / "report.css").read_text(encoding="utf-8")
-    day, night = style.split("prefers-color-scheme: dark")
-    darkest = []
-    for scheme in (day, night):
+    style = Path(str(transformer_elmo.commands.report.__file__)).with_name("report.css")
+    for scheme in style.read_text(encoding="utf-8").split("prefers-color-scheme: dark"):
         shades = re.findall(r"\.b(\d) { background: (#\w{6}); color: (#\w{6}); }", scheme)
         assert [int(number) for number, _, _ in shades] == list(range(SHADES))
         assert all(contrast(colour, text) >= 4.5 for _, colour, text in shades)
-        darkest.append(luminance(shades[-1][1]))
-        colours = {name: colour if len(colour) == 7 else colour + colour[1:]
-                   for name, colour in re.findall(r"--(\w+): (#\w+)", scheme)}  # fmt: skip
+        colours = dict(re.findall(r"--(\w+): (#\w+)", scheme))
+        colours = {name: c if len(c) == 7 else c + c[1:] for name, c in colours.items()}
         for name, back in product(("text", "muted", "mark", "bar"), ("back", "raised")):
             assert contrast(colours[name], colours[back]) >= 4.5
-    assert darkest[0] < 0.1 and darkest[1] > 0.7
 
 
-def test_shades_and_probabilities():
-    bits = (-0.0, 0, 1.99, 2, 15.9, 16, 1e9, math.inf)
-    assert [shade_of(each) for each in bits] == [0, 0, 0, 1, 7, 8, 8, 8]
-    for probability, text in (
-        (1.0, "100 %"),
-        (0.9987, "99.9 %"),
-        (0.0123, "1.2 %"),
-        (0.001, "0.1 %"),
-        (0.00047, "1 in 2,130"),
-        (0.0, "less than 1 in 10¹²"),
-    ):
-        assert probability_in_words(probability) == text
+@pytest.mark.parametrize(
+    "probability, text",
+    [(1.0, "100 %"), (0.9987, "99.9 %"), (0.00047, "1 in 2,130"), (0.0, "less than 1 in 10¹²")],
+)
+def test_probabilities(probability, text):
+    assert probability_in_words(probability) == text
 
 
 def test_text():
@@ -309,27 +271,21 @@ def test_text():
     assert direction_of(["12", "(", "שalef"]) == "rtl" and direction_of(["12 ."]) is None
 
 
-# Where there is a browser
-
-
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-
 MEASURE = """
 function measure(frame) {
   const page = frame.contentDocument, root = page.documentElement;
-  const found = {room: root.clientWidth, widths: [root.scrollWidth]};
-  const sentences = [...page.querySelectorAll('.words')];
-  found.copied = sentences.map(words => {
-    const selection = frame.contentWindow.getSelection();
+  const selection = frame.contentWindow.getSelection(), found = {copied: [], beyond: []};
+  for (const words of page.querySelectorAll('.words')) {
     selection.selectAllChildren(words);
-    return selection.toString();
-  });
+    found.copied.push(selection.toString().trim());
+  }
   for (const word of page.querySelectorAll('[tabindex]')) {
     word.focus();
     const note = word.querySelector('.d').getBoundingClientRect();
-    found.widths.push(root.scrollWidth, note.right, root.clientWidth - note.left);
+    found.beyond.push(root.scrollWidth - root.clientWidth, note.right - root.clientWidth, -note.left);
   }
   document.querySelector('#found').textContent = JSON.stringify(found);
 }
@@ -354,9 +310,6 @@ def test_layout(width, tmp_path):
     if said is None:
         pytest.skip(f"The browser doesn't run here: {done.stderr[-300:]}")
     found = json.loads(html.unescape(said[1]))
-    assert width - 30 < found["room"] <= width
-    # Nothing is wider than the window, with any word's note open.
-    assert max(found["widths"]) <= found["room"] and len(found["widths"]) > 100
-    # A copy is a line of words.
-    for number, sentence in enumerate((ENGLISH, ARABIC, CHINESE, HINDI)):
-        assert found["copied"][number].strip() == sentence
+    # Nothing is wider than the window, with any word's note open; and a copy is a line of words.
+    assert max(found["beyond"]) <= 0 and len(found["beyond"]) > 100
+    assert found["copied"][:4] == [ENGLISH, ARABIC, CHINESE, HINDI]

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from itertools import product
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -96,37 +97,32 @@ def test_killed_at_any_step(name, force, tmp_path):
     assert 5 < step < 29
 
 
+def zeroed(file):
+    content = file.read_bytes()
+    file.write_bytes(content[:300] + bytes(9) + content[309:])
+
+
 @pytest.mark.parametrize(
-    "damage, place, kept",
-    [
-        (lambda c: c[:300] + bytes(9) + c[309:], 1, True),
-        (lambda c: c[:-30], 2, True),
-        (None, 1, True),
-        (lambda c: bytes(len(c)), 0, False),
-    ],
+    "place, damage", [(1, zeroed), (1, Path.unlink), (0, lambda shard: os.truncate(shard, 900))]
 )
-def test_damaged_shards(tmp_path, caplog, damage, place, kept):
+def test_damaged_shards(tmp_path, caplog, place, damage):
     expected = work(tmp_path / "out.npz")["out.npz"]
     path = tmp_path / "again.npz"
     work(path, 18)
     shards = sorted(partial_folder(path).glob("*.npz"))
     assert len(shards) >= 3
-    if damage:
-        shards[place].write_bytes(damage(shards[place].read_bytes()))
-    else:
-        shards[place].unlink()
-    assert work(path, 0) == (int(shards[place].stem) if kept else 0)
+    damage(shards[place])
+    assert work(path, 0) == int(shards[place].stem)
     assert sorted(partial_folder(path).glob("*.npz")) == shards[:place]
     assert "is damaged: the work goes on after" in caplog.text
     assert work(path)["again.npz"] == expected
 
 
-@pytest.mark.parametrize("content", ["[]", '{"version": 2, "settings": 3}', "\0" * 4096])
+@pytest.mark.parametrize("content", ['{"version": 1, "settings": {}}', "\0" * 4096])
 def test_a_damaged_state_or_one_of_version_0_2(tmp_path, caplog, content):
     work(tmp_path / "out.npz", 18)
     folder = partial_folder(tmp_path / "out.npz")
     (folder / "state.json").write_text(content)
-    (folder / "places.jsonl").write_text("[1, 2]\n")
     assert work(tmp_path / "out.npz", 0) == 0 and not folder.exists()
     (message,) = caplog.messages
     assert "is damaged, or of another version: the work begins anew" in message
@@ -141,11 +137,10 @@ def test_other_settings(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_two_processes_do_not_write_one_file(tmp_path, force):
+def test_two_processes_do_not_write_one_file(tmp_path):
     busy = pytest.raises(ConfigurationError, match="Another process is writing")
     with begun(tmp_path / "out.npz"), busy:
-        work(tmp_path / "out.npz", force=force)
+        work(tmp_path / "out.npz", force=True)
     assert not list(tmp_path.iterdir())
 
 
