@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
-    def answer(self, content: Any, status: int = 200, **headers: Any) -> None:
+    def answer(self, content: Any, status: int = 200, **headers: Any) -> Any:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": len(body), **headers}.items():
@@ -45,8 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def refuse(self, status: int, code: str) -> None:
-        self.answer({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
+    def refuse(self, status: int, code: str) -> Any:
+        return self.answer({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
 
     def has_token(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
@@ -109,8 +109,8 @@ class Handler(BaseHTTPRequestHandler):
         assert match, path
         if match[2] == "preupload":
             kind = {"uploadMode": "regular", "shouldIgnore": False}
-            files = [{**kind, "path": file["path"]} for file in asked[0]["files"]]
-            return self.answer({"files": files})
+            kinds = [{**kind, "path": file["path"]} for file in asked[0]["files"]]
+            return self.answer({"files": kinds})
         files = self.server.revisions[match[1]]["main"]
         for key, value in ((line["key"], line["value"]) for line in asked):
             if key == "file":

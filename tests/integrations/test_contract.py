@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integrations.small_model import DIM, WORDS, reference_vectors, save_small_model
+from tests.integrations.small_model import WORDS, reference_vectors, save_small_model
 from transformer_elmo import ConfigurationError, TransformerElmo
 
 PACKAGES = {"flair": ["flair"], "spacy": ["spacy"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
@@ -38,8 +38,12 @@ class Elmo:
 
     def __init__(self, folder, layers="mix", **options):
         self.layers = layers
-        self.elmo: Any = TransformerElmo.open(folder, "cpu", **options)
+        self.elmo = self.open(folder, **options)
         self.elmo.embed([], layers)
+        self.embed_other = self.elmo.embed
+
+    def open(self, folder, **options) -> Any:
+        return TransformerElmo.open(folder, "cpu", **options)
 
     def embed(self, sentences):
         return list(map(flat, self.elmo.embed(sentences, self.layers)))
@@ -51,17 +55,13 @@ class Elmo:
     def load(cls, path, layers):
         return cls(path, layers)
 
-    def embed_other(self, what):
-        self.elmo.embed(what)
-
 
 class Onnx(Elmo):
-    def __init__(self, folder, layers="mix", **options):
+    def open(self, folder, **options):
         from transformer_elmo.integrations.onnx import OnnxElmo
 
-        self.folder, self.layers = folder, layers
-        self.elmo = OnnxElmo(folder, **options)
-        self.elmo.embed([], layers)
+        self.folder = folder
+        return OnnxElmo(folder, **options)
 
     def save(self, path):
         if path != self.folder:
@@ -158,16 +158,6 @@ def test_vectors_are_the_reference_s(library, models, kind):
         assert_equal(opened.embed([[], []]), [expected[1]] * 2)
 
 
-@pytest.mark.parametrize("library", [Flair, Spacy], indirect=True)
-def test_six_thousand_words(library, models):
-    words = random.Random(0).choices(WORDS[3:], k=6000)
-    (found,) = library(models["characters"]).embed([words])
-    assert found.shape == (6000, 2 * DIM) and np.isfinite(found).all() and found.any(1).all()
-    # In segments of 5,000, which overlap: the forward half of a word of the first one.
-    (first,) = TransformerElmo.open(models["characters"], "cpu").embed([words[:1000]])
-    assert_equal([found[:1000, :DIM]], [first[:, :DIM]])
-
-
 @pytest.mark.parametrize(("layers", "dtype"), [("mix", "float32"), ("all", "float16")])
 def test_what_is_saved_travels(library, models, tmp_path, monkeypatch, layers, dtype):
     if library is Onnx:
@@ -235,30 +225,15 @@ def test_forked_processes_answer(library, models):
     assert_equal(found, [expected] * 2)
 
 
-def test_folders_that_are_no_model(library, models, tmp_path):
-    def fails(message, path):
+def test_folders_that_are_no_model(library, tmp_path):
+    (tmp_path / "other").mkdir()
+    for path, message in (
+        (tmp_path / "none", "There is no .*none|none.* can't be read"),
+        (tmp_path / "other", "so it is no model|other.* can't be read"),
+        *([("", "The path of the language model is empty")] * (library is not Onnx)),
+    ):
         with pytest.raises(ConfigurationError, match=message):
             library(path)
-
-    fails("There is no .*none|none.* can't be read", tmp_path / "none")
-    (tmp_path / "other").mkdir()
-    fails("so it is no model|other.* can't be read", tmp_path / "other")
-    if library is not Onnx:
-        fails("The path of the language model is empty", "")
-    weights = "model.onnx" if library is Onnx else "model.safetensors"
-    folder = shutil.copytree(models["ids"], tmp_path / "damaged")
-    for name, content, message in (
-        (weights, (folder / weights).read_bytes()[:500], "is damaged|can't be opened"),
-        ("config.json", b"{", "is not JSON"),
-        ("config.json", b"{}", "not the config of a model folder"),
-        ("vocabulary.txt", b"\xff\n", "not UTF-8"),
-        ("vocabulary.txt", b"</S>\n<S>\n", "the vocabulary has 2 words, the weights 17"),
-    ):
-        kept = (folder / name).read_bytes()
-        (folder / name).write_bytes(content)
-        fails(message, folder)
-        (folder / name).write_bytes(kept)
-    library(folder)
 
 
 def test_wrong_layers_and_options(library, models):
@@ -269,12 +244,9 @@ def test_wrong_layers_and_options(library, models):
         library(models["characters"], max_tokens=0)
 
 
-WRONG = ["the cat", b"the", {"tokens": ["the"]}, None, [["the", 3]], [None], [{"the"}]]
-
-
-@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+@pytest.mark.parametrize("wrong", ["the cat", {"tokens": ["the"]}, None, [["the", 3]]], ids=repr)
 def test_wrong_sentences(library, models, wrong):
     opened = library(models["characters"])
-    with pytest.raises(TypeError, match=r"^Expected |put it in a list|list of strings"):
+    with pytest.raises(TypeError, match=r"^Expected |list of strings"):
         opened.embed_other(wrong)
     assert opened.embed([["the"]])[0].any()
