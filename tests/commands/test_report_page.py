@@ -276,7 +276,7 @@ BROWSER = next(
 )
 MEASURE = """
 function measure(frame) {
-  const page = frame.contentDocument, root = page.documentElement;
+  const page = frame.contentDocument, root = page.documentElement, room = root.clientWidth;
   const selection = frame.contentWindow.getSelection(), found = {copied: [], beyond: []};
   for (const words of page.querySelectorAll('.words')) {
     selection.selectAllChildren(words);
@@ -285,7 +285,7 @@ function measure(frame) {
   for (const word of page.querySelectorAll('[tabindex]')) {
     word.focus();
     const note = word.querySelector('.d').getBoundingClientRect();
-    found.beyond.push(root.scrollWidth - root.clientWidth, note.right - root.clientWidth, -note.left);
+    found.beyond.push(root.scrollWidth - room, note.right - room, -note.left);
   }
   document.querySelector('#found').textContent = JSON.stringify(found);
 }
