@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import tarfile
-import zipfile
 
 import numpy as np
 import pytest
@@ -17,21 +16,8 @@ from safetensors.torch import load_file, save_file
 from tests.small_lm import experiment_config
 from transformer_elmo import ConfigurationError, TransformerElmo
 from transformer_elmo.pretrained.legacy.overrides import with_overrides
-from transformer_elmo.pretrained.weights import Weights
 
 SENTENCES = ["the cat sat"]
-
-
-@pytest.fixture(scope="module")
-def made(lm_archive, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made") / "folder"
-    TransformerElmo.open(lm_archive).save(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "folder")
 
 
 @pytest.fixture
@@ -46,11 +32,6 @@ def flip(path, place, bit=0):
     content = bytearray(path.read_bytes())
     content[place] ^= 1 << bit
     path.write_bytes(content)
-
-
-def place_of(path, numbers):
-    """Where a file has these numbers."""
-    return path.read_bytes().index(numbers.numpy().tobytes())
 
 
 def packed(run):
@@ -73,43 +54,30 @@ def refused(path, message):
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-def members_of_zip(path):
-    """The places of the weights' bytes, and of all else that has a checksum."""
-    with zipfile.ZipFile(path) as file:
-        members = [(m.header_offset, m.file_size) for m in file.infolist()]
-    return [place for begin, size in members for place in range(begin + 200, begin + 100 + size)]
-
-
-@pytest.mark.parametrize("kind", ["folder", "run"])
-def test_a_flipped_bit(folder, run, kind):
-    opened = folder if kind == "folder" else run
-    path = folder / "model.safetensors" if kind == "folder" else run / "weights.th"
-    whole, expected, generator = path.read_bytes(), used(opened), random.Random(3)
-    header = 8 + int.from_bytes(whole[:8], "little")
-    if kind == "folder":
-        places = generator.sample(range(header, len(whole)), 25)
-        places += generator.sample(range(header), 25)
-    else:
-        places = generator.sample(members_of_zip(path), 40)
+@pytest.mark.parametrize("name", ["folder/model.safetensors", "run/weights.th"])
+def test_a_flipped_bit(folder, run, tmp_path, name):
+    path = tmp_path / name
+    whole, (vectors, scores), generator = path.read_bytes(), used(path.parent), random.Random(3)
+    header = 8 + int.from_bytes(whole[:8], "little") if path.suffix == ".safetensors" else 0
+    places = [generator.randrange(end) for end in [len(whole)] * 40 + [2000] * 20]
     for place in places:
         flip(path, place, generator.randrange(8))
         try:
-            found = used(opened)
+            found = used(path.parent)
         except ConfigurationError as error:
-            assert str(opened) in str(error) and "\n" not in str(error)
-            assert kind == "run" or place < header or "checksum" in str(error)
+            assert str(path.parent) in str(error) and "\n" not in str(error)
+            assert place < header or not header or "checksum" in str(error)
         else:
             # Between two members, in a space, or in a name of the metadata that nobody asks for.
-            assert kind == "run" or place < header
-            assert np.array_equal(found[0][0], expected[0][0])
-            assert found[1][0].to_json() == expected[1][0].to_json()
+            assert place < header or not header
+            assert np.array_equal(found[0][0], vectors[0]) and found[1] == scores
         path.write_bytes(whole)
 
 
 def test_the_softmax_is_looked_at_when_it_is_used(folder, run, tmp_path):
     softmax = load_file(folder / "model.safetensors")["_softmax_loss.softmax_w.weight"].clone()
     for path in (folder / "model.safetensors", run / "weights.th"):
-        flip(path, place_of(path, softmax) + 400)
+        flip(path, path.read_bytes().index(softmax.numpy().tobytes()) + 400)
         elmo = TransformerElmo.open(path.parent)
         assert len(elmo.embed(SENTENCES)) == 1
         for use in (
@@ -165,9 +133,7 @@ def test_a_view_has_no_checksum_of_its_own(run):
     weights = torch.load(run / "weights.th")
     both = torch.randn(2, 5)
     torch.save({**weights, "one": both[0], "other": both[:, 1]}, run / "weights.th")
-    load = torch.load(run / "weights.th", mmap=True)
-    assert Weights(load, lambda *_: (), "x").keys() == load.keys()
-    # Nothing asks for these two.
+    # Nothing asks for these two, but they are looked at.
     assert used(run)
 
 
@@ -201,8 +167,6 @@ def test_namespaces_that_are_not_utf8(run):
     [
         ("contextualizer.num_layers", 10**9),
         ("contextualizer.hidden_dim", 10**8),
-        ("contextualizer.input_dim", 10**12),
-        ("text_field_embedder.token_embedders.token_characters.encoder.num_highway", 10**8),
         ("text_field_embedder.token_embedders.token_characters.encoder.filters", [[1, 10**9]]),
         ("text_field_embedder.token_embedders.token_characters.embedding.num_embeddings", 10**9),
     ],
