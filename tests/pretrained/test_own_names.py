@@ -10,23 +10,21 @@ from transformer_elmo.pretrained.legacy.own_names import with_stock_names
 LM = {"type": "bidirectional-language-model"}
 TAGGER = {"type": "simple_tagger"}
 EMBEDDERS = {"token_embedders": {"elmo": {"type": "language_model_token_embedder"}}}
-TEXT = json.dumps(
-    {
+
+
+def config_of(model, spacy="spacy", from_files="from_files"):
+    return {
         "dataset_reader": {
             "type": "multitask",
-            "readers": [{"tokenizer": {"type": "spacy", "pos_tags": False}}],
-            "source_tokenizer": "spacy",
+            "readers": [{"tokenizer": {"type": spacy, "pos_tags": False}}],
+            "source_tokenizer": spacy,
             "target_tokenizer": {"type": "just_spaces"},
             "token_indexers": {"c": {"type": "characters", "character_tokenizer": {}}},
         },
-        "vocabulary": {"type": "from_files", "directory": "words"},
+        "vocabulary": {"type": from_files, "directory": "words"},
         "spacy": "from_files",
+        "model": model,
     }
-)
-OURS = TEXT.replace('"type": "spacy"', '"type": "lm_spacy"').replace(
-    'tokenizer": "spacy"', 'tokenizer": "lm_spacy"'
-)
-OURS = OURS.replace('"type": "from_files"', '"type": "lm_from_files"')
 
 
 @pytest.mark.parametrize(
@@ -38,11 +36,10 @@ OURS = OURS.replace('"type": "from_files"', '"type": "lm_from_files"')
     ],
 )
 def test_there_and_back(model):
-    config = {**json.loads(TEXT), "model": model}
-    new = own_names(config)
-    assert new == {**json.loads(OURS), "model": model} == own_names(new)
+    new = own_names(config_of(model))
+    assert new == config_of(model, "lm_spacy", "lm_from_files") == own_names(new)
     stock, changes = with_stock_names(new)
-    assert stock == config == {**json.loads(TEXT), "model": model}
+    assert stock == config_of(model)
     assert {change.path for change in changes} == {
         "dataset_reader.readers.0.tokenizer",
         "dataset_reader.source_tokenizer",
@@ -54,7 +51,7 @@ def test_there_and_back(model):
     "model", [TAGGER, "simple_tagger", None, {"type": "from_archive", "archive_file": "none"}]
 )
 def test_others_are_left_alone(model):
-    config = {**json.loads(TEXT), "model": model}
+    config = config_of(model)
     assert own_names(config) is config
 
 
