@@ -1,32 +1,19 @@
 """Processes that share a corpus take the same steps, and look each word up once between them."""
 
 import random
-from itertools import chain, islice, pairwise
+from dataclasses import replace
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 
+from tests.text.test_training_stream import FIRST, plan
 from transformer_elmo.text.batching import cut_into_batches, deal_rounds
 from transformer_elmo.text.corpus import Shards, parse_line
-from transformer_elmo.text.training_stream import (
-    PassLog,
-    Position,
-    Schedule,
-    WordsEncoder,
-)
+from transformer_elmo.text.training_stream import Schedule, WordsEncoder
 from transformer_elmo.text.word_table import TokenIds, WordTable
 
-WORDS = [
-    "the",
-    "of",
-    "café",
-    "Москва",
-    "日本語",
-    "e\u0301",
-    "\ufeff",
-    "\x00",
-    "sixteen bytes and more".replace(" ", "-"),
-]
+WORDS = "the of café Москва 日本語 e\u0301 \ufeff \x00 sixteen-bytes-and-more".split(" ")
 SPACES = [" "] * 6 + ["  ", "\t", "\u00a0", "\u2028", "\u3000", "\x85", "\x1c", "\r"]
 
 
@@ -48,7 +35,6 @@ def corpora():
 
 
 SCHEDULE = Schedule(max_tokens=40, max_lines=32, num_boundary_tokens=2)
-BEGINNING = Position(0)
 
 
 class Table(WordTable):
@@ -62,20 +48,13 @@ class Table(WordTable):
         return rows, new_words
 
 
-def read(path, rank, world_size, max_words, position=BEGINNING):
+def read(path, rank, world_size, max_words, position=FIRST):
     """The batches of a process, as words, with where each leaves the pass; and the table."""
     table = Table({"": TokenIds({word: i for i, word in enumerate(WORDS[:6], 1)}, 0)})
-    encoder = WordsEncoder(table)
-    log = PassLog(path, None, quiet=True)
-
-    def find(chunks):
-        return ((chunk, encoder.sentences(chunk, max_words)) for chunk in chunks)
-
     share = (rank, world_size)
-    planned = SCHEDULE.plan(Shards([path]), position, find, log, share)
-    rounds = deal_rounds(chain.from_iterable(planned), world_size, "text")
+    planned = plan(Shards([path]), SCHEDULE, position, max_words, WordsEncoder(table), share)
     found = []
-    for step in islice(rounds, position.num_skipped, None):
+    for step in islice(deal_rounds(iter(planned), world_size), position.num_skipped, None):
         batch = step.batches[rank].encoded()
         words = ["", *WORDS[:6], *batch.chunk.new_words]
         starts = batch.chunk.starts[batch.begin : batch.end + 1].tolist()
@@ -126,7 +105,6 @@ def test_any_number_of_processes_takes_the_same_steps(tmp_path, name, text, max_
             for rank, (found, _) in enumerate(ranks):
                 _, resume_at, num_skipped = found[after]
                 if resume_at is not None:
-                    place = resume_at.position
-                    place = Position(**{**vars(place), "num_skipped": num_skipped})
+                    place = replace(resume_at.position, num_skipped=num_skipped)
                     again, _ = read(path, rank, world_size, max_words, place)
                     assert [s for s, *_ in again] == [s for s, *_ in found[after + 1 :]]

@@ -40,15 +40,13 @@ def make_encoder(words=NAMES):
     return WordsEncoder(WordTable(columns, ["<S>"]), ["<S>"])
 
 
-def plan(shards, schedule=SCHEDULE, position=FIRST, max_words=1000, encoder=None):
+def plan(shards, schedule=SCHEDULE, position=FIRST, max_words=1000, encoder=None, share=(0, 1)):
     encoder = encoder or make_encoder()
 
     def find(chunks):
         return ((text, encoder.sentences(text, max_words)) for text in chunks)
 
-    log = PassLog("the text", max_words)
-    planned = schedule.plan(shards, position, find, log, share=(0, 1))
-    return [batch for batches in planned for batch in batches]
+    return flat(schedule.plan(shards, position, find, PassLog("the text", max_words), share))
 
 
 def names(batch):
