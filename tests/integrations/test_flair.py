@@ -5,6 +5,7 @@ import copy
 import json
 import random
 import shutil
+import sys
 from functools import reduce
 from typing import Any
 
@@ -22,6 +23,7 @@ from flair.models import SequenceTagger
 from flair.trainers import ModelTrainer
 
 from transformer_elmo import ConfigurationError, TransformerElmo
+from transformer_elmo.integrations import flair as ours
 from transformer_elmo.integrations.flair import TransformerElmoEmbeddings
 
 KINDS = {"Anna": "PER", "Otto": "PER", "Berlin": "LOC", "Paris": "LOC"}
@@ -174,3 +176,10 @@ def test_damaged_files(folder):
             del inner[last]
         with pytest.raises(kind, match=message):
             load_embeddings(damaged)
+
+
+def test_without_flair(monkeypatch):
+    monkeypatch.delitem(vars(ours), "TransformerElmoEmbeddings")
+    monkeypatch.setitem(sys.modules, "flair", None)
+    with pytest.raises(ImportError, match="pip install flair"):
+        ours.TransformerElmoEmbeddings  # noqa: B018

@@ -6,6 +6,7 @@ import random
 import sys
 import tarfile
 import zipfile
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -47,14 +48,15 @@ def test_where_there_is_no_text(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     missing = str(tmp_path / "missing-*")
     monkeypatch.setenv("MY_TRAIN_PATH", missing)
-    for path, said in (
+    without_text: Any = [
         (tmp_path / "pipe", "pipe is neither a file nor a directory"),
         (tmp_path / "folder", "no file in it"),
         (missing, "No file matches .*missing.*MY_TRAIN_PATH"),
         ("", "is empty"),
         ([], "empty list"),
         ({"train": "x"}, "this is a dict"),
-    ):
+    ]
+    for path, said in without_text:
         with pytest.raises(ConfigurationError, match=said):
             find_shards(path)
     with pytest.raises(ConfigurationError, match="gone"):
