@@ -21,23 +21,18 @@ def test_the_known_keys_are_allennlps():
     given = {"model", "serialization_dir", "data_loader", "validation_data_loader", "kwargs"}
     # Its constructor still looks for the second of these in its `kwargs`.
     theirs = (set(parameters) - given) | {"type", "run_sanity_checks"}
-    assert theirs | {"max_bad_steps"} == TRAINER_KEYS and "max_bad_steps" not in theirs
-    assert '"run_sanity_checks" in kwargs' in inspect.getsource(GradientDescentTrainer.__init__)
+    assert theirs | {"max_bad_steps"} == TRAINER_KEYS
 
 
-@pytest.mark.parametrize(
-    ("key", "advice"),
-    [
-        ("pateince", r"Is it patience\?"),
-        ("num_epoch", r"Is it num_epochs\?"),
-        ("zzz", r"ignore it\."),
-    ],
-)
 @pytest.mark.parametrize("kind", [{}, {"type": "gradient_descent"}])
+@pytest.mark.parametrize(
+    ("key", "advice"), [("num_epoch", r"Is it num_epochs\?"), ("zzz", r"ignore it\.")]
+)
 def test_a_misspelled_key(kind, key, advice):
     message = rf"^a\.b\.{key} = 3: a trainer has no such key, .*{advice}$"
     with pytest.raises(ConfigurationError, match=message):
         check_trainer_keys({**kind, "optimizer": "adam", key: 3}, "a.b")
+    check_trainer_keys({"type": "mine", key: 3})
 
 
 def test_a_trainer_made_of_callbacks(tmp_path, make_model):
@@ -47,17 +42,6 @@ def test_a_trainer_made_of_callbacks(tmp_path, make_model):
     del config["data_loader"]
     path = write_archive(tmp_path, config, make_model())
     assert TransformerElmo.open(path).dim and load_archive(path).model.vocab
-    (tmp_path / "old.json").write_text(json.dumps(config))
-    message = r'trainer\.type = "callback": write its'
-    with pytest.raises(ConfigurationError, match=message):
-        train_model_from_file(tmp_path / "old.json", tmp_path / "run")
-    with pytest.raises(ConfigurationError, match=message):
-        convert(tmp_path / "old.json", tmp_path / "new.json")
-
-
-@pytest.mark.parametrize(
-    "trainer",
-    [dict.fromkeys(TRAINER_KEYS - {"type"}), {"type": "mine", "zzz": 3}, {}, "mine", None, []],
-)
-def test_keys_that_are_in_order(trainer):
-    check_trainer_keys(trainer)
+    for use in (train_model_from_file, convert):
+        with pytest.raises(ConfigurationError, match=r'trainer\.type = "callback": write its'):
+            use(tmp_path / "config.json", tmp_path / "new.json")
