@@ -202,6 +202,9 @@ def test_threads(library, models):
             assert_equal(found, expected)
 
 
+NEEDS_FORK = pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="needs fork"
+)
 FORKED = {}
 
 
@@ -209,7 +212,7 @@ def embed_in_a_fork(sentences):
     return FORKED["opened"].embed(sentences)[-1]
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@NEEDS_FORK
 def test_forked_processes_answer(library, models):
     # Enough of them for threads.
     sentences = ["the cat sat in Berlin .".split()] * 300
@@ -223,6 +226,25 @@ def test_forked_processes_answer(library, models):
     finally:
         torch.set_num_threads(1)
     assert_equal(found, [expected] * 2)
+
+
+@NEEDS_FORK
+def test_forks_of_a_process_that_unpickled_its_model(folder, in_new_process):
+    elmo = TransformerElmo.open(folder, "cpu")
+    (folder / "elmo.pickle").write_bytes(pickle.dumps(elmo))
+    server = """
+        import multiprocessing, pickle, torch
+        torch.set_num_threads(2)
+        elmo = pickle.loads(open("elmo.pickle", "rb").read())
+
+        def embed(number):
+            return len(elmo.embed(["the cat sat in Berlin ."] * 300))
+
+        assert embed(0) == 300
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(pool.map_async(embed, range(2)).get(timeout=60))
+    """
+    assert in_new_process(server, folder, OMP_NUM_THREADS="2") == "[300, 300]"
 
 
 def test_folders_that_are_no_model(library, tmp_path):
