@@ -1,28 +1,26 @@
-"""The document's commands in order: train the shipped config, evaluate it, go on training it."""
+"""The shipped configs, made small: trained, evaluated, recovered. For the tagger: `test_readme`."""
 
+import inspect
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from allennlp.commands import main
 from allennlp.commands.evaluate import evaluate_from_archive
+from allennlp.commands.find_learning_rate import find_learning_rate_model
 from allennlp.commands.train import train_model_from_file
 from allennlp.common import Params
 from allennlp.data import Vocabulary
 from allennlp.models import Model
 from allennlp.models.archival import load_archive
+from allennlp.modules.token_embedders import TokenEmbedder
 
 from tests.plugin.tiny_run import weights_are_the_same
-from tests.small_lm import random_sentences
+from tests.small_lm import DIM, random_sentences
 from transformer_elmo import LanguageModel
+from transformer_elmo.text.vocabulary import write_vocabulary
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "training_config"
-DOCUMENTED_OVERRIDE = (
-    '{"iterator": {"base_iterator": {"maximum_samples_per_batch": ["num_tokens", 500] }}}'
-)
+CONFIGS = Path(__file__).parent.parent / "training_config"
 
 # The quickstart's model, smaller still.
 TINY = {
@@ -34,8 +32,6 @@ TINY = {
     "trainer.num_epochs": 2,
     "trainer.callbacks": [{"type": "tensorboard"}, {"type": "resume_data"}],
 }
-
-
 TINY_BILLION = {
     "data_loader.max_tokens": 200,
     "model.contextualizer.num_layers": 2,
@@ -54,7 +50,7 @@ TINY_MODERN = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "train").mkdir()
@@ -65,32 +61,18 @@ def corpus(tmp_path_factory):
     # Longer than any batch of 500 tokens, and than the 400 tokens that training keeps.
     heldout.insert(3, " ".join(["the dog ran"] * 200))
     (folder / "heldout").write_text("\n".join(heldout) + "\n")
-    words = sorted({word for line in random_sentences(200, seed=5) for word in line.split()})
-    words = ["</S>", "<S>", "@@UNKNOWN@@", *words[:-4]]
-    (folder / "vocabulary").mkdir()
-    (folder / "vocabulary" / "tokens.txt").write_text("\n".join(words) + "\n")
-    (folder / "vocabulary" / "non_padded_namespaces.txt").write_text("*labels\n*tags\n")
-    return folder
-
-
-def set_variables(monkeypatch, corpus):
-    monkeypatch.setenv("BIDIRECTIONAL_LM_TRAIN_PATH", str(corpus / "train" / "*"))
-    monkeypatch.setenv("BIDIRECTIONAL_LM_VOCAB_PATH", str(corpus / "vocabulary"))
-    monkeypatch.setenv("BIDIRECTIONAL_LM_HELDOUT_PATH", str(corpus / "heldout"))
-
-
-@pytest.fixture
-def environment(corpus, monkeypatch):
-    set_variables(monkeypatch, corpus)
-    return corpus
+    options: Any = {"min_count": 1, "max_vocab_size": 25, "quiet": True}
+    write_vocabulary(folder / "train", folder / "vocabulary", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, path in ("TRAIN", "train/*"), ("VOCAB", "vocabulary"), ("HELDOUT", "heldout"):
+            patch.setenv(f"BIDIRECTIONAL_LM_{name}_PATH", str(folder / path))
+        yield folder
 
 
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained") / "lm"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        set_variables(monkeypatch, corpus)
-        train_model_from_file(CONFIGS / "quickstart.jsonnet", output, json.dumps(TINY))
+    train_model_from_file(CONFIGS / "quickstart.jsonnet", output, json.dumps(TINY))
     return output
 
 
@@ -105,41 +87,27 @@ def test_train_leaves_what_allennlp_leaves(trained):
 
 
 def test_evaluate_with_the_documented_override(trained, corpus, monkeypatch):
-    sizes = []
-    encode = LanguageModel.encode
+    shapes, perplexities, encode = [], [], LanguageModel.encode
 
     def recorded(self, source):
-        sizes.append(tuple(source["tokens"]["tokens"].shape))
+        shapes.append(source["tokens"]["tokens"].shape)
         return encode(self, source)
 
     monkeypatch.setattr(LanguageModel, "encode", recorded)
-    results, batches = {}, {}
-    for override in (
-        DOCUMENTED_OVERRIDE,
-        '{"iterator": {"base_iterator": {"batch_size": 3}}}',
-        '{"data_loader": {"max_tokens": 60}}',
-        '{"validation_data_loader.max_tokens": 60}',
-        "",
-    ):
-        sizes.clear()
-        results[override] = evaluate_from_archive(
-            trained / "model.tar.gz", str(corpus / "heldout"), cmd_overrides=override
-        )
-        batches[override] = list(sizes)
-    documented, three, *sixty, default = batches.values()
-    num_sentences = len((corpus / "heldout").read_text().splitlines())
-    assert {sum(rows for rows, _ in shapes) for shapes in batches.values()} == {num_sentences}
-    assert 250 < max(rows * longest for rows, longest in documented if rows > 1) <= 500
-    assert max(rows for rows, _ in three) == 3
-    for shapes in sixty:
-        assert all(rows * longest <= 60 or rows == 1 for rows, longest in shapes)
-        assert len(shapes) > 2 * len(default)
-    # One number, whatever the batches, to six digits.
-    for result in results.values():
-        assert result["perplexity"] == pytest.approx(results[""]["perplexity"], rel=1e-6)
+    archive, text = trained / "model.tar.gz", str(corpus / "heldout")
+    for limit in (500, 60):
+        shapes.clear()
+        samples = {"maximum_samples_per_batch": ["num_tokens", limit]}
+        documented = json.dumps({"iterator": {"base_iterator": samples}})
+        metrics = evaluate_from_archive(archive, text, cmd_overrides=documented)
+        perplexities.append(metrics["perplexity"])
+        assert sum(rows for rows, _ in shapes) == 51
+        assert limit / 2 < max(rows * longest for rows, longest in shapes if rows > 1) <= limit
+    # One number, whatever the batches.
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-6)
 
 
-def test_the_billion_word_config_is_not_shrunk(environment):
+def test_the_billion_word_config_is_not_shrunk():
     config = Params.from_file(CONFIGS / "bidirectional_language_model.jsonnet")
     # More words than samples, as it needs.
     vocabulary = Vocabulary(counter={"tokens": {f"word{n}": 1 for n in range(8500)}})
@@ -159,7 +127,7 @@ def test_the_billion_word_config_is_not_shrunk(environment):
     assert model._softmax_loss.num_samples == 8192
 
 
-def test_the_modern_config_changes_the_recipe_alone(environment):
+def test_the_modern_config_changes_the_recipe_alone():
     old, new = (
         Params.from_file(CONFIGS / f"{name}.jsonnet").as_flat_dict()
         for name in ("bidirectional_language_model", "bidirectional_language_model_modern")
@@ -172,7 +140,7 @@ def test_the_modern_config_changes_the_recipe_alone(environment):
     assert new["trainer.learning_rate_scheduler.type"] == "warmup_stable_decay"
 
 
-def test_the_benchmarks_held_out_file_is_the_validation_set(environment, monkeypatch):
+def test_the_benchmarks_held_out_file_is_the_validation_set(monkeypatch):
     root = "/data/1-billion-word-language-modeling-benchmark-r13output/"
     heldout = root + "heldout-monolingual.tokenized.shuffled/news.en-00000-of-00100"
     for path, expected in (
@@ -185,7 +153,7 @@ def test_the_benchmarks_held_out_file_is_the_validation_set(environment, monkeyp
 
 
 @pytest.mark.parametrize("recipe", ["", "_modern"])
-def test_recover(recipe, environment, trained, tmp_path):
+def test_recover(recipe, tmp_path):
     """Two epochs and two more after a stop end where four epochs end, to the bit."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     tiny = {**TINY, **TINY_BILLION, **(TINY_MODERN if recipe else {})}
@@ -202,25 +170,52 @@ def test_recover(recipe, environment, trained, tmp_path):
     weights_are_the_same(*(archive.model.state_dict() for archive in archives))
 
 
-@pytest.mark.slow
-def test_other_commands(environment, trained, tmp_path, monkeypatch, capsys):
-    """The rest of AllenNLP's commands that read a training config or its data."""
-    monkeypatch.chdir(ROOT)
-    config, overrides = str(CONFIGS / "quickstart.jsonnet"), json.dumps(TINY)
-
-    def allennlp(*arguments):
-        monkeypatch.setattr(sys, "argv", ["allennlp", *map(str, arguments)])
-        main(prog="allennlp")
-
-    allennlp("build-vocab", config, tmp_path / "vocabulary.tar.gz", "-o", overrides)
-    assert (tmp_path / "vocabulary.tar.gz").exists()
-
-    allennlp("count-instances", config, "-o", overrides)
-    assert "120" in capsys.readouterr().out
-
-    plain = {key: value for key, value in TINY.items() if key != "trainer.callbacks"}
-    allennlp(
-        *("find-lr", config, "-s", tmp_path / "lr", "-o", json.dumps(plain)),
-        *("--num-batches", 12, "--start-lr", 1e-4, "--end-lr", 1e-2),
-    )
+def test_find_lr(tmp_path):
+    """It takes no trainer but AllenNLP's own, nor its keys."""
+    overrides = {**TINY, "trainer.type": "language_modeling", "trainer.max_bad_steps": 3}
+    del overrides["trainer.callbacks"]
+    params = Params.from_file(CONFIGS / "quickstart.jsonnet", json.dumps(overrides))
+    find_learning_rate_model(params, tmp_path / "lr", num_batches=11)
     assert (tmp_path / "lr" / "lr-losses.png").exists()
+
+
+TREES = """
+(S (NP (DT the) (NN dog)) (VP (VBD ran) (PP (IN under) (NP (DT a) (NN tree)))) (. .))
+(S (NP (NNS birds)) (VP (VBD flew)))
+(S (NP (DT a) (NN cat)) (VP (VBD sat)))
+"""
+
+
+@pytest.fixture
+def treebank(tmp_path, monkeypatch, lm_archive):
+    (tmp_path / "trees").write_text(TREES)
+    for part in ("TRAIN", "VALIDATION"):
+        monkeypatch.setenv(f"PTB_{part}_PATH", str(tmp_path / "trees"))
+    monkeypatch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", str(lm_archive))
+
+
+def test_a_parser(treebank, tmp_path):
+    pytest.importorskip("allennlp_models.structured_prediction")
+    overrides = {
+        "model.encoder.input_size": 2 * DIM + 50,
+        # F1 comes from a program that has to be compiled.
+        "model.evalb_directory_path": None,
+        "trainer.validation_metric": "+tag_accuracy",
+        "trainer.num_epochs": 1,
+    }
+    config = CONFIGS / "constituency_parser_transformer_elmo.jsonnet"
+    train_model_from_file(config, tmp_path / "parser", json.dumps(overrides))
+    metrics = json.loads((tmp_path / "parser" / "metrics.json").read_text())
+    assert 0 <= metrics["best_validation_tag_accuracy"] <= 1
+
+
+def test_parsers_differ_in_their_embedder_alone(treebank):
+    transformer, original = (
+        Params.from_file(CONFIGS / f"constituency_parser_{name}.jsonnet").as_dict(quiet=True)
+        for name in ("transformer_elmo", "elmo")
+    )
+    embedders = [c["model"].pop("text_field_embedder") for c in (transformer, original)]
+    assert transformer == original and embedders[0] != embedders[1]
+    section = embedders[1]["token_embedders"]["elmo"]
+    kind = TokenEmbedder.by_name(section.pop("type"))
+    assert section.keys() <= inspect.signature(kind).parameters.keys()
