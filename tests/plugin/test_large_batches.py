@@ -1,25 +1,23 @@
 """Memory that runs out: validation and evaluation go on in parts, training says one message."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from allennlp.common import Params
-from allennlp.data import DataLoader, DatasetReader
 from allennlp.models import Model
 
+from tests.plugin.test_evaluator import loader
 from tests.plugin.tiny_run import TinyModel, make_trainer, write_corpus
-from tests.small_lm import model_config, random_sentences, reader_config
+from tests.small_lm import model_config, random_sentences
 from transformer_elmo import memory
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import text_fields
 from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator
 from transformer_elmo.plugin.large_batches import key_of
 from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
-
-NO_MEMORY = "CUDA out of memory. Tried to allocate 9 GiB."
-OPTIONS = pytest.mark.parametrize("options", [{}, {"distinct_words": True}])
 
 
 @pytest.fixture(autouse=True)
@@ -29,45 +27,26 @@ def no_collection(monkeypatch):
 
 
 def no_memory(*args, **kwargs):
-    raise torch.OutOfMemoryError(NO_MEMORY)
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
 
-class _Fails(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, vectors):
-        return vectors.view_as(vectors)
-
-    backward = no_memory
-
-
-def make_scarce(monkeypatch, limit, where):
+def make_scarce(monkeypatch, limit, training=False):
     """
-    Memory for embedding so many tokens: in forward passes of a kind, or in the backward pass, where
-    all that lies above has its gradients when it fails. Returns the batches that were refused.
+    Memory for embedding so many tokens, in evaluation or in training. Returns the batches that were
+    refused.
     """
     failed = []
     stock = text_fields.embed_text_field
 
     def embed(embedder, source):
         vectors = stock(embedder, source)
-        is_elsewhere = torch.is_grad_enabled() == (where == "evaluation")
-        if is_elsewhere or vectors.size(0) * vectors.size(1) <= limit:
+        if torch.is_grad_enabled() != training or vectors[..., 0].numel() <= limit:
             return vectors
         failed.append(vectors.shape)
-        return _Fails.apply(vectors) if where == "backward" else no_memory()
+        return no_memory()
 
     monkeypatch.setattr("transformer_elmo.plugin.language_model.embed_text_field", embed)
     return failed
-
-
-def loader(path, vocabulary, **options):
-    made = DataLoader.from_params(
-        Params({"type": "language_modeling", "quiet": True, "max_tokens": 120, **options}),
-        reader=DatasetReader.from_params(Params(reader_config())),
-        data_path=str(path),
-    )
-    made.index_with(vocabulary)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +67,8 @@ def train(text, vocabulary):
         trainer: Any = LanguageModelTrainer(
             model,
             torch.optim.SGD(model.parameters(), lr=0.5),
-            loader(text, vocabulary, **options),
-            validation_data_loader=loader(text, vocabulary, shuffle=False),
+            loader(text, vocabulary, max_tokens=120, **options),
+            validation_data_loader=loader(text, vocabulary, max_tokens=120, shuffle=False),
             num_epochs=1,
             cuda_device=torch.device("cpu"),
             enable_default_callbacks=False,
@@ -101,30 +80,37 @@ def train(text, vocabulary):
     return train
 
 
-@OPTIONS
+@pytest.mark.parametrize("options", [{}, {"distinct_words": True}])
 def test_validation_has_the_same_metrics(train, monkeypatch, options, caplog):
     whole = train(**options)
-    failed = make_scarce(monkeypatch, 50, "evaluation")
+    failed = make_scarce(monkeypatch, 50)
     assert train(**options) == pytest.approx(whole, rel=1e-5)
     assert failed
     (said, *_) = (r.getMessage() for r in caplog.records if "Memory ran out" in r.message)
     assert "data_loader.max_tokens (now 120)" in said
 
 
+LOWER = r"Lower data_loader\.max_tokens \(now 120\)"
+
+
 @pytest.mark.parametrize(
-    "where, limit, message",
+    "scarce, message",
     [
-        ("evaluation", 5, r"one sentence of \d+ tokens by itself\..*max_sequence_length \(now 400"),
-        ("forward", 50, r"a batch of \d+ sentences x \d+ tokens \(CUDA out .* Lower data_loader\."),
-        ("backward", 50, r"Lower data_loader\.max_tokens \(now 120\)"),
-        ("step", 0, r"Lower data_loader\.max_tokens \(now 120\)"),
+        (
+            lambda patch: make_scarce(patch, 5),
+            r"one sentence of \d+ tokens by itself\..*max_sequence_length \(now 400",
+        ),
+        (
+            lambda patch: make_scarce(patch, 50, training=True),
+            rf"a batch of \d+ sentences x \d+ tokens \(CUDA out .* {LOWER}",
+        ),
+        (lambda patch: patch.setattr(torch.Tensor, "backward", no_memory), LOWER),
+        (lambda patch: patch.setattr(torch.optim.SGD, "step", no_memory), LOWER),
     ],
+    ids=["validation", "forward", "backward", "step"],
 )
-def test_a_run_ends_with_one_message(train, monkeypatch, where, limit, message):
-    if where == "step":
-        monkeypatch.setattr(torch.optim.SGD, "step", no_memory)
-    else:
-        make_scarce(monkeypatch, limit, where)
+def test_a_run_ends_with_one_message(train, monkeypatch, scarce, message):
+    scarce(monkeypatch)
     with pytest.raises(ConfigurationError, match=message) as caught:
         train()
     assert caught.value.__context__ is None
@@ -137,31 +123,24 @@ def test_other_models_end_with_one_message(tmp_path, monkeypatch):
         trainer.train()
 
 
-@OPTIONS
-def test_evaluation(text, vocabulary, make_model, monkeypatch, tmp_path, options, caplog):
-    model = make_model().eval()
-    files = [tmp_path / "one", tmp_path / "other"]
-    (tmp_path / "words").write_text("the\ncat\n")
-    evaluator = LanguageModelingEvaluator(words_of=str(tmp_path / "words"))
-    failed, metrics = None, []
-    for file in files:
-        data = loader(text, vocabulary, max_tokens=500, shuffle=False, **options)
-        metrics.append(evaluator(model, data, predictions_output_file=str(file)))
-        failed = make_scarce(monkeypatch, 60, "evaluation") if failed is None else failed
+def test_evaluation_has_the_same_metrics_and_lines(
+    text, vocabulary, make_model, monkeypatch, tmp_path
+):
+    model, path, metrics, lines = make_model().eval(), tmp_path / "lines", [], []
+    for limit in (10000, 60):
+        failed = make_scarce(monkeypatch, limit)
+        data = loader(text, vocabulary, max_tokens=500, shuffle=False)
+        evaluator = LanguageModelingEvaluator()
+        metrics.append(evaluator(model, data, predictions_output_file=path))
+        lines.append(list(map(json.loads, path.read_text().splitlines())))
     assert failed
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-6)
-    one, other = ([json.loads(line) for line in file.open()] for file in files)
-    assert [line["tokens"] for line in one] == [line["tokens"] for line in other]
-    for first, second in zip(one, other):
-        assert second["perplexity"] == pytest.approx(first["perplexity"], rel=1e-5)
-    (said, *_) = (r.getMessage() for r in caplog.records if "Memory ran out" in r.message)
-    assert "data_loader.max_tokens (now 500), in validation_data_loader where" in said
+    for one, other in zip(*lines, strict=True):
+        assert other["tokens"] == one["tokens"]
+        assert other["perplexity"] == pytest.approx(one["perplexity"], rel=1e-5)
 
 
 def test_the_key_of_other_loaders():
-    class Loader:
-        batch_size = None
-        batch_sampler = type("Sampler", (), {"batch_size": 7})
-
-    assert key_of(Loader()) == "data_loader.batch_sampler.batch_size (now 7)"
+    sampled = SimpleNamespace(batch_sampler=SimpleNamespace(batch_size=7))
+    assert key_of(sampled) == "data_loader.batch_sampler.batch_size (now 7)"
     assert key_of(object()) == "the size of the batches in data_loader"

@@ -44,42 +44,33 @@ def test_a_plateau_alone(options):
     assert rates(scheduler(num_steps=5, **options), 5) == [[0.5, 1.0]] * 5
 
 
-def test_taken_up_again_with_more_epochs():
-    made = scheduler(warmup=1, decay=4, num_steps=8)
-    rates(made, 6)
-    longer = scheduler(warmup=1, decay=4, num_steps=16)
-    longer.load_state_dict(made.state_dict())
-    assert rates(longer, 1, 6) == [[0.5, 1.0]]
-    same = scheduler(warmup=1, decay=4, num_steps=8)
-    same.load_state_dict(made.state_dict())
-    assert rates(same, 2, 6) == rates(made, 2, 6)
-
-
-def test_taken_up_again_where_an_epoch_has_other_batches():
+def test_taken_up_again_with_more_epochs_or_other_batches():
     """As with another number of processes, which a step's batches are divided among."""
     made = scheduler(warmup=0.25, decay=0.5, num_epochs=2, num_steps_per_epoch=8)
     rates(made, 10)
     other = scheduler(warmup=0.25, decay=0.5, num_epochs=2, num_steps_per_epoch=4)
     other.load_state_dict(made.state_dict())
-    assert rates(other, 6, 10) == rates(made, 6, 10)
     longer = scheduler(warmup=0.25, decay=0.5, num_epochs=3, num_steps_per_epoch=4)
     longer.load_state_dict(made.state_dict())
-    assert longer.num_steps == 24
+    assert rates(other, 6, 10) == rates(made, 6, 10)
+    assert longer.num_steps == 24 and rates(longer, 1, 10) == [[0.5, 1.0]]
     # What earlier versions saved.
     other.load_state_dict({"last_epoch": 10})
     assert other.num_steps == 16
 
 
-def test_errors():
-    with pytest.raises(ConfigurationError, match="Set num_steps here"):
-        scheduler(num_epochs=3)
-    with pytest.raises(
-        ConfigurationError, match="rises for 5 steps and falls for 6, but there are"
-    ):
-        scheduler(warmup=5, decay=6, num_steps=10)
-    for value in (-0.1, -1, 1.5):
-        with pytest.raises(ConfigurationError, match="warmup must be a number of steps"):
-            scheduler(warmup=value, num_steps=10)
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_epochs": 3}, "Set num_steps here"),
+        ({"warmup": 5, "decay": 6, "num_steps": 10}, "rises for 5 steps and falls for 6, but"),
+        ({"warmup": -1, "num_steps": 10}, "warmup must be a number of steps"),
+        ({"decay": 1.5, "num_steps": 10}, "decay must be a number of steps"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        scheduler(**options)
 
 
 def test_the_scheduler_that_waits_for_a_plateau():
