@@ -13,12 +13,12 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
 
 spacy = pytest.importorskip("spacy")
 
 from spacy.tokens import Doc
 from spacy.training import Example
+from spacy.vocab import Vocab
 
 from tests.integrations.small_model import DIM, WORDS, save_small_model
 from transformer_elmo import ConfigurationError, TransformerElmo
@@ -29,11 +29,11 @@ TEXT = "  The cat sat in Berlin.\n\nThe dog ran,  and 東京 was far.  "
 W109 = pytest.mark.filterwarnings("ignore:.*W109")
 
 
-def pipeline(folder, *, name="transformer_elmo", **options):
+def pipeline(path, **options):
     nlp = spacy.blank("en")
     nlp.add_pipe("sentencizer")
-    config = {"path": folder and str(folder), "device": -1, **options}
-    nlp.add_pipe("transformer_elmo", name=name, config=config)
+    config = {"path": path and str(path), "device": -1, **options}
+    nlp.add_pipe("transformer_elmo", config=config)
     return nlp
 
 
@@ -43,13 +43,11 @@ def test_each_sentence_without_its_whitespace(folder, with_sentences):
     if not with_sentences:
         nlp.remove_pipe("sentencizer")
     doc = nlp(TEXT)
-    assert any(token.is_space for token in doc)
-    sentences = list(doc.sents) if with_sentences else [doc]
-    assert len(sentences) >= 2 or not with_sentences
-    for sentence in sentences:
+    for sentence in doc.sents if with_sentences else [doc]:
         words = [token for token in sentence if not token.is_space]
         expected = TransformerElmo.open(folder, "cpu").embed([[word.text for word in words]])[0]
         assert np.abs(doc.tensor[[word.i for word in words]] - expected).max(initial=0) < 1e-5
+    assert any(token.is_space for token in doc)
     for token in doc:
         assert token.vector.any() != token.is_space
         assert np.array_equal(token.vector, doc.tensor[token.i])
@@ -110,57 +108,49 @@ def test_what_becomes_of_documents(folder):
         add_hooks(nlp.make_doc("the cat"))
 
 
-def test_documents_are_batched_together_and_let_go(folder, monkeypatch):
+def test_documents_are_batched_together(folder, monkeypatch):
     nlp = pipeline(folder)
-    component, sentencizer = nlp.get_pipe("transformer_elmo"), nlp.get_pipe("sentencizer")
-    model, many = component.elmo.model, ["the cat . a dog ran ."] * 12 + ["", "  "]
+    model, many = nlp.get_pipe("transformer_elmo").elmo.model, ["the cat . a dog ran ."] * 12
     encode = Mock(side_effect=model.encode)
     monkeypatch.setattr(model, "encode", encode)
     for batch_size, most in ((1000, 1), (8, 2), (1, 12)):
         encode.reset_mock()
-        docs = list(nlp.pipe(many, batch_size=batch_size))
-        assert [doc.text for doc in docs] == many and encode.call_count <= most
-    # Documents that are done with need no memory.
-    component.elmo.max_tokens = 20
-    docs = [nlp.make_doc("the cat sat . a dog ran . " * (n % 4 + 1)) for n in range(60)]
+        docs = list(nlp.pipe([*many, "", "  "], batch_size=batch_size))
+        assert [doc.text for doc in docs] == [*many, "", "  "] and encode.call_count <= most
+
+
+def test_documents_that_are_done_with_need_no_memory(folder):
+    component: Any = pipeline(folder, max_tokens=20).get_pipe("transformer_elmo")
+    words = "the cat sat in Paris .".split()
+    docs = [Doc(Vocab(), words * (n % 4 + 1)) for n in range(60)]
     alive = weakref.WeakSet(docs)
-    done = component.pipe(map(sentencizer, iter(docs)), batch_size=1000)
-    next(done)
+    done = component.pipe(iter(docs), batch_size=1000)
     del docs
-    for _ in range(44):
+    for _ in range(45):
         next(done)
     gc.collect()
     assert len(alive) <= 17
 
 
-def test_errors_of_a_batch_are_spacy_s_to_handle(folder, monkeypatch):
+def test_errors_of_a_batch_are_spacy_s_to_handle(folder):
     nlp = pipeline(folder)
-    component = nlp.get_pipe("transformer_elmo")
-    encode = component.elmo.model.encode
-
-    def failing(batch):
-        if batch.word_index.size(1) > 40:
-            raise RuntimeError("a broken device")
-        return encode(batch)
-
-    monkeypatch.setattr(component.elmo.model, "encode", failing)
-    many = ["the cat .", "a cat " * 30, "Anna ran ."]
-    with pytest.raises(RuntimeError, match="a broken device"):
-        list(nlp.pipe(many, batch_size=1))
+    component: Any = nlp.get_pipe("transformer_elmo")
+    docs = [nlp.make_doc("the cat ."), None, nlp.make_doc("Anna ran .")]
+    with pytest.raises(TypeError, match="Expected a spaCy Doc"):
+        list(component.pipe(docs, batch_size=1))
     lost: Any = []
-    nlp.set_error_handler(lambda name, proc, docs, error: lost.extend([name, proc, *docs]))
-    assert [doc.text for doc in nlp.pipe(many, batch_size=1)] == [many[0], many[2]]
-    assert lost[:2] == ["transformer_elmo", component] and lost[2].text == many[1]
+    component.set_error_handler(lambda name, proc, docs, error: lost.extend([name, proc, *docs]))
+    assert list(component.pipe(docs, batch_size=1)) == [docs[0], docs[2]]
+    assert lost == ["transformer_elmo", component, None]
 
 
 def test_pipelines_of_pipelines(folder, tmp_path):
     """By bytes, and sourced from another; of two models the last one has the say."""
-    nlp = pipeline(folder, layers="all", max_tokens=50)
     second = save_small_model(tmp_path / "second", 2)
-    nlp.add_pipe("transformer_elmo", name="second", config={"path": str(second), "device": "cpu"})
+    nlp, copied = (pipeline(path, layers="all", max_tokens=50) for path in (folder, None))
+    for one, name in ((nlp, str(second)), (copied, None)):
+        one.add_pipe("transformer_elmo", name="second", config={"path": name, "device": "cpu"})
     expected = pipeline(second)(TEXT).tensor
-    copied = pipeline(None, layers="all")
-    copied.add_pipe("transformer_elmo", name="second", config={"path": None, "device": "cpu"})
     copied.from_bytes(nlp.to_bytes())
     nlp.to_disk(tmp_path / "pipeline")
     # Something else of the same name: loading opens nothing at the path.
@@ -168,21 +158,17 @@ def test_pipelines_of_pipelines(folder, tmp_path):
         shutil.rmtree(path)
         path.write_text("no model")
     loaded, sourced = spacy.load(tmp_path / "pipeline"), spacy.blank("en")
+    sourced.add_pipe("sentencizer")
     for name in ("transformer_elmo", "second"):
         sourced.add_pipe(name, source=loaded)
-    sourced.add_pipe("sentencizer", first=True)
     for other in (nlp, copied, loaded, sourced):
         doc = other(TEXT)
         assert np.array_equal(doc.tensor, expected) and np.array_equal(doc[2].vector, expected[2])
         with other.select_pipes(disable="second"):
             assert other(TEXT)[2].vector.shape == (6 * DIM,)
-    component = loaded.get_pipe("transformer_elmo")
+    component: Any = loaded.get_pipe("transformer_elmo")
     assert component.max_tokens == 50 and component.elmo.model.card == {"corpus": "made up"}
     assert component.elmo.vocab.words == WORDS and component.elmo.model.softmax is None
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("keep")
-    component.to_disk(tmp_path / "mine")
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["model", "notes.txt"]
 
 
 def test_a_process_that_imports_only_spacy(folder, tmp_path, in_new_process):
@@ -198,8 +184,6 @@ def test_a_process_that_imports_only_spacy(folder, tmp_path, in_new_process):
     nlp = pipeline(folder)
     expected = nlp(TEXT).tensor
     nlp.to_disk(tmp_path / "pipeline")
-    data = pickle.dumps(nlp.get_pipe("transformer_elmo"))
-    (tmp_path / "component.pickle").write_bytes(data)
     shutil.rmtree(folder)
     (tmp_path / "pipeline").rename(tmp_path / "moved")
     printed = in_new_process(
@@ -207,31 +191,23 @@ def test_a_process_that_imports_only_spacy(folder, tmp_path, in_new_process):
         import spacy
         assert not any(name.startswith("transformer_elmo") for name in sys.modules)
         nlp = spacy.load("moved")
-        doc = nlp({TEXT!r})
-        print(json.dumps([doc.tensor.tolist(), doc[2].similarity(doc[2])]))
+        print(json.dumps(nlp({TEXT!r}).tensor.tolist()))
 
-        import pickle, numpy as np, torch
+        import numpy as np, torch
         from transformer_elmo.integrations.spacy import add_hooks
         torch.set_num_threads(2)
         torch.randn(2000, 2000) @ torch.randn(2000, 2000)
-        # What comes from another process is no fork of that.
-        with open("component.pickle", "rb") as file:
-            assert pickle.load(file)(nlp.make_doc("The cat sat.")).tensor.any()
-        assert torch.get_num_threads() == 2
         texts = ["The cat sat. " * n for n in (300, 1, 0, 40, 200, 7)]
         expected = [nlp(text) for text in texts]
         found = list(nlp.pipe(texts, n_process=2, batch_size=2))
-        assert len(found) == 6
+        assert len(found) == 6 and torch.get_num_threads() == 2
         for one, two in zip(found, expected):
             assert np.abs(one.tensor - two.tensor).max(initial=0) < 1e-5
             assert np.allclose(add_hooks(one).vector, two.vector, atol=1e-5)
-            assert abs(one.similarity(one) - bool(len(one))) < 1e-5
-            assert "similarity" in one.user_token_hooks
         """,
         tmp_path,
     )
-    numbers, similarity = json.loads(printed)
-    assert np.array_equal(np.float32(numbers), expected) and similarity == pytest.approx(1)
+    assert np.array_equal(np.float32(json.loads(printed)), expected)
 
 
 def test_other_components_are_trained_around_it(folder):
@@ -242,12 +218,9 @@ def test_other_components_are_trained_around_it(folder):
     model = {"@architectures": "spacy.Tagger.v2", "tok2vec": listener}
     nlp.add_pipe("tagger", config={"model": model})
     nlp.add_pipe("transformer_elmo", config={"path": str(folder)})
-    tags, examples = ["N", "V", "P", "N", "."], []
-    for start in ("Anna sat", "Otto ran", "Anna ran", "Otto sat"):
-        doc = nlp.make_doc(f"{start} in Paris .")
-        words = [token.text for token in doc]
-        examples.append(Example.from_dict(doc, {"words": words, "tags": tags}))
-    torch.manual_seed(0)
+    tags, starts = ["N", "V", "P", "N", "."], ("Anna sat", "Otto ran", "Anna ran", "Otto sat")
+    docs = [nlp.make_doc(f"{start} in Paris .") for start in starts]
+    examples = [Example.from_dict(doc, {"tags": tags}) for doc in docs]
     spacy.util.fix_random_seed(0)
     optimizer = nlp.initialize(lambda: examples)
     for _ in range(12):
@@ -266,7 +239,7 @@ def test_other_components_are_trained_around_it(folder):
 def test_what_cannot_be_done(folder):
     """Already when it is added."""
     nlp = pipeline(folder)
-    component = nlp.get_pipe("transformer_elmo")
+    component: Any = nlp.get_pipe("transformer_elmo")
     for data in (b"", b"nothing of the kind", component.to_bytes()[:-100]):
         with pytest.raises(ConfigurationError, match="not what transformer_elmo's to_bytes"):
             component.from_bytes(data)
@@ -282,6 +255,4 @@ def test_what_cannot_be_done(folder):
     for name, value in wrong.items():
         with pytest.raises(Exception, match=f"transformer_elmo -> {name}"):
             spacy.blank("en").add_pipe("transformer_elmo", config={"path": "x", name: value})
-    config = nlp.config["components"]["transformer_elmo"]
-    assert config["factory"] == "transformer_elmo" and config["layers"] == "mix"
     assert nlp.analyze_pipes()["summary"]["transformer_elmo"]["assigns"] == ["doc.tensor"]
