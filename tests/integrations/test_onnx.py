@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 import sys
 from dataclasses import replace
 from functools import partial
@@ -54,16 +55,13 @@ def assert_close(found, expected):
         assert np.isfinite(one).all() and np.abs(one - two).max(initial=0) < 1e-5
 
 
-def test_batches_of_all_shapes(onnxruntime, models):
-    ours = OnnxElmo(models["characters"])
-    for shape in ((1, 1), (4, 1), (3, 7), (2, 150)):
-        sentences = random_sentences(*shape)
-        found = ours.embed(sentences, "all")
-        assert_close(found, reference_vectors(models["characters"], sentences))
-        # They don't hold on to the whole batch.
-        assert all(
-            (rows if rows.base is None else rows.base).nbytes == rows.nbytes for rows in found
-        )
+@pytest.mark.parametrize("shape", [(1, 1), (4, 1), (3, 7), (2, 150)])
+def test_batches_of_all_shapes(onnxruntime, models, shape):
+    sentences = random_sentences(*shape)
+    found = OnnxElmo(models["characters"]).embed(sentences, "all")
+    assert_close(found, reference_vectors(models["characters"], sentences))
+    # They don't hold on to the whole batch.
+    assert all(rows.base is None or rows.base.nbytes == rows.nbytes for rows in found)
 
 
 def test_another_model(onnxruntime, tmp_path, monkeypatch):
@@ -96,7 +94,7 @@ def test_another_model(onnxruntime, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "rest"), [("characters",) * 2 + ((50,),), ("ids", "token_ids", ())]
+    ("kind", "name", "rest"), [("characters", "characters", (50,)), ("ids", "token_ids", ())]
 )
 def test_inputs_and_outputs(onnxruntime, models, kind, name, rest):
     import onnx
@@ -112,19 +110,15 @@ def test_inputs_and_outputs(onnxruntime, models, kind, name, rest):
     assert layers.type == "tensor(float)" and [layers.shape[0], layers.shape[3]] == [3, 2 * DIM]
     assert words.shape[2:] == list(rest) and all(isinstance(n, str) for n in words.shape[:2])
     for shape in ((0, 0), (0, 3), (2, 0), (2, 3)):
-        nothing = {
-            name: np.zeros((*shape, *rest), np.int64),
-            "lengths": np.zeros(shape[0], np.int64),
-        }
-        (found,) = session.run(None, nothing)
+        no_words, no_lengths = np.zeros((*shape, *rest), np.int64), np.zeros(shape[0], np.int64)
+        (found,) = session.run(None, {name: no_words, "lengths": no_lengths})
         assert found.shape[1:3] == shape and not found.any()
     # For a session of one's own.
-    ours = OnnxElmo(models[kind])
-    inputs = ours.inputs(["the cat", ["sat"]])
+    ours, sentences = OnnxElmo(models[kind]), ["the cat", ["sat"]]
+    inputs = ours.inputs(sentences)
     assert inputs["lengths"].tolist() == [4, 3]
     (found,) = session.run(None, inputs)
-    one, two = ours.embed(["the cat", ["sat"]], "all")
-    assert_close([found[:, 0, 1:3], found[:, 1, 1:2]], [one, two])
+    assert_close([found[:, 0, 1:3], found[:, 1, 1:2]], ours.embed(sentences, "all"))
     assert not found[:, 1, 3].any()
 
 
@@ -150,37 +144,42 @@ def test_options(onnxruntime, models):
     threads = onnxruntime.SessionOptions()
     threads.intra_op_num_threads = 1
     options = {"sess_options": threads, "providers": ["CPUExecutionProvider"], "tokenizer": list}
-    (words,) = random_sentences(1, 70)
-    for length in (16, None):
-        ours = OnnxElmo(models["characters"], segment_length=length, **options)
-        elmo = TransformerElmo.open(models["characters"], "cpu", segment_length=length)
-        assert_close(ours.embed([words], "all"), elmo.embed([words], "all"))
-        weights = [0.5, -2.0, 3.0]
-        assert_close(ours.embed([words], weights=weights), elmo.embed([words], weights=weights))
-        assert ours.embed(["abc"])[0].shape == (3, 2 * DIM)
-    with pytest.raises(ValueError, match=r"weights must be 3 numbers"):
-        ours.embed(["the"], weights=[1.0])
+    ours = OnnxElmo(models["characters"], segment_length=16, **options)
+    elmo = TransformerElmo.open(models["characters"], "cpu", segment_length=16)
+    sentences, weights = random_sentences(1, 70), [0.5, -2.0, 3.0]
+    found = ours.embed(sentences, weights=weights)
+    assert_close(found, elmo.embed(sentences, weights=weights))
+    assert ours.embed(["abc"])[0].shape == (3, 2 * DIM)
 
 
-@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime", "model.onnx"])
-def test_what_is_missing(onnxruntime, missing, folder, monkeypatch, capsys):
-    if missing == "model.onnx":
-        with pytest.raises(ConfigurationError, match=r"no model.onnx.*--onnx"):
-            OnnxElmo(folder)
-        return
-    monkeypatch.setitem(sys.modules, missing, None)
-    message = f"needs the package {missing}.*pip install onnx onnxscript onnxruntime"
-    if missing == "onnxruntime":
-        with pytest.raises(ImportError, match=message):
-            OnnxElmo(folder)
-        return
-    # Before the model is looked for, which may take long.
-    assert main(["export", str(folder / "none"), str(folder.parent / "new"), "--onnx"]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
-    assert re.search(message, captured.err)
-    with pytest.raises(ConfigurationError, match=message):
-        TransformerElmo.open(folder).save(folder.parent / "new", onnx=True)
+def test_damaged_folders(onnxruntime, folder, models, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no model.onnx.*--onnx"):
+        OnnxElmo(folder)
+    for name, content, message in (
+        ("model.onnx", (models["ids"] / "model.onnx").read_bytes()[:500], "can't be opened"),
+        ("config.json", b"{", "is not JSON"),
+        ("vocabulary.txt", b"</S>\n<S>\n", "the vocabulary has 2 words, the weights 17"),
+    ):
+        damaged = shutil.copytree(models["ids"], tmp_path / name)
+        (damaged / name).write_bytes(content)
+        with pytest.raises(ConfigurationError, match=message):
+            OnnxElmo(damaged)
+
+
+def test_missing_packages(onnxruntime, folder, models, monkeypatch, capsys):
+    message = "needs the package {}.*pip install onnx onnxscript onnxruntime"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=message.format("onnxruntime")):
+        OnnxElmo(models["ids"])
+    for name in ("onnxscript", "onnx"):
+        monkeypatch.setitem(sys.modules, name, None)
+        # Before the model is looked for, which may take long.
+        assert main(["export", str(folder / "none"), str(folder.parent / "new"), "--onnx"]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert re.search(message.format(name), captured.err)
+        with pytest.raises(ConfigurationError, match=message.format(name)):
+            TransformerElmo.open(folder).save(folder.parent / "new", onnx=True)
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
 
 
