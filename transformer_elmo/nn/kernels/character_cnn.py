@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from transformer_elmo.nn.kernels.gather_rows import gather_rows
+from transformer_elmo.nn.kernels.linear import linear
 from transformer_elmo.nn.kernels.weight_casts import Pair
 
 
@@ -37,7 +38,7 @@ def _width_by_width(characters: torch.Tensor, convolutions: Sequence[Pair]) -> t
         num_filters, _, width = weight.shape
         windows = rows.unfold(1, width * dim, dim).reshape(-1, width * dim)
         flat = weight.transpose(1, 2).reshape(num_filters, -1)
-        products = F.linear(windows, flat)
+        products = linear(windows, flat)
         products = products.view(num_words, num_characters - width + 1, num_filters)
         maxima.append(products.amax(1) + bias)
     return torch.cat(maxima, dim=-1)

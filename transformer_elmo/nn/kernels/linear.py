@@ -2,8 +2,9 @@
 Products with weights, in float32 on a CPU by oneDNN.
 
 PyTorch multiplies float32 matrices on a CPU by MKL, which on processors of other makes than Intel's
-is some 10 % slower than the oneDNN that comes with PyTorch as well, and whose linear layer is what
-`torch.compile` uses. In bfloat16 PyTorch asks oneDNN anyway.
+takes some 10 % longer than the oneDNN that comes with PyTorch as well, and twice as long where they
+have AVX-512; oneDNN's linear layer is what `torch.compile` uses. In bfloat16 PyTorch asks oneDNN
+anyway.
 
 With the few rows of a single sentence, oneDNN spends a quarter of a product's time on laying the
 weight out in its own order. A weight that stands still can be laid out once: see `packed`.
@@ -97,7 +98,7 @@ def product(
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+        ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(rows, weight)
         return product(rows, weight, bias)
@@ -109,13 +110,14 @@ class _Linear(torch.autograd.Function):
         needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             product(grad, weight.t()) if needs_rows else None,
-            # Over this product MKL takes no longer.
-            torch.mm(grad.t(), rows) if needs_weight else None,
+            product(grad.t(), rows.t()) if needs_weight else None,
             grad.sum(0) if needs_bias else None,
         )
 
 
-def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def linear(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     `torch.nn.functional.linear` for a matrix.
 
@@ -125,6 +127,6 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
     """
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    if _by_onednn(rows) and weight.dtype == bias.dtype == torch.float32:
+    if _by_onednn(rows) and {t.dtype for t in (weight, bias) if t is not None} == {torch.float32}:
         return _Linear.apply(rows, weight, bias)
     return F.linear(rows, weight, bias)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from transformer_elmo.nn.kernels.linear import product
+from transformer_elmo.nn.kernels.linear import onednn_takes, product
 from transformer_elmo.nn.kernels.sparse_gradients import (
     rows_averaged_over_processes,
     several_processes,
@@ -155,16 +155,16 @@ class _ExactTokenLoss(torch.autograd.Function):
                 grad_bias[here] = torch.mv(probabilities.t(), grad.squeeze(-1))
                 probabilities = probabilities.to(ctx.dtype)
                 if grad_embeddings is not None:
-                    grad_embeddings.addmm_(probabilities, words)
+                    grad_embeddings.add_(product(probabilities, words.t()))
                 if grad_weight is not None:
                     # In place, and as it lies in memory: a copy the other way round takes longer.
                     grad_words = grad_weight[here]
-                    if grad_words.dtype == ctx.dtype:
+                    if grad_words.dtype == ctx.dtype and not onednn_takes(scaled):
                         torch.mm(probabilities.t(), scaled, out=grad_words)
                     elif grad_words.stride(0) == 1:
-                        grad_words.t().copy_(torch.mm(scaled.t(), probabilities))
+                        grad_words.t().copy_(product(scaled.t(), probabilities.t()))
                     else:
-                        grad_words.copy_(torch.mm(probabilities.t(), scaled))
+                        grad_words.copy_(product(probabilities.t(), scaled.t()))
                 start = here.stop
             if grad_embeddings is not None:
                 grad_embeddings = (grad_embeddings - weight[targets]).mul_(grad)
@@ -256,7 +256,8 @@ class _SampledTokenLoss(torch.autograd.Function):
                 # The bias is one more column of the weights, with a constant one as its input.
                 scaled = (embeddings * of_samples).to(dtype)
                 sums = torch.mv(unscaled.t(), of_samples.squeeze(-1).to(dtype)).unsqueeze(-1)
-                sampled = torch.cat([torch.mm(unscaled.t(), scaled), sums], -1).float()
+                # oneDNN copies what comes first: here the smaller one.
+                sampled = torch.cat([product(scaled.t(), unscaled.t()).t(), sums], -1).float()
                 target = torch.cat([(embeddings * of_targets).float(), of_targets], -1)
                 rows = _gradient_rows(targets, target, sampled_ids, sampled, ctx.sparse)
                 grad_weight = _gradient_of_rows(*rows, slice(0, -1), ctx.shapes[0], ctx.sparse)
