@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.common import Params
 from allennlp.data import Vocabulary
-from allennlp.evaluation import Evaluator
 from allennlp.models import Model
 
 from tests.small_lm import WORDS, experiment_config, model_config, random_sentences, write_archive
@@ -113,20 +113,13 @@ def test_bits_per_character(lm_archive, other, text):
 
 
 def test_evaluate_under_allennlp(lm_archive, text, tmp_path):
-    from allennlp.models.archival import load_archive
-
-    from tests.plugin.test_evaluator import loader
-
-    words = tmp_path / "words.txt"
-    words.write_text("the\ncat\nnever-seen\n")
-    archive = load_archive(lm_archive)
-    section = {"type": "language_modeling", "words_of": str(words), "bits_per_character": True}
-    expected = TransformerElmo.open(lm_archive).evaluate(
-        str(text), words_of=str(words), bits_per_character=True
-    )
-    for options in ({"max_tokens": 300, "distinct_words": True}, {"max_tokens": 90}):
-        data = loader(text, archive.model.vocab, **options)
-        found = Evaluator.from_params(Params(dict(section)))(archive.model, data)
+    (tmp_path / "words.txt").write_text("the\ncat\nnever-seen\n")
+    options = {"words_of": str(tmp_path / "words.txt"), "bits_per_character": True}
+    section = {"type": "language_modeling", **options}
+    expected = TransformerElmo.open(lm_archive).evaluate(str(text), **options)
+    for batches in ({"max_tokens": 300, "distinct_words": True}, {"max_tokens": 90}):
+        overrides = json.dumps({"evaluation": section, "data_loader": batches})
+        found = evaluate_from_archive(lm_archive, str(text), cmd_overrides=overrides)
         assert found == pytest.approx(expected, rel=1e-5)
 
 

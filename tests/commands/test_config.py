@@ -29,19 +29,16 @@ def test_what_it_prints_means_the_same_elsewhere(name, tmp_path, capsys):
     assert evaluated_file(saved, variables) == original
 
 
-def test_the_files_name_will_do_and_another_wont(capsys):
-    assert main(["config", "quickstart.jsonnet"]) == 0
-    assert "import '" not in capsys.readouterr().out
-    assert main(["config", "quickstrat"]) == 1
-    assert "no config quickstrat. There are" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    "name, message",
-    [("own_text", "its sizes are 1M, 10M, 100M"), ("quickstart", "it has no sizes")],
+    "arguments, message",
+    [
+        (["quickstrat"], "no config quickstrat. There are"),
+        (["own_text", "--size", "7"], "its sizes are 1M, 10M, 100M"),
+        (["quickstart.jsonnet", "--size", "7"], "it has no sizes"),
+    ],
 )
-def test_sizes_that_there_are_not(name, message, capsys):
-    assert main(["config", name, "--size", "7"]) == 1
+def test_what_there_is_not(arguments, message, capsys):
+    assert main(["config", *arguments]) == 1
     assert message in capsys.readouterr().err
 
 

@@ -137,16 +137,3 @@ def path_with(tmp_path):
         return str(folder)
 
     return make
-
-
-@pytest.fixture
-def exported():
-    """The variables that a shell has after it was given some lines to run."""
-
-    def run(lines):
-        names = [line.split()[1].split("=")[0] for line in lines.splitlines()]
-        script = lines + "".join(f"printf '%s\\n' \"${name}\"\n" for name in names)
-        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-        return dict(zip(names, done.stdout.splitlines(), strict=True))
-
-    return run

@@ -77,14 +77,3 @@ def test_it_measures_itself_and_another_checkout(bench, tmp_path, capsys, monkey
     assert ours.startswith("| ours | ") and other.startswith(f"| {root.name} | ")
     # The same sentences and weights.
     assert ours.split(" | ")[4] == other.split(" | ")[4]
-
-
-def test_synthetic_text(script_module, tmp_path):
-    workload = script_module("workload")
-    workload.write_synthetic(tmp_path, 2, 50, 2000)
-    words = (tmp_path / "vocabulary" / "tokens.txt").read_text().splitlines()
-    assert len(words) == len(set(words)) == 2000
-    lines = [s.read_text().splitlines() for s in sorted((tmp_path / "shards").iterdir())]
-    assert [len(shard) for shard in lines] == [50, 50] and lines[0] != lines[1]
-    text = " ".join(map(" ".join, lines)).split()
-    assert 0.9 < sum(word in set(words) for word in text) / len(text) < 1

@@ -40,6 +40,4 @@ def test_options(run_script):
     done = run_script("setup.sh", "--pear")
     assert done.returncode == 1 and "got '--pear'" in done.stderr
     done = run_script("setup.sh", "--help")
-    assert done.returncode == 0
-    for name in ("PYTHON", "TORCH_VERSION", "TORCH_INDEX_URL", "USE_SYSTEM_TORCH", "--peer"):
-        assert name in done.stdout
+    assert done.returncode == 0 and "--peer" in done.stdout

@@ -117,10 +117,3 @@ def test_broken_one_is_kept_and_told(install, tmp_path, place):
     assert "nms does not exist" in str(error.value)
     file = "torchvision/__init__.py"
     assert (tmp_path / place / file).read_text() == BROKEN[file] and not is_stand_in(tmp_path)
-
-
-def test_folder_that_may_not_be_written_to(install, tmp_path):
-    (tmp_path / "site-packages").rmdir()
-    (tmp_path / "site-packages").write_text("no folder")
-    with pytest.raises(ConfigurationError, match=r"site-packages/torchvision can't be written"):
-        install()
