@@ -13,7 +13,6 @@ from allennlp.models import Model
 
 from tests.small_lm import WORDS, experiment_config, model_config, random_sentences, write_archive
 from transformer_elmo import ConfigurationError, TransformerElmo
-from transformer_elmo.commands.cli import main
 from transformer_elmo.commands.compare import compare
 from transformer_elmo.inference.evaluation import SpellingModel
 
@@ -69,20 +68,17 @@ def test_what_is_compared(lm_archive, other, text):
     assert found.num_sentences == 41 and found.num_shared_words == len(shared) + 2
 
 
-def test_the_command(lm_archive, other, text, tmp_path, capsys):
-    assert main(["compare", str(lm_archive), str(lm_archive), str(text)]) == 0
-    printed = capsys.readouterr().out
+def test_the_command(command, lm_archive, other, text, tmp_path):
+    printed = command("compare", lm_archive, lm_archive, text)
     assert "1.000 of A's (95 %: 1.000 to 1.000), so that either" in printed
     assert "Better with" not in printed
     output = tmp_path / "out.json"
-    arguments = ["compare", str(lm_archive), str(other), str(text), "--output-file", str(output)]
-    assert main([*arguments, "--top-k", "2"]) == 0
-    printed = capsys.readouterr().out
+    arguments = ["compare", lm_archive, other, text, "--output-file", output, "--top-k", "2"]
+    printed = command(*arguments)
     assert "Better with A" in printed and "bits per character" in printed
     found = json.loads(output.read_text())
     assert f"{found['perplexities'][1]:.2f}" in printed and found["words"][0]["times"] > 0
-    assert main(arguments) == 1
-    assert "Give --force" in capsys.readouterr().err
+    assert "Give --force" in command(*arguments, status=1)
 
 
 def test_models_that_read_otherwise(lm_archive, text, make_model, tmp_path):

@@ -5,25 +5,22 @@ from pathlib import Path
 import pytest
 
 from transformer_elmo.commands import config
-from transformer_elmo.commands.cli import main
 from transformer_elmo.pretrained.jsonnet import VARIABLES, evaluated_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "training_config"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jsonnet"))
 
 
-def test_it_lists_them(capsys):
-    assert main(["config"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_it_lists_them(command):
+    lines = command("config").splitlines()
     assert [line.split()[0] for line in lines] == NAMES
     assert all(len(line.split()) > 5 for line in lines)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_it_prints_means_the_same_elsewhere(name, tmp_path, capsys):
-    assert main(["config", name]) == 0
+def test_what_it_prints_means_the_same_elsewhere(command, name, tmp_path):
     saved = tmp_path / "mine.jsonnet"
-    saved.write_text(capsys.readouterr().out, encoding="utf-8")
+    saved.write_text(command("config", name), encoding="utf-8")
     variables = dict.fromkeys(VARIABLES, "somewhere")
     original = evaluated_file(FOLDER / f"{name}.jsonnet", variables)
     assert evaluated_file(saved, variables) == original
@@ -37,9 +34,8 @@ def test_what_it_prints_means_the_same_elsewhere(name, tmp_path, capsys):
         (["quickstart.jsonnet", "--size", "7"], "it has no sizes"),
     ],
 )
-def test_what_there_is_not(arguments, message, capsys):
-    assert main(["config", *arguments]) == 1
-    assert message in capsys.readouterr().err
+def test_what_there_is_not(command, arguments, message):
+    assert message in command("config", *arguments, status=1)
 
 
 def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):

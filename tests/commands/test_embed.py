@@ -1,6 +1,5 @@
 """`transformer-elmo embed` and `merge`, and commands that read "-"."""
 
-import io
 import json
 
 import h5py
@@ -9,7 +8,6 @@ import pytest
 
 from tests.small_lm import DIM, random_sentences
 from transformer_elmo import __version__
-from transformer_elmo.commands.cli import main
 from transformer_elmo.commands.vector_shards import VectorShards
 from transformer_elmo.inference.elmo import TransformerElmo
 
@@ -32,25 +30,12 @@ def expected(lm_archive):
 
 
 @pytest.fixture
-def embed(lm_archive, text, tmp_path):
-    def run(output, *arguments, text=text, archive=lm_archive, status=0):
+def embed(command, lm_archive, text, tmp_path):
+    """The file that is written; or, if none is, what the command says."""
+
+    def run(output, *arguments, text=text, **options):
         output = tmp_path / output
-        assert main(["embed", *map(str, (archive, text, output, *arguments))]) == status
-        return output
-
-    return run
-
-
-@pytest.fixture
-def refused(embed, capsys):
-    """The one line that is printed."""
-
-    def run(*arguments, **options):
-        capsys.readouterr()
-        embed(*arguments, **options, status=1)
-        # Bars end where the message begins.
-        (message,) = (e for e in capsys.readouterr().err.splitlines() if "transformer-elmo" in e)
-        return message
+        return command("embed", lm_archive, text, output, *arguments, **options) or output
 
     return run
 
@@ -110,31 +95,25 @@ def test_arrays(embed, expected, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_goes_on_where_it_stood(embed, refused, stop_after, tmp_path, monkeypatch, capsys):
+def test_goes_on_where_it_stood(embed, stop_after, tmp_path, monkeypatch):
     monkeypatch.setattr("transformer_elmo.text.reader.SECTION", 1)
     arguments = ["again.npy", "--top", "--max-tokens", 10]
     whole = embed("whole.npy", *arguments[1:])
     stop_after(10)
-    again = embed(*arguments, status=130)
-    assert "goes on from here" in capsys.readouterr().err
-    assert not again.exists() and (tmp_path / "again.npy.partial").is_dir()
-    message = refused("again.npy", "--all", "--precision", "bfloat16")
+    assert "goes on from here" in embed(*arguments, status=130)
+    assert not (tmp_path / "again.npy").exists() and (tmp_path / "again.npy.partial").is_dir()
+    message = embed("again.npy", "--all", "--precision", "bfloat16", status=1)
     assert "other settings (layers, options)" in message
     # So many are left.
     stop_after(len(LINES) - 10)
-    embed(*arguments)
     # To the bit: batches are cut where they would have been.
-    assert again.read_bytes() == whole.read_bytes()
+    assert embed(*arguments).read_bytes() == whole.read_bytes()
 
 
 @pytest.fixture
-def merge(tmp_path, capsys):
-    def run(name, *arguments, status=0):
-        capsys.readouterr()
-        assert main(["merge", *map(str, (tmp_path / name, *arguments))]) == status
-        error = capsys.readouterr().err
-        assert not status or error.count("\n") == 1
-        return error if status else tmp_path / name
+def merge(command, tmp_path):
+    def run(name, *arguments, **options):
+        return command("merge", tmp_path / name, *arguments, **options) or tmp_path / name
 
     return run
 
@@ -199,52 +178,44 @@ def test_keys_are_those_of_the_elmo_command(embed, text):
         assert [len(file[str(number)]) for number in range(4)] == [2, 0, 2, 2]
 
 
-def test_what_cannot_be_embedded(refused, tmp_path, text):
-    text_before = text.read_bytes()
-    taken = tmp_path / "taken.hdf5"
+def test_what_cannot_be_embedded(embed, tmp_path, text):
+    taken, latin, broken = (tmp_path / name for name in ("taken.hdf5", "latin.txt", "broken.txt"))
     taken.write_text("mine")
-    latin = tmp_path / "latin.txt"
-    latin.write_bytes("caf\u00e9\n".encode("latin-1"))
-    broken = tmp_path / "broken.txt"
+    latin.write_bytes("café\n".encode("latin-1"))
     broken.write_text('{"tokens": [\nthe cat\n')
     before = sorted(tmp_path.iterdir())
-    for arguments, options, expected in (
-        (["taken.hdf5", "--top"], {}, "taken.hdf5 exists. Give --force"),
-        (["out.txt", "--top"], {}, "must end with one of .hdf5"),
-        (["none/out.npy", "--top"], {}, "no folder"),
-        (["out.npz", "--top", "--part", "1/2"], {}, "A part goes to a .npy file"),
-        (["out.npy", "--layer", "7"], {}, "got 7"),
-        (["out.npy", "--top"], {"text": tmp_path / "gone.txt"}, "No file matches"),
-        (["out.npy", "--top"], {"text": latin}, "line 1: byte 4"),
-        (["out.npy", "--top"], {"text": broken}, "Line 1 begins like JSON"),
-        (["out.npy", "--top", "--segment-length", 3], {}, "segments of at least 4"),
-        (["out.npy", "--top", "-o", '{"model'], {}, "overrides are not JSON"),
-        (["out.npy", "--top", "--weights-file", "gone.th"], {}, "no weights file gone.th"),
+    for arguments, given, expected in (
+        (["taken.hdf5", "--top"], text, "taken.hdf5 exists. Give --force"),
+        (["out.txt", "--top"], text, "must end with one of .hdf5"),
+        (["none/out.npy", "--top"], text, "no folder"),
+        (["out.npz", "--top", "--part", "1/2"], text, "A part goes to a .npy file"),
+        (["out.npy", "--layer", "7"], text, "got 7"),
+        (["out.npy", "--top"], tmp_path / "gone.txt", "No file matches"),
+        (["out.npy", "--top"], latin, "line 1: byte 4"),
+        (["out.npy", "--top"], broken, "Line 1 begins like JSON"),
+        (["out.npy", "--top", "--segment-length", 3], text, "segments of at least 4"),
+        (["out.npy", "--top", "-o", '{"model'], text, "overrides are not JSON"),
+        (["out.npy", "--top", "--weights-file", "gone.th"], text, "no weights file gone.th"),
     ):
-        assert expected in refused(*arguments, **options)
-    assert taken.read_text() == "mine" and text.read_bytes() == text_before
+        assert expected in embed(*arguments, text=given, status=1)
+    assert taken.read_text() == "mine"
     # Work that never began is not kept.
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_standard_input(embed, refused, stop_after, lm_archive, tmp_path, monkeypatch):
-    def give(content):
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), "ascii"))
-
-    lines = "the dog ran\n\nnaïve 東京\n".encode()
+def test_standard_input(embed, stop_after, lm_archive, monkeypatch):
+    arguments, lines = ["v.npz", "--average"], "the dog ran\n\nnaïve 東京\n".encode()
     stop_after(2)
-    give(b"\xef\xbb\xbf" + lines)
-    embed("v.npz", "--average", text="-", status=130)
-    give(lines)
-    assert "begun with other settings (input)" in refused("v.npz", "--average", text="-")
+    embed(*arguments, text="-", stdin=b"\xef\xbb\xbf" + lines, status=130)
+    message = embed(*arguments, text="-", stdin=lines, status=1)
+    assert "begun with other settings (input)" in message
     # Of three sentences, one was left.
     stop_after(1)
-    give(b"\xef\xbb\xbf" + lines)
-    written = np.load(embed("v.npz", "--average", text="-"))
+    written = np.load(embed(*arguments, text="-", stdin=b"\xef\xbb\xbf" + lines))
     assert written["offsets"].tolist() == [0, 3, 3, 5]
     sentences = ["the dog ran", "", "naïve 東京"]
     expected = TransformerElmo.open(lm_archive, device="cpu").embed(sentences)
     assert np.abs(written["vectors"] - np.concatenate(expected)).max() < 1e-5
     # A bad name is told before the input is read.
     monkeypatch.setattr("sys.stdin", None)
-    assert "v.csv" in refused("v.csv", "--average", text="-")
+    assert "v.csv" in embed("v.csv", "--average", text="-", status=1)

@@ -1,13 +1,11 @@
 """`transformer-elmo perplexity` and `nearest`."""
 
-import io
 import json
 
 import pytest
 
 from tests.small_lm import random_sentences
 from transformer_elmo import TransformerElmo
-from transformer_elmo.commands.cli import main
 
 
 @pytest.fixture
@@ -17,57 +15,42 @@ def text(tmp_path):
     return path
 
 
-def command(*arguments):
-    return main(list(map(str, arguments)))
-
-
-def test_it_is_that_of_python_and_parts_add_up(lm_archive, text, tmp_path, capsys):
-    words = tmp_path / "words.txt"
+def test_it_is_that_of_python_and_parts_add_up(command, lm_archive, text, tmp_path):
+    words, whole, other = (tmp_path / name for name in ("words.txt", "all.json", "other.json"))
     words.write_text("the\ncat\n")
     options = [lm_archive, text, "--words-of", words, "--bits-per-character"]
-    assert command("perplexity", *options) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(command("perplexity", *options))
     expected = TransformerElmo.open(lm_archive).evaluate(
         str(text), words_of=str(words), bits_per_character=True
     )
     assert found == pytest.approx(expected, rel=1e-6)
     parts = [tmp_path / f"{k}.json" for k in (3, 1, 2)]
     for part in parts:
-        name = f"{part.stem}/3"
-        assert command("perplexity", *options, "--part", name, "--output-file", part) == 0
-    assert command("merge", tmp_path / "all.json", *parts) == 0
-    added = json.loads((tmp_path / "all.json").read_text())
-    assert added == pytest.approx(expected, rel=1e-6)
+        command("perplexity", *options, "--part", f"{part.stem}/3", "--output-file", part)
+    command("merge", whole, *parts)
+    assert json.loads(whole.read_text()) == pytest.approx(expected, rel=1e-6)
 
-    other = tmp_path / "other.json"
-    arguments = ["perplexity", lm_archive, text, "--part", "2/3", "--output-file", other]
-    assert command(*arguments) == 0
+    command("perplexity", lm_archive, text, "--part", "2/3", "--output-file", other)
     for name, given, message in (
         ("all.json", parts, "Give --force"),
         ("no.json", [*parts[:2], other], "they differ in bits_per_character, words_of"),
-        ("no.json", [*parts[:2], tmp_path / "all.json"], "isn't of a part, or is damaged"),
+        ("no.json", [*parts[:2], whole], "isn't of a part, or is damaged"),
         ("no.npy", parts, "is no part of a text's vectors"),
     ):
-        capsys.readouterr()
-        assert command("merge", tmp_path / name, *given) == 1
-        assert message in capsys.readouterr().err
+        assert message in command("merge", tmp_path / name, *given, status=1)
     assert not list(tmp_path.glob("no.*"))
 
 
-def test_standard_input(lm_archive, text, monkeypatch, capsys):
+def test_standard_input(command, lm_archive, text):
     for part, count in (([], 31), (["--part", "1/2"], 16)):
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.read_bytes())))
-        assert command("perplexity", lm_archive, "-", *part) == 0
-        assert json.loads(capsys.readouterr().out)["num_sentences"] == count
+        found = command("perplexity", lm_archive, "-", *part, stdin=text.read_bytes())
+        assert json.loads(found)["num_sentences"] == count
 
 
-def test_nearest(lm_archive, monkeypatch, capsys):
-    expected = TransformerElmo.open(lm_archive).nearest("cat", 3)
-    assert command("nearest", lm_archive, "cat", "owl", "--top-k", 3) == 0
-    first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first == {"word": "cat", "nearest": [list(neighbor) for neighbor in expected]}
-    assert second["word"] == "owl"
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"cat\n\n")))
-    assert command("nearest", lm_archive, "-", "--sentence", "the cat ran") == 0
-    (found,) = map(json.loads, capsys.readouterr().out.splitlines())
-    assert found["word"] == "cat" and len(found["nearest"]) == 10
+def test_nearest(command, lm_archive):
+    expected = [list(neighbor) for neighbor in TransformerElmo.open(lm_archive).nearest("cat", 3)]
+    found = command("nearest", lm_archive, "cat", "owl", "--top-k", 3)
+    first, second = map(json.loads, found.splitlines())
+    assert first == {"word": "cat", "nearest": expected} and second["word"] == "owl"
+    there = command("nearest", lm_archive, "-", "--sentence", "the cat ran", stdin=b"cat\n\n")
+    assert json.loads(there)["word"] == "cat" and len(json.loads(there)["nearest"]) == 10

@@ -1,13 +1,11 @@
 """`transformer-elmo split`: raw text into sentences and words."""
 
-import io
 import os
 import sys
 
 import pytest
 
 from transformer_elmo.commands import split
-from transformer_elmo.commands.cli import main
 from transformer_elmo.text.corpus import parse_line
 
 RAW = """\
@@ -19,15 +17,9 @@ said.  Isn't it?
 
 
 @pytest.fixture
-def sentences(monkeypatch, capsys):
+def sentences(command):
     pytest.importorskip("spacy")
-
-    def run(raw, *options):
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw.encode())))
-        assert main(["split", "-", *options]) == 0
-        return capsys.readouterr().out.splitlines()
-
-    return run
+    return lambda raw, *options: command("split", "-", *options, stdin=raw.encode()).splitlines()
 
 
 def test_languages(sentences):
@@ -66,21 +58,21 @@ def test_long_lines_come_in_pieces(sentences, monkeypatch, options):
     assert max(map(len, lines)) <= 50 + 3
 
 
-def test_what_is_missing(tmp_path, monkeypatch, capsys):
-    raw, output = tmp_path / "raw.txt", tmp_path / "text.txt"
+def test_what_is_missing(command, tmp_path, monkeypatch):
+    raw, output, pipe = (tmp_path / name for name in ("raw.txt", "text.txt", "pipe"))
     raw.write_text(RAW)
     output.write_text("mine")
-    arguments = ["split", str(raw), "--output-file", str(output), "--force"]
-    assert main([*arguments, "--language", "qq"]) == 1
-    error = capsys.readouterr().err
-    assert "no rules for 'qq'" in error and "xx" in error and error.count("\n") == 1
-    assert main(arguments[:-1]) == 1 and "Give --force" in capsys.readouterr().err
+    os.mkfifo(pipe)
+    arguments = ["split", raw, "--output-file", output]
+    for more, message in (
+        ([], "Give --force"),
+        (["--force", "--language", "qq"], "no rules for 'qq'"),
+        (["--force", "--output-file", pipe], "a device. Name a file."),
+    ):
+        assert message in command(*arguments, *more, status=1)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "spacy", None)
-        assert main(arguments) == 1 and "pip install spacy" in capsys.readouterr().err
-    assert output.read_text() == "mine"
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    assert main(["split", str(raw), "--output-file", str(pipe), "--force"]) == 1
-    assert "a device. Name a file." in capsys.readouterr().err and pipe.is_fifo()
-    assert main(arguments) == 0 and "Привет , мир !\n" in output.read_text(encoding="utf-8")
+        assert "pip install spacy" in command(*arguments, "--force", status=1)
+    assert output.read_text() == "mine" and pipe.is_fifo()
+    command(*arguments, "--force")
+    assert "Привет , мир !\n" in output.read_text(encoding="utf-8")
