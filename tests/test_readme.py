@@ -2,12 +2,10 @@
 
 import io
 import json
-import os
 import re
 import shlex
 import shutil
 import sys
-from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from allennlp.commands import parse_args
 from tests.small_lm import DIM, random_sentences
 from transformer_elmo import TransformerElmo
 from transformer_elmo.commands.cli import main as transformer_elmo
-from transformer_elmo.pretrained.jsonnet import evaluated_file
+from transformer_elmo.pretrained.jsonnet import VARIABLES, evaluated_file
 from transformer_elmo.with_allennlp import is_registered
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,31 +47,31 @@ def commands_of(page, section=""):
     return re.findall(pattern, text, re.MULTILINE)
 
 
-def run(command, monkeypatch):
-    """A line as a shell runs it, without what `allennlp` does to find plugins."""
-    words = shlex.split(command, comments=True)
-    if words[0] == "export":
-        for name, value in (word.split("=", 1) for word in words[1:]):
-            monkeypatch.setenv(name, value)
-        return
-    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A line as a shell runs it, without what `allennlp` does to find plugins; what it printed."""
+    monkeypatch.setattr("allennlp.commands.import_plugins", lambda: None)
+
+    def run(line):
+        line, _, file = line.partition(" > ")
+        words = shlex.split(line, comments=True)
+        if words[0] == "export":
+            for word in words[1:]:
+                monkeypatch.setenv(*word.split("=", 1))
+            return ""
         if words[0] == "echo":
-            stdin = io.TextIOWrapper(io.BytesIO(f"{words[1]}\n".encode()), encoding="utf-8")
-            patch.setattr(sys, "stdin", stdin)
+            stdin = io.TextIOWrapper(io.BytesIO(f"{words[1]}\n".encode()))
+            monkeypatch.setattr(sys, "stdin", stdin)
             words = words[words.index("|") + 1 :]
-        into = words[words.index(">") + 1] if ">" in words else None
-        words = words[: words.index(">")] if into else words
-        patch.setattr("allennlp.commands.import_plugins", lambda: None)
-        patch.setattr(sys, "argv", words)
-        if words[0] == "allennlp":
-            allennlp()
-        else:
-            assert words[0] == "transformer-elmo" and transformer_elmo(words[1:]) == 0, command
-    printed = output.buffer.getvalue().decode()
-    if into:
-        Path(into).write_text(printed, encoding="utf-8")
-    return printed
+        monkeypatch.setattr(sys, "argv", words)
+        capsys.readouterr()
+        assert not {"allennlp": allennlp, "transformer-elmo": transformer_elmo}[words[0]](), line
+        printed = capsys.readouterr().out
+        if file:
+            Path(file.split()[0]).write_text(printed, encoding="utf-8")
+        return printed
+
+    return run
 
 
 @pytest.fixture
@@ -92,22 +90,22 @@ def work(tmp_path, monkeypatch, lm_archive):
     "page",
     [pytest.param(page, marks=[pytest.mark.slow] * ("flair" in page)) for page in PRINTED],
 )
-def test_python(page, work, monkeypatch, capsys):
+def test_python(page, work, run, capsys):
     if page == "command-line.md":
         for command in commands_of(page)[:2]:
-            run(command, monkeypatch)
-    names, skipped = {}, []
+            run(command)
+    names, missing = {}, set()
     for block in python_of(page):
         libraries = re.findall(r"^ *(?:import|from) (\w+)", block, re.MULTILINE)
         if "OnnxElmo" in block:
             libraries += ["onnx", "onnxscript", "onnxruntime"]
-        missing = [name for name in libraries if find_spec(name) is None]
-        skipped += missing
-        if not missing:
+        absent = {name for name in libraries if find_spec(name) is None}
+        missing |= absent
+        if not absent:
             exec(block, names)
+    if missing:
+        pytest.skip(f"without {', '.join(missing)}")
     printed = capsys.readouterr().out
-    if skipped:
-        pytest.skip(f"without {', '.join(skipped)}")
     for text in PRINTED[page]:
         assert text in printed
     for expected in re.findall(r"this prints\n\n```\n(.*?)```", PAGES[page], re.DOTALL):
@@ -118,40 +116,35 @@ def test_all_python_is_run():
     assert {page for page in PAGES if python_of(page)} == set(PRINTED)
 
 
-def test_your_own_text(tmp_path, monkeypatch):
+def test_your_own_text(tmp_path, monkeypatch, run):
     """What is made of the text needs neither it nor the folder that it was made in."""
     (tmp_path / "work" / "text").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
-    for number in range(2):
-        text = "\n".join(random_sentences(40, seed=number))
-        Path(f"text/{number}.txt").write_text(text, encoding="utf-8")
-    held_out = "\n".join(random_sentences(10, seed=7))
+    for name, count in ("text/0.txt", 40), ("text/1.txt", 40), ("held-out.txt", 10):
+        Path(name).write_text("\n".join(random_sentences(count, seed=count)), encoding="utf-8")
     commands = commands_of("README.md", "## Train on your own text")
-    plain = [command.partition("#")[0].strip() for command in commands]
-    assert commands_of("own-text.md") == plain
+    assert commands_of("own-text.md") == [c.partition("#")[0].strip() for c in commands]
     vocab, config, export, train, *use = commands
-    Path("held-out.txt").write_text(held_out, encoding="utf-8")
     for command in (vocab, config, export):
-        run(command, monkeypatch)
-    mine = Path("mine.jsonnet")
+        run(command)
     # Fewer samples than the vocabulary has words, and two epochs.
-    mine.write_text(
-        re.sub(r"samples: 1024, epochs: 10", "samples: 8, epochs: 2", mine.read_text("utf-8")),
-        encoding="utf-8",
-    )
-    run(train, monkeypatch)
+    mine = Path("mine.jsonnet")
+    text = mine.read_text("utf-8")
+    small = text.replace("samples: 1024, epochs: 10", "samples: 8, epochs: 2")
+    mine.write_text(small, encoding="utf-8")
+    run(train)
     away = tmp_path / "away"
     away.mkdir()
     for name in ("model", "held-out.txt"):
         shutil.move(name, away)
     monkeypatch.chdir(away)
     shutil.rmtree(tmp_path / "work")
-    printed = [run(command, monkeypatch) for command in use]
-    assert len(json.loads(printed[1])["gaps"]) == 2
+    printed = [run(command) for command in use]
+    assert small != text and len(json.loads(printed[1])["gaps"]) == 2
     assert np.load("vectors.npz")["vectors"].shape[1] == 512
 
 
-def test_adapting(tmp_path, monkeypatch, lm_archive):
+def test_adapting(tmp_path, monkeypatch, lm_archive, run):
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
     Path("model/model.tar.gz").symlink_to(lm_archive)
@@ -160,36 +153,32 @@ def test_adapting(tmp_path, monkeypatch, lm_archive):
     Path("new-held-out.txt").write_text(new)
     for name in ("tagged.txt", "tagged-held-out.txt"):
         Path(name).write_text("the###D dog###N ran###V .###.\na###D cat###N sat###V\n")
-    commands = commands_of("adapting.md")
     # Of the model that is here.
-    commands = [c.replace('input_size": 512', f'input_size": {2 * DIM}') for c in commands]
-    printed = {command: run(command, monkeypatch) for command in commands}
-    before = TransformerElmo.open("model/model.tar.gz")
-    elmo = TransformerElmo.open("adapted/model.tar.gz")
-    assert "owl" in elmo.vocab and "owl" not in before.vocab
-    (compared,) = [text for command, text in printed.items() if " compare " in command]
-    assert "B's perplexity is 0." in compared
+    size = 'input_size": 512', f'input_size": {2 * DIM}'
+    printed = [run(command.replace(*size)) for command in commands_of("adapting.md")]
+    words = [TransformerElmo.open(f"{name}/model.tar.gz").vocab for name in ("model", "adapted")]
+    assert ["owl" in vocab for vocab in words] == [False, True]
+    assert any("B's perplexity is 0." in text for text in printed)
     assert Path("tagger/model.tar.gz").exists()
 
 
 @pytest.mark.parametrize("size, dim, layers", [("1M", 256, 2), ("10M", 512, 3), ("100M", 512, 6)])
-def test_sizes_of_own_text(tmp_path, capsys, size, dim, layers):
-    (row,) = re.findall(rf"^\| {size} \| (.*) \|$", PAGES["own-text.md"], re.MULTILINE)
-    assert row.startswith(f"{dim} | {layers} | ")
-    assert transformer_elmo(["config", "own_text", "--size", size]) == 0
-    (tmp_path / "mine.jsonnet").write_text(capsys.readouterr().out)
-    names = ("TRAIN", "HELDOUT", "VOCAB")
-    variables = {f"BIDIRECTIONAL_LM_{name}_PATH": "there" for name in names}
-    config = evaluated_file(tmp_path / "mine.jsonnet", variables)
+def test_sizes_of_own_text(tmp_path, run, size, dim, layers):
+    assert f"\n| {size} | {dim} | {layers} | " in PAGES["own-text.md"]
+    (tmp_path / "mine.jsonnet").write_text(run(f"transformer-elmo config own_text --size {size}"))
+    config = evaluated_file(tmp_path / "mine.jsonnet", dict.fromkeys(VARIABLES, "there"))
     embedders = config["model"]["text_field_embedder"]["token_embedders"]
     contextualizer = config["model"]["contextualizer"]
-    projected = embedders["token_characters"]["encoder"]["projection_dim"]
-    assert projected == contextualizer["input_dim"] == dim
     assert contextualizer["num_layers"] == layers
-    assert config["trainer"]["learning_rate_scheduler"]["model_size"] == dim
+    for section, key in (
+        (embedders["token_characters"]["encoder"], "projection_dim"),
+        (contextualizer, "input_dim"),
+        (config["trainer"]["learning_rate_scheduler"], "model_size"),
+    ):
+        assert section[key] == dim, key
 
 
-def test_every_command_has_arguments_that_it_takes(tmp_path, monkeypatch, capsys):
+def test_every_command_has_arguments_that_it_takes(tmp_path, monkeypatch):
     """Those of files that aren't there end with a message, and not with usage."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("allennlp.commands.import_plugins", lambda: None)
@@ -198,14 +187,11 @@ def test_every_command_has_arguments_that_it_takes(tmp_path, monkeypatch, capsys
     assert len(lines) > 30
     for line in lines:
         words = shlex.split(line.partition(" > ")[0], comments=True)
-        if words[0] in ("export", "echo"):
-            continue
-        if "transformer-elmo" in words:
-            if words[1] != "config":
-                assert transformer_elmo(words[1:]) == 1, line
-        else:
+        if "allennlp" in words:
             monkeypatch.setattr(sys, "argv", words[words.index("allennlp") :])
             parse_args(prog="allennlp")
+        elif words[0] == "transformer-elmo" and words[1] != "config":
+            assert transformer_elmo(words[1:]) == 1, line
 
 
 def test_names_for_configs_are_registered():
@@ -245,4 +231,4 @@ def test_the_readme_is_short_and_every_page_is_listed():
     # `transformer-elmo config` and comments of configs name pages, too.
     for config in (ROOT / "training_config").rglob("*sonnet"):
         for name in re.findall(r"docs/[\w-]+\.md", config.read_text("utf-8")):
-            assert (ROOT / name).is_file(), f"{os.fspath(config)}: {name}"
+            assert (ROOT / name).is_file(), f"{config}: {name}"
