@@ -14,7 +14,7 @@ casts under autocast, and Adam's one kernel for all tensors.
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, ClassVar, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 from unittest import mock
 
 import torch
@@ -66,13 +66,8 @@ class PretendTensor(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return type(self), (self.held,)
 
-    def __repr__(self) -> str:  # type: ignore[override]
-        return f"PretendTensor({self.held!r})"
-
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):  # type: ignore[override]
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         elsewhere = [tensor for tensor in tensors if not isinstance(tensor, PretendTensor)]
@@ -124,28 +119,17 @@ def _asked_by() -> str:
     return f"{frame.f_code.co_filename.rpartition('/transformer_elmo/')[2]}:{frame.f_lineno}"
 
 
-def moved(thing: Any) -> Any:
-    """Modules (in place) and tensors, alone or in containers, on the device."""
-    if not isinstance(thing, torch.nn.Module):
-        return tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), thing)
-    for module in thing.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(
-                    PretendTensor(parameter.data), parameter.requires_grad
-                )
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = PretendTensor(buffer)
-    return thing
+def moved(thing: Any, device: torch.device = DEVICE) -> Any:
+    """A module (in place), or tensors, alone or in containers, on a device."""
+    if isinstance(thing, torch.nn.Module):
+        return thing.to(device)
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), thing)
 
 
 class _Arrivals(TorchDispatchMode):
     """What is made on the device, or copied to it."""
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         device = kwargs.get("device")
         if device is None or torch.device(device).type != DEVICE.type:
@@ -160,9 +144,7 @@ class _Arrivals(TorchDispatchMode):
 class _HostAsks(TorchFunctionMode):
     """What no dispatcher sees of what the host wants to know."""
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
         if name == "pin_memory":
             # There is nothing to pin it for.
@@ -173,73 +155,47 @@ class _HostAsks(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, options: Dict[str, Any], *heads: Any) -> torch.Tensor:
-        launches[f"attention at {_asked_by()}"] += 1
-        with torch.enable_grad():
-            ctx.held = [tensor.held.detach().requires_grad_() for tensor in heads]
-            ctx.result = _stock_attention(*ctx.held, **options)
-        return PretendTensor(ctx.result.detach())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Tuple[Any, ...]:
-        launches["attention's gradient"] += 1
-        grads = torch.autograd.grad(ctx.result, ctx.held, grad.held)
-        return (None, *map(PretendTensor, grads))
-
-
 _stock_attention: Any = F.scaled_dot_product_attention
 
 
-def _attention(*heads: Any, **options: Any) -> torch.Tensor:
+def _attention(*heads: Any, is_causal: bool, dropout_p: float) -> Any:
     if isinstance(heads[0], PretendTensor):
-        return _Attention.apply(options, *heads)
-    return _stock_attention(*heads, **options)
+        # PyTorch's one operation for it on a CPU knows no dropout.
+        return aten._scaled_dot_product_flash_attention_for_cpu(*heads, 0.0, is_causal)[0]
+    return _stock_attention(*heads, is_causal=is_causal, dropout_p=dropout_p)
 
 
-def _dropout(
-    tensor: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> torch.Tensor:
+def _dropout(tensor: Any, p: float, training: bool, inplace: bool = False) -> Any:
     return torch.native_dropout(tensor, p, training)[0] if training and p else tensor
 
 
-class _Autocast:
-    """`torch.autocast` for the device; for others, PyTorch's."""
+PRODUCTS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "mv")
 
-    enabled: ClassVar[List[Tuple[bool, torch.dtype]]] = [(False, torch.bfloat16)]
-    stock = torch.autocast
+# Whether the device's autocast is on, and to which type.
+_autocasts: List[Tuple[bool, torch.dtype]] = [(False, torch.bfloat16)]
+_stock_autocast: Any = torch.autocast
 
-    def __init__(
-        self, device_type: str, dtype: Any = None, enabled: bool = True, **options: Any
-    ) -> None:
-        self._context: Any = None
-        self._setting = (enabled, dtype or self.enabled[-1][1])
-        if device_type != DEVICE.type:
-            self._context = self.stock(device_type, dtype=dtype, enabled=enabled, **options)
 
-    def __enter__(self) -> None:
-        if self._context is None:
-            self.enabled.append(self._setting)
-        else:
-            self._context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        if self._context is None:
-            self.enabled.pop()
-        else:
-            self._context.__exit__(*error)
+@contextmanager
+def _autocast(device_type: str, dtype: Any = None, enabled: bool = True) -> Iterator[None]:
+    if device_type != DEVICE.type:
+        with _stock_autocast(device_type, dtype=dtype, enabled=enabled):
+            yield
+        return
+    _autocasts.append((enabled, dtype or _autocasts[-1][1]))
+    try:
+        yield
+    finally:
+        _autocasts.pop()
 
 
 def _casting(function: Callable[..., Any]) -> Callable[..., Any]:
     """What autocast makes of a product."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        enabled, dtype = _Autocast.enabled[-1]
+        enabled, dtype = _autocasts[-1]
         if enabled:
-            args, kwargs = tree_map_only(
-                PretendTensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (args, kwargs)
-            )
+            args = tree_map_only(PretendTensor, lambda tensor: tensor.to(dtype), args)
         return function(*args, **kwargs)
 
     return call
@@ -247,7 +203,7 @@ def _casting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _asking(function: Callable[..., Any], number: int) -> Callable[..., Any]:
     def ask(*args: Any) -> Any:
-        return _Autocast.enabled[-1][number] if args == (DEVICE.type,) else function(*args)
+        return _autocasts[-1][number] if args == (DEVICE.type,) else function(*args)
 
     return ask
 
@@ -257,21 +213,18 @@ def pretend_device() -> Iterator[torch.device]:
     """The device, as long as the block lasts; `waits` and `launches` begin at zero."""
     waits.clear()
     launches.clear()
+    stand_ins: List[Tuple[Any, str, Any]] = [
+        (torch, "is_autocast_enabled", _asking(torch.is_autocast_enabled, 0)),
+        (torch, "get_autocast_dtype", _asking(torch.get_autocast_dtype, 1)),
+        (torch, "autocast", _autocast),
+        (F, "scaled_dot_product_attention", _attention),
+        (F, "dropout", _dropout),
+        (F, "linear", _casting(F.linear)),
+        (adam, "FUSED_DEVICES", (*adam.FUSED_DEVICES, DEVICE.type)),
+        *((torch, name, _casting(getattr(torch, name))) for name in PRODUCTS),
+    ]
     with ExitStack() as stack:
-        for name, number in (("is_autocast_enabled", 0), ("get_autocast_dtype", 1)):
-            function = _asking(getattr(torch, name), number)
-            stack.enter_context(mock.patch.object(torch, name, function))
-        for owner, name in (
-            *((torch, name) for name in ("mm", "bmm", "matmul", "addmm", "baddbmm", "mv")),
-            (F, "linear"),
-        ):
-            stack.enter_context(mock.patch.object(owner, name, _casting(getattr(owner, name))))
-        for owner, name, stand_in in (
-            (torch, "autocast", _Autocast),
-            (F, "scaled_dot_product_attention", _attention),
-            (F, "dropout", _dropout),
-            (adam, "FUSED_DEVICES", (*adam.FUSED_DEVICES, DEVICE.type)),
-        ):
+        for owner, name, stand_in in stand_ins:
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         stack.enter_context(_Arrivals())
         stack.enter_context(_HostAsks())
