@@ -109,10 +109,12 @@ def test_bits_per_character(lm_archive, other, text):
 
 
 def test_evaluate_under_allennlp(lm_archive, text, tmp_path):
-    (tmp_path / "words.txt").write_text("the\ncat\nnever-seen\n")
-    options = {"words_of": str(tmp_path / "words.txt"), "bits_per_character": True}
-    section = {"type": "language_modeling", **options}
-    expected = TransformerElmo.open(lm_archive).evaluate(str(text), **options)
+    words = tmp_path / "words.txt"
+    words.write_text("the\ncat\nnever-seen\n")
+    section = {"type": "language_modeling", "words_of": str(words), "bits_per_character": True}
+    expected = TransformerElmo.open(lm_archive).evaluate(
+        str(text), words_of=str(words), bits_per_character=True
+    )
     for batches in ({"max_tokens": 300, "distinct_words": True}, {"max_tokens": 90}):
         overrides = json.dumps({"evaluation": section, "data_loader": batches})
         found = evaluate_from_archive(lm_archive, str(text), cmd_overrides=overrides)
