@@ -1,6 +1,5 @@
 """Fixtures that tests of several rooms share."""
 
-import copy
 import logging
 import os
 import random
@@ -22,13 +21,7 @@ from allennlp.data import Vocabulary
 from allennlp.models import Model
 
 import transformer_elmo  # noqa: F401
-from tests.small_lm import (
-    WORDS,
-    experiment_config,
-    model_config,
-    random_sentences,
-    write_archive,
-)
+from tests.small_lm import WORDS, experiment_config, model_config, random_sentences, write_archive
 
 torch.set_num_threads(1)
 
@@ -84,20 +77,20 @@ def run_python(tmp_path: Path) -> Callable[..., str]:
     return run
 
 
-@contextmanager
-def _no_larger_files(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.fixture
 def no_larger_files() -> Callable[[int], ContextManager[None]]:
     """The system's own refusal to write files of more bytes, whatever library writes."""
-    return _no_larger_files
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +110,7 @@ def vocabulary() -> Vocabulary:
 def make_model(vocabulary: Vocabulary) -> Callable[..., Model]:
     def make(**changes: Any) -> Model:
         torch.manual_seed(1)
-        config = copy.deepcopy(model_config(**changes))
-        return Model.from_params(vocab=vocabulary, params=Params(config))
+        return Model.from_params(vocab=vocabulary, params=Params(model_config(**changes)))
 
     return make
 
