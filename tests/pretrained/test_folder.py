@@ -337,11 +337,7 @@ def test_a_model_that_no_folder_has_a_place_for(make_model, tmp_path):
     one_way = {"type": "lstm", "input_size": DIM, "hidden_size": 8}
     section = model_config(contextualizer=one_way, type="language_model")
     path = write_archive(tmp_path / "run", experiment_config(model=section), make_model(**section))
-    opened = load_archive(path)
-    for elmo in (
-        TransformerElmo.open(path),
-        TransformerElmo(opened.model, opened.dataset_reader),
-    ):
-        with pytest.raises(ConfigurationError, match=r"no place for .* contextualizer is a Lstm"):
-            elmo.save(tmp_path / "folder")
+    elmo = TransformerElmo.open(path)
+    with pytest.raises(ConfigurationError, match=r"no place for .* contextualizer is a Lstm"):
+        elmo.save(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

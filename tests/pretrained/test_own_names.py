@@ -9,7 +9,6 @@ from transformer_elmo.pretrained.legacy.own_names import with_stock_names
 
 LM = {"type": "bidirectional-language-model"}
 TAGGER = {"type": "simple_tagger"}
-EMBEDDERS = {"token_embedders": {"elmo": {"type": "language_model_token_embedder"}}}
 
 
 def config_of(model, spacy="spacy", from_files="from_files"):
@@ -31,7 +30,7 @@ def config_of(model, spacy="spacy", from_files="from_files"):
     "model",
     [
         LM,
-        {**TAGGER, "text_field_embedder": EMBEDDERS},
+        {**TAGGER, "elmo": {"type": "language_model_token_embedder"}},
         {"type": "from_pretrained_lm", "archive_file": "a"},
     ],
 )

@@ -43,6 +43,7 @@ SENTENCE = "the dog ran ."
 
 
 def tagger_config(archive, **changes):
+    lm = {"type": "bidirectional_lm_token_embedder", "archive_file": str(archive), **changes}
     return {
         "dataset_reader": {
             "type": "sequence_tagging",
@@ -52,15 +53,7 @@ def tagger_config(archive, **changes):
         "validation_data_path": "tagged.txt",
         "model": {
             "type": "simple_tagger",
-            "text_field_embedder": {
-                "token_embedders": {
-                    "elmo": {
-                        "type": "bidirectional_lm_token_embedder",
-                        "archive_file": str(archive),
-                        **changes,
-                    }
-                }
-            },
+            "text_field_embedder": {"token_embedders": {"elmo": lm}},
             "encoder": {"type": "pass_through", "input_dim": 2 * DIM},
         },
         "data_loader": {"batch_size": 2},

@@ -102,7 +102,7 @@ def test_what_somebody_writes_into_the_softmax_is_theirs(folder):
     assert elmo.score(SENTENCES)
 
 
-@pytest.mark.parametrize("part", ["_contextualizer", "_softmax_loss", "_text_field_embedder"])
+@pytest.mark.parametrize("part", ["_contextualizer", "_softmax_loss"])
 def test_a_nan_is_never_opened_without_a_word(folder, run, part):
     weights = torch.load(run / "weights.th")
     name = next(n for n, t in weights.items() if n.startswith(part) and t.dim() == 2)
@@ -141,11 +141,10 @@ def test_a_view_has_no_checksum_of_its_own(run):
 def test_a_word_too_many_or_too_few(run, folder, more):
     for path in (run / "vocabulary" / "tokens.txt", folder / "vocabulary.txt"):
         lines = path.read_text(encoding="utf-8").splitlines()
-        count = len(lines)
-        lines = [*lines, "more"] if more else lines[:-1]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        new = [*lines, "more"] if more else lines[:-1]
+        path.write_text("\n".join(new) + "\n", encoding="utf-8")
     for path in (run, folder, packed(run)):
-        expected = f"{path}: the vocabulary has {len(lines)} words, the weights {count}."
+        expected = f"{path}: the vocabulary has {len(new)} words, the weights {len(lines)}."
         refused(path, re.escape(expected))
 
 
@@ -153,7 +152,7 @@ def test_another_word_in_a_model_folder(folder):
     path = folder / "vocabulary.txt"
     lines = path.read_text(encoding="utf-8").splitlines()
     lines[5], lines[6] = lines[6], lines[5]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     refused(folder, r"vocabulary\.txt is damaged.*these \d+")
 
 
@@ -168,7 +167,6 @@ def test_namespaces_that_are_not_utf8(run):
         ("contextualizer.num_layers", 10**9),
         ("contextualizer.hidden_dim", 10**8),
         ("text_field_embedder.token_embedders.token_characters.encoder.filters", [[1, 10**9]]),
-        ("text_field_embedder.token_embedders.token_characters.embedding.num_embeddings", 10**9),
     ],
 )
 def test_sizes_that_no_weight_has(run, path, value):

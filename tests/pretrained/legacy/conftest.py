@@ -10,11 +10,12 @@ from allennlp.data import Vocabulary
 WORDS = ["</S>", "<S>", "@@UNKNOWN@@", "the", "rain", "falls", "over", "grey", "hills", "and"]
 
 GOLDEN = Path(__file__).parent / "golden"
-# As people wrote them, what they are in AllenNLP 2, and what is logged.
-WHOLE = {
-    name: json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
-    for name in ("0.7", "0.8", "0.9", "tagger", "2.x")
+_FILES = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(GOLDEN.iterdir())
 }
+# Configs as people wrote them, what they are in AllenNLP 2, and what is logged.
+WHOLE = {name: content for name, content in _FILES.items() if isinstance(content, dict)}
+CASES = {name: content for name, content in _FILES.items() if isinstance(content, list)}
 
 
 @pytest.fixture

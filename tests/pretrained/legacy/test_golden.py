@@ -8,14 +8,13 @@ stock.json are configs of this package, for allennlp-models alone.
 """
 
 import copy
-import json
 import logging
 
 import pytest
 from allennlp.common import Registrable
 from allennlp.modules.token_embedders import EmptyEmbedder, TokenEmbedder
 
-from tests.pretrained.legacy.conftest import GOLDEN, WHOLE
+from tests.pretrained.legacy.conftest import CASES, WHOLE
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.legacy import (
     apply_overrides,
@@ -26,13 +25,12 @@ from transformer_elmo.pretrained.legacy import (
 )
 
 
-def cases(are_stock):
-    for name, case in {} if are_stock else WHOLE.items():
-        yield pytest.param(case, id=name)
-    for file in sorted(set(GOLDEN.glob("*.json")) - {GOLDEN / f"{name}.json" for name in WHOLE}):
-        for i, case in enumerate(json.loads(file.read_text(encoding="utf-8"))):
-            if (file.stem == "stock") == are_stock:
-                yield pytest.param(case, id=f"{file.stem} {i}: {case['name']}")
+def cases(*names):
+    return [
+        pytest.param(case, id=f"{name} {number}: {case['name']}")
+        for name in names
+        for number, case in enumerate(CASES[name])
+    ]
 
 
 def lines(changes):
@@ -47,7 +45,7 @@ def parts(value):
             yield from parts(below)
 
 
-@pytest.mark.parametrize("case", cases(False))
+@pytest.mark.parametrize("case", [*WHOLE.values(), *cases(*sorted(CASES.keys() - {"stock"}))])
 def test_as_written(case, caplog):
     old, new, log, known = case["old"], case.get("new"), case.get("log"), []
     if isinstance(old, str):
@@ -83,7 +81,7 @@ def test_as_written(case, caplog):
     assert modernize(modern) == (modern, []) and modernize(modern)[0] is modern
 
 
-@pytest.mark.parametrize("case", cases(True))
+@pytest.mark.parametrize("case", cases("stock"))
 def test_without_this_package(case):
     config = copy.deepcopy(case["old"])
     if "error" in case:

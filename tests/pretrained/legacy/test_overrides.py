@@ -6,7 +6,7 @@ import pytest
 from allennlp.common import params
 
 from transformer_elmo.errors import ConfigurationError
-from transformer_elmo.pretrained.legacy import find_key, shared_with_validation
+from transformer_elmo.pretrained.legacy import shared_with_validation
 from transformer_elmo.pretrained.legacy.overrides import merged, unflattened, with_overrides
 
 
@@ -15,7 +15,6 @@ from transformer_elmo.pretrained.legacy.overrides import merged, unflattened, wi
     [
         ({"a": 2, "c.l.0.b": [[2]], "d": {"e": []}, "c.new": 3}, ""),
         ({"c.l.1": {"x": 1}, "c": {"l": 2}}, "c.l.1"),
-        ({"a.b": 1}, "a.b"),
         ({"c.d.e": 1}, "c.d.e"),
         ({"c.l.5": 1, "c.l.0.b": 2, "c.l.-1": 3, "c.l.²": 4}, "c.l.5, c.l.-1, c.l.²"),
         ({"nothing.here": 1, "a": 2, "nor.here": 3}, "nothing.here, nor.here"),
@@ -28,11 +27,8 @@ def test_over_a_modern_config(overrides, unused):
     if unused:
         with pytest.raises(ValueError, match=r"unused keys|expected list or dict"):
             params.with_overrides(config, overrides)
-        # Callers expect either.
-        for kind in (ConfigurationError, ValueError):
-            with pytest.raises(kind) as error:
-                with_overrides(config, overrides)
-            assert str(error.value).endswith(f"nothing there to change: {unused}.")
+        with pytest.raises(ConfigurationError, match=f"nothing there to change: {unused}\\.$"):
+            with_overrides(config, overrides)
     else:
         new = with_overrides(config, overrides)
         # As text, in which the order of the keys counts.
@@ -55,33 +51,13 @@ def test_dotted_keys_and_contradictions():
     ("override", "expected"),
     [
         ({"a": {"b": 2}, "d": 3}, {"a": {"b": 2, "c": 1}, "l": [1, {"a": 2}], "d": 3}),
-        ({"a": 2}, {"a": 2, "l": [1, {"a": 2}]}),
         ({"l": {"1": {"a": 3}}}, {"a": {"b": 1, "c": 1}, "l": [1, {"a": 3}]}),
-        *(({"l": numbers}, {"a": {"b": 1, "c": 1}, "l": numbers}) for numbers in ({"2": 3}, {})),
-        *(({"l": key}, {"a": {"b": 1, "c": 1}, "l": key}) for key in ({"0": 1, "x": 2}, {"²": 1})),
-        (3, 3),
+        *(({"l": new}, {"a": {"b": 1, "c": 1}, "l": new}) for new in ({"2": 3}, {}, {"²": 1})),
     ],
 )
 def test_over_an_old_config(override, expected):
     """Merged at every depth, as AllenNLP 0.9 did it."""
     assert merged({"a": {"b": 1, "c": 1}, "l": [1, {"a": 2}]}, override) == expected
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("a", {"b": [{"c": 1}, 2]}),
-        ("a.b.0.c", 1),
-        (".", 4),
-        *((key, None) for key in ("a.c", "a.b.2", "a.b.-1", "a.b.²", "a.b.c", "d.e", "a.b.1.x")),
-        (f"a.b.{'9' * 5000}", None),
-    ],
-)
-def test_where_a_key_is(key, value):
-    config = {"a": {"b": [{"c": 1}, 2]}, "d.e": 3, "": {"": 4}}
-    place = find_key(config, key)
-    assert (place[0][place[1]] if place else None) == value
-    assert find_key(3, key) == []
 
 
 OURS = {"type": "language_modeling", "max_tokens": 50}

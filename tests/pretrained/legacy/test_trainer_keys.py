@@ -1,7 +1,6 @@
 """Misspelled keys of a modern trainer, which AllenNLP 2 would ignore."""
 
 import inspect
-import json
 
 import pytest
 from allennlp.commands.train import train_model_from_file

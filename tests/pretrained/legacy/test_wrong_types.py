@@ -1,13 +1,13 @@
 """Whatever stands where something else was expected: a result, or one error that says what."""
 
 import copy
-import json
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.pretrained.legacy.conftest import GOLDEN, WHOLE
+from tests.pretrained.legacy.conftest import CASES, WHOLE
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.pretrained.legacy import (
     apply_overrides,
@@ -21,10 +21,8 @@ from transformer_elmo.pretrained.legacy import (
     without_this_package,
 )
 
-CASES = [
-    case for file in sorted(GOLDEN.glob("[a-z]*s.json")) for case in json.loads(file.read_text())
-]
-BASES = [case["old"] for case in [*WHOLE.values(), *CASES] if isinstance(case["old"], dict)]
+ALL = [*WHOLE.values(), *chain.from_iterable(CASES.values())]
+BASES = [case["old"] for case in ALL if isinstance(case["old"], dict)]
 
 
 def dotted_keys(value, path=""):
@@ -59,10 +57,9 @@ OVERRIDES = st.dictionaries(PLACES, JSON, max_size=3)
 @st.composite
 def configs(draw):
     """A config with something else in some of its places, or sections in it of other configs."""
-    config = copy.deepcopy(draw(st.sampled_from(BASES)))
-    other = draw(st.sampled_from(BASES))
+    config, other = (copy.deepcopy(draw(st.sampled_from(BASES))) for _ in range(2))
     for key in draw(st.lists(st.sampled_from(sorted(other)), max_size=2)) if other else ():
-        config[key] = copy.deepcopy(other[key])
+        config[key] = other[key]
     for path in draw(st.lists(st.sampled_from(PATHS), max_size=3)):
         place = find_key(config, path)
         if place:
