@@ -1,4 +1,4 @@
-"""The model as it runs against the model as it reads, and that one against allennlp-models."""
+"""The model as it runs against the model as it reads."""
 
 import copy
 import random
@@ -9,14 +9,11 @@ import pytest
 import torch
 
 from tests.nn.kernels.comparing import close, gradients
-from tests.peer_lm import peer_model
-from tests.small_lm import experiment_config, model_config, tensors
 from transformer_elmo.inference.vectors import all_layers
 from transformer_elmo.nn import reference
 from transformer_elmo.nn.batch import HostLengths, WordBatch, longest_word
 from transformer_elmo.nn.reference import ReferenceModel
 from transformer_elmo.nn.transformer import PositionalEncoding
-from transformer_elmo.pretrained.allennlp_config import model_config_of
 from transformer_elmo.pretrained.config import (
     CharactersConfig,
     ContextualizerConfig,
@@ -24,9 +21,7 @@ from transformer_elmo.pretrained.config import (
     SoftmaxConfig,
     TextConfig,
     WordIdsConfig,
-    core_name,
 )
-from transformer_elmo.pretrained.weights import shapes_of
 from transformer_elmo.text.word_table import character_ids
 
 NUM_WORDS = 40
@@ -177,30 +172,3 @@ def test_beyond_the_table_of_positions(monkeypatch):
     assert close(
         flat(layers_and_losses(model, batch)), flat(layers_and_losses_of(plain, inputs)), 1e-5
     )
-
-
-@pytest.mark.parametrize("changes", [{}, {"num_samples": None, "sparse_embeddings": False}])
-def test_equals_the_peer(vocabulary, changes):
-    peer = peer_model(vocabulary, model_config(**changes)).eval()
-    shapes = shapes_of(peer.state_dict())
-    config = model_config_of(experiment_config(model=model_config(**changes)), shapes)
-    plain = ReferenceModel(config).eval()
-    weights = {core_name(name, config): w for name, w in peer.state_dict().items()}
-    plain.load_state_dict({name: weight for name, weight in weights.items() if name})
-    # Of one length: the peer lets padding predict a word.
-    batch = tensors(["the cat sat on", "a 東京 flew .", "don't sad mat unheard-of"], vocabulary)
-    with torch.no_grad():
-        expected = peer(**batch)
-        characters = batch["source"]["token_characters"]["elmo_tokens"]
-        ids = batch["source"]["tokens"]["tokens"]
-        lengths = (ids > 0).sum(-1)
-        layers = plain(characters, lengths)
-        losses = plain.losses(characters, lengths, ids)
-    assert torch.allclose(layers[-1], expected["lm_embeddings"], atol=1e-5)
-    assert torch.allclose(
-        layers[0, ..., : config.words.projection_dim],
-        expected["noncontextual_token_embeddings"],
-        atol=1e-5,
-    )
-    for loss, name in zip(losses, ("forward_loss", "backward_loss")):
-        assert torch.allclose(loss.mean(), expected[name], rtol=1e-5)
