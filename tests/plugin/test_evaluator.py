@@ -13,6 +13,7 @@ from allennlp.evaluation import Evaluator, SimpleEvaluator
 from allennlp.models import Model
 
 from tests.small_lm import model_config, random_sentences, reader_config
+from transformer_elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator
 
@@ -48,27 +49,10 @@ def loader(path, vocabulary, **config):
 
 
 @pytest.fixture(scope="module")
-def reference(model, text, vocabulary):
-    """One sentence at a time, added up."""
-    totals, count = [0.0, 0.0], 0
-    for batch in loader(text, vocabulary, batch_size=1, keep_long_sentences=True):
-        with torch.no_grad():
-            output = model(**batch)
-        weight = output["batch_weight"].item()
-        for i, name in enumerate(("forward_loss", "backward_loss")):
-            totals[i] += output[name].item() * weight
-        count += int(weight)
-    words = [line.split() for line in text.read_text(encoding="utf-8").splitlines()]
-    known = vocabulary.get_token_to_index_vocabulary()
-    return {
-        "loss": sum(totals) / 2 / count,
-        "perplexity": math.exp(sum(totals) / 2 / count),
-        "forward_perplexity": math.exp(totals[0] / count),
-        "backward_perplexity": math.exp(totals[1] / count),
-        "num_sentences": len(words),
-        "num_tokens": sum(len(sentence) + 1 for sentence in words),
-        "num_out_of_vocabulary": sum(w not in known for sentence in words for w in sentence),
-    }
+def reference(model, text):
+    """One sentence at a time."""
+    reader = DatasetReader.from_params(Params(reader_config()))
+    return TransformerElmo(model, reader, max_tokens=1).evaluate(text)
 
 
 LOADERS = [
@@ -105,8 +89,10 @@ def test_files(model, text, vocabulary, reference, tmp_path, caplog):
     assert json.loads(metrics_file.read_text()) == found[1]
     sentences = [json.loads(line) for line in predictions_file.read_text().splitlines()]
     assert len(sentences) == reference["num_sentences"]
-    total = sum(s["forward_log_prob"] + s["backward_log_prob"] for s in sentences)
-    assert -total / 2 / reference["num_tokens"] == pytest.approx(reference["loss"], rel=1e-5)
+    for direction in ("forward", "backward"):
+        total = sum(sentence[f"{direction}_log_prob"] for sentence in sentences)
+        expected = math.log(reference[f"{direction}_perplexity"])
+        assert -total / reference["num_tokens"] == pytest.approx(expected, rel=1e-5)
     outside = sum(sum(s["out_of_vocabulary"]) for s in sentences)
     assert outside == reference["num_out_of_vocabulary"]
     assert sorted(tmp_path.iterdir()) == [metrics_file, predictions_file]

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from allennlp.common import Params
-from allennlp.data import Vocabulary
-from allennlp.models import Model
 from allennlp.models.archival import load_archive
+from allennlp.modules.seq2vec_encoders import CnnEncoder, CnnHighwayEncoder
+from allennlp.modules.text_field_embedders import BasicTextFieldEmbedder
+from allennlp.modules.token_embedders import Embedding, TokenCharactersEncoder
 
 from tests.small_lm import (
     DIM,
@@ -19,6 +19,7 @@ from tests.small_lm import (
 from transformer_elmo import TransformerElmo
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.language_model import TokenPerplexity
+from transformer_elmo.plugin.text_fields import embed_text_field
 
 SAME_LENGTH = ["the cat sat on", "a 東京 flew .", "don't sad mat unknown-word"]
 CONTEXTUALIZER = model_config()["contextualizer"]
@@ -141,24 +142,16 @@ def test_fewer_words_than_samples(make_model, vocabulary, tmp_path, caplog):
     assert make_model(num_samples=num_words - 1).softmax.num_samples == num_words - 1
 
 
-def test_words_shorter_than_the_widest_filter():
+@pytest.mark.parametrize(
+    "encoder", [CnnEncoder(8, 4, ngram_filter_sizes=(2, 7)), CnnHighwayEncoder(8, [(7, 4)], 1, 5)]
+)
+def test_words_shorter_than_the_widest_filter(encoder):
     """As if the indexer had been told to pad to it."""
-    config = model_config(num_samples=None)
-    embedder = config["text_field_embedder"]["token_embedders"]["token_characters"]
-    embedder["embedding"] = {"num_embeddings": 40, "embedding_dim": 8}
-    embedder["encoder"] = {
-        **{"type": "cnn", "embedding_dim": 8, "num_filters": 4},
-        **{"ngram_filter_sizes": [2, 7], "output_dim": DIM},
-    }
-    characters = dict.fromkeys("abcdefgh", 1)
-    letters = Vocabulary(counter={"tokens": {"a": 1}, "token_characters": characters})
-    model = Model.from_params(vocab=letters, params=Params(config)).eval()
-    losses = []
-    for padding in ({}, {"min_padding_length": 7}):
-        reader = {**reader_config(), "start_tokens": [], "end_tokens": []}
-        reader["token_indexers"]["token_characters"] = {"type": "characters", **padding}
-        losses.append(model(**tensors(["a bad h", "b a"], letters, reader))["loss"])
-    assert torch.equal(*losses)
+    module = TokenCharactersEncoder(Embedding(embedding_dim=8, num_embeddings=40), encoder)
+    characters = torch.randint(1, 40, (2, 3, 2))
+    source = {"c": {"token_characters": characters}}
+    vectors = embed_text_field(BasicTextFieldEmbedder({"c": module}), source)
+    assert torch.allclose(vectors, module(torch.nn.functional.pad(characters, (0, 5))), atol=1e-6)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
