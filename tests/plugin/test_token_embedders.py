@@ -178,11 +178,8 @@ WORDS = {"type": "embedding", "embedding_dim": DIM}
 LSTM = {"type": "lstm", "input_size": DIM, "hidden_size": DIM}
 CHARACTERS = {
     "type": "character_encoding",
-    "embedding": {"embedding_dim": 4, "vocab_namespace": "token_characters"},
-    "encoder": {
-        **{"type": "cnn", "embedding_dim": 4, "num_filters": DIM},
-        "ngram_filter_sizes": [2],
-    },
+    "embedding": {"embedding_dim": DIM, "vocab_namespace": "token_characters"},
+    "encoder": {"type": "boe", "embedding_dim": DIM},
 }
 
 
@@ -190,13 +187,6 @@ CHARACTERS = {
     "changes, message",
     [
         ({"type": "language_model", "contextualizer": LSTM}, "return_all_layers"),
-        (
-            {
-                "text_field_embedder": {"token_embedders": {"tokens": WORDS, "again": {**WORDS}}},
-                "contextualizer": {**model_config()["contextualizer"], "input_dim": 2 * DIM},
-            },
-            r"exactly one way.*\['tokens', 'again'\]",
-        ),
         (
             {"text_field_embedder": {"token_embedders": {"other": WORDS}}},
             r"token indexer for: it embeds \['other'\]",
@@ -284,7 +274,7 @@ def test_values_that_do_not_fit(make, changes, message):
     "indexer, section",
     [
         ({"type": "single_id"}, WORDS),
-        ({"type": "characters", "min_padding_length": 5}, CHARACTERS),
+        ({"type": "characters", "min_padding_length": 1}, CHARACTERS),
         ({"type": "elmo_characters", "tokens_to_add": {"<S>": 7}}, None),
     ],
 )
