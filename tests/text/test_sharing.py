@@ -9,8 +9,8 @@ import pytest
 
 from tests.text.test_training_stream import FIRST, plan
 from transformer_elmo.text.batching import cut_into_batches, deal_rounds
-from transformer_elmo.text.corpus import Shards, parse_line
-from transformer_elmo.text.training_stream import Schedule, WordsEncoder
+from transformer_elmo.text.corpus import Shards
+from transformer_elmo.text.training_stream import Schedule, WordsEncoder, read_chunks
 from transformer_elmo.text.word_table import TokenIds, WordTable
 
 WORDS = "the of café Москва 日本語 e\u0301 \ufeff \x00 sixteen-bytes-and-more".split(" ")
@@ -66,10 +66,8 @@ def read(path, rank, world_size, max_words, position=FIRST):
 
 def plainly(path, max_words):
     """The batches of a pass, by Python's own means."""
-    lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    for number, begin in enumerate(range(0, len(lines), SCHEDULE.max_lines)):
-        parsed = map(parse_line, lines[begin : begin + SCHEDULE.max_lines])
-        split = [line.split() if isinstance(line, str) else line for line in parsed]
+    for number, chunk in enumerate(read_chunks([path], SCHEDULE.max_lines)):
+        split = (line.split() if isinstance(line, str) else line for line in chunk.sentences())
         kept = [words for words in split if 0 < len(words) <= max_words]
         lengths = np.array([len(words) + 2 for words in kept], dtype=np.int64)
         for batch in cut_into_batches(lengths, 40, None, (0, 0, 1, number)):

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.text import vocabulary
 from transformer_elmo.text.corpus import read_blocks
@@ -53,8 +52,10 @@ def test_special_words_then_by_frequency_then_by_code_point(path, tmp_path):
     lines = (target / "tokens.txt").read_text(encoding="utf-8").split("\n")
     assert lines[:3] == ["</S>", "<S>", "@@UNKNOWN@@"]
     assert lines[3:] == ["the", "cat", "dog", "saw", "É", ".", "a", "é", ""]
-    options: Any = {"min_count": 2, "max_vocab_size": 2, "quiet": True, "force": True}
-    assert write_vocabulary(path, target, **options) == 5
+    options: Any = {"min_count": 2, "max_vocab_size": 2, "quiet": True}
+    with pytest.raises(ConfigurationError, match="vocabulary exists"):
+        write_vocabulary(path, target, **options)
+    assert write_vocabulary(path, target, force=True, **options) == 5
     assert (target / "tokens.txt").read_text().split()[3:] == ["the", "cat"]
     with pytest.raises(ConfigurationError, match="smaller --min-count"):
         write_vocabulary(path, tmp_path / "v", min_count=100, quiet=True)
@@ -65,13 +66,3 @@ def test_all_or_nothing(path, tmp_path, no_larger_files):
     with no_larger_files(10), pytest.raises(ConfigurationError, match="vocabulary"):
         write_vocabulary(path, tmp_path / "vocabulary", min_count=1, quiet=True)
     assert os.listdir(tmp_path) == ["text"]
-
-
-def test_command(path, tmp_path, capsys):
-    target = str(tmp_path / "v")
-    assert main(["vocab", str(path), target, "--min-count", "2", "--quiet"]) == 0
-    assert capsys.readouterr().out == f"{target}: 8 words\n"
-    assert main(["vocab", str(path), target]) == 1
-    assert capsys.readouterr().err.startswith(f"transformer-elmo vocab: {target} exists")
-    assert main(["vocab", str(tmp_path / "missing"), target, "--force"]) == 1
-    assert "missing" in capsys.readouterr().err

@@ -135,11 +135,10 @@ def test_variables_that_are_not_set(config_file, monkeypatch):
         "{ a: std.extVar('BIDIRECTIONAL_LM_TRAIN_PATH'), b: std.extVar(\"ANOTHER_ONE\"),"
         " c: std.extVar('THIS_ONE_IS_SET') }"
     )
-    with pytest.raises(ConfigurationError, match="BIDIRECTIONAL_LM_TRAIN_PATH: the") as raised:
+    said = rf"{path} reads(.|\n)*export {names[0]}=(.|\n)*export {names[1]}="
+    with pytest.raises(ConfigurationError, match=said) as raised:
         Params.from_file(path)
-    message = str(raised.value)
-    assert str(path) in message and "THIS_ONE_IS_SET" not in message
-    assert all(f"export {name}=" in message for name in names)
+    assert "THIS_ONE_IS_SET" not in str(raised.value)
     read = Params.from_file(path, ext_vars=dict(zip(names, "xy")))
     assert read.params == {"a": "x", "b": "y", "c": "1"}
     with pytest.raises(ConfigurationError, match="export ANOTHER_ONE="):

@@ -1,13 +1,17 @@
 """A value of a wrong type or a misspelled key in a config is one message that names it."""
 
 import copy
+import json
+import shutil
+from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 from allennlp.commands.train import train_model
 from allennlp.common import Params
 
-from tests.small_lm import WORDS, experiment_config, model_config
+from tests.plugin.launched import write_config
+from tests.small_lm import model_config
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.compat.shown_errors import message_of
 from transformer_elmo.plugin.compat.wrong_values import check_config
@@ -22,17 +26,10 @@ CHARACTERS = "model.text_field_embedder.token_embedders.token_characters"
 def shown(tmp_path, monkeypatch):
     """What the command line shows of a config with a change."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.txt").write_text("the cat sat\n")
-    for folder, words in (("words", WORDS), ("counted", ["cat\t12"]), ("spaced", ["cat "])):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "tokens.txt").write_text("\n".join(["@@UNKNOWN@@", *words]))
-        (tmp_path / folder / "non_padded_namespaces.txt").write_text("*labels\n")
-    base = experiment_config(
-        validation_data_path="train.txt",
-        vocabulary={"type": "from_files", "directory": "words"},
-        model=model_config(num_samples=None),
-    )
-    base["trainer"]["cuda_device"] = -1
+    base = json.loads(write_config(tmp_path, model=model_config(num_samples=None)).read_text())
+    for folder, word in (("counted", "cat\t12"), ("spaced", "cat ")):
+        shutil.copytree("vocabulary", folder)
+        Path(folder, "tokens.txt").write_text(f"@@UNKNOWN@@\n{word}\n")
 
     def show(key, value):
         config = copy.deepcopy(base)
@@ -89,19 +86,16 @@ def test_what_is_shown(shown, key, value, expected):
     assert expected in message
 
 
-TAGGER: Dict[str, Any] = {
-    "dataset_reader": {"type": "sequence_tagging"},
-    "model": {"type": "simple_tagger", "text_field_embedder": {"token_embedders": {}}},
-    "trainer": {"optimizer": {"type": "adam", "lr": "high", "no_key": 1}},
-}
-
-
 @pytest.mark.parametrize("name", ["language_model", "bidirectional_lm"])
 def test_another_s_model_is_checked_where_it_is_ours(name):
-    config = copy.deepcopy(TAGGER)
+    embedders: Dict[str, Any] = {}
+    config = {
+        "dataset_reader": {"type": "sequence_tagging"},
+        "model": {"type": "simple_tagger", "text_field_embedder": {"token_embedders": embedders}},
+        "trainer": {"optimizer": {"type": "adam", "lr": "high", "no_key": 1}},
+    }
     check_config(config)
     for given in ("<>", ["<S>"], ["<S>", "</S>", "<S>"]):
-        embedder = {"type": f"{name}_token_embedder", "bos_eos_tokens": given}
-        config["model"]["text_field_embedder"]["token_embedders"]["lm"] = embedder
+        embedders["lm"] = {"type": f"{name}_token_embedder", "bos_eos_tokens": given}
         with pytest.raises(ConfigurationError, match=r"lm\.bos_eos_tokens: expected a list"):
             check_config(config)

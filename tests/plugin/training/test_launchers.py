@@ -31,6 +31,11 @@ def test_an_ordinary_run(environment):
     assert find_launch({}, environment) is None
 
 
+def test_a_task_a_machine_that_starts_its_processes_as_allennlp_does():
+    section = {"cuda_devices": [0, 1], "num_nodes": 8}
+    assert find_launch({"distributed": section}, STEP) is None
+
+
 def test_one_of_several():
     launch = find_launch({}, {**STEP, **SECOND})
     assert launch == Launch(3, 4, 1, 2, "127.0.0.1", 2950)
@@ -51,12 +56,6 @@ def test_one_of_several():
 def test_it_cannot_be(environment, said):
     with pytest.raises(ConfigurationError, match=said):
         find_launch({}, environment)
-
-
-def test_srun_as_allennlp_has_it():
-    """A task a machine, which starts the machine's processes itself."""
-    section = {"cuda_devices": [0, 1], "num_nodes": 8}
-    assert find_launch({"distributed": section}, STEP) is None
 
 
 GIVEN = {"cuda_devices": [1, 0], "num_nodes": 2}

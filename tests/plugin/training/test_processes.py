@@ -61,21 +61,17 @@ def in_steps(rank, folder):
                 (folder / f"begun {rank}").touch()
 
 
-def send_when_begun(folder, target):
-    while len(list(folder.glob("begun *"))) < 3:
-        time.sleep(0.01)
-    target()
-
-
 @pytest.mark.parametrize("number, to", [(signal.SIGTERM, "all"), (signal.SIGINT, "one")])
 def test_all_stop_after_the_same_step(tmp_path, number, to):
     earlier = multiprocessing.active_children()
 
     def send():
+        while len(list(tmp_path.glob("begun *"))) < 3:
+            time.sleep(0.01)
         child = set(multiprocessing.active_children()).difference(earlier).pop().pid
         os.kill(child if to == "one" and child else os.getpid(), number)
 
-    thread = threading.Thread(target=send_when_begun, args=(tmp_path, send))
+    thread = threading.Thread(target=send)
     thread.start()
     try:
         with pytest.raises(RunStopped) as stopped, stopper.listening():

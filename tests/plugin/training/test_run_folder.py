@@ -1,8 +1,7 @@
-import json
+import copy
 import os
 import threading
 from contextlib import ExitStack
-from typing import Any, Dict
 
 import pytest
 from allennlp.commands import train
@@ -13,15 +12,10 @@ from transformer_elmo.plugin.training import folder as run_folder
 from transformer_elmo.plugin.training.folder import LOCK, TRAINER, locked, of_node, prepare, shared
 from transformer_elmo.plugin.vocabulary import RecoveredVocabulary
 
-CONFIG: Dict[str, Any] = {
-    "trainer": {"num_epochs": 3, "callbacks": [{"type": "resume_data"}]},
-    "model": {"a": 0.1},
-}
 
-
-def config_with(**changes):
-    trainer = {**CONFIG["trainer"], **changes.pop("trainer", {})}
-    return Params(json.loads(json.dumps({**CONFIG, "trainer": trainer, **changes})))
+def config_with(trainer=(), **changes):
+    trainer = {"num_epochs": 3, "callbacks": [{"type": "resume_data"}], **dict(trainer)}
+    return Params(copy.deepcopy({"trainer": trainer, "model": {"a": 0.1}, **changes}))
 
 
 @pytest.fixture
