@@ -83,8 +83,7 @@ def test_addresses(tmp_path, monkeypatch):
     [
         ("", [], 0),
         (TEXT, SENTENCES, 0),
-        ("a b\r\nc\r d\ne", ["a b", "c\r d", "e"], 0),
-        ("a\r\n", ["a"], 0),
+        ("a b\r\nc\r d\ne\r\n", ["a b", "c\r d", "e"], 0),
         ("\n \na\n\t\u00a0\n\r\nb\n\n\n", ["a", "b"], 6),
         # A byte-order mark is one at the beginning only.
         ("\ufeffa b\nc \ufeffd\n", ["a b", "c \ufeffd"], 0),

@@ -48,10 +48,7 @@ def test_the_second_signal_ends_it_if_it_is_meant(monkeypatch, seconds, ends):
 def test_the_command_to_go_on(monkeypatch):
     given = ["train", "c.json", "-s", "out", "-f", "-o", '{"a": 1}', "--include-package", "p"]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/allennlp", *given])
-    assert shlex.split(command_to_go_on()) == [
-        "allennlp",
-        *[argument for argument in given if argument != "-f"],
-        "--recover",
-    ]
+    kept = [argument for argument in given if argument != "-f"]
+    assert shlex.split(command_to_go_on()) == ["allennlp", *kept, "--recover"]
     monkeypatch.setattr(sys, "argv", ["script.py"])
     assert command_to_go_on("out") == "allennlp train out/config.json -s out --recover"
