@@ -35,25 +35,18 @@ def text(tmp_path):
     return path
 
 
-def by_hand(model, text, words):
-    """The log-probabilities of some words, and what else the text costs."""
-    listed, everything = [], 0.0
-    for scores in model.score(text.read_text().split("\n")[:-1]):
-        for view in (scores.forward, scores.backward):
-            for token, log_prob in zip(scores.tokens, view.log_probs):
-                if log_prob is not None:
-                    everything += log_prob
-                    if token in words:
-                        listed.append(log_prob)
-    return listed, everything
-
-
 def test_what_is_compared(lm_archive, other, text):
     models = [TransformerElmo.open(path) for path in (lm_archive, other)]
     found = compare(models[0], models[1], str(text))
     shared = set(WORDS[:11])
     for model, perplexity in zip(models, found.perplexities):
-        listed, _ = by_hand(model, text, shared)
+        listed = [
+            log_prob
+            for scores in model.score(text.read_text().splitlines())
+            for view in (scores.forward, scores.backward)
+            for token, log_prob in zip(scores.tokens, view.log_probs)
+            if token in shared and log_prob is not None
+        ]
         assert math.exp(-np.mean(listed)) == pytest.approx(perplexity, rel=1e-5)
         assert len(listed) == found.num_predictions
         # The same by way of a list of words.
@@ -98,12 +91,10 @@ def test_bits_per_character(lm_archive, other, text):
     for path in (lm_archive, other):
         model = TransformerElmo.open(path)
         found = model.evaluate(str(text), bits_per_character=True)
-        words = text.read_text().split()
         assert found["num_characters"] == len(text.read_text().replace("\n", " "))
-        unknown = [word for word in words if word not in model.vocab]
-        assert unknown
-        _, log_prob = by_hand(model, text, ())
-        bits = -log_prob / 2 / math.log(2) + SpellingModel(model.vocab.words).bits(unknown).sum()
+        unknown = [word for word in text.read_text().split() if word not in model.vocab]
+        bits = found["loss"] * found["num_tokens"] / math.log(2)
+        bits += SpellingModel(model.vocab.words).bits(unknown).sum()
         expected = bits / found["num_characters"]
         assert found["bits_per_character"] == pytest.approx(expected, rel=1e-5)
 

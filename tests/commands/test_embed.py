@@ -146,12 +146,11 @@ def test_more_parts_than_lines(embed, merge, text):
 
 
 def test_parts_that_are_not_of_one_work(embed, merge, parts, tmp_path):
-    other, whole = embed("other.npy", "--top", "--part", "2/4"), embed("whole.npy", "--top")
+    whole = embed("whole.npy", "--all")
     (tmp_path / "short.txt").write_text("the cat\n")
     for given, message in (
         (parts[:2], "Of 4 parts, 2, 4 are missing"),
         ([*parts, parts[0]], "are both part 3 of 4"),
-        ([*parts[:3], other], "they differ in layers, word_shape"),
         ([*parts[:3], whole], "is no part of a text's vectors"),
         ([*parts, "--sentences", tmp_path / "short.txt"], "has 1 lines, and these are vectors of"),
     ):

@@ -168,10 +168,9 @@ def test_a_run_that_has_just_begun(run, report):
     assert "There are no weights yet" in weights and ">3 <" in page
 
 
-def mixture_weights(*parameters):
+def mixture_weights(*parameters, of="_text_field_embedder.token_embedder_elmo._scalar_mix"):
     mix = ScalarMix(len(parameters), initial_scalar_parameters=list(parameters))
-    prefix = "_text_field_embedder.token_embedder_elmo._scalar_mix."
-    return {prefix + key: value for key, value in mix.state_dict().items()}
+    return {f"{of}.{key}": value for key, value in mix.state_dict().items()}
 
 
 def test_downstream_model(run, report, tmp_path):
@@ -198,9 +197,8 @@ def test_downstream_model(run, report, tmp_path):
 def test_mixtures_by_name():
     weights = {
         **mixture_weights(*[0.1 * n for n in range(12)]),
+        **mixture_weights(1.0, 2.0, of="_elmo.scalar_mix_0"),
         "_elmo.scalar_mix_0.gamma": torch.tensor([0.5]),
-        "_elmo.scalar_mix_0.scalar_parameters.1": torch.tensor([2.0]),
-        "_elmo.scalar_mix_0.scalar_parameters.0": torch.tensor([1.0]),
         # Of no use, and no reason to fail.
         "odd._scalar_mix.scalar_parameters.0": torch.ones(3),
     }

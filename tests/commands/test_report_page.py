@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,8 @@ import pytest
 import transformer_elmo.commands.report
 from transformer_elmo.commands.report.curves import Table, chart, charts_of, ticks
 from transformer_elmo.commands.report.facts import Fact, TrainingLog
-from transformer_elmo.commands.report.page import (
-    SHADES,
-    Mixture,
-    Passage,
-    Report,
-    page,
-    probability_in_words,
-)
-from transformer_elmo.commands.report.text import (
-    direction_of,
-    is_invisible,
-    visible,
-)
+from transformer_elmo.commands.report.page import SHADES, Mixture, Passage, Report, page
+from transformer_elmo.commands.report.text import is_invisible, visible
 from transformer_elmo.inference.scores import SentenceScores, WordScores
 
 ENGLISH = "The first boats came back to the old harbour before the long rain of that winter ."
@@ -147,17 +135,21 @@ def test_markup():
     assert "<h2>" not in bare and "<dl" not in bare and "<h1>a</h1>" in bare
 
 
-def test_directions():
-    for words, direction in ((ENGLISH, "ltr"), (ARABIC, "rtl"), ("( 25 ) שלום abc", "rtl"),
-                             ("12 !", "ltr")):  # fmt: skip
-        (opening,) = re.findall('<div class="words[^>]*>', heat_map(passage(words.split())))
-        # The boundary tokens have a Latin letter, and don't count; nor is the language known.
-        assert f' dir="{direction}" lang=""' in opening
-    brackets = heat_map(passage(ARABIC.split()))
-    assert '<bdi dir="rtl">(</bdi>' in brackets and '<bdi dir="rtl">25</bdi>' in brackets
-    assert "<bdi>القوارب</bdi>" in brackets
+@pytest.mark.parametrize(
+    "words, direction", [(ENGLISH, "ltr"), ("( 25 ) שלום abc", "rtl"), ("12 !", "ltr")]
+)
+def test_directions(words, direction):
+    # The boundary tokens have a Latin letter, and don't count; nor is the language known.
+    (opening,) = re.findall('<div class="words[^>]*>', heat_map(passage(words.split())))
+    assert f' dir="{direction}" lang=""' in opening
+
+
+def test_brackets_and_numbers_stand_as_the_sentence_does():
+    text = heat_map(passage(ARABIC.split()))
+    assert '<bdi dir="rtl">(</bdi>' in text and '<bdi dir="rtl">25</bdi>' in text
+    assert "<bdi>القوارب</bdi>" in text
     # What is English is said to be.
-    assert brackets.count('dir="ltr" lang="en"') == 1 + len(ARABIC.split()) + 2
+    assert text.count('dir="ltr" lang="en"') == 1 + len(ARABIC.split()) + 2
 
 
 def test_what_a_word_says():
@@ -193,10 +185,11 @@ def test_sentences_without_probabilities():
     tokens = SentenceScores(list("abcde"), [False] * 5, scores, None)
     text = heat_map(Passage(tokens, 0, 5))
     shown = re.findall('<span class="n lower (.*?)">(.*?)</span>', text)[1:]
-    assert shown == [
-        *(("none", "–"), ("b8", "∞"), ("b8", "1442.7"), ("none", "NaN"), ("b0", "0.0")),
-    ]
-    assert "perplexity" not in text and "There are none." in text and "NaN, rank 9" in text
+    assert [look for look, _ in shown] == ["none", "b8", "b8", "none", "b0"]
+    assert [number for _, number in shown] == ["–", "∞", "1442.7", "NaN", "0.0"]
+    for said in ("There are none.", "less than 1 in 10¹², rank 9", "NaN, rank 9", "100 %, rank 9"):
+        assert said in text
+    assert "perplexity" not in text
 
 
 def test_layers():
@@ -233,42 +226,17 @@ def test_numbers_that_cannot_be_drawn():
         assert [line.name for line in only.lines] == [name]
 
 
-def luminance(colour):
-    channels = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one, other):
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_text_is_readable_on_every_shade_by_day_and_by_night():
+def test_the_style_sheet_has_every_shade_by_day_and_by_night():
     style = Path(str(transformer_elmo.commands.report.__file__)).with_name("report.css")
     for scheme in style.read_text(encoding="utf-8").split("prefers-color-scheme: dark"):
-        shades = re.findall(r"\.b(\d) { background: (#\w{6}); color: (#\w{6}); }", scheme)
-        assert [int(number) for number, _, _ in shades] == list(range(SHADES))
-        assert all(contrast(colour, text) >= 4.5 for _, colour, text in shades)
-        colours = dict(re.findall(r"--(\w+): (#\w+)", scheme))
-        colours = {name: c if len(c) == 7 else c + c[1:] for name, c in colours.items()}
-        for name, back in product(("text", "muted", "mark", "bar"), ("back", "raised")):
-            assert contrast(colours[name], colours[back]) >= 4.5
-
-
-@pytest.mark.parametrize(
-    "probability, text",
-    [(1.0, "100 %"), (0.9987, "99.9 %"), (0.00047, "1 in 2,130"), (0.0, "less than 1 in 10¹²")],
-)
-def test_probabilities(probability, text):
-    assert probability_in_words(probability) == text
+        found = re.findall(r"\.b(\d) { background: #\w{6}; color: #\w{6}; }", scheme)
+        assert [int(number) for number in found] == list(range(SHADES))
 
 
 def test_text():
     assert visible("a<\0\x7f\x85\t\u2028\ud800") == "a<\u2400\u2421\ufffd\u2409\ufffd\ufffd"
     assert visible("می\u200cرود 👩\u200d👩") == "می\u200cرود 👩\u200d👩"
     assert is_invisible("\u200b \u202e") and is_invisible("") and not is_invisible("\0")
-    assert direction_of(["12", "(", "שalef"]) == "rtl" and direction_of(["12 ."]) is None
 
 
 BROWSER = next(
