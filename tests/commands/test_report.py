@@ -47,9 +47,10 @@ def run(lm_archive, tmp_path):
 def report(command, tmp_path):
     """The page that is written; or, if nothing can be, what the command says."""
 
-    def make(*arguments, output=tmp_path / "report.html", **options):
-        said = command("report", *arguments, *(["-o", output] if output else []), **options)
-        return said if options else Path(said.strip()).read_text(encoding="utf-8")
+    def make(*arguments, **options):
+        output = tmp_path / "report.html"
+        said = command("report", *arguments, "-o", output, "--force", **options)
+        return said if options else output.read_text(encoding="utf-8")
 
     return make
 
@@ -60,7 +61,7 @@ def change_config(folder, **changes):
 
 
 def remarks_in(page):
-    return re.findall(r'<p class="remark">(.*?)</p>', page)
+    return list(map(unescape, re.findall(r'<p class="remark">(.*?)</p>', page)))
 
 
 def words_in(page):
@@ -83,7 +84,7 @@ def test_language_model(run, report, monkeypatch, capsys):
     assert ">80.0000 <" in page and f">{math.log(80):.4f} <" in page and ">0:06:00<" in page
     with pytest.raises(SystemExit, match=r"allennlp lm-report: .*exists\. Give --force"):
         allennlp()
-    page = report(run, "--force", "--num-sentences", 0)
+    page = report(run, "--num-sentences", 0)
     assert "Sentence 1" not in page and not remarks_in(page)
 
 
@@ -102,30 +103,27 @@ def test_sentences_of_ones_own(run, report, tmp_path):
     assert f">{-scores.backward.log_probs[1] / math.log(2):.1f}</span>" in page
 
 
-def test_an_archive_alone(lm_archive, report, tmp_path):
-    alone, text = tmp_path / "alone" / "model.tar.gz", tmp_path / "mine.txt"
-    alone.parent.mkdir()
-    shutil.copy(lm_archive, alone)
-    text.write_text("the cat sat\n")
-    page = report(alone, "--sentences", text, output=None)
-    assert (alone.parent / "report.html").exists()
-    assert "<h1>Model alone/model.tar.gz</h1>" in page and "<dt>epochs" not in page
-    assert "model.contextualizer.num_layers" in page and "sat" in words_in(page)
+def test_an_archive_alone(command, run, tmp_path):
+    for file in run.iterdir():
+        if file.name != "model.tar.gz":
+            file.unlink()
+    heldout = tmp_path / "heldout.txt"
+    written = command("report", run / "model.tar.gz", "--sentences", heldout).strip()
+    assert written == str(run / "report.html")
+    page = Path(written).read_text(encoding="utf-8")
+    assert "<h1>Model run/model.tar.gz</h1>" in page and "<dt>epochs" not in page
+    assert "model.contextualizer.num_layers" in page and words_in(page)
 
 
-def test_a_model_folder(lm_archive, report, tmp_path):
-    whole, bare, text = tmp_path / "whole", tmp_path / "bare", tmp_path / "mine.txt"
-    TransformerElmo.open(lm_archive).save(whole)
-    TransformerElmo.open(lm_archive).save(bare, with_softmax=False)
-    text.write_text("the cat sat\n")
-    page = report(whole, "--sentences", text)
-    assert "sat" in words_in(page) and not remarks_in(page)
-    for arguments, message in (
-        ([whole], "Name one with --sentences"),
-        ([bare, "--sentences", text], "no softmax"),
-    ):
-        (remark,) = remarks_in(report(*arguments, "--force"))
-        assert message in remark
+def test_a_model_folder(run, report, tmp_path):
+    whole, bare, heldout = (tmp_path / name for name in ("whole", "bare", "heldout.txt"))
+    model = TransformerElmo.open(run / "model.tar.gz")
+    model.save(whole)
+    model.save(bare, with_softmax=False)
+    page = report(whole, "--sentences", heldout)
+    assert words_in(page) and not remarks_in(page)
+    assert "Name one with --sentences" in remarks_in(report(whole))[0]
+    assert "no softmax" in remarks_in(report(bare, "--sentences", heldout))[0]
 
 
 def test_a_language_model_that_was_trained_further(run, report, lm_archive):
@@ -148,15 +146,15 @@ def test_what_is_missing_is_said(run, report, tmp_path, caplog):
         (str(empty), "there is no sentence in"),
     ):
         change_config(run, validation_data_path=data)
-        (remark,) = remarks_in(report(run, "--force"))
-        assert message in unescape(remark) and message in caplog.text
+        (remark,) = remarks_in(report(run))
+        assert message in remark and message in caplog.text
     (run / "model.tar.gz").write_bytes(b"damaged")
     change_config(run, validation_data_path=str(heldout))
-    (remark,) = remarks_in(report(run, "--force"))
-    assert "the language model can&#39;t be opened" in remark and "complete .tar.gz" in remark
+    (remark,) = remarks_in(report(run))
+    assert "the language model can't be opened" in remark and "complete .tar.gz" in remark
     change_config(run, model={"type": "simple_tagger"})
-    (remark,) = remarks_in(report(run, "--force"))
-    assert remark.startswith("The weights can&#39;t be read:")
+    (remark,) = remarks_in(report(run))
+    assert remark.startswith("The weights can't be read:")
 
 
 def test_a_run_that_has_just_begun(run, report):
@@ -164,7 +162,7 @@ def test_a_run_that_has_just_begun(run, report):
     (run / "metrics.json").unlink()
     page = report(run)
     ended, weights = remarks_in(page)
-    assert "training hasn&#39;t ended: these are the numbers after epoch 2" in ended
+    assert "training hasn't ended: these are the numbers after epoch 2" in ended
     assert "There are no weights yet" in weights and ">3 <" in page
 
 
@@ -180,18 +178,18 @@ def test_downstream_model(run, report, tmp_path):
         archive.add(run / "best.th", "weights.th")
     expected = torch.softmax(torch.tensor([1.0, 0.0, -1.0]), 0).tolist()
     for weights in (run / "best.th", run / "model.tar.gz"):
-        page = report(run, "--force")
+        page = report(run)
         found = re.findall(r'<th scope="row">(.*?)</th><td class="num">(.*?)</td>', page)
         layers = ("words", "layer 1", "top")
         assert found == [(name, f"{w:.3f}") for name, w in zip(layers, expected)]
         assert not remarks_in(page)
         weights.unlink()
     torch.save({"_encoder.weight": torch.ones(2)}, run / "weights.th")
-    (remark,) = remarks_in(report(run, "--force"))
+    (remark,) = remarks_in(report(run))
     assert "has no mixture" in remark
     torch.save(mixture_weights(1.0), run / "weights.th")
-    page = report(run, "--force", "--sentences", tmp_path / "heldout.txt")
-    assert remarks_in(page) == ["There are no heat maps: this isn&#39;t a language model."]
+    page = report(run, "--sentences", tmp_path / "heldout.txt")
+    assert remarks_in(page) == ["There are no heat maps: this isn't a language model."]
 
 
 def test_mixtures_by_name():
@@ -255,10 +253,10 @@ def test_what_cannot_be_shown(run, report, tmp_path):
         ([run, bare], "bare has no metrics_epoch_"),
         ([run] * 27, "At most 26 runs"),
     ):
-        assert message in report(*arguments, output=None, status=1)
+        assert message in report(*arguments, status=1)
     (run / "metrics_epoch_1.json").write_text("{")
-    assert "is not JSON" in report(run, output=None, status=1)
-    assert not (run / "report.html").exists()
+    assert "is not JSON" in report(run, status=1)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_numbers_are_those_of_metrics_json():

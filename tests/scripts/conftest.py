@@ -84,15 +84,18 @@ def script_module():
 
 @pytest.fixture
 def run_script(tmp_path):
-    """Runs a script of `scripts/` in an empty folder, and returns what came of it."""
+    """
+    Runs a script of `scripts/` in an empty folder, and returns what it prints, which is for a shell
+    to run; or, if it fails, what it says, and then there is nothing to run.
+    """
     # No proxy stands between a script and localhost, and no wait between two tries.
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     environment.update(FETCH_WAIT="0", FETCH_ATTEMPTS="3")
     for name in ("PYTHON", "BIDIRECTIONAL_LM_TRAIN_PATH"):
         environment.pop(name, None)
 
-    def run(script, *arguments, **variables):
-        return subprocess.run(
+    def run(script, *arguments, status=0, **variables):
+        done = subprocess.run(
             ["bash", str(SCRIPTS / script), *arguments],
             cwd=tmp_path,
             env={**environment, **variables},
@@ -101,20 +104,11 @@ def run_script(tmp_path):
             text=True,
             timeout=400,
         )
+        assert done.returncode == status, done.stderr
+        assert not (status and done.stdout)
+        return done.stderr if status else done.stdout
 
     return run
-
-
-@pytest.fixture
-def assert_failed():
-    """With one message, and nothing to paste."""
-
-    def check(done, *expected):
-        assert (done.returncode, done.stdout) == (1, ""), done.stderr
-        for text in expected:
-            assert text in done.stderr.splitlines()[-1], done.stderr
-
-    return check
 
 
 @pytest.fixture

@@ -39,17 +39,18 @@ def test_what_was_found_is_not_done_again(adaptation, tmp_path, monkeypatch):
     measures = {"perplexity": 9.0, "listed_perplexity": 8.0, "bits_per_character": 2.0}
     better = {name: value / 2 for name, value in measures.items()}
     rows = [
-        {"way": way, "seed": seed, "steps": [0, steps], "found": {"0": found, "5": found}}
-        for seed, way, steps, found in (
-            *((0, "random", 5, measures), (1, "random", 5, better)),
-            *((0, "scratch", 9, measures), (0, "before", 5, measures)),
+        {"way": way, "seed": seed, "steps": [0, last], "found": {"0": found, "5": found}}
+        for way, seed, last, found in (
+            ("random", 0, 5, measures),
+            ("random", 1, 5, better),
+            ("scratch", 0, 9, measures),
+            ("before", 0, 5, measures),
         )
     ]
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     asked = []
-    task = SimpleNamespace(
-        folder=tmp_path, model=asked.append, trained=lambda *_: {"0": measures, "5": better}
-    )
+    task = SimpleNamespace(folder=tmp_path, model=asked.append)
+    task.trained = lambda *_: {"0": measures, "5": better}
     monkeypatch.setattr(adaptation, "Adaptation", lambda *_: task)
     options = SimpleNamespace(ways=["before", "random", "scratch"], seeds=[0, 1], steps=[0, 5])
     found = list(adaptation.rows_table(options))

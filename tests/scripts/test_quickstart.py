@@ -87,7 +87,6 @@ def test_folders_of_others_are_not_replaced(run_script, tmp_path):
     shutil.copy(SCRIPTS / "quickstart.sh", root / "scripts")
     (mine / "data" / "thesis").write_text("years of work")
     script = os.path.relpath(root / "scripts" / "quickstart.sh", SCRIPTS)
-    done = run_script(script, QUICKSTART_DIR=str(mine))
-    assert done.returncode == 1
-    assert f"QUICKSTART_DIR names {mine}, which is in use" in done.stderr
+    message = run_script(script, status=1, QUICKSTART_DIR=str(mine))
+    assert f"QUICKSTART_DIR names {mine}, which is in use" in message
     assert (mine / "data" / "thesis").exists()

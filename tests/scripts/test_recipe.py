@@ -14,17 +14,13 @@ def recipe(script_module):
     return script_module("recipe")
 
 
-def options_of(**others):
-    found = {"sizes": ["1x16"], "variants": ["baseline", "muon"], "rates": [0.1, 0.2], "seeds": 2}
-    return Namespace(**{**found, "steps": 10, "tokens": 200, **others})
-
-
 def made(row, loss):
     return {**row, "curve": [math.exp(loss + 1), math.exp(loss)], "seconds": 5.0}
 
 
 def test_rates_are_chosen_by_seed_0(recipe):
-    options, rows = options_of(), []
+    options = Namespace(sizes=["1x16"], variants=["baseline", "muon"], rates=[0.1, 0.2], seeds=2)
+    options.steps, options.tokens, rows = 10, 200, []
     first = recipe.missing(options, rows)
     assert [(r["variant"], r["rate"], r["seed"]) for r in first] == [
         (variant, rate, 0) for variant in options.variants for rate in options.rates
