@@ -1,21 +1,10 @@
 """Archives that allennlp-models evaluates without this package."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 from allennlp.commands.evaluate import evaluate_from_archive
-
-from tests.small_lm import experiment_config
-
-
-def test_a_config(command, tmp_path):
-    old, new = tmp_path / "old.json", tmp_path / "new.json"
-    old.write_text(json.dumps(experiment_config()))
-    assert 'model.type = "bidirectional-language-model"' in command("convert", old, new, "--stock")
-    assert "batch_sampler" in json.loads(new.read_text())["data_loader"]
-
 
 WITHOUT = """
 import sys
@@ -32,7 +21,8 @@ def test_allennlp_models_evaluates_it_alone(command, lm_archive, tmp_path):
     # Of one length: allennlp-models' losses depend on padding.
     (tmp_path / "text.txt").write_text("the dog ran\nbirds flew on\n")
     archive = tmp_path / "stock.tar.gz"
-    command("convert", lm_archive, archive, "--stock")
+    changes = command("convert", lm_archive, archive, "--stock")
+    assert 'model.type = "bidirectional-language-model"' in changes
     text = str(tmp_path / "text.txt")
     python = [sys.executable, "-c", WITHOUT, str(archive), text]
     done = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, timeout=300)

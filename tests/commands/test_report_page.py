@@ -7,15 +7,12 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
-import transformer_elmo.commands.report
 from transformer_elmo.commands.report.curves import Table, chart, charts_of, ticks
 from transformer_elmo.commands.report.facts import Fact, TrainingLog
 from transformer_elmo.commands.report.page import SHADES, Mixture, Passage, Report, page
-from transformer_elmo.commands.report.text import is_invisible, visible
 from transformer_elmo.inference.scores import SentenceScores, WordScores
 
 ENGLISH = "The first boats came back to the old harbour before the long rain of that winter ."
@@ -126,6 +123,8 @@ def test_markup():
     assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", text)
     for found in re.finditer("[\u202a-\u202e\u2066-\u2069]", text):
         assert text.rfind("<bdi", 0, found.start()) > text.rfind("</bdi>", 0, found.start())
+    # What can't be seen is named, and what guides the letters around it is left alone.
+    assert "nul\u2400" in text and "U+200B<" in text and "👩‍👩‍👧‍👦" in text
     assert "default-src 'none'" in text
     # Every section stands once, and only if it says something.
     headings = ["By epoch", "How surprising each word is", "Layer weights", "Config"]
@@ -226,17 +225,10 @@ def test_numbers_that_cannot_be_drawn():
         assert [line.name for line in only.lines] == [name]
 
 
-def test_the_style_sheet_has_every_shade_by_day_and_by_night():
-    style = Path(str(transformer_elmo.commands.report.__file__)).with_name("report.css")
-    for scheme in style.read_text(encoding="utf-8").split("prefers-color-scheme: dark"):
+def test_there_is_every_shade_by_day_and_by_night():
+    for scheme in page(Report("a")).split("prefers-color-scheme: dark"):
         found = re.findall(r"\.b(\d) { background: #\w{6}; color: #\w{6}; }", scheme)
         assert [int(number) for number in found] == list(range(SHADES))
-
-
-def test_text():
-    assert visible("a<\0\x7f\x85\t\u2028\ud800") == "a<\u2400\u2421\ufffd\u2409\ufffd\ufffd"
-    assert visible("می\u200cرود 👩\u200d👩") == "می\u200cرود 👩\u200d👩"
-    assert is_invisible("\u200b \u202e") and is_invisible("") and not is_invisible("\0")
 
 
 BROWSER = next(

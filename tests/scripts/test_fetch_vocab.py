@@ -86,7 +86,6 @@ def test_two_runs_at_once(fetch, mirror, tmp_path):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["a", "b"], "expected one folder, got 'a' and 'b'"),
         (["v", "--from-data"], "BIDIRECTIONAL_LM_TRAIN_PATH"),
         (["v", "--from-data", "x"], "run ./scripts/setup.sh first"),
     ],
