@@ -3,7 +3,6 @@
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import Candidate, TransformerElmo
 
-SENTENCES = [*random_sentences(30, seed=11), "the cat", "", "unheard-of words 東京"]
+SENTENCES = [*random_sentences(20, seed=11), "the cat", "", "unheard-of words 東京"]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +48,9 @@ def test_weights_of_the_mix(elmo):
     for weights in ([0.5, -1.0, 3.0], np.array([0.5, -1.0, 3.0], np.float32)):
         expected = [np.tensordot(weights, layers, 1) for layers in everything]
         assert_close(elmo.embed(SENTENCES, weights=weights), expected)
+
+
+def test_names_of_layers(elmo):
     for one, other in ((np.int64(1), 1), (2, "top"), (-3, 0)):
         assert np.array_equal(elmo.embed(["the"], one)[0], elmo.embed(["the"], other)[0])
         assert elmo.checked_layers(one) == other
@@ -63,8 +65,7 @@ def test_padded(elmo):
     assert_close(rows, elmo.embed(SENTENCES), 0)
     layers, mask = elmo.embed_padded(SENTENCES[:2], "all")
     assert layers.shape == (2, 3, mask.shape[1], 2 * DIM)
-    nothing, mask = elmo.embed_padded([])
-    assert nothing.shape == (0, 0, 2 * DIM) and mask.shape == (0, 0)
+    assert [found.shape for found in elmo.embed_padded([])] == [(0, 0, 2 * DIM), (0, 0)]
 
 
 def test_gradients_only_when_asked(elmo):
@@ -91,15 +92,8 @@ def test_long_sentences_go_in_segments(lm_archive):
         assert_close(parts.embed(short, 0), whole.embed(short, 0))
 
 
-def test_scores_and_perplexity(elmo, tmp_path):
-    found = elmo.score(SENTENCES, top_k=2)
-    for sentence, scores in zip(SENTENCES, found):
-        assert scores.tokens == ["<S>", *sentence.split(), "</S>"]
-        (alone,) = elmo.score([sentence.split()])
-        assert scores.forward.log_probs[1:] == pytest.approx(alone.forward.log_probs[1:], abs=1e-5)
-        assert scores.forward.ranks == alone.forward.ranks
-    assert found[-1].out_of_vocabulary[1:3] == [True, True]
-    filled = [scores for sentence, scores in zip(SENTENCES, found) if sentence]
+def test_evaluate(elmo, tmp_path):
+    filled = elmo.score(filter(None, SENTENCES))
     total = sum(s.forward.log_prob + s.backward.log_prob for s in filled)
     count = sum(s.num_tokens for s in filled)
     path = tmp_path / "text.txt"
@@ -132,13 +126,9 @@ def test_fill(elmo, lm_archive):
     assert [c.word for c in again] == [c.word for c in expected]
 
 
-@pytest.mark.parametrize("kind", ["archive", "folder", "overrides"])
-def test_without_a_softmax(elmo, lm_archive, tmp_path, kind):
-    path = tmp_path / "folder" if kind == "folder" else lm_archive
-    options: Any = {"overrides": {"model.dropout": 0.1}} if kind == "overrides" else {}
-    if kind == "folder":
-        elmo.save(path)
-    bare = TransformerElmo.from_archive(path, softmax=False, **options)
+@pytest.mark.parametrize("overrides", [None, {"model.dropout": 0.1}])
+def test_without_a_softmax(elmo, lm_archive, tmp_path, overrides):
+    bare = TransformerElmo.open(lm_archive, softmax=False, overrides=overrides)
     assert not any("softmax" in name for name in bare.model.state_dict())
     assert_close(bare.embed(SENTENCES), elmo.embed(SENTENCES))
     with pytest.raises(ConfigurationError, match="no softmax"):
@@ -153,47 +143,23 @@ def test_perplexity_in_threads(elmo):
         assert list(pool.map(elmo.perplexity, [SENTENCES] * 4)) == [expected] * 4
 
 
-LAYER = "_forward_transformer.layers.1."
-SHARED_CHANGES = {
-    "a column beyond the number of rows": (LAYER + "feed_forward.w_2.weight", (slice(None), 50)),
-    "a neuron": (LAYER + "feed_forward.w_1.weight", 5),
-    "a number between two samples of one a row": (LAYER + "self_attn.linears.2.weight", (3, 30)),
-    "a bias": (LAYER + "feed_forward.w_1.bias", 7),
-    "a gain": (LAYER + "sublayer.0.norm.gamma", 9),
-    "a letter": ("words.embedding.weight", ord("e") + 1),
-    "a filter": ("words.convolutions.1.weight", (2, 3, 1)),
-    "the projection": ("words.projection.weight", (slice(None), 33)),
-}
-
-
-@pytest.mark.parametrize("name, places", SHARED_CHANGES.values(), ids=list(SHARED_CHANGES))
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_results_follow_each_change_of_a_weight(lm_archive, name, places, precision):
-    """However it is made: in `data`, by an array of the same memory, by other memory."""
+def test_results_follow_each_change_of_a_weight(lm_archive, precision):
     elmo = TransformerElmo.open(lm_archive, precision=precision)
-    (weight,) = [p for n, p in elmo.model.named_parameters() if n.endswith(name)]
-    changed = weight.detach().clone()
-    changed[places] = 2.0
-    sentence, seen = ["the", "cat", "sat", "on", "trees"], []
-    for change in (
-        lambda: None,
-        lambda: weight.data.__setitem__(places, 2.0),
-        lambda: weight.detach().numpy().__setitem__(places, 2.0),
-        lambda: setattr(weight, "data", changed),
-    ):
-        if seen:
-            with torch.no_grad():
-                weight[places] = -1.0
-            elmo.embed([sentence])
-        before = elmo.nearest("cat", 3)
-        change()
-        seen.append(torch.from_numpy(elmo.embed([sentence])[0]))
-        fresh = TransformerElmo(copy.deepcopy(elmo.model), elmo._reader)
-        assert torch.equal(seen[-1], torch.from_numpy(fresh.embed([sentence])[0]))
-        if name.startswith("words.projection"):
-            assert elmo.nearest("cat", 3) == fresh.nearest("cat", 3)
-            assert (elmo.nearest("cat", 3) != before) == (len(seen) > 1)
-    assert not torch.equal(seen[0], seen[1])
+
+    def results(elmo):
+        return elmo.embed(["the cat sat on trees"])[0].tolist(), elmo.nearest("cat", 3)
+
+    seen = [results(elmo)]
+    for name, weight in elmo.model.named_parameters():
+        if "softmax" in name:
+            continue
+        # Behind the back of autograd, which would count it.
+        weight.data.flatten()[::2] += 0.1
+        seen.append(results(elmo))
+        assert seen[-1] == results(TransformerElmo(copy.deepcopy(elmo.model), elmo._reader)), name
+        assert seen[-1][0] != seen[-2][0] or "self_attn.linears.1.bias" in name
+    assert len(seen) > 60
 
 
 def test_precision_and_tokenizer(lm_archive, elmo):
@@ -204,7 +170,7 @@ def test_precision_and_tokenizer(lm_archive, elmo):
     assert 0 < np.abs(vectors - elmo.embed([["a", "b", "c"]])[0]).max() < 0.2
 
 
-def test_a_model_that_reads_forward_only(tmp_path, vocabulary, make_model, monkeypatch):
+def test_a_model_that_reads_forward_only(tmp_path, make_model, monkeypatch):
     """With an LSTM over word ids, which returns one layer and needs another kind of indexing."""
     embedders = {"token_embedders": {"tokens": {"type": "embedding", "embedding_dim": DIM}}}
     config = model_config(
@@ -213,9 +179,8 @@ def test_a_model_that_reads_forward_only(tmp_path, vocabulary, make_model, monke
         contextualizer={"type": "lstm", "input_size": DIM, "hidden_size": DIM},
     )
     reader = {**reader_config(), "token_indexers": {"tokens": {"type": "single_id"}}}
-    model = make_model(**config)
     experiment = experiment_config(model=config, dataset_reader=reader)
-    elmo = TransformerElmo.open(write_archive(tmp_path / "lm", experiment, model))
+    elmo = TransformerElmo.open(write_archive(tmp_path / "lm", experiment, make_model(**config)))
     (scores,) = elmo.score(["the cat sat"])
     assert scores.backward is None and "combined_log_probs" not in scores.to_json()
     assert set(elmo.evaluate(["the cat sat"])) >= {"forward_perplexity", "perplexity"}
@@ -228,28 +193,19 @@ def test_a_model_that_reads_forward_only(tmp_path, vocabulary, make_model, monke
         elmo.embed(["the cat"], 0)
 
 
-def test_what_cannot_be_done(elmo, tmp_path, lm_archive):
+def test_what_cannot_be_done(elmo, lm_archive):
     for call, error, message in (
         (lambda: elmo.embed(["the"], True), ValueError, r"to 2 \(top\)"),
         (lambda: elmo.embed(["the"], None), ValueError, r"to 2 \(top\)"),
         (lambda: elmo.embed(["the"], weights=[1.0]), ValueError, "weights must be 3 numbers"),
         (lambda: elmo.embed(["the"], "top", weights=[1.0] * 3), ValueError, "weights are for"),
-        (lambda: elmo.embed("the cat"), TypeError, "put it in a list"),
-        (lambda: elmo.embed([7]), TypeError, "list of strings"),
         (lambda: elmo.fill("no gap"), ValueError, "one gap"),
         (lambda: elmo.fill("___ and ___"), ValueError, "one gap"),
         (lambda: elmo.fill("the ___", 0), ValueError, "top_k must be at least 1"),
         (lambda: elmo.score(["the"], -1), ValueError, "top_k must not be negative"),
         (lambda: elmo.perplexity([]), ConfigurationError, "no word to predict"),
-        (lambda: elmo.perplexity("the cat"), ConfigurationError, "put it in a list"),
         (lambda: TransformerElmo.open(lm_archive, 99), ConfigurationError, "no device 'cuda:99'"),
-        (lambda: TransformerElmo.open(tmp_path / "none"), ConfigurationError, "no archive"),
         (lambda: TransformerElmo.open(lm_archive, "cpu", "half"), ConfigurationError, "precision"),
-        (
-            lambda: TransformerElmo.open(lm_archive, tokenizer="wordpiece"),
-            ConfigurationError,
-            "no tokenizer 'wordpiece'",
-        ),
     ):
         with pytest.raises(error, match=message):
             call()

@@ -59,39 +59,43 @@ def test_a_view_that_is_missing_somewhere_leaves_the_other_alone():
     assert not torch.allclose(first.log_probs[0], both.log_probs[0])
 
 
-SENTENCES = [*random_sentences(5, seed=8), "the unheard-of cat", "it"]
-
-
 def test_scores_of_sentences(lm_archive):
+    sentences = [*random_sentences(5, seed=8), "the unheard-of cat", "it"]
     elmo = TransformerElmo.open(lm_archive, "cpu")
-    found = elmo.score(SENTENCES, top_k=3)
-    for sentence, scores in zip(SENTENCES, found):
+    found = elmo.score(sentences, top_k=3)
+    for sentence, scores in zip(sentences, found):
         length = len(sentence.split())
-        assert len(scores.tokens) == length + 2 and scores.num_tokens == length + 1
+        assert scores.tokens == ["<S>", *sentence.split(), "</S>"]
+        assert scores.num_tokens == length + 1
         assert scores.forward.log_probs[0] is None and scores.backward.log_probs[-1] is None
         assert None not in scores.combined.log_probs
         total = scores.forward_log_prob + scores.backward_log_prob
-        assert scores.forward_perplexity == scores.forward.perplexity
-        assert scores.backward_perplexity == scores.backward.perplexity
         assert scores.perplexity == pytest.approx(math.exp(-total / 2 / (length + 1)))
-        for view in (scores.forward, scores.backward, scores.combined):
-            for log_prob, rank, top, token in zip(
-                view.log_probs, view.ranks, view.top, scores.tokens
+        views = (scores.forward, scores.backward, scores.combined)
+        assert [view.perplexity for view in views[:2]] == [
+            scores.forward_perplexity,
+            scores.backward_perplexity,
+        ]
+        (alone,) = elmo.score([sentence.split()])
+        for view, other in zip(views, (alone.forward, alone.backward, alone.combined)):
+            assert view.ranks == other.ranks
+            for log_prob, same, rank, top, token in zip(
+                view.log_probs, other.log_probs, view.ranks, view.top, scores.tokens
             ):
                 if log_prob is None:
                     assert rank is None and top is None
                     continue
+                assert log_prob == pytest.approx(same, abs=1e-5)
                 assert len(top) == 3 and top[0][1] >= top[1][1] >= top[2][1] > 0
                 assert (rank <= 3) == (token in [word for word, _ in top])
                 if rank == 1:
                     assert math.log(top[0][1]) == pytest.approx(log_prob, abs=1e-5)
-    assert found[5].tokens == ["<S>", "the", "unheard-of", "cat", "</S>"]
     assert found[5].out_of_vocabulary == [False, False, True, False, False]
     # No word of the vocabulary is missing, and nothing else is there.
-    (everything,) = elmo.score(SENTENCES[:1], top_k=1000)
+    (everything,) = elmo.score(sentences[:1], top_k=1000)
     assert {w for w, _ in everything.forward.top[1]} == {"@@UNKNOWN@@", "</S>", "<S>", *WORDS[:-3]}
     parts, names = ("log_probs", "ranks"), ("log_prob", "perplexity")
-    assert set(elmo.score(SENTENCES)[0].to_json()) == {
+    assert set(alone.to_json()) == {
         *("tokens", "out_of_vocabulary", "num_tokens", "num_out_of_vocabulary", "perplexity"),
         *(f"{view}_{part}" for view in ("forward", "backward", "combined") for part in parts),
         *(f"{view}_{name}" for view in ("forward", "backward") for name in names),
