@@ -11,52 +11,28 @@ from transformer_elmo.inference.scores import SentenceScores, WordScores, score_
 from transformer_elmo.nn.kernels import softmax as token_losses
 
 
-def plain_scores(weight, bias, embeddings, targets, num_words):
-    logits = F.linear(embeddings, weight, bias)
-    log_probs = logits.log_softmax(-1)
-    own = logits.gather(-1, targets.unsqueeze(-1))
-    ranks = 1 + (logits[:, :num_words] > own + 1e-6).sum(-1)
-    return log_probs, ranks
-
-
 @pytest.mark.parametrize("block, places", [(2**22, 1024), (40, 7), (1, 3)])
 def test_streaming_is_the_same_function(monkeypatch, block, places):
     monkeypatch.setattr(token_losses, "CPU_LOGITS_IN_MEMORY", block)
     monkeypatch.setattr(scoring, "PLACES_AT_ONCE", places)
     torch.manual_seed(0)
     weight, bias = torch.randn(23, 5), torch.randn(23)
-    rows = [torch.randn(12, 5), torch.randn(12, 5)]
     targets = torch.randint(0, 22, (12,))
-    there = torch.ones(12, dtype=torch.bool)
-    found = score_places(weight, bias, [(r, there) for r in rows], targets, 4, num_words=22)
-    assert len(found) == 3
-    plain = [plain_scores(weight, bias, r, targets, 22) for r in rows]
+    everywhere, somewhere = torch.ones(12, dtype=torch.bool), torch.arange(12) % 3 > 0
+    views = [(torch.randn(12, 5), everywhere), (torch.randn(12, 5), somewhere)]
+    forward, backward = (F.linear(rows, weight, bias) for rows, _ in views)
     # Bayes' rule, if the sides say independent things: the prior, Zipf's law, is in both.
     prior = torch.tensor([math.log(math.log((rank + 1) / rank)) for rank in range(1, 24)])
-    product = plain[0][0] + plain[1][0] - prior
-    product_log_probs = product.log_softmax(-1)
-    own = product.gather(-1, targets.unsqueeze(-1))
-    plain.append((product_log_probs, 1 + (product[:, :22] > own + 1e-6).sum(-1)))
-    for scores, (log_probs, ranks) in zip(found, plain):
-        expected = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        assert torch.allclose(scores.log_probs, expected, atol=1e-5)
-        assert torch.equal(scores.ranks, ranks)
+    both = forward + (backward - prior) * somewhere.unsqueeze(-1)
+    found = score_places(weight, bias, views, targets, 4, num_words=22)
+    for scores, logits in zip(found, (forward, backward, both), strict=True):
+        log_probs = logits.log_softmax(-1)
+        expected = log_probs.gather(-1, targets.unsqueeze(-1))
+        assert torch.allclose(scores.log_probs, expected.squeeze(-1), atol=1e-5)
+        assert torch.equal(scores.ranks, 1 + (log_probs[:, :22] > expected + 1e-6).sum(-1))
         top = log_probs[:, :22].topk(4)
         assert torch.equal(scores.top_ids, top.indices + 1)
         assert torch.allclose(scores.top_log_probs, top.values, atol=1e-5)
-
-
-def test_a_view_that_is_missing_somewhere_leaves_the_other_alone():
-    torch.manual_seed(1)
-    weight, bias = torch.randn(9, 4), torch.randn(9)
-    one, other = torch.randn(2, 3, 4).unbind()
-    there = torch.ones(3, dtype=torch.bool)
-    absent = torch.tensor([True, False, True])
-    targets = torch.tensor([1, 2, 3])
-    first, _, both = score_places(weight, bias, [(one, there), (other, absent)], targets, 2)
-    assert torch.allclose(first.log_probs[1], both.log_probs[1])
-    assert first.top_ids[1].tolist() == both.top_ids[1].tolist()
-    assert not torch.allclose(first.log_probs[0], both.log_probs[0])
 
 
 def test_scores_of_sentences(lm_archive):
@@ -101,16 +77,6 @@ def test_scores_of_sentences(lm_archive):
         *(f"{view}_{name}" for view in ("forward", "backward") for name in names),
     }
     assert [len(words) for words in found[6].to_json()["combined_top"]] == [3, 3, 3]
-
-
-def test_combining_counts_what_is_frequent_once():
-    """Two sides that know nothing but frequencies know no more together."""
-    bias = scoring.log_word_prior(torch.arange(50))
-    knows_nothing = (torch.zeros(3, 4), torch.ones(3, dtype=torch.bool))
-    targets = torch.tensor([0, 7, 49])
-    one, _, both = score_places(torch.randn(50, 4), bias, [knows_nothing] * 2, targets, 5)
-    assert torch.allclose(both.log_probs, one.log_probs, atol=1e-5)
-    assert torch.equal(both.top_ids, one.top_ids)
 
 
 FORWARD = WordScores([None, math.log(0.25), -20.0], [None, 3, 1234])

@@ -60,12 +60,7 @@ class Onnx(Elmo):
     def open(self, folder, **options):
         from transformer_elmo.integrations.onnx import OnnxElmo
 
-        self.folder = folder
         return OnnxElmo(folder, **options)
-
-    def save(self, path):
-        if path != self.folder:
-            shutil.copytree(self.folder, path)
 
 
 class Flair:
@@ -159,11 +154,9 @@ def test_vectors_are_the_reference_s(library, models, kind):
 
 
 @pytest.mark.parametrize(("layers", "dtype"), [("mix", "float32"), ("all", "float16")])
-def test_what_is_saved_travels(library, models, tmp_path, monkeypatch, layers, dtype):
-    if library is Onnx:
-        folder = shutil.copytree(models["characters"], tmp_path / "there")
-    else:
-        folder = save_small_model(tmp_path / "there", dtype=dtype)
+@pytest.mark.parametrize("library", [Elmo, Flair, Spacy], indirect=True)
+def test_what_is_saved_travels(library, tmp_path, monkeypatch, layers, dtype):
+    folder = save_small_model(tmp_path / "there", dtype=dtype)
     opened = library(folder, layers)
     expected = opened.embed(SENTENCES)
     opened.save(tmp_path / "saved")
