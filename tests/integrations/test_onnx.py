@@ -74,20 +74,15 @@ def test_another_model(onnxruntime, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "NUM_POSITIONS", 8)
     model, reader = small_model(replace(OTHER, precision="bfloat16"))
     model.train()
-
-    def state():
-        parameters = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
-        return parameters, [(id(module), module.training) for module in model.modules()]
-
-    before = state()
+    before = [*model.parameters()]
     write = partial(exporter.write_onnx, model)
     save_folder(model, reader, tmp_path / "made", dtype="float16", more=write)
     # Whoever is training it meanwhile sees nothing; its graph is without dropout all the same.
-    assert state() == before
+    assert all(module.training for module in model.modules())
+    assert all(p is q and p.requires_grad for p, q in zip(before, model.parameters(), strict=True))
     folder = (tmp_path / "made").rename(tmp_path / "moved")
     save_folder(model, reader, tmp_path / "source")
-    names = ["README.md", "config.json", "model.onnx", "model.onnx.data"]
-    assert sorted(path.name for path in folder.iterdir())[:4] == names
+    assert {"model.onnx", "model.onnx.data"} < {path.name for path in folder.iterdir()}
     sentences = random_sentences(5, 20)
     expected = reference_vectors(tmp_path / "source", sentences)
     assert_close(OnnxElmo(folder).embed(sentences, "all"), expected)

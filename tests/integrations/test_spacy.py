@@ -40,9 +40,7 @@ def pipeline(path, **options):
 @pytest.mark.parametrize("with_sentences", [True, False])
 def test_each_sentence_without_its_whitespace(folder, with_sentences):
     nlp = pipeline(folder)
-    if not with_sentences:
-        nlp.remove_pipe("sentencizer")
-    doc = nlp(TEXT)
+    doc = nlp(TEXT, disable=[] if with_sentences else ["sentencizer"])
     for sentence in doc.sents if with_sentences else [doc]:
         words = [token for token in sentence if not token.is_space]
         expected = TransformerElmo.open(folder, "cpu").embed([[word.text for word in words]])[0]
@@ -52,8 +50,8 @@ def test_each_sentence_without_its_whitespace(folder, with_sentences):
         assert token.vector.any() != token.is_space
         assert np.array_equal(token.vector, doc.tensor[token.i])
     # Boundaries that are given by hand count, too.
-    nlp.disable_pipes(*{"sentencizer"} & set(nlp.pipe_names))
-    doc = nlp(Doc(nlp.vocab, ["the", "cat"] * 2, sent_starts=[True, False] * 2))
+    doc = Doc(nlp.vocab, ["the", "cat"] * 2, sent_starts=[True, False] * 2)
+    doc = nlp(doc, disable=["sentencizer"])
     assert doc[0].similarity(doc[2]) == pytest.approx(1)
 
 
