@@ -2,12 +2,12 @@
 
 import copy
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
+from tests.integrations.small_model import assert_close
 from tests.small_lm import (
     DIM,
     experiment_config,
@@ -16,7 +16,6 @@ from tests.small_lm import (
     reader_config,
     write_archive,
 )
-from transformer_elmo import BidirectionalLanguageModelTokenEmbedder
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import Candidate, TransformerElmo
 
@@ -26,21 +25,6 @@ SENTENCES = [*random_sentences(20, seed=11), "the cat", "", "unheard-of words Êù
 @pytest.fixture(scope="module")
 def elmo(lm_archive):
     return TransformerElmo.open(lm_archive, device="cpu", max_tokens=60)
-
-
-def assert_close(found, expected, tolerance=1e-5):
-    assert [rows.shape for rows in found] == [rows.shape for rows in expected]
-    for one, two in zip(found, expected):
-        assert np.abs(one - two).max(initial=0) <= tolerance
-
-
-def test_is_what_the_token_embedder_computes(elmo, lm_archive):
-    from tests.plugin.test_token_embedders import characters
-
-    embedder = BidirectionalLanguageModelTokenEmbedder(archive_file=str(lm_archive)).eval()
-    words = [sentence.split() for sentence in SENTENCES if sentence]
-    expected = [embedder(characters([one]))[0].detach().numpy() for one in words]
-    assert_close(elmo.embed(words), expected)
 
 
 def test_weights_of_the_mix(elmo):
@@ -137,12 +121,6 @@ def test_without_a_softmax(elmo, lm_archive, tmp_path, overrides):
     assert TransformerElmo.open(tmp_path / "saved").dim == elmo.dim
 
 
-def test_perplexity_in_threads(elmo):
-    expected = elmo.perplexity(SENTENCES)
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(elmo.perplexity, [SENTENCES] * 4)) == [expected] * 4
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_results_follow_each_change_of_a_weight(lm_archive, precision):
     elmo = TransformerElmo.open(lm_archive, precision=precision)
@@ -198,14 +176,12 @@ def test_what_cannot_be_done(elmo, lm_archive):
     for call, error, message in (
         (lambda: elmo.embed(["the"], True), ValueError, r"to 2 \(top\)"),
         (lambda: elmo.embed(["the"], None), ValueError, r"to 2 \(top\)"),
-        (lambda: elmo.embed(["the"], weights=[1.0]), ValueError, "weights must be 3 numbers"),
         (lambda: elmo.embed(["the"], "top", weights=[1.0] * 3), ValueError, "weights are for"),
         (lambda: elmo.fill("no gap"), ValueError, "one gap"),
         (lambda: elmo.fill("___ and ___"), ValueError, "one gap"),
         (lambda: elmo.fill("the ___", 0), ValueError, "top_k must be at least 1"),
         (lambda: elmo.score(["the"], -1), ValueError, "top_k must not be negative"),
         (lambda: elmo.perplexity([]), ConfigurationError, "no word to predict"),
-        (lambda: TransformerElmo.open(lm_archive, 99), ConfigurationError, "no device 'cuda:99'"),
         (lambda: TransformerElmo.open(lm_archive, "cpu", "half"), ConfigurationError, "precision"),
     ):
         with pytest.raises(error, match=message):

@@ -1,6 +1,5 @@
 import pytest
 
-from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.vectors import jobs_of, segments
 
 
@@ -17,11 +16,6 @@ def test_kept_parts_are_the_text(size):
             context = max(1, size // 8)
             assert s.begin == 0 or s.keep_begin - s.begin >= context
             assert s.end == length or s.end - s.keep_end == context
-
-
-def test_segments_that_are_too_short():
-    with pytest.raises(ConfigurationError, match="at least 4"):
-        segments(9, 3)
 
 
 @pytest.mark.parametrize("start", [[], ["<S>"], ["<1>", "<2>"]])

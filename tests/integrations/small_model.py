@@ -79,3 +79,12 @@ def reference_vectors(folder: Path, sentences: Sequence[Sequence[str]]) -> List[
             layers = module(ids, torch.tensor([len(tokens)]))
         found.append(layers[:, 0, 1:-1].numpy())
     return found
+
+
+def assert_close(
+    found: Sequence[np.ndarray], expected: Sequence[np.ndarray], tolerance: float = 1e-5
+) -> None:
+    """The same shapes and numbers; a sum of float32 as large as 10 has an error of some 1e-6."""
+    assert [rows.shape for rows in found] == [rows.shape for rows in expected]
+    for one, two in zip(found, expected):
+        assert np.abs(one - two).max(initial=0) <= tolerance

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integrations.small_model import WORDS, reference_vectors, save_small_model
+from tests.integrations.small_model import WORDS, assert_close, reference_vectors, save_small_model
 from transformer_elmo import ConfigurationError, TransformerElmo
 
 PACKAGES = {"flair": ["flair"], "spacy": ["spacy"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
@@ -34,7 +34,7 @@ def flat(vectors):
 
 
 class Elmo:
-    """Each of these opens a folder, embeds sentences of words, saves and loads."""
+    """Each of these opens a folder and embeds sentences of words."""
 
     def __init__(self, folder, layers="mix", **options):
         self.layers = layers
@@ -47,13 +47,6 @@ class Elmo:
 
     def embed(self, sentences):
         return list(map(flat, self.elmo.embed(sentences, self.layers)))
-
-    def save(self, path):
-        self.elmo.save(path, with_softmax=False, replace=True)
-
-    @classmethod
-    def load(cls, path, layers):
-        return cls(path, layers)
 
 
 class Onnx(Elmo):
@@ -84,12 +77,11 @@ class Flair:
         torch.save(self.embeddings.save_embeddings(use_state_dict=True), path)
 
     @classmethod
-    def load(cls, path, layers):
+    def load(cls, path):
         from flair.embeddings.base import load_embeddings
 
         loaded = cls.__new__(cls)
         loaded.embeddings = load_embeddings(torch.load(path, weights_only=False))
-        assert loaded.embeddings.layers == layers
         return loaded
 
 
@@ -111,13 +103,11 @@ class Spacy:
         self.nlp.to_disk(path)
 
     @classmethod
-    def load(cls, path, layers):
+    def load(cls, path):
         import spacy
 
         loaded = cls.__new__(cls)
         loaded.nlp = spacy.load(path)
-        component: Any = loaded.nlp.get_pipe("transformer_elmo")
-        assert component.layers == layers
         return loaded
 
 
@@ -128,13 +118,6 @@ def library(request, tmp_path, monkeypatch):
         if name == "flair":
             monkeypatch.setattr(package, "cache_root", tmp_path / "cache")
     return request.param
-
-
-def assert_equal(found, expected, tolerance=1e-5):
-    assert [rows.shape for rows in found] == [rows.shape for rows in expected]
-    for one, two in zip(found, expected):
-        # In float32 a sum of numbers as large as 10 has an error of some 1e-6.
-        assert np.abs(one - two).max(initial=0) <= tolerance
 
 
 @pytest.mark.parametrize("kind", ["characters", "ids"])
@@ -148,28 +131,28 @@ def test_vectors_are_the_reference_s(library, models, kind):
         ]
         for max_tokens in (2000, 20):
             opened = library(models[kind], layers, max_tokens=max_tokens)
-            assert_equal(opened.embed(SENTENCES), expected)
+            assert_close(opened.embed(SENTENCES), expected)
         assert opened.embed([]) == []
-        assert_equal(opened.embed([[], []]), [expected[1]] * 2)
+        assert_close(opened.embed([[], []]), [expected[1]] * 2)
 
 
 @pytest.mark.parametrize(("layers", "dtype"), [("mix", "float32"), ("all", "float16")])
-@pytest.mark.parametrize("library", [Elmo, Flair, Spacy], indirect=True)
+@pytest.mark.parametrize("library", [Flair, Spacy], indirect=True)
 def test_what_is_saved_travels(library, tmp_path, monkeypatch, layers, dtype):
     folder = save_small_model(tmp_path / "there", dtype=dtype)
     opened = library(folder, layers)
     expected = opened.embed(SENTENCES)
     opened.save(tmp_path / "saved")
     # Over what is there, which it is opened from.
-    library.load(tmp_path / "saved", layers).save(tmp_path / "saved")
+    library.load(tmp_path / "saved").save(tmp_path / "saved")
     shutil.rmtree(folder)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "saved").rename(tmp_path / "elsewhere" / "moved")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert_equal(library.load("moved", layers).embed(SENTENCES), expected, 0)
+    assert_close(library.load("moved").embed(SENTENCES), expected, 0)
     torch.set_default_dtype(torch.float64)
     try:
-        assert_equal(library.load("moved", layers).embed(SENTENCES), expected, 0)
+        assert_close(library.load("moved").embed(SENTENCES), expected, 0)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -183,7 +166,7 @@ def test_copied_and_pickled(library, models, tmp_path, monkeypatch):
     for state in (pickle.loads(data), copy.deepcopy(vars(opened))):
         other = library.__new__(library)
         vars(other).update(state)
-        assert_equal(other.embed(SENTENCES), expected, 0)
+        assert_close(other.embed(SENTENCES), expected, 0)
 
 
 def test_threads(library, models):
@@ -192,7 +175,7 @@ def test_threads(library, models):
     expected = opened.embed(sentences)
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(opened.embed, [sentences] * 4):
-            assert_equal(found, expected)
+            assert_close(found, expected)
 
 
 NEEDS_FORK = pytest.mark.skipif(
@@ -218,7 +201,7 @@ def test_forked_processes_answer(library, models):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert_equal(found, [expected] * 2)
+    assert_close(found, [expected] * 2)
 
 
 @NEEDS_FORK
@@ -264,4 +247,3 @@ def test_wrong_sentences(library, models, wrong):
     opened = library(models["characters"])
     with pytest.raises(TypeError, match=r"^Expected |list of strings"):
         opened.embed_other(wrong)
-    assert opened.embed([["the"]])[0].any()

@@ -83,16 +83,11 @@ def test_a_tagger_is_whole_without_the_folder(folder, tmp_path, monkeypatch, in_
     embeddings = TransformerElmoEmbeddings(folder, "mix")
     options: Any = {"hidden_size": 32, "use_crf": False, "reproject_embeddings": False}
     tagger = SequenceTagger(embeddings, labels, tag_type="ner", **options)
-    before = copy.deepcopy(embeddings.state_dict())
-    assert not any("softmax" in name for name in before)
+    assert not any("softmax" in name for name in embeddings.state_dict())
     # "cpu" keeps vectors from epoch to epoch, as flair's default does.
     options = {"optimizer": torch.optim.AdamW, "learning_rate": 0.02, "mini_batch_size": 4}
     options |= {"max_epochs": 12, "embeddings_storage_mode": "cpu", "save_final_model": False}
     assert ModelTrainer(tagger, corpus).train(tmp_path / "run", **options)["test_score"] > 0.8
-    after = embeddings.state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all(name.startswith("mix.") for name in changed)
-
     sentences = tagged(20)
     tagger.predict(sentences)
     tagger.save(tmp_path / "tagger.pt")
@@ -128,12 +123,6 @@ def test_kept_vectors_of_what_changes_are_not_believed(folder):
         embeddings.mix.gamma.fill_(2.0)
         embeddings.embed(sentence)
     assert torch.allclose(sentence[0].embedding, 2 * first)
-    # Those that stay are.
-    embeddings = TransformerElmoEmbeddings(folder, "top")
-    embeddings.embed(sentence)
-    first = sentence[0]._embeddings[embeddings.name]
-    embeddings.embed(sentence)
-    assert sentence[0]._embeddings[embeddings.name] is first
 
 
 def test_fine_tuned_model(folder, tmp_path):
@@ -150,7 +139,6 @@ def test_fine_tuned_model(folder, tmp_path):
     embeddings.elmo.save(tmp_path / "tuned" / "folder")
     elmo = TransformerElmo.open(tmp_path / "tuned" / "folder", "cpu")
     assert np.array_equal(elmo.embed(["Anna sat"], 0)[0], after)
-    assert elmo.model.card == {"corpus": "made up"}
     loaded: Any = load_embeddings(embeddings.save_embeddings(use_state_dict=True))
     assert np.array_equal(vectors_of(loaded), after)
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())

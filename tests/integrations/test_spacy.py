@@ -2,11 +2,9 @@
 
 # ruff: noqa: E402 (what follows can't be imported without spaCy)
 import copy
-import gc
 import json
 import pickle
 import shutil
-import weakref
 from importlib import metadata
 from typing import Any
 from unittest.mock import Mock
@@ -18,7 +16,6 @@ spacy = pytest.importorskip("spacy")
 
 from spacy.tokens import Doc
 from spacy.training import Example
-from spacy.vocab import Vocab
 
 from tests.integrations.small_model import DIM, WORDS, save_small_model
 from transformer_elmo import ConfigurationError, TransformerElmo
@@ -117,19 +114,6 @@ def test_documents_are_batched_together(folder, monkeypatch):
         assert [doc.text for doc in docs] == [*many, "", "  "] and encode.call_count <= most
 
 
-def test_documents_that_are_done_with_need_no_memory(folder):
-    component: Any = pipeline(folder, max_tokens=20).get_pipe("transformer_elmo")
-    words = "the cat sat in Paris .".split()
-    docs = [Doc(Vocab(), words * (n % 4 + 1)) for n in range(60)]
-    alive = weakref.WeakSet(docs)
-    done = component.pipe(iter(docs), batch_size=1000)
-    del docs
-    for _ in range(45):
-        next(done)
-    gc.collect()
-    assert len(alive) <= 17
-
-
 def test_errors_of_a_batch_are_spacy_s_to_handle(folder):
     nlp = pipeline(folder)
     component: Any = nlp.get_pipe("transformer_elmo")
@@ -194,7 +178,6 @@ def test_a_process_that_imports_only_spacy(folder, tmp_path, in_new_process):
         import numpy as np, torch
         from transformer_elmo.integrations.spacy import add_hooks
         torch.set_num_threads(2)
-        torch.randn(2000, 2000) @ torch.randn(2000, 2000)
         texts = ["The cat sat. " * n for n in (300, 1, 0, 40, 200, 7)]
         expected = [nlp(text) for text in texts]
         found = list(nlp.pipe(texts, n_process=2, batch_size=2))
@@ -216,15 +199,14 @@ def test_other_components_are_trained_around_it(folder):
     model = {"@architectures": "spacy.Tagger.v2", "tok2vec": listener}
     nlp.add_pipe("tagger", config={"model": model})
     nlp.add_pipe("transformer_elmo", config={"path": str(folder)})
-    tags, starts = ["N", "V", "P", "N", "."], ("Anna sat", "Otto ran", "Anna ran", "Otto sat")
-    docs = [nlp.make_doc(f"{start} in Paris .") for start in starts]
-    examples = [Example.from_dict(doc, {"tags": tags}) for doc in docs]
+    doc, tags = nlp.make_doc("Anna sat in Paris ."), ["N", "V", "P", "N", "."]
+    examples = [Example.from_dict(doc, {"tags": tags})]
     spacy.util.fix_random_seed(0)
     optimizer = nlp.initialize(lambda: examples)
     for _ in range(12):
         losses = nlp.update(examples, sgd=optimizer, annotates=["transformer_elmo"], losses={})
     assert "tagger" in losses and "transformer_elmo" not in losses
-    doc = nlp("Anna sat in Paris .")
+    doc = nlp(doc.text)
     assert [token.tag_ for token in doc] == tags and doc[0].vector.shape == (2 * DIM,)
     # After it, tok2vec replaces the tensor.
     nlp.add_pipe("tok2vec", name="late").initialize(lambda: examples)
