@@ -292,11 +292,9 @@ def test_token_embedder(lm_archive, vocabulary, device, options):
 
 @pytest.fixture
 def elmos(lm_archive, device):
-    if device.type == "cuda":
-        return [TransformerElmo.open(lm_archive, device=name) for name in ("cpu", "cuda")]
     here, there = (TransformerElmo.open(lm_archive, device="cpu") for _ in range(2))
     moved(there.model, device)
-    return [here, there]
+    return here, there
 
 
 @pytest.mark.parametrize("layers", ["mix", "all", "top", 0, -1])
@@ -331,21 +329,18 @@ def test_scores(elmos, sentences):
 
 
 def test_evaluator_and_predictor(lm_archive, vocabulary, corpus, tmp_path, device):
-    results, predictions = [], []
+    results = []
     for where in (torch.device("cpu"), device):
-        archive = load_archive(str(lm_archive))
-        if where is device:
-            moved(archive.model, device)
-        evaluator = LanguageModelingEvaluator(cuda_device=where)
-        path = tmp_path / f"{where.type}.jsonl"
-        loader = make_loader(corpus, vocabulary)
-        results.append(evaluator(archive.model, loader, predictions_output_file=path))
+        archive, path = load_archive(str(lm_archive)), tmp_path / f"{where.type}.jsonl"
+        moved(archive.model, where)
+        metrics = LanguageModelingEvaluator(cuda_device=where)(
+            archive.model, make_loader(corpus, vocabulary), predictions_output_file=path
+        )
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         predictor = Predictor.from_archive(archive)
         lines += predictor.predict_batch_json([{"sentence": "the cat sat"}, {"tokens": ["a"]}])
-        predictions.append([line["perplexity"] for line in lines])
+        results.append([*metrics.values(), *(line["perplexity"] for line in lines)])
     assert results[1] == pytest.approx(results[0], rel=1e-5)
-    assert predictions[1] == pytest.approx(predictions[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"distinct_words": False}])
@@ -355,22 +350,23 @@ def test_loader_sends_what_the_cpu_gets(corpus, vocabulary, device, options):
     assert not waits
     for one, other in zip(make_loader(corpus, vocabulary, **options), there, strict=True):
         for name, entry in one["source"].items():
-            for key, tensor in entry.items():
+            for key in entry.keys() - {FACTS}:
                 arrived = other["source"][name][key]
-                if key == FACTS:
-                    assert np.array_equal(tensor.lengths, arrived.lengths)
-                    assert tensor.longest_word == arrived.longest_word
-                else:
-                    assert arrived.device == device
-                    assert torch.equal(tensor.float(), numbers(arrived))
+                assert arrived.device == device
+                assert torch.equal(entry[key].float(), numbers(arrived))
 
 
 # What a device is sent, and when the host waits for it.
 
 
 @pytest.mark.parametrize("optimizer, most", [(ADAM, 40), (MUON, 130)])
-def test_a_training_step_never_waits(make_model, vocabulary, corpus, pretended, optimizer, most):
+def test_a_training_step_never_waits(
+    make_model, vocabulary, corpus, pretended, monkeypatch, optimizer, most
+):
     """With our loader and optimizer; and what a device is sent is what it was."""
+    # Each kernel takes the way of a device.
+    monkeypatch.setattr(attention, "written_out_attention", None)
+    monkeypatch.setattr(character_cnn, "_width_by_width", None)
     section = {**model_config()["contextualizer"], "num_layers": 6}
     model = moved(make_model(contextualizer=section, **BFLOAT16), pretended).train()
     optimizer = make_optimizer(model, optimizer)
@@ -408,11 +404,6 @@ def test_embedding_waits_twice(make_model, vocabulary, corpus, pretended, change
         assert waits.total() <= 2
         assert torch.allclose(numbers(found), vectors, atol=tolerance)
     assert len(expected) > 2
-    # One comparison for all weights is a comparison of each.
-    last = [p for n, p in model.named_parameters() if "highways" in n][-1]
-    last.held.data += 1.0
-    changed = numbers(model(source)["lm_embeddings"])
-    assert (changed - numbers(found)).abs().max() > 1e-3
 
 
 def test_a_batch_is_counted_in_few_waits(make_model, vocabulary, pretended):
@@ -423,10 +414,3 @@ def test_a_batch_is_counted_in_few_waits(make_model, vocabulary, pretended):
         waits.clear()
         Totals().add(losses, len(PADDED), 0)
     assert waits.total() <= 2
-
-
-def test_each_kernel_takes_the_way_of_a_device(make_model, vocabulary, pretended, monkeypatch):
-    monkeypatch.setattr(attention, "written_out_attention", None)
-    monkeypatch.setattr(character_cnn, "_width_by_width", None)
-    model = moved(make_model(**BFLOAT16), pretended)
-    model.train()(**moved(tensors(PADDED, vocabulary), pretended))["loss"].backward()
