@@ -1,6 +1,5 @@
 """A softmax for another vocabulary: rows that come over, are made, and are set by text."""
 
-import logging
 from itertools import pairwise
 
 import pytest
@@ -121,11 +120,6 @@ def test_biases_are_set_by_the_text():
     last, before = bias[-1].item(), distance()
     calibrate((weight, bias), contexts, shares)
     assert distance() < 0.3 * before and bias[-1].item() == last
-    # Where contexts say nothing, all at once but for the row of no word.
-    weight.zero_()
-    bias[-1] = -50.0
-    calibrate((weight, bias), contexts, shares)
-    assert torch.allclose(average(), shares, atol=1e-5)
 
 
 def test_shares():
@@ -154,17 +148,14 @@ def test_order(falls):
     assert falls or ("'998' on line 1,000" in found[3] and "num_samples" in found[3])
 
 
-@pytest.mark.parametrize("num_samples", [8, None])
-def test_training_tells_of_the_order(
-    make_model, caplog, sentences, vocabulary, monkeypatch, num_samples
-):
+def test_training_tells_of_the_order(make_model, caplog, sentences, vocabulary, monkeypatch):
     """Once, and only where words are sampled."""
     monkeypatch.setattr("transformer_elmo.nn.softmax.SAMPLE", 50)
     monkeypatch.setattr("transformer_elmo.nn.softmax.LIMIT", 0.5)
-    model, batch = make_model(num_samples=num_samples), tensors(sentences, vocabulary)
-    caplog.set_level(logging.WARNING)
+    model, batch = make_model(), tensors(sentences, vocabulary)
     model.eval()(**batch)
+    make_model(num_samples=None).train()(**batch)
     assert "falling order" not in caplog.text
     for _ in range(2):
         model.train()(**batch)
-    assert caplog.text.count("falling order") == (num_samples is not None)
+    assert caplog.text.count("falling order") == 1

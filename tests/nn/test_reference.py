@@ -130,25 +130,17 @@ def small():
     return ModelConfig(words, contextualizer, TextConfig(), SOFTMAXES[0])
 
 
-def dropouts(model, number):
-    """What drops, in the second forward layer and the first backward one."""
-    context = model.contextualizer
-    for layer in (context._forward_transformer.layers[1], context._backward_transformer.layers[0]):
-        yield [
-            *(model.dropout, context._dropout, layer.self_attn.dropout, layer.feed_forward.dropout),
-            *(sublayer.dropout for sublayer in layer.sublayer),
-        ][number]
+DROPOUTS = [n for n, m in ReferenceModel(small()).named_modules() if type(m) is torch.nn.Dropout]
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_places_of_dropout(number):
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_places_of_dropout(name):
     """Where one of them leaves nothing, the same is missing."""
     model, plain = models_of(small())
     batch, inputs = batch_of([5, 2, 5], random.Random(2))
     before = flat(layers_and_losses_of(plain, inputs))
     for either in (model, plain):
-        for dropout in dropouts(either.train(), number):
-            dropout.p = 1.0
+        either.train().get_submodule(name).p = 1.0
         either.softmax.eval()
     wanted = flat(layers_and_losses_of(plain, inputs))
     assert close(flat(layers_and_losses(model, batch)), wanted, 1e-5)

@@ -10,7 +10,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.device.pretend import moved, pretend_device
 from tests.nn.kernels.comparing import (
     MANY,
     assert_same_function,
@@ -31,7 +30,7 @@ from transformer_elmo.nn.kernels.attention import causal_attention, written_out_
 from transformer_elmo.nn.kernels.character_cnn import max_over_windows
 from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.gather_rows import gather_rows
-from transformer_elmo.nn.kernels.layer_norm import cast_norms, layer_norm
+from transformer_elmo.nn.kernels.layer_norm import layer_norm
 from transformer_elmo.nn.kernels.linear import linear, product
 from transformer_elmo.nn.kernels.sparse_gradients import clip_norm, merged_rows
 from transformer_elmo.nn.kernels.weight_casts import cast_weights
@@ -68,7 +67,7 @@ def test_linear_makes_only_gradients_that_are_asked_for(wanted):
 # Attention.
 
 
-def attention_by_definition(query, key, value, factors=1.0):
+def attention_by_definition(query, key, value, factors):
     future = torch.full((query.size(2),) * 2, -math.inf).triu(1)
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1)) + future
     return (scores.softmax(-1) * factors) @ value
@@ -78,9 +77,10 @@ def attention_by_definition(query, key, value, factors=1.0):
 @given(
     *(seeds, st.integers(0, 3), st.integers(1, 3), st.integers(0, 11), st.integers(1, 9), dtypes),
     *(st.sampled_from([causal_attention, written_out_attention]), st.booleans(), st.booleans()),
+    st.booleans(),
 )
 def test_attention(
-    seed, batch, heads, timesteps, dim, dtype, way, any_size_in_memory, beside_each_other
+    seed, batch, heads, timesteps, dim, dtype, way, any_size_in_memory, beside_each_other, drops
 ):
     torch.manual_seed(seed)
     tensors = list(torch.randn(3, batch, heads, timesteps, dim).to(dtype))
@@ -88,32 +88,21 @@ def test_attention(
         # As a layer has them: one product made all three, a token at a time.
         rows = torch.randn(batch, timesteps, 3, heads, dim).to(dtype)
         tensors = list(rows.permute(2, 0, 3, 1, 4))
-    fast = functools.partial(way, dropout=Dropout(0.5).eval())
+    dropout = Dropout(0.4).train(drops)
+    torch.manual_seed(seed)
+    # What remains of a probability is scaled up, and the rest of them are as they were.
+    factors = dropout(torch.ones(batch * heads, timesteps, timesteps)).unflatten(0, (batch, heads))
+
+    def fast(*tensors):
+        torch.manual_seed(seed)
+        return way(*tensors, dropout)
+
     bound = 2**25 if any_size_in_memory else -1
     with mock.patch.object(attention, "SCORES_IN_MEMORY", bound):
         assert fast(*(1000 * tensor for tensor in tensors)).isfinite().all()
-        made = assert_same_function(
-            fast, attention_by_definition, tensors, tolerance=TOLERANCE[dtype]
-        )
+        plain = functools.partial(attention_by_definition, factors=factors)
+        made = assert_same_function(fast, plain, tensors, tolerance=TOLERANCE[dtype])
     assert made.dtype == dtype
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_attention_drops_probabilities(training):
-    """What remains of a probability is scaled up, and the rest of them are as they were."""
-    dropout = Dropout(0.4).train(training)
-    torch.manual_seed(4)
-    factors = dropout(torch.ones(6, 5, 5)).view(2, 3, 5, 5)
-    assert (factors == 0).any() == training
-
-    def fast(*heads):
-        torch.manual_seed(4)
-        return causal_attention(*heads, dropout)
-
-    def plain(*heads):
-        return attention_by_definition(*heads, factors)
-
-    assert_same_function(fast, plain, list(torch.randn(3, 2, 3, 5, 4)))
 
 
 # Convolutions of characters.
@@ -187,13 +176,6 @@ def test_layer_norm(seed, num_rows, dim, dtype, layout, scale, same_type, way):
 def test_layer_norm_of_equal_numbers():
     gamma, beta = torch.randn(2, 5)
     assert torch.equal(layer_norm(torch.full((2, 5), 3.0), gamma, beta), beta.expand(2, 5))
-
-
-def test_norms_are_cast_on_a_device_alone():
-    weights = [torch.randn(5), torch.randn(5)]
-    assert all(a is b for a, b in zip(cast_norms(torch.bfloat16, weights), weights, strict=True))
-    with pretend_device():
-        assert all(w.dtype == torch.bfloat16 for w in cast_norms(torch.bfloat16, moved(weights)))
 
 
 # Rows taken to other places.
