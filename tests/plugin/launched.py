@@ -16,7 +16,7 @@ from allennlp.models import Model
 from torch import multiprocessing
 
 import transformer_elmo  # noqa: F401
-from tests.small_lm import WORDS, model_config, random_sentences, reader_config
+from tests.small_lm import WORDS, experiment_config, random_sentences
 
 multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
 
@@ -30,14 +30,12 @@ def write_config(folder: Path, **changes: Any) -> Path:
     (vocabulary / "non_padded_namespaces.txt").write_text("*labels\n*tags\n")
     (folder / "train.txt").write_text("\n".join(random_sentences(90)))
     (folder / "valid.txt").write_text("\n".join(random_sentences(10, seed=1)))
-    config = {
-        "dataset_reader": reader_config(),
-        "train_data_path": str(folder / "train.txt"),
-        "validation_data_path": str(folder / "valid.txt"),
-        "vocabulary": {"type": "from_files", "directory": str(vocabulary)},
-        "data_loader": {"type": "language_modeling", "max_tokens": 60},
-        "model": model_config(),
-        "trainer": {
+    config = experiment_config(
+        train_data_path=str(folder / "train.txt"),
+        validation_data_path=str(folder / "valid.txt"),
+        vocabulary={"type": "from_files", "directory": str(vocabulary)},
+        data_loader={"type": "language_modeling", "max_tokens": 60},
+        trainer={
             "num_epochs": 2,
             "cuda_device": -1,
             "optimizer": {"type": "dense_sparse_adam", "lr": 0.01},
@@ -45,7 +43,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
             "run_confidence_checks": False,
         },
         **changes,
-    }
+    )
     path = folder / "config.json"
     path.write_text(json.dumps(config))
     return path

@@ -36,8 +36,7 @@ def train(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> 
     model = Model.from_params(Params(config), vocab=vocab).train()
     if rank == 0:
         # Only this one has a bias, too.
-        with torch.no_grad():
-            model._softmax_loss.word_weights()[1].normal_()
+        torch.nn.init.normal_(model.softmax.word_weights()[1])
     accelerator = TorchDdpAccelerator(local_rank=rank, world_size=world_size, cuda_device=-1)
     model, wrapped = accelerator.wrap_model(model)
     optimizer = optimizer_class(list(model.named_parameters()), lr=1e-3)
@@ -56,7 +55,6 @@ def train(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> 
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         losses.append(mean.item() / world_size)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = {"losses": losses, "rows": rows, "weights": weights}
+    found = {"losses": losses, "rows": rows, "weights": model.state_dict()}
     torch.save({**found, "metrics": model.get_metrics(reset=True)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -276,8 +276,8 @@ def test_rates_that_fall_layer_by_layer(work, make_model):
     optimizer = Optimizer.from_params(trainer["optimizer"], model_parameters=named)
     section = trainer["learning_rate_scheduler"]
     LearningRateScheduler.from_params(section, optimizer=optimizer, num_epochs=1)
-    names = {id(parameter): name for name, parameter in named}
-    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    names = {parameter: name for name, parameter in named}
+    rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates.keys() == set(names.values())
     layers = [f"_transformer.layers.{n}." for n in range(6)]
     # At the first of 200 steps of warm-up.

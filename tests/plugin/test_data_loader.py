@@ -1,4 +1,5 @@
 import multiprocessing
+import random
 import time
 from itertools import chain
 from typing import Any, Dict
@@ -50,8 +51,7 @@ def make_reader(token_indexers=None, tokenizer="just_spaces", **kwargs):
 def make_vocabulary(words=WORDS[::2], namespaces=("tokens", "lower", "characters")):
     vocab = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
     for namespace in namespaces:
-        for word in words:
-            vocab.add_token_to_namespace(word, namespace)
+        vocab.add_tokens_to_namespace(words, namespace)
     return vocab
 
 
@@ -64,16 +64,16 @@ def make_loader(path, reader=None, vocab=None, **kwargs):
 @pytest.fixture
 def corpus(tmp_path):
     """Three files of 40 sentences, each of which ends with a word of its own."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "corpus").mkdir()
+    generator, folder = random.Random(0), tmp_path / "corpus"
+    folder.mkdir()
     for shard in range(3):
-        lines = [
-            " ".join([*(WORDS[i] for i in rng.integers(7, size=rng.integers(1, 20))), f"n{number}"])
+        sentences = [
+            [*generator.choices(WORDS[:7], k=generator.randint(1, 19)), f"n{number}"]
             for number in range(40 * shard, 40 * shard + 40)
         ]
-        path = tmp_path / "corpus" / f"shard-{shard}"
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return tmp_path / "corpus"
+        text = "".join(f"{' '.join(words)}\n" for words in sentences)
+        (folder / f"shard-{shard}").write_text(text)
+    return folder
 
 
 def own_words(batch):
@@ -340,13 +340,9 @@ def test_another_corpus_or_setting_is_none_to_resume(corpus):
         make_loader(corpus, max_tokens=60).resume(state, 0, 1)
 
 
-def test_works_for_allennlps_other_users(corpus):
+def test_its_instances_make_a_vocabulary(corpus):
     params = Params({"type": "language_modeling", "max_tokens": 60, "quiet": True})
-    loader = DataLoader.from_params(params, reader=make_reader(), data_path=str(corpus))
-    instances = list(loader.iter_instances())
-    assert len(instances) == 120
-    loader.index_with(Vocabulary.from_instances(instances, min_count={"tokens": 2}))
+    loader: Any = DataLoader.from_params(params, reader=make_reader(), data_path=str(corpus))
+    loader.index_with(Vocabulary.from_instances(loader.iter_instances()))
     assert next(iter(loader.iter_instances())).indexed
-    loader.set_target_device(torch.device("cpu"))
-    batches: Any = loader
-    assert sum(len(batch["source"]["tokens"]["tokens"]) for batch in batches) == 120
+    assert sum(len(batch["source"]["tokens"]["tokens"]) for batch in loader) == 120

@@ -7,14 +7,12 @@ from tests.plugin import processes
 # Not forked from here, where other tests have left threads; and not each importing AllenNLP anew.
 multiprocessing.get_context("forkserver").set_forkserver_preload([processes.__name__])
 
+FULL = {"num_samples": None, "sparse_embeddings": False}
 SETTINGS = {
     "sampled, sparse": {},
     "sampled, dense": {"sparse_embeddings": False},
-    "full": {"num_samples": None, "sparse_embeddings": False},
-    "full, Muon": {
-        **{"num_samples": None, "sparse_embeddings": False},
-        "optimizer": "MuonSparseAdam",
-    },
+    "full": FULL,
+    "full, Muon": {**FULL, "optimizer": "MuonSparseAdam"},
 }
 
 

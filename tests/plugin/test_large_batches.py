@@ -56,35 +56,31 @@ def text(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def train(text, vocabulary):
-    def train(**options):
-        """An epoch, without dropout; its metrics."""
-        torch.manual_seed(1)
-        config = model_config(num_samples=None, sparse_embeddings=False)
-        config["contextualizer"].update(dropout=0.0, input_dropout=0.0)
-        model = Model.from_params(vocab=vocabulary, params=Params(config))
-        trainer: Any = LanguageModelTrainer(
-            model,
-            torch.optim.SGD(model.parameters(), lr=0.5),
-            loader(text, vocabulary, max_tokens=120, **options),
-            validation_data_loader=loader(text, vocabulary, max_tokens=120, shuffle=False),
-            num_epochs=1,
-            cuda_device=torch.device("cpu"),
-            enable_default_callbacks=False,
-            run_confidence_checks=False,
-        )
-        metrics = trainer.train()
-        return {k: v for k, v in metrics.items() if "loss" in k or "perplexity" in k}
-
-    return train
+def train(text, vocabulary, **options):
+    """An epoch, without dropout; its metrics."""
+    torch.manual_seed(1)
+    config = model_config(num_samples=None, sparse_embeddings=False)
+    config["contextualizer"].update(dropout=0.0, input_dropout=0.0)
+    model = Model.from_params(vocab=vocabulary, params=Params(config))
+    trainer: Any = LanguageModelTrainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        loader(text, vocabulary, max_tokens=120, **options),
+        validation_data_loader=loader(text, vocabulary, max_tokens=120, shuffle=False),
+        num_epochs=1,
+        cuda_device=torch.device("cpu"),
+        enable_default_callbacks=False,
+        run_confidence_checks=False,
+    )
+    metrics = trainer.train()
+    return {k: v for k, v in metrics.items() if "loss" in k or "perplexity" in k}
 
 
 @pytest.mark.parametrize("options", [{}, {"distinct_words": True}])
-def test_validation_has_the_same_metrics(train, monkeypatch, options, caplog):
-    whole = train(**options)
+def test_validation_has_the_same_metrics(text, vocabulary, monkeypatch, options, caplog):
+    whole = train(text, vocabulary, **options)
     failed = make_scarce(monkeypatch, 50)
-    assert train(**options) == pytest.approx(whole, rel=1e-5)
+    assert train(text, vocabulary, **options) == pytest.approx(whole, rel=1e-5)
     assert failed
     (said, *_) = (r.getMessage() for r in caplog.records if "Memory ran out" in r.message)
     assert "data_loader.max_tokens (now 120)" in said
@@ -109,10 +105,10 @@ LOWER = r"Lower data_loader\.max_tokens \(now 120\)"
     ],
     ids=["validation", "forward", "backward", "step"],
 )
-def test_a_run_ends_with_one_message(train, monkeypatch, scarce, message):
+def test_a_run_ends_with_one_message(text, vocabulary, monkeypatch, scarce, message):
     scarce(monkeypatch)
     with pytest.raises(ConfigurationError, match=message) as caught:
-        train()
+        train(text, vocabulary)
     assert caught.value.__context__ is None
 
 

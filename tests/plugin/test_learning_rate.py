@@ -28,6 +28,8 @@ def test_a_rise_a_plateau_and_a_fall_to_zero():
     first, second = zip(*rates(made, 9))
     assert first == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125, 0.0])
     assert second == pytest.approx([2 * rate for rate in first])
+    # Or a plateau alone.
+    assert rates(scheduler(warmup=0, decay=0.0, num_steps=5), 5) == [[0.5, 1.0]] * 5
 
 
 def test_by_shares_of_the_epochs():
@@ -37,11 +39,6 @@ def test_by_shares_of_the_epochs():
     made.step(0.1)
     other = scheduler(warmup=2, decay=4, num_steps=8)
     assert begun + rates(made, 4, 4) == rates(other, 8)
-
-
-@pytest.mark.parametrize("options", [{"warmup": 0, "decay": 0}, {"warmup": 0.0, "decay": 0.0}])
-def test_a_plateau_alone(options):
-    assert rates(scheduler(num_steps=5, **options), 5) == [[0.5, 1.0]] * 5
 
 
 def test_taken_up_again_with_more_epochs_or_other_batches():

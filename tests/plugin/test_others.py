@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tarfile
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,7 @@ def content(name: str, written: bytes) -> Any:
         # AllenNLP writes it in any order.
         return sorted(written.split())
     if name.endswith((".th", ".pt")):
-        # Half of a file, from a full disk, is compared as it is.
-        with suppress(OSError, RuntimeError, ValueError):
-            return _plain(torch.load(BytesIO(written), weights_only=False))
+        return _plain(torch.load(BytesIO(written), weights_only=False))
     if name.endswith(".tar.gz"):
         with tarfile.open(fileobj=BytesIO(written)) as archive:
             files: Any = ((member.name, archive.extractfile(member)) for member in archive)
@@ -77,6 +74,4 @@ def test_commands(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert {name for name, code in codes.items() if code == 0} == fine
     assert codes["interrupted"] == 130
     assert (folders[1] / "interrupted_run" / "model.tar.gz").is_file()
-    # As torch says of a file that it can't write to its end.
-    for name, expected in ("nan", "nan loss"), ("full", "File too large|enforce fail"):
-        assert re.search(expected, (folders[1] / f"{name}.error").read_text())
+    assert "nan loss" in (folders[1] / "nan.error").read_text()

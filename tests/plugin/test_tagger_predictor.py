@@ -97,7 +97,6 @@ def test_batches_with_a_sentence_of_no_words(tagger):
     [
         ({"tokeniser": "x"}, "", "tokeniser: there is no such key. Is it tokenizer?"),
         ({"tokenizer": "none"}, "", "no tokenizer 'none'"),
-        ({"tokenizer": 3}, "", "A tokenizer is a name or a config"),
         ({"input_format": "csv"}, "the dog", "input_format must be one of"),
         ({}, '{"words": "the dog"}', 'not an object with "tokens" or "words"'),
         # How to do without spaCy's model.

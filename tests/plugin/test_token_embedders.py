@@ -175,6 +175,7 @@ def archive_of(folder, vocabulary, reader=None, **changes):
 
 
 WORDS = {"type": "embedding", "embedding_dim": DIM}
+OTHER = {"token_embedders": {"other": WORDS}}
 LSTM = {"type": "lstm", "input_size": DIM, "hidden_size": DIM}
 CHARACTERS = {
     "type": "character_encoding",
@@ -187,10 +188,7 @@ CHARACTERS = {
     "changes, message",
     [
         ({"type": "language_model", "contextualizer": LSTM}, "return_all_layers"),
-        (
-            {"text_field_embedder": {"token_embedders": {"other": WORDS}}},
-            r"token indexer for: it embeds \['other'\]",
-        ),
+        ({"text_field_embedder": OTHER}, r"token indexer for: it embeds \['other'\]"),
     ],
 )
 def test_archives_that_cannot_embed(tmp_path, vocabulary, changes, message):

@@ -2,14 +2,13 @@ from typing import Any, Dict, List
 
 import pytest
 from allennlp.common import util as common_util
-from allennlp.data import Tokenizer
 from allennlp.data.token_indexers import ELMoTokenCharactersIndexer, SingleIdTokenIndexer
-from allennlp.data.tokenizers import spacy_tokenizer
 
 from transformer_elmo import SimpleLanguageModelingDatasetReader
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import tokenizers
 from transformer_elmo.plugin.sentences import allennlp_tokenizer
+from transformer_elmo.plugin.tokenizers import WordSplittingSpacyTokenizer
 
 
 @pytest.fixture
@@ -28,15 +27,11 @@ def no_models(monkeypatch):
     return asked
 
 
-def spacy(*options):
-    return Tokenizer.by_name("lm_spacy")(*options)
-
-
 def test_words_take_no_model(no_models, caplog):
-    tokens = spacy("en_core_web_xyz", False).tokenize("Don't! It's 3 p.m.")
+    tokens = WordSplittingSpacyTokenizer("en_core_web_xyz", False).tokenize("Don't! It's 3 p.m.")
     assert list(map(str, tokens)) == ["Do", "n't", "!", "It", "'s", "3", "p.m."]
     # A language alone is one. JSON may bring along what is no character.
-    finnish = spacy("fi", False)
+    finnish = WordSplittingSpacyTokenizer("fi", False)
     for tokens in (finnish.tokenize("Don't \ud83d"), *finnish.batch_tokenize(["Don't \ud83d"])):
         assert list(map(str, tokens)) == ["Don't", "\ufffd"]
     for tokenizer in ("spacy", {"type": "spacy"}):
@@ -53,15 +48,14 @@ def test_words_take_no_model(no_models, caplog):
 def test_tags_do(no_models, options):
     message = rf"\(SystemExit: no network\).*python -m spacy download {options[0]}.*pos_tags"
     with pytest.raises(ConfigurationError, match=message):
-        spacy(*options)
+        WordSplittingSpacyTokenizer(*options)
     assert no_models == [options[0]]
 
 
-def test_a_reader_of_words_asks_for_no_tags(monkeypatch):
-    asked = []
-    monkeypatch.setattr(spacy_tokenizer, "get_spacy_model", lambda *options: asked.append(options))
-    tags = SingleIdTokenIndexer(feature_name="tag_")
-    choices: List[Any] = [None, {"a": ELMoTokenCharactersIndexer()}, {"a": tags}]
+def test_a_reader_asks_for_tags_only_if_an_indexer_does(no_models):
+    choices: List[Any] = [None, {"a": ELMoTokenCharactersIndexer()}]
     for indexers in choices:
         SimpleLanguageModelingDatasetReader(token_indexers=indexers)
-    assert [options[1] for options in asked] == [False, False, True]
+    with pytest.raises(ConfigurationError, match="could not be downloaded"):
+        tags: Any = {"a": SingleIdTokenIndexer(feature_name="tag_")}
+        SimpleLanguageModelingDatasetReader(token_indexers=tags)

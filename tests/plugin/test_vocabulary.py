@@ -81,11 +81,6 @@ def folder(tmp_path):
     return folder
 
 
-def test_good_folders_are_read_as_allennlp_does(folder):
-    (folder / "tokens.txt").write_text("@@UNKNOWN@@\nthe\nrain", encoding="utf-8")
-    assert_same(from_files(folder), Vocabulary.from_files(folder))
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -106,7 +101,9 @@ def test_bad_folders_are_told_by_file_and_line(folder, file, content, message):
         from_files(folder)
 
 
-def test_no_folder_and_a_folder_within(folder, monkeypatch):
+def test_a_good_folder_one_within_and_none(folder, monkeypatch):
+    (folder / "tokens.txt").write_text("@@UNKNOWN@@\nthe\nrain", encoding="utf-8")
+    assert_same(from_files(folder), Vocabulary.from_files(folder))
     (folder / "more").mkdir()
     with pytest.raises(ConfigurationError, match="more is a folder"):
         from_files(folder)
