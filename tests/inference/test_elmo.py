@@ -181,6 +181,9 @@ def test_what_cannot_be_done(elmo, lm_archive):
         (lambda: elmo.fill("___ and ___"), ValueError, "one gap"),
         (lambda: elmo.fill("the ___", 0), ValueError, "top_k must be at least 1"),
         (lambda: elmo.score(["the"], -1), ValueError, "top_k must not be negative"),
+        (lambda: elmo.nearest("dog", sentence="the dogs"), ValueError, "no word 'dog' in"),
+        (lambda: elmo.nearest(["dog"]), ValueError, "Expected a word"),
+        (lambda: elmo.nearest("dog", 0), ValueError, "top_k must be at least 1"),
         (lambda: elmo.perplexity([]), ConfigurationError, "no word to predict"),
         (lambda: TransformerElmo.open(lm_archive, "cpu", "half"), ConfigurationError, "precision"),
     ):

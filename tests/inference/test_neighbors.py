@@ -67,16 +67,6 @@ def test_without_a_softmax_and_what_it_shows_of_itself(elmo, tmp_path, lm_archiv
     )
 
 
-def test_what_has_no_neighbors(elmo):
-    for arguments, options, message in (
-        (("dog",), {"sentence": "the dogs"}, "no word 'dog' in"),
-        ((["dog"],), {}, "Expected a word"),
-        (("dog", 0), {}, "top_k must be at least 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            elmo.nearest(*arguments, **options)
-
-
 def test_long_calls_show_how_far_they_are(lm_archive, monkeypatch):
     bar = Mock()
     monkeypatch.setattr(with_allennlp, "progress_bar", bar)

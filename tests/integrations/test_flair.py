@@ -1,12 +1,10 @@
 """What is flair's alone: training, what a tagger's file holds, vectors that flair keeps."""
 
 # ruff: noqa: E402 (what follows can't be imported without flair)
-import copy
 import json
 import random
 import shutil
 import sys
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -148,21 +146,14 @@ def test_fine_tuned_model(folder, tmp_path):
 
 
 def test_damaged_files(folder):
-    saved = TransformerElmoEmbeddings(folder).save_embeddings(use_state_dict=True)
-    for place, value, kind, message in (
-        ("config words projection_dim", None, ConfigurationError, "key .* is missing"),
-        ("vocabulary", None, ConfigurationError, "flair saved have no 'vocabulary'"),
-        ("layers", 9, ValueError, r"to 2 \(top\): got 9"),
-        ("config contextualizer hidden_dim", 8, RuntimeError, "size mismatch"),
-        ("state_dict model.words.projection.weight", None, RuntimeError, "projection"),
+    saved: Any = TransformerElmoEmbeddings(folder).save_embeddings(use_state_dict=True)
+    no_words = {key: value for key, value in saved.items() if key != "vocabulary"}
+    for damaged, message in (
+        (no_words, "flair saved have no 'vocabulary'"),
+        ({**saved, "config": {}}, "flair saved: config"),
+        ({**saved, "layers": 9}, r"to 2 \(top\): got 9"),
     ):
-        damaged = copy.deepcopy(saved)
-        *path, last = place.split()
-        inner = reduce(dict.__getitem__, path, damaged)
-        inner[last] = value
-        if value is None:
-            del inner[last]
-        with pytest.raises(kind, match=message):
+        with pytest.raises(ConfigurationError, match=message):
             load_embeddings(damaged)
 
 

@@ -164,11 +164,8 @@ def test_missing_packages(onnxruntime, folder, models, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, name, None)
         # Before the model is looked for, which may take long.
         assert main(["export", str(folder / "none"), str(folder.parent / "new"), "--onnx"]) == 1
-        captured = capsys.readouterr()
-        assert captured.out == "" and captured.err.count("\n") == 1
-        assert re.search(message.format(name), captured.err)
-        with pytest.raises(ConfigurationError, match=message.format(name)):
-            TransformerElmo.open(folder).save(folder.parent / "new", onnx=True)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(message.format(name), line)
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
 
 
