@@ -3,7 +3,6 @@ Which way the kernels go on this machine: a fast one that is silently out of rea
 number.
 """
 
-import contextlib
 import functools
 import os
 import subprocess
@@ -19,8 +18,6 @@ from tests.nn.kernels.comparing import assert_same_function, exact_losses
 from tests.small_lm import model_config, random_sentences, tensors
 from transformer_elmo.nn.kernels import attention
 from transformer_elmo.nn.kernels import softmax as token_losses
-from transformer_elmo.nn.kernels.attention import causal_attention
-from transformer_elmo.nn.kernels.dropout import Dropout
 from transformer_elmo.nn.kernels.linear import FEWEST_ROWS, layout, linear, packed, product
 from transformer_elmo.nn.precision import computing
 
@@ -55,30 +52,34 @@ class Operators(TorchDispatchMode):
             assert weight.is_mkldnn or num_rows >= FEWEST_ROWS[layout(weight)]
 
 
+CASES = ["training", "without dropout", "full softmax", "embedding", "bfloat16", "long, bfloat16"]
+
+
 @needs_onednn
-@pytest.mark.parametrize(
-    "case", ["training", "without dropout", "full softmax", "embedding", "bfloat16"]
-)
+@pytest.mark.parametrize("case", CASES)
 def test_ways_of_a_model(make_model, vocabulary, monkeypatch, case):
     changes, learns = model_config(), case != "embedding"
-    if case == "without dropout":
+    if case == "without dropout" or "bfloat16" in case:
         changes["contextualizer"].update(dropout=0.0, input_dropout=0.0)
-    elif case == "full softmax":
+    if case == "full softmax":
         # It works on slices of a transposed weight, block by block.
         changes["num_samples"] = None
         monkeypatch.setattr(token_losses, "CPU_LOGITS_IN_MEMORY", 20)
-    changes["precision"] = "bfloat16" if case == "bfloat16" else "float32"
+    if case != "bfloat16":
+        monkeypatch.setattr(attention, "SCORES_IN_MEMORY", 0)
+    changes["precision"] = "bfloat16" if "bfloat16" in case else "float32"
     model = make_model(**changes).train(learns)
     batch = tensors(random_sentences(5), vocabulary)
-    with Operators() as ways, contextlib.nullcontext() if learns else torch.no_grad():
+    with Operators() as ways, torch.set_grad_enabled(learns):
         model(**batch)["loss"].backward() if learns else model.encode(batch["source"])
     layers = 2 * changes["contextualizer"]["num_layers"]
     assert not ways["native_dropout"] and not ways["bernoulli_"] and not ways["convolution"]
     assert bool(ways["threshold_backward"]) == learns
-    assert ways[FUSED] == (layers if case in ("without dropout", "embedding") else 0)
+    # Written out with dropout, and in bfloat16 as long as scores are few.
+    assert ways[FUSED] == (layers if case in ("without dropout", "embedding", CASES[-1]) else 0)
     # Four in each layer, and those of words; where something is learned, their gradients, too.
     assert ways["_reorder_linear_weight"] == (0 if learns else 4 * layers + 3)
-    if case == "bfloat16":
+    if "bfloat16" in case:
         # PyTorch's own product asks oneDNN where the processor has bfloat16.
         assert not ways.products and ways["_foreach_copy_"]
     else:
@@ -150,20 +151,6 @@ def test_packed_weights_go_by_onednn(shape):
         assert torch.allclose(found, F.linear(rows, weight, bias), atol=2e-4)
     for other in (weight.bfloat16(), weight.double(), weight[:0]):
         assert packed(other) is other
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("drops", [False, True])
-@pytest.mark.parametrize("fits", [False, True])
-def test_attention_goes_the_shortest_way(monkeypatch, dtype, drops, fits):
-    monkeypatch.setattr(attention, "SCORES_IN_MEMORY", 3 * 4 * 7 * 7 - (not fits))
-    # As a layer has them: PyTorch alone decides by strides whether they fit its kernel.
-    heads = torch.randn(3, 7, 3, 4, 2).to(dtype).permute(2, 0, 3, 1, 4).unbind()
-    for dropout in [Dropout(0.1)] if drops else [Dropout(0.0), Dropout(0.1).eval()]:
-        with Operators() as ways:
-            causal_attention(*heads, dropout)
-        written_out = drops or (dtype == torch.bfloat16 and fits)
-        assert ways[FUSED] == (not written_out)
 
 
 # Products of ever new shapes, as the batches of a long text are, in memory that stays flat.
