@@ -44,9 +44,9 @@ from transformer_elmo.plugin.training.bad_steps import BadSteps
 
 PADDED = ["the cat sat on the mat", "it was", "dog", "a 東京 flew . tree and then"]
 
+CPU = torch.device("cpu")
 DENSE: Dict[str, Any] = {"sparse_embeddings": False}
 EXACT: Dict[str, Any] = {**DENSE, "num_samples": None}
-SQUARED_RELU = {"contextualizer": with_squared_relu()["contextualizer"]}
 BFLOAT16 = {"precision": "bfloat16"}
 ADAM = {"type": "dense_sparse_adam", "lr": 0.01}
 MUON = {"type": "muon_sparse_adam", "lr": 0.01}
@@ -101,13 +101,12 @@ def assert_same_gradients(here, there, tolerance=1e-4):
             assert close(other, one, tolerance * float(one.abs().max().clamp(1e-3, 1))), name
 
 
-def make_loader(corpus, vocabulary, device=None, **options):
+def make_loader(corpus, vocabulary, device=CPU, **options):
     reader = DatasetReader.from_params(Params(reader_config()))
     options = {"max_tokens": 100, "distinct_words": True, "quiet": True, **options}
     loader = LanguageModelingDataLoader(reader, corpus, **options)
     loader.index_with(vocabulary)
-    if device is not None:
-        loader.set_target_device(device)
+    loader.set_target_device(device)
     return loader
 
 
@@ -126,20 +125,18 @@ def corpus(tmp_path):
 # Training.
 
 
-@pytest.mark.parametrize("changes", [{}, DENSE, EXACT, SQUARED_RELU])
+@pytest.mark.parametrize("changes", [{}, DENSE, EXACT, with_squared_relu()])
 @pytest.mark.parametrize("training", [False, True])
 def test_losses_and_gradients(make_model, vocabulary, device, changes, training):
     here, there = pair(make_model, device, **changes)
-    batch, outputs = tensors(PADDED, vocabulary), []
-    for model, source in ((here, batch), (there, moved(batch, device))):
-        output = model.train(training)(**source)
-        output["loss"].backward()
-        outputs.append(output)
+    batch = tensors(PADDED, vocabulary)
+    one, other = here.train(training)(**batch), there.train(training)(**moved(batch, device))
     for name in ("loss", "forward_loss", "backward_loss"):
-        one, other = (float(numbers(output[name])) for output in outputs)
-        assert other == pytest.approx(one, rel=1e-5), name
-    vectors, expected = (numbers(output["lm_embeddings"]) for output in outputs)
+        assert torch.allclose(numbers(other[name]), numbers(one[name]), rtol=1e-5, atol=0), name
+    vectors, expected = (numbers(output["lm_embeddings"]) for output in (other, one))
     assert torch.allclose(vectors, expected, atol=1e-4)
+    one["loss"].backward()
+    other["loss"].backward()
     assert_same_gradients(here, there)
 
 
@@ -199,10 +196,9 @@ def test_a_bad_step_has_no_effect(make_model, vocabulary, device):
     model = moved(make_model(), device).train()
     optimizer, bad_steps = make_optimizer(model, ADAM), BadSteps()
     trainer: Any = SimpleNamespace(
-        **dict.fromkeys(("model", "_pytorch_model"), model),
         **dict.fromkeys(("_scaler", "_ddp_wrapped_model", "_serialization_dir")),
         **dict.fromkeys(("_epochs_completed", "_batches_in_epoch_completed"), 1),
-        optimizer=optimizer,
+        **{"model": model, "_pytorch_model": model, "optimizer": optimizer},
     )
     batch, seen = moved(tensors(PADDED, vocabulary), device), []
     for factor in (1.0, float("inf"), 1.0):
@@ -225,7 +221,7 @@ def test_checkpoint_and_resume(make_model, vocabulary, corpus, tmp_path, device)
     """Our trainer, with clipping; stopped after one of its two epochs, and not stopped."""
     ends = []
     for name, where, epochs in (
-        ("here", torch.device("cpu"), [2]),
+        ("here", CPU, [2]),
         ("whole", device, [2]),
         ("stopped", device, [1, 2]),
     ):
@@ -330,7 +326,7 @@ def test_scores(elmos, sentences):
 
 def test_evaluator_and_predictor(lm_archive, vocabulary, corpus, tmp_path, device):
     results = []
-    for where in (torch.device("cpu"), device):
+    for where in (CPU, device):
         archive, path = load_archive(str(lm_archive)), tmp_path / f"{where.type}.jsonl"
         moved(archive.model, where)
         metrics = LanguageModelingEvaluator(cuda_device=where)(

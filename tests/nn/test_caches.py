@@ -28,12 +28,11 @@ def behind_the_back(module):
 CHANGES = [
     by_step,
     behind_the_back,
-    # By an array, by weights that have gaps in memory, or are others, and by loading.
+    # By an array, and by weights that have gaps in memory, or are others.
     lambda module: module.weight.detach().numpy().fill(0.5),
     lambda module: setattr(module, "weight", torch.nn.Parameter(module.weight.t().clone().t())),
     lambda module: setattr(module, "weight", torch.nn.Parameter(torch.randn(4, 5))),
     lambda module: setattr(module.bias, "data", torch.full((4,), 2.0)),
-    lambda module: module.load_state_dict(torch.nn.Linear(5, 4).state_dict()),
 ]
 
 
@@ -57,7 +56,6 @@ def test_what_is_kept_follows_each_change(change):
 
 def test_settings_forgetting_and_copying():
     kept, weights = Kept(), [torch.tensor([1.0, float("nan")])]
-    kept.forget()
     first = kept.get(weights, (1,), object)
     assert kept.get(weights, (1,), object) is first
     for other in (copy.deepcopy(kept), pickle.loads(pickle.dumps(kept))):

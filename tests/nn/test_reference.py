@@ -155,12 +155,11 @@ def test_beyond_the_table_of_positions(monkeypatch):
     assert ours.shape == (1, 5000, 16) and torch.allclose(ours, theirs, atol=1e-6)
     monkeypatch.setattr(reference, "NUM_POSITIONS", 8)
     monkeypatch.setattr(PositionalEncoding.__init__, "__defaults__", (8,))
-    generator = random.Random(1)
     model, plain = models_of(small())
     for either in (model, plain):
         # Not those of the formula, so that it matters which are taken where.
         either.contextualizer._position.positional_encoding += 1.0
-    batch, inputs = batch_of([30, 8, 9, 3], generator)
+    batch, inputs = batch_of([30, 8, 9, 3], random.Random(1))
     assert close(
         flat(layers_and_losses(model, batch)), flat(layers_and_losses_of(plain, inputs)), 1e-5
     )

@@ -74,7 +74,6 @@ def test_equals_the_reference(activation, mask):
     "arguments, message",
     [
         ((12, 8, 1), "multiple of the number of attention heads"),
-        ((16, 8, 0), "at least 1"),
         ((16, 8, 1, 0.1, None, False, "gelu"), "activation must be one of relu, relu_squared"),
     ],
 )

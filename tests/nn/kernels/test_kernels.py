@@ -1,6 +1,5 @@
 """Each fast function against a plain one: outputs and gradients."""
 
-import functools
 import math
 from unittest import mock
 
@@ -100,8 +99,10 @@ def test_attention(
     bound = 2**25 if any_size_in_memory else -1
     with mock.patch.object(attention, "SCORES_IN_MEMORY", bound):
         assert fast(*(1000 * tensor for tensor in tensors)).isfinite().all()
-        plain = functools.partial(attention_by_definition, factors=factors)
-        made = assert_same_function(fast, plain, tensors, tolerance=TOLERANCE[dtype])
+        made = assert_same_function(
+            *(fast, lambda *heads: attention_by_definition(*heads, factors), tensors),
+            tolerance=TOLERANCE[dtype],
+        )
     assert made.dtype == dtype
 
 
@@ -150,7 +151,7 @@ def normalized(rows, gamma, beta):
 
 @MANY
 @given(
-    *(seeds, st.integers(0, 9), widths, dtypes, layouts, st.sampled_from([1e-6, 1.0, 1e4])),
+    *(seeds, st.integers(0, 9), widths, dtypes, layouts, st.sampled_from([0.0, 1e-6, 1.0, 1e4])),
     *(st.booleans(), ways),
 )
 def test_layer_norm(seed, num_rows, dim, dtype, layout, scale, same_type, way):
@@ -171,11 +172,6 @@ def test_layer_norm(seed, num_rows, dim, dtype, layout, scale, same_type, way):
             fast, normalized, inputs, tolerance=tolerance, on_a_device="device" in way
         )
         assert made.dtype == dtype
-
-
-def test_layer_norm_of_equal_numbers():
-    gamma, beta = torch.randn(2, 5)
-    assert torch.equal(layer_norm(torch.full((2, 5), 3.0), gamma, beta), beta.expand(2, 5))
 
 
 # Rows taken to other places.
@@ -258,9 +254,7 @@ def test_merged_rows(seed, num_rows, dim, num_parameters):
     torch.manual_seed(seed)
     ids, values = torch.randint(num_parameters, (num_rows,)), torch.randn(num_rows, dim, 2)
     sums = torch.zeros(num_parameters, dim, 2).index_add(0, ids, values)
-    given_values = values.clone()
     assert close(merged_rows(ids, values), sums[ids], 1e-6)
-    assert torch.equal(values, given_values)
 
 
 @MANY
