@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from allennlp.commands import main
+from allennlp.commands.train import train_model
 from allennlp.common import Params
 from allennlp.data import Instance, Vocabulary
 from allennlp.models import Model, load_archive
@@ -14,6 +15,7 @@ from allennlp.models.simple_tagger import SimpleTagger
 from allennlp.predictors import Predictor
 
 from tests.plugin.test_tokenizers import no_models  # noqa: F401
+from tests.pretrained.test_standing_alone import tagger_config
 from tests.small_lm import DIM, write_archive
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin.tagger_predictor import TaggerPredictor
@@ -23,24 +25,12 @@ pytestmark = pytest.mark.usefixtures("no_models")
 WORDS = ["don't", "käse", "."]
 
 
-def archive_of(folder, lm_archive, reader, model):
-    """A model on top of the language model."""
-    vocab = Vocabulary()
-    vocab.add_tokens_to_namespace(["dog", "the"])
-    vocab.add_tokens_to_namespace(["D", "N", "V"], "labels")
-    embedder = {"type": "bidirectional_lm_token_embedder", "archive_file": str(lm_archive)}
-    model = {**model, "text_field_embedder": {"token_embedders": {"elmo": embedder}}}
-    reader = {**reader, "token_indexers": {"elmo": {"type": "elmo_characters"}}}
-    built = Model.from_params(vocab=vocab, params=Params(copy.deepcopy(model)))
-    return write_archive(folder, {"dataset_reader": reader, "model": model}, built)
-
-
 @pytest.fixture(scope="module")
 def tagger(lm_archive, tmp_path_factory):
-    encoder = {"type": "pass_through", "input_dim": 2 * DIM}
-    model = {"type": "simple_tagger", "encoder": encoder}
-    folder = tmp_path_factory.mktemp("tagger")
-    return archive_of(folder, lm_archive, {"type": "sequence_tagging"}, model)
+    vocab = Vocabulary(counter={"labels": {"D": 1, "N": 1, "V": 1}})
+    config = tagger_config(lm_archive)
+    model = Model.from_params(vocab=vocab, params=Params(copy.deepcopy(config["model"])))
+    return write_archive(tmp_path_factory.mktemp("tagger"), config, model)
 
 
 def predictor_of(archive, **arguments):
@@ -97,6 +87,7 @@ def test_batches_with_a_sentence_of_no_words(tagger):
     [
         ({"tokeniser": "x"}, "", "tokeniser: there is no such key. Is it tokenizer?"),
         ({"tokenizer": "none"}, "", "no tokenizer 'none'"),
+        ({"tokenizer": 3}, "", "A tokenizer is a name or a config"),
         ({"input_format": "csv"}, "the dog", "input_format must be one of"),
         ({}, '{"words": "the dog"}', 'not an object with "tokens" or "words"'),
         # How to do without spaCy's model.
@@ -124,8 +115,14 @@ def test_command_writes_letters_where_it_can(tagger, tmp_path, monkeypatch, enco
 
 
 def test_a_classifier_names_the_tokens_that_it_knows_by_characters_alone(lm_archive, tmp_path):
-    reader = {"type": "text_classification_json", "tokenizer": "just_spaces"}
+    config = tagger_config(lm_archive)
+    config["dataset_reader"].update(type="text_classification_json", tokenizer="just_spaces")
+    del config["model"]["encoder"]
     encoder = {"type": "boe", "embedding_dim": 2 * DIM}
-    model = {"type": "basic_classifier", "seq2vec_encoder": encoder}
-    predictor = predictor_of(archive_of(tmp_path, lm_archive, reader, model))
+    config["model"].update(type="basic_classifier", seq2vec_encoder=encoder)
+    data = tmp_path / "data"
+    data.write_text('{"text": "the dog", "label": "a"}\n')
+    config.update(train_data_path=str(data), validation_data_path=None)
+    train_model(Params(config), tmp_path / "run")
+    predictor = predictor_of(tmp_path / "run" / "model.tar.gz")
     assert predictor.predict_json({"sentence": "the dog"})["tokens"] == ["the", "dog"]

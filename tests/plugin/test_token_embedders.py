@@ -128,10 +128,11 @@ def test_boundaries_that_do_not_fit_are_told(make, caplog, added, removed, expec
     assert len(told) == bool(expected) and all(text in told[0] for text in expected)
 
 
-def test_no_archive(monkeypatch):
-    monkeypatch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", "")
-    with pytest.raises(ConfigurationError, match=r"no archive ''.* BIDIRECTIONAL_LM_ARCHIVE_PATH"):
-        LanguageModelTokenEmbedder(archive_file="")
+@pytest.mark.parametrize("path", ["", "no/model.tar.gz"])
+def test_no_archive(monkeypatch, path):
+    monkeypatch.setenv("BIDIRECTIONAL_LM_ARCHIVE_PATH", path)
+    with pytest.raises(ConfigurationError, match=rf"no archive '{path}'.* BIDIRECTIONAL_LM_ARCH"):
+        LanguageModelTokenEmbedder(archive_file=path)
 
 
 def test_lists_of_texts(embedder):
