@@ -15,6 +15,7 @@ from transformer_elmo import TransformerElmo, memory
 from transformer_elmo.commands.cli import main
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.memory import BatchSplitter
+from transformer_elmo.plugin.compat.shown_errors import message_of
 
 SENTENCES = random_sentences(24, seed=3)
 
@@ -156,3 +157,4 @@ def test_commands_end_with_one_message(lm_archive, tmp_path, monkeypatch, capsys
     assert main(["score", str(lm_archive), str(tmp_path / "text")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("transformer-elmo score: Memory ran out (CUDA out of memory.")
+    assert "Memory ran out" in str(message_of(MemoryError()))
