@@ -132,7 +132,7 @@ def test_warnings_name_shape_and_key_and_grow_rare(elmo, make_scarce, caplog):
     ],
 )
 def test_what_is_split(error, is_split):
-    calls = []
+    calls, forgotten = [], []
 
     def function(items):
         calls.append(items)
@@ -142,9 +142,10 @@ def test_what_is_split(error, is_split):
 
     expected = nullcontext() if is_split else pytest.raises(type(error))
     with expected:
-        parts = BatchSplitter().run(function, range(10), lambda item: 7, "key", "advice")
+        arguments = (lambda item: 7, "key", "advice", lambda: forgotten.append(1))
+        parts = BatchSplitter().run(function, range(10), *arguments)
         assert [*chain(*parts)] == [*range(10)] and len(parts) == 4
-    assert (len(calls) > 1) == is_split
+    assert (len(calls) > 1) == bool(forgotten) == is_split
 
 
 def test_commands_end_with_one_message(lm_archive, tmp_path, monkeypatch, capsys):
