@@ -171,8 +171,8 @@ def test_recover(recipe, tmp_path):
 
 
 def test_find_lr(tmp_path):
-    """It takes no trainer but AllenNLP's own, nor its keys."""
-    overrides = {**TINY, "trainer.type": "language_modeling", "trainer.max_bad_steps": 3}
+    """It takes no trainer but AllenNLP's own."""
+    overrides = {**TINY, "trainer.type": "language_modeling"}
     del overrides["trainer.callbacks"]
     params = Params.from_file(CONFIGS / "quickstart.jsonnet", json.dumps(overrides))
     find_learning_rate_model(params, tmp_path / "lr", num_batches=11)
