@@ -11,7 +11,9 @@ from transformer_elmo import TransformerElmo
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_text("\n".join([*random_sentences(30, seed=3), "", "an unheard-of owl"]) + "\n")
+    # The first of three parts has none of the words below.
+    sentences = ["it was happy"] * 16 + random_sentences(30, seed=3)
+    path.write_text("\n".join([*sentences, "", "an unheard-of owl"]))
     return path
 
 
@@ -42,7 +44,7 @@ def test_it_is_that_of_python_and_parts_add_up(command, lm_archive, text, tmp_pa
 
 
 def test_standard_input(command, lm_archive, text):
-    for part, count in (([], 31), (["--part", "1/2"], 16)):
+    for part, count in (([], 47), (["--part", "1/2"], 24)):
         found = command("perplexity", lm_archive, "-", *part, stdin=text.read_bytes())
         assert json.loads(found)["num_sentences"] == count
 

@@ -254,14 +254,16 @@ def test_what_cannot_be_shown(run, report, tmp_path):
         ([run] * 27, "At most 26 runs"),
     ):
         assert message in report(*arguments, status=1)
-    (run / "metrics_epoch_1.json").write_text("{")
-    assert "is not JSON" in report(run, status=1)
+    for content, message in (("{", "is not JSON"), ("[1]", "no JSON object")):
+        (run / "metrics_epoch_1.json").write_text(content)
+        assert message in report(run, status=1)
     assert not (tmp_path / "report.html").exists()
 
 
 def test_numbers_are_those_of_metrics_json():
     metrics = {
         "epoch": 4,
+        "best_epoch": 2,
         "best_validation_perplexity": 42.3201,
         "best_validation_forward_perplexity": 41.5,
         "best_validation_backward_perplexity": 43.25,
@@ -272,6 +274,7 @@ def test_numbers_are_those_of_metrics_json():
     sides = "41.5000 given the words before, 43.2500 given the words after"
     assert results_of(TrainingLog({}, [], metrics)) == [
         Fact("epochs", "5", "numbered 0 to 4, as in metrics.json"),
+        Fact("best epoch", "2"),
         Fact("best validation perplexity", "42.3201", f"over all words, {sides}"),
         # The trainer's loss is another number than that which the perplexity is made of.
         Fact("best validation loss", "3.7453", "in nats a word: the perplexity's logarithm"),

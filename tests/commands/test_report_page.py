@@ -189,6 +189,8 @@ def test_sentences_without_probabilities():
     for said in ("There are none.", "less than 1 in 10¹², rank 9", "NaN, rank 9", "100 %, rank 9"):
         assert said in text
     assert "perplexity" not in text
+    nothing = WordScores([None], [None], [])
+    assert math.isnan(SentenceScores(["x"], [False], nothing, None).perplexity)
 
 
 def test_layers():
