@@ -66,21 +66,30 @@ def test_words_that_are_mostly_unknown(space, tmp_path):
     assert said not in (space / "run" / "out.log").read_text()
 
 
-STOCK = """
+THEIRS = """
 import sys
 sys.modules["transformer_elmo"] = None
 import allennlp_models.lm
+from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.models import load_archive
+archive, converted = sys.argv[1:]
 # As a config that allennlp-models knows has it.
-archive = load_archive(sys.argv[1], overrides={"model.type": "bidirectional-language-model"})
-print(type(archive.model).__module__)
+load_archive(archive, overrides={"model.type": "bidirectional-language-model"})
+print(evaluate_from_archive(converted, "text.txt", cuda_device=-1)["loss"])
 """
 
 
-def test_the_archive_opens_in_allennlp_models_alone(run, run_python):
+@pytest.mark.slow
+def test_the_archive_opens_in_allennlp_models_alone(run, tmp_path, run_python):
+    """And is evaluated there, once its config is converted, too."""
     pytest.importorskip("allennlp_models")
-    said = run_python(STOCK, run / "model.tar.gz")
-    assert said.split() == ["allennlp_models.lm.models.bidirectional_lm"]
+    archive, converted, text = run / "model.tar.gz", run / "stock.tar.gz", tmp_path / "text.txt"
+    # Of one length: allennlp-models' losses depend on padding.
+    text.write_text("the dog ran\nbirds flew on\n")
+    assert main(["convert", str(archive), str(converted), "--stock"]) == 0
+    printed = run_python(THEIRS, archive, converted)
+    expected = evaluate_from_archive(archive, str(text), cuda_device=-1)["loss"]
+    assert float(printed.splitlines()[-1]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_run_of_version_0_2_0_goes_on(space, run):
