@@ -237,12 +237,19 @@ def test_streams_of_a_process(tmp_path, command, status):
         assert (tmp_path / "words" / "tokens.txt").read_text().endswith("cat\nthe\n")
 
 
-@pytest.mark.parametrize("command", ["compare A A -", "report A -o r.html --sentences -"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("score A -", "fill A -", "perplexity A -", "compare A A -"),
+        "report A -o page.html --force --sentences -",
+    ],
+)
 def test_a_dash_is_the_standard_input(lm_archive, tmp_path, monkeypatch, capsys, command):
+    """UTF-8, whatever the encoding of the streams."""
     monkeypatch.chdir(tmp_path)
     arguments = [str(lm_archive) if part == "A" else part for part in command.split()]
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat sat\n")))
-    assert main(arguments) == 0
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n")))
-    assert main([*arguments, *(["--force"] if "-o" in arguments else [])]) == 1
+    for text, status in ("the ___ 東京\n".encode(), 0), (b"\xff\n", 1):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), "ascii"))
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+        assert main(arguments) == status
     assert "The standard input, line 1: byte 1" in capsys.readouterr().err
