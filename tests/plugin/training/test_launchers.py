@@ -48,6 +48,7 @@ def test_one_of_several():
         ({**SECOND, "MASTER_ADDR": ""}, "MASTER_ADDR is ''"),
         ({**SECOND, "RANK": "x"}, "RANK is 'x'"),
         ({**SECOND, "RANK": "4"}, "process 4 of 4"),
+        ({**SECOND, "RANK": "2"}, "process 2 of 4, and 1 of 2"),
         ({**SECOND, "LOCAL_WORLD_SIZE": "3"}, "process 3 of 4, and 1 of 3"),
         (STEP, "srun has started 8 processes, .* --ntasks-per-node=1 torchrun"),
     ],

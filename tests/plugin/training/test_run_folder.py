@@ -13,8 +13,8 @@ from transformer_elmo.plugin.training.folder import LOCK, TRAINER, locked, of_no
 from transformer_elmo.plugin.vocabulary import RecoveredVocabulary
 
 
-def config_with(trainer=(), **changes):
-    trainer = {"num_epochs": 3, "callbacks": [{"type": "resume_data"}], **dict(trainer)}
+def config_with(trainer=None, **changes):
+    trainer = {"num_epochs": 3, "callbacks": [{"type": "resume_data"}], **(trainer or {})}
     return Params(copy.deepcopy({"trainer": trainer, "model": {"a": 0.1}, **changes}))
 
 
