@@ -182,7 +182,8 @@ def models(options: argparse.Namespace, folder: Path) -> Iterator[str]:
             rounds = in_turns(sides, options.rounds, **request)
         yield from table(rounds, machine["FLOP/s"])
         if options.profile:
-            yield "\nA training step by kinds of operators, in milliseconds:\n"
+            yield "\nA step by kinds of operators, in milliseconds:\n"
+            request["of"] = request["job"]
             yield from table(in_turns(sides, 1, 0, **{**request, "job": "profile"}))
 
 
@@ -387,7 +388,7 @@ def main() -> None:
     parser.add_argument("--vocabulary-size", type=int, default=21_000)
     parser.add_argument("--corpus", type=Path, help="a sentence a line (default: Python's help)")
     parser.add_argument("--many-shards", type=int, default=100, help="data: for its memory")
-    parser.add_argument("--profile", action="store_true", help="train: what a step is made of")
+    parser.add_argument("--profile", action="store_true", help="what a step is made of")
     parser.add_argument("--seconds", type=float, default=480.0, help="suite: for everything")
     parser.add_argument("--small", action="store_true", help="a rehearsal: everything shrunk")
     options = parser.parse_args()

@@ -50,7 +50,8 @@ class BadSteps:
         # Of the batches of this step: what was given, and whether the loss is finite.
         self._batches: List[Tuple[Any, torch.Tensor]] = []
         self._usual_loss: Optional[torch.Tensor] = None
-        self._norm: Optional[float] = None
+        # The norm of all gradients, where somebody has asked the device for it anyway.
+        self.norm: Optional[float] = None
         # Where the device knows and nobody has asked yet.
         self._is_bad: Optional[torch.Tensor] = None
 
@@ -66,10 +67,6 @@ class BadSteps:
         self._batches.append((batch, finite))
         output["loss"] = guarded
 
-    def note_norm(self, norm: Optional[float]) -> None:
-        """Takes the norm of all gradients, where somebody has asked the device for it anyway."""
-        self._norm = norm
-
     def check(self, trainer: Any) -> bool:
         """
         Called between the backward pass and the optimizer's step, which has no effect if a
@@ -82,7 +79,7 @@ class BadSteps:
             for p in trainer._pytorch_model.parameters()
             if p.grad is not None
         ]
-        norm, self._norm = self._norm, None
+        norm, self.norm = self.norm, None
         if trainer._scaler is not None:
             # It skips steps itself, and lowers its scale by them.
             self._is_bad = ~torch.stack([finite for _, finite in self._batches]).all()

@@ -131,7 +131,7 @@ class LanguageModelTrainer(GradientDescentTrainer):
             norm: Optional[float] = clip_norm(parameters, self._grad_norm).item()
         else:
             norm = super().rescale_gradients()
-        self.bad_steps.note_norm(norm)
+        self.bad_steps.norm = norm
         return norm
 
     @overrides
