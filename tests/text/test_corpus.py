@@ -145,7 +145,8 @@ def test_compressed(tmp_path, suffix, compress):
     assert b"".join(read_blocks(path, len(TEXT.encode()), 10)) == TEXT.encode() * 2
     path.write_bytes(compress(b""))
     assert list(read_sentences(path)) == []
-    for damaged in (content[:-7], content[:10], compress(TEXT.encode()) + content[:-3]):
+    cut_short = (content[:-7], content[:10], compress(TEXT.encode()) + content[:-3])
+    for damaged in (*cut_short, content[:-3] + b"abc"):
         path.write_bytes(damaged)
         with pytest.raises(ConfigurationError, match=rf"Can't read .*{path.name} to its end"):
             list(read_sentences(path))
@@ -158,9 +159,6 @@ def test_frames_of_zstd(tmp_path):
     skipped = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
     path.write_bytes(zstd(b"") + skipped + content * 2 + skipped)
     assert list(read_sentences(path)) == SENTENCES * 2
-    path.write_bytes(content[:-3] + b"abc")
-    with pytest.raises(ConfigurationError, match=r"Can't read .*text\.zst to its end"):
-        list(read_sentences(path))
 
 
 def test_zstd_that_is_not_installed(tmp_path, monkeypatch):

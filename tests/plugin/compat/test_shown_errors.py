@@ -100,20 +100,17 @@ def test_other_programs_are_left_alone(as_main, command):
 
 
 @pytest.mark.slow
-def test_on_the_command_line(tmp_path):
+def test_on_the_command_line(tmp_path, monkeypatch):
     """Once training has set up its log."""
+    monkeypatch.delenv("ALLENNLP_DEBUG", raising=False)
     (tmp_path / "x").write_text("the###D dog###N\n")
+    paths = {"TAGGER_TRAIN_PATH": "x", "TAGGER_VALIDATION_PATH": "x", "PYTHONPATH": str(ROOT)}
+    config = ROOT / "training_config" / "pos_tagger.jsonnet"
+    command = f"-m allennlp train --include-package transformer_elmo {config} -s out"
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "allennlp", "train", "--include-package", "transformer_elmo"),
-            *(str(ROOT / "training_config" / "pos_tagger.jsonnet"), "-s", "out"),
-        ],
+        [sys.executable, *command.split(" ")],
         cwd=tmp_path,
-        env={
-            **{k: v for k, v in os.environ.items() if k != "ALLENNLP_DEBUG"},
-            **{"PYTHONPATH": str(ROOT), "BIDIRECTIONAL_LM_ARCHIVE_PATH": "nowhere"},
-            **{"TAGGER_TRAIN_PATH": "x", "TAGGER_VALIDATION_PATH": "x"},
-        },
+        env={**os.environ, **paths, "BIDIRECTIONAL_LM_ARCHIVE_PATH": "nowhere"},
         capture_output=True,
         text=True,
     )

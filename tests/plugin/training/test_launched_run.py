@@ -24,10 +24,6 @@ def torchrun(number):
     return [of_torchrun(rank, number, port) for rank in range(number)]
 
 
-def check_best(*folders):
-    weights_are_the_same(*(torch.load(folder / "best.th") for folder in folders))
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return write_config(tmp_path_factory.mktemp("launched"))
@@ -51,7 +47,7 @@ def test_torchrun(config, own, tmp_path):
         check=True,
         capture_output=True,
     )
-    check_best(own, tmp_path / "out")
+    weights_are_the_same(torch.load(own / "best.th"), torch.load(tmp_path / "out" / "best.th"))
     # Whichever way it goes on.
     assert (own / "config.json").read_text() == (tmp_path / "out/config.json").read_text()
     assert (tmp_path / "out/model.tar.gz").exists()
@@ -67,7 +63,7 @@ def test_two_machines_that_share_a_folder(config, own, tmp_path):
     assert "--recover, started by torchrun as before" in folder.with_suffix(".said").read_text()
     assert ended(start(machines(), config, folder, recover=True)) == [0, 0]
     for written in (folder, folder / "node1"):
-        check_best(own, written)
+        weights_are_the_same(torch.load(own / "best.th"), torch.load(written / "best.th"))
 
 
 def test_one_is_killed(config, tmp_path):
