@@ -199,10 +199,13 @@ def test_another_script_altogether(work, caplog):
     (work / "new.txt").write_text("თბილისი ქუთაისი ။\nბათუმი თბილისი ။\n" * 5)
     vocab = vocabulary_of("lm.tar.gz", data_path="new.txt")
     assert {"<S>", "</S>"} <= vocab.get_token_to_index_vocabulary().keys()
-    model = model_of("lm.tar.gz", vocab, data_path="new.txt")
+    Path("run").mkdir()
+    model = model_of("lm.tar.gz", vocab, data_path="new.txt", serialization_dir="run")
     assert "No word of the new vocabulary" in caplog.text
     assert model.get_parameter("_softmax_loss.softmax_w").shape == (DIM, 8)
     assert "num_samples is 8, and the vocabulary has 8 entries" in caplog.text
+    # allennlp-models wants more words than samples.
+    assert json.loads(Path("run/adapted_model.json").read_text())["num_samples"] is None
 
 
 def test_habits_that_differ_are_told(work):
