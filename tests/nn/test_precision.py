@@ -16,8 +16,7 @@ from transformer_elmo.plugin.optimizer import DenseSparseAdam
 
 def trained(precision, batches, vocab, steps):
     torch.manual_seed(0)
-    config = model_config(precision=precision)
-    model = Model.from_params(Params(config), vocab=vocab).train()
+    model = Model.from_params(Params(model_config(precision=precision)), vocab=vocab).train()
     optimizer = DenseSparseAdam(list(model.named_parameters()), lr=2e-3)
     for step in range(steps):
         optimizer.zero_grad()

@@ -101,9 +101,6 @@ def test_probabilities_of_rare_words():
     assert torch.allclose(ours.double(), exact, rtol=1e-6, atol=0)
 
 
-# Layouts.
-
-
 @pytest.mark.parametrize("source", MAKERS)
 @pytest.mark.parametrize("target", MAKERS)
 def test_any_layout_loads_any_other(source, target):
