@@ -101,8 +101,7 @@ def sentences() -> List[str]:
 @pytest.fixture(scope="session")
 def vocabulary() -> Vocabulary:
     vocabulary = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
-    for token in ["</S>", "<S>", *WORDS[:-3]]:
-        vocabulary.add_token_to_namespace(token)
+    vocabulary.add_tokens_to_namespace(["</S>", "<S>", *WORDS[:-3]])
     return vocabulary
 
 

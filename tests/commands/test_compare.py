@@ -21,8 +21,7 @@ from transformer_elmo.inference.evaluation import SpellingModel
 def other(tmp_path_factory):
     """Of fewer words, in another order."""
     vocabulary = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
-    for token in ["</S>", "<S>", *WORDS[10::-1], "owl"]:
-        vocabulary.add_token_to_namespace(token)
+    vocabulary.add_tokens_to_namespace(["</S>", "<S>", *WORDS[10::-1], "owl"])
     torch.manual_seed(7)
     model = Model.from_params(vocab=vocabulary, params=Params(model_config()))
     return write_archive(tmp_path_factory.mktemp("other"), experiment_config(), model)

@@ -36,8 +36,7 @@ def test_losses_after_training():
     words = pydoc_data.topics.topics["typesmapping"].split()[:2000]
     text = [" ".join(words[start : start + 10]) for start in range(0, 2000, 10)]
     vocab = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
-    for word in ["</S>", "<S>", *dict.fromkeys(words)]:
-        vocab.add_token_to_namespace(word)
+    vocab.add_tokens_to_namespace(["</S>", "<S>", *words])
     batches = [tensors(text[start : start + 20], vocab) for start in range(0, len(text), 20)]
     exact, rounded = (trained(name, batches, vocab, 150) for name in ("float32", "bfloat16"))
     assert exact < 0.85 * trained("float32", batches, vocab, 0)

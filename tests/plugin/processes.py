@@ -28,8 +28,7 @@ def train(rank: int, world_size: int, folder: str, settings: Dict[str, Any]) -> 
     # Only the first process begins with the weights that all should have.
     torch.manual_seed(0 if rank == 0 else 99)
     vocab = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
-    for token in ["</S>", "<S>", *WORDS]:
-        vocab.add_token_to_namespace(token)
+    vocab.add_tokens_to_namespace(["</S>", "<S>", *WORDS])
     optimizer_class = getattr(transformer_elmo, settings.pop("optimizer", "DenseSparseAdam"))
     config = model_config(**settings)
     config["contextualizer"].update(dropout=0.0, input_dropout=0.0)

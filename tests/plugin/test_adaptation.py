@@ -24,7 +24,6 @@ from allennlp.training.callbacks import TrainerCallback
 from allennlp.training.learning_rate_schedulers import LearningRateScheduler
 from allennlp.training.optimizers import Optimizer
 
-from tests.peer_lm import peer_model
 from tests.plugin.tiny_run import Signal, forked, weights_are_the_same
 from tests.small_lm import DIM, experiment_config, model_config, tensors, write_archive
 from transformer_elmo import ConfigurationError, LanguageModelTokenEmbedder, TransformerElmo
@@ -110,16 +109,6 @@ def test_a_run_that_lost_what_its_model_is(adapted):
     os.remove("out/adapted_model.json")
     with pytest.raises(ConfigurationError, match=r"adapted_model\.json"):
         TransformerElmo.open("out")
-
-
-def test_allennlp_models_opens_it(adapted):
-    pytest.importorskip("allennlp_models")
-    archive = load_archive("out/model.tar.gz")
-    peer = peer_model(archive.model.vocab, archive.config["model"].as_dict())
-    peer.load_state_dict(archive.model.state_dict())
-    batch = tensors(NEW_TEXT, archive.model.vocab)
-    theirs = peer.eval()(**batch)["forward_loss"]
-    assert torch.allclose(theirs, archive.model.eval()(**batch)["forward_loss"], atol=1e-4)
 
 
 def test_biases_fit_the_new_text(work):
