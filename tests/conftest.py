@@ -20,8 +20,8 @@ from allennlp.common import Params
 from allennlp.data import Vocabulary
 from allennlp.models import Model
 
-import transformer_elmo  # noqa: F401
-from tests.small_lm import WORDS, experiment_config, model_config, random_sentences, write_archive
+from tests.small_lm import WORDS, experiment_config, model_config, write_archive
+from transformer_elmo import TransformerElmo
 
 torch.set_num_threads(1)
 
@@ -94,11 +94,6 @@ def no_larger_files() -> Callable[[int], ContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def sentences() -> List[str]:
-    return random_sentences(60)
-
-
-@pytest.fixture(scope="session")
 def vocabulary() -> Vocabulary:
     vocabulary = Vocabulary(non_padded_namespaces=["*labels", "*tags"])
     vocabulary.add_tokens_to_namespace(["</S>", "<S>", *WORDS[:-3]])
@@ -119,3 +114,9 @@ def lm_archive(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary)
     torch.manual_seed(2)
     model = Model.from_params(vocab=vocabulary, params=Params(model_config()))
     return write_archive(tmp_path_factory.mktemp("lm"), experiment_config(), model)
+
+
+@pytest.fixture(scope="session")
+def elmo(lm_archive: Path) -> TransformerElmo:
+    """Of `lm_archive`; for tests that leave it as it is."""
+    return TransformerElmo.open(lm_archive, device="cpu")

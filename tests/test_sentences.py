@@ -26,11 +26,6 @@ WORDS = ["the", "naïve", "東京"]
 LONE = "\ud83d"
 
 
-@pytest.fixture(scope="module")
-def elmo(lm_archive):
-    return TransformerElmo.open(lm_archive, device="cpu")
-
-
 class Table:
     """As pandas has it: it iterates over the names of its columns."""
 
@@ -97,15 +92,13 @@ def test_every_method_says_what_it_takes(elmo, methods, given, message):
             list(getattr(elmo, method)(given))
 
 
-def test_no_more_unknown_tokens_than_tokens(elmo):
+def test_no_more_unknown_tokens_than_tokens(lm_archive):
+    elmo = TransformerElmo.open(lm_archive)
     elmo._reader.start_tokens, elmo._reader.end_tokens = [], []
-    try:
-        (scores,) = elmo.score([["zzz", "the", "zzz"]])
-        assert (scores.num_tokens, scores.to_json()["num_out_of_vocabulary"]) == (2, 1)
-        metrics = elmo.evaluate([["zzz"], ["zzz", "zzz"]])
-        assert (metrics["num_tokens"], metrics["num_out_of_vocabulary"]) == (1, 1)
-    finally:
-        elmo._reader.start_tokens, elmo._reader.end_tokens = ["<S>"], ["</S>"]
+    (scores,) = elmo.score([["zzz", "the", "zzz"]])
+    assert (scores.num_tokens, scores.to_json()["num_out_of_vocabulary"]) == (2, 1)
+    metrics = elmo.evaluate([["zzz"], ["zzz", "zzz"]])
+    assert (metrics["num_tokens"], metrics["num_out_of_vocabulary"]) == (1, 1)
 
 
 LINES = ["the cat sat .", "a dog", "the naïve 東京", "birds flew under a house ."]

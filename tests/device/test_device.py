@@ -14,7 +14,6 @@ import pytest
 import torch
 from allennlp.commands.train import train_model
 from allennlp.common import Params
-from allennlp.data import DatasetReader
 from allennlp.models import load_archive
 from allennlp.modules.token_embedders import TokenEmbedder
 from allennlp.predictors import Predictor
@@ -22,17 +21,16 @@ from allennlp.training.optimizers import Optimizer
 
 from tests.device.pretend import PretendTensor, launches, moved, pretend_device, waits
 from tests.nn.kernels.comparing import close
+from tests.plugin.test_evaluator import loader
 from tests.small_lm import (
     experiment_config,
     model_config,
     random_sentences,
-    reader_config,
     tensors,
     with_squared_relu,
 )
 from transformer_elmo import (
     CrashSafeCheckpointer,
-    LanguageModelingDataLoader,
     LanguageModelingEvaluator,
     LanguageModelTrainer,
     TransformerElmo,
@@ -43,6 +41,8 @@ from transformer_elmo.plugin.text_fields import FACTS
 from transformer_elmo.plugin.training.bad_steps import BadSteps
 
 PADDED = ["the cat sat on the mat", "it was", "dog", "a 東京 flew . tree and then"]
+
+SENTENCES = random_sentences(60)
 
 CPU = torch.device("cpu")
 DENSE: Dict[str, Any] = {"sparse_embeddings": False}
@@ -102,12 +102,10 @@ def assert_same_gradients(here, there, tolerance=1e-4):
 
 
 def make_loader(corpus, vocabulary, device=CPU, **options):
-    reader = DatasetReader.from_params(Params(reader_config()))
-    options = {"max_tokens": 100, "distinct_words": True, "quiet": True, **options}
-    loader = LanguageModelingDataLoader(reader, corpus, **options)
-    loader.index_with(vocabulary)
-    loader.set_target_device(device)
-    return loader
+    options = {"max_tokens": 100, "distinct_words": True, **options}
+    made = loader(corpus, vocabulary, **options)
+    made.set_target_device(device)
+    return made
 
 
 def make_optimizer(model, options):
@@ -294,25 +292,25 @@ def elmos(lm_archive, device):
 
 
 @pytest.mark.parametrize("layers", ["mix", "all", "top", 0, -1])
-def test_vectors(elmos, layers, sentences, device):
-    here, there = (elmo.embed([*sentences, ""], layers) for elmo in elmos)
+def test_vectors(elmos, layers, device):
+    here, there = (elmo.embed([*SENTENCES, ""], layers) for elmo in elmos)
     for one, other in zip(here, there, strict=True):
         assert isinstance(other, np.ndarray) and np.allclose(one, other, atol=1e-4)
-    padded, mask = elmos[1].embed_padded(sentences[:5], layers)
+    padded, mask = elmos[1].embed_padded(SENTENCES[:5], layers)
     assert padded.device == mask.device == device
 
 
 @needs_gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_compiled_scores(lm_archive, sentences, precision):
+def test_compiled_scores(lm_archive, precision):
     options = {"device": "cuda", "precision": precision, "compile": True}
-    compiled = TransformerElmo.open(lm_archive, **options).perplexity(sentences)
-    expected = TransformerElmo.open(lm_archive, device="cpu").perplexity(sentences)
+    compiled = TransformerElmo.open(lm_archive, **options).perplexity(SENTENCES)
+    expected = TransformerElmo.open(lm_archive, device="cpu").perplexity(SENTENCES)
     assert compiled == pytest.approx(expected, rel=1e-5 if precision == "float32" else 1e-2)
 
 
-def test_scores(elmos, sentences):
-    expected, found = (elmo.score(sentences[:20], top_k=3) for elmo in elmos)
+def test_scores(elmos):
+    expected, found = (elmo.score(SENTENCES[:20], top_k=3) for elmo in elmos)
     for one, other in zip(expected, found, strict=True):
         for name in ("forward", "backward", "combined"):
             # `None`, where there is nothing to predict, is no number.
@@ -320,7 +318,7 @@ def test_scores(elmos, sentences):
             assert np.allclose(a, b, atol=1e-4, equal_nan=True)
     fills = [[c.probability for c in elmo.fill("the cat ___ on the mat")] for elmo in elmos]
     assert fills[1] == pytest.approx(fills[0], rel=1e-3)
-    perplexities = [elmo.perplexity(sentences) for elmo in elmos]
+    perplexities = [elmo.perplexity(SENTENCES) for elmo in elmos]
     assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-5)
 
 

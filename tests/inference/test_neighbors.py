@@ -12,11 +12,6 @@ from transformer_elmo.inference.elmo import TransformerElmo
 KNOWN = WORDS[:-3]
 
 
-@pytest.fixture(scope="module")
-def elmo(lm_archive):
-    return TransformerElmo.open(lm_archive, device="cpu")
-
-
 @pytest.fixture(scope="module", params=[None, '{"model.contextualizer.return_all_layers": true}'])
 def opened(request, lm_archive):
     """By the core, and with overrides by AllenNLP."""

@@ -12,18 +12,12 @@ from allennlp.models import Model
 from tests.plugin.test_evaluator import loader
 from tests.plugin.tiny_run import TinyModel, make_trainer, write_corpus
 from tests.small_lm import model_config, random_sentences
-from transformer_elmo import memory
+from tests.test_out_of_memory import no_collection  # noqa: F401
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.plugin import text_fields
 from transformer_elmo.plugin.evaluator import LanguageModelingEvaluator
 from transformer_elmo.plugin.large_batches import key_of
 from transformer_elmo.plugin.training.trainer import LanguageModelTrainer
-
-
-@pytest.fixture(autouse=True)
-def no_collection(monkeypatch):
-    """What a failure leaves goes away by itself, and looking for more takes its time."""
-    monkeypatch.setattr(memory.gc, "collect", lambda: 0)
 
 
 def no_memory(*args, **kwargs):

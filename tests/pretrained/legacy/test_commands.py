@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.commands.train import train_model_from_file
 from allennlp.models.archival import load_archive
@@ -28,12 +27,6 @@ def test_train_and_evaluate(tmp_path, old_configs, vocabulary):
     written = load_archive(archive).config
     assert written["data_loader"]["type"] == "language_modeling"
     assert written["trainer"]["cuda_device"] == -1
-    losses = [
-        evaluate_from_archive(archive, str(text), cmd_overrides=overrides)["loss"]
-        for overrides in ("", LIMIT, '{"data_loader.max_tokens": 20}')
-    ]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
-
     tagger["train_data_path"] = tagger["validation_data_path"] = str(tagged)
     tagger["model"]["text_field_embedder"]["elmo"]["archive_file"] = str(archive)
     (tmp_path / "tagger.jsonnet").write_text(json.dumps(tagger))
