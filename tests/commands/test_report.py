@@ -90,7 +90,7 @@ def test_language_model(run, report, monkeypatch, capsys):
 
 def test_sentences_of_ones_own(run, report, tmp_path):
     text = tmp_path / "mine.txt"
-    text.write_text("\nunheard-of cat\n1 <S> @@PADDING@@\n2\nthe dog\n")
+    text.write_text("\nunheard-of cat\n1 <S> @@PADDING@@\n2\nthe dog sat on a mat\n")
     page = report(run, "--sentences", text)
     # As they come, whatever they are.
     assert page.count("<h3>Sentence") == 3 and not remarks_in(page)
@@ -288,11 +288,9 @@ def test_durations():
     log = TrainingLog({}, [{"epoch": n, "training_duration": t} for n, t in enumerate(totals)])
     found = log.epoch_durations
     assert found[:2] == [10, 20] and math.isnan(found[2]) and found[3:] == [5.5, 93594.5]
-    assert Fact("duration", "1 day, 2:00:30") in results_of(log)
 
 
 def test_sentences_of_middle_length_come_first():
     words = "one two three four five six".split()
     others = [["short"], ["long"] * 201]
     assert worth_showing([*others, words, [*words, "7"]], 3) == [words, [*words, "7"], ["short"]]
-    assert worth_showing([], 3) == []

@@ -40,6 +40,5 @@ def test_no_python_that_will_do(run_script, path_with, pythons, named, message):
     assert message in run_script("setup.sh", "--print-python", status=1, PATH=path, PYTHON=named)
 
 
-def test_options(run_script):
+def test_an_option_that_there_is_not(run_script):
     assert "got '--pear'" in run_script("setup.sh", "--pear", status=1)
-    assert "--peer" in run_script("setup.sh", "--help")
