@@ -38,7 +38,7 @@ def test_verses(adaptation, tmp_path):
 def test_what_was_found_is_not_done_again(adaptation, tmp_path, monkeypatch):
     measures = {"perplexity": 9.0, "listed_perplexity": 8.0, "bits_per_character": 2.0}
     better = {name: value / 2 for name, value in measures.items()}
-    rows = [
+    rows: list = [
         {"way": way, "seed": seed, "steps": [0, last], "found": {"0": found, "5": found}}
         for way, seed, last, found in (
             ("random", 0, 5, measures),
