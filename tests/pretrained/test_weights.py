@@ -129,12 +129,19 @@ def test_files_without_checksums_open(folder, run):
     assert np.array_equal(used(run)[0][0], expected[0][0])
 
 
-def test_a_view_has_no_checksum_of_its_own(run):
+def test_what_nobody_reads(run):
     weights = torch.load(run / "weights.th")
+    weights["_last_average_loss"].fill_(float("nan"))
+    # Views have no checksums of their own.
     both = torch.randn(2, 5)
     torch.save({**weights, "one": both[0], "other": both[:, 1]}, run / "weights.th")
-    # Nothing asks for these two, but they are looked at.
     assert used(run)
+
+
+def test_names_of_weights_have_a_checksum(run):
+    path = run / "weights.th"
+    flip(path, path.read_bytes().index(b"_contextualizer"))
+    refused(run, r"weights\.th .*is damaged: Bad CRC-32")
 
 
 @pytest.mark.parametrize("more", [True, False])

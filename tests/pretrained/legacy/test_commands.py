@@ -32,5 +32,4 @@ def test_train_and_evaluate(tmp_path, old_configs, vocabulary):
     (tmp_path / "tagger.jsonnet").write_text(json.dumps(tagger))
     train_model_from_file(tmp_path / "tagger.jsonnet", tmp_path / "tagger")
     archive = tmp_path / "tagger" / "model.tar.gz"
-    metrics = evaluate_from_archive(archive, str(tagged), cmd_overrides=LIMIT)
-    assert 0 <= metrics["accuracy"] <= 1
+    assert "accuracy" in evaluate_from_archive(archive, str(tagged), cmd_overrides=LIMIT)

@@ -20,6 +20,7 @@ OLD = {
     "encoder._module.layer_0.state_linearity.bias": torch.ones(7),
     "e._elmo_lstm.forward_layer_0.input_linearity.weight": torch.ones(8),
     "e._elmo_lstm.forward_layer_0.state_projection.weight": torch.ones(9),
+    "new.layer_0.cell.input_linearity.weight": torch.ones(10),
 }
 LSTM = [
     "encoder._module.layer_0.cell.input_linearity.weight",
