@@ -194,10 +194,8 @@ class Side:
 
     def rates(self, chosen: list[Batch], begin: float, words: int) -> Row:
         """Of a round that began then, with so many words in the softmax."""
-        seconds, (encoder, layers, word) = (
-            self.now() - begin,
-            map(sum, zip(*(b.flops for b in chosen))),
-        )
+        seconds = self.now() - begin
+        encoder, layers, word = map(sum, zip(*(b.flops for b in chosen)))
         flops = encoder + layers + words * word
         return {"tokens": sum(b.tokens for b in chosen), "seconds": seconds, "FLOP": flops}
 
@@ -529,11 +527,8 @@ def profiled(side: Side) -> Round:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if side.gpu else [])]
         with profile(activities=activities) as profiler:
             row = step(1)
-        events, kinds, steps = (
-            profiler.key_averages(),
-            dict.fromkeys(OPERATORS, 0.0),
-            side.options["steps"],
-        )
+        events, kinds = profiler.key_averages(), dict.fromkeys(OPERATORS, 0.0)
+        steps = side.options["steps"]
         for event in events:
             own = event.self_device_time_total if side.gpu else event.self_cpu_time_total
             kind = next(k for k, p in OPERATORS.items() if re.search(p, event.key, re.IGNORECASE))
