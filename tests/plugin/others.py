@@ -8,6 +8,7 @@ with a model that isn't ours, each in a fork with standard streams and an exit c
 import json
 import os
 import random
+import resource
 import runpy
 import signal
 import sys
@@ -64,7 +65,7 @@ def write_config(name: str, **trainer: Any) -> str:
     return f"{name}.json"
 
 
-def run(name: str, *arguments: str) -> None:
+def run(name: str, *arguments: str, largest_file: int = resource.RLIM_INFINITY) -> None:
     """Runs a command in a fork, and writes down how it ended."""
     child = os.fork()
     if child:
@@ -76,6 +77,7 @@ def run(name: str, *arguments: str) -> None:
     sys.argv = ["allennlp", *arguments]
     # In the background of a shell, Ctrl-C would be ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     code = 0
     try:
         runpy.run_module("allennlp", run_name="__main__")
@@ -103,9 +105,11 @@ def commands() -> None:
     inputs = [archive, "input", "--predictor", "words", "--output-file", "predicted"]
     run("predict", "predict", *inputs)
     run("wrong", "train", config, "-s", "wrong_run", "-o", '{"model.encoder.hidden_size": "x"}')
+    run("unknown", "train", config, "-s", "unknown_run", "-o", '{"model.bogus": 1}')
     for kind in ("interrupted", "nan"):
         config = write_config(kind, callbacks=[{"type": "trouble", "kind": kind}])
         run(kind, "train", config, "-s", f"{kind}_run")
+    run("full", "train", "config.json", "-s", "full_run", largest_file=30000)
 
 
 if __name__ == "__main__":
