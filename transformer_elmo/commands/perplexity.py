@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from functools import partial
 from typing import Any
 
 from transformer_elmo.commands.arguments import (
@@ -54,12 +55,16 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output_file, args.force)
     with file_of(args.input_file) as (text, _):
         first, last, num_lines = part_of_lines(args.part, count_lines(text))
-        found = open_model(args).evaluate(
-            sentences_of(text, args.input_format, first, last),
-            words_of=args.words_of,
-            bits_per_character=args.bits_per_character,
-            progress=True,
-        )
+        sentences = partial(sentences_of, text, args.input_format, first, last)
+        found: dict[str, Any] = {"num_tokens": 0}
+        # A part may have blank lines alone.
+        if args.part is None or any(sentences()):
+            found = open_model(args).evaluate(
+                sentences(),
+                words_of=args.words_of,
+                bits_per_character=args.bits_per_character,
+                progress=True,
+            )
     if args.part is not None:
         found["part"], found["lines"] = args.part, [first, last, num_lines]
         names = ("model", "input_file", "input_format", "words_of", "bits_per_character")
@@ -74,11 +79,11 @@ def run(args: argparse.Namespace) -> None:
 def added_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """What the whole text would have given, of which these are the parts."""
     totals: dict[str, Any] = {}
-    for name in parts[0]:
+    for name in max(parts, key=len):
         if name.startswith("num_"):
-            totals[name] = sum(part[name] for part in parts)
+            totals[name] = sum(part.get(name, 0) for part in parts)
         elif name in _MEANS:
-            of = [part for part in parts if part[_MEANS[name]]]
+            of = [part for part in parts if part.get(_MEANS[name])]
             count = sum(part[_MEANS[name]] for part in of)
             in_logs = name.endswith("perplexity")
             values = (math.log(part[name]) if in_logs else part[name] for part in of)

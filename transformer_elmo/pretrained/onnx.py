@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from transformer_elmo.errors import ConfigurationError, needed
+from transformer_elmo.errors import needed
 from transformer_elmo.nn.config import CharactersConfig
 from transformer_elmo.nn.language_model import LanguageModel
 from transformer_elmo.nn.reference import ReferenceModel
@@ -51,9 +51,6 @@ OPSET = 18
 
 # Up to so many bytes the weights are within the graph's file; protobuf can't read 2 GiB.
 MOST_WITHIN = 2**30
-
-# The first with `torch.onnx.export(dynamic_shapes=...)`.
-_FIRST_TORCH = (2, 6)
 
 PACKAGES = "onnx onnxscript onnxruntime"
 
@@ -86,12 +83,6 @@ def check_packages() -> None:
     """Raises `ConfigurationError` if what writes the graph isn't there."""
     for name in ("onnx", "onnxscript"):
         needed(name, "ONNX", install=PACKAGES)
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < _FIRST_TORCH:
-        raise ConfigurationError(
-            f"ONNX needs torch {'.'.join(map(str, _FIRST_TORCH))} or later; this is "
-            f"{torch.__version__}."
-        )
 
 
 def write_onnx(model: LanguageModel, folder: Path) -> None:

@@ -75,7 +75,7 @@ def unpack(
             for member in tar:
                 num_bytes += max(member.size, 0)
                 num_files += len(PurePosixPath(member.name).parts)
-                _check(archive, member, len(tar.pax_headers))
+                _check(archive, member)
                 if num_files > MAX_FILES:
                     raise _refusal(archive, f"has more than {MAX_FILES:,} files and folders")
                 if num_bytes > limit:
@@ -112,14 +112,13 @@ class _Stream(gzip.GzipFile):
         return super().read(size)
 
 
-def _check(archive: str | os.PathLike, member: tarfile.TarInfo, num_common: int) -> None:
+def _check(archive: str | os.PathLike, member: tarfile.TarInfo) -> None:
     parts = PurePosixPath(member.name).parts
-    num_attributes = len(member.pax_headers) + num_common
     for is_wrong, reason in (
         ("/" in parts or ".." in parts, "would lie outside the folder it is unpacked to"),
         (len(parts) > MAX_DEPTH, f"lies in more than {MAX_DEPTH} folders"),
         (not (member.isreg() or member.isdir()) or member.issparse(), "is a link or a device"),
-        (num_attributes > MAX_ATTRIBUTES, f"has more than {MAX_ATTRIBUTES:,} attributes"),
+        (len(member.pax_headers) > MAX_ATTRIBUTES, f"has more than {MAX_ATTRIBUTES:,} attributes"),
     ):
         if is_wrong:
             raise _refusal(archive, f"has a member {member.name[:200]!r} that {reason}")

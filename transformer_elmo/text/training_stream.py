@@ -523,7 +523,6 @@ class Schedule:
         num_planned = 0
         for text, sentences in find_sentences(chunks):
             log.at(pass_number, text.start.shard, paths)
-            position = replace(position, place=text.start)
             lengths = sentences.lengths()
             if self.limit is not None:
                 lengths = lengths[: self.limit - position.num_sentences]
