@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tests.small_lm import tensors
+from tests.small_lm import random_sentences, tensors
 from transformer_elmo.nn.softmax import SAMPLE, FrequencyOrder
 from transformer_elmo.nn.softmax_transfer import (
     WORDS_AT_A_TIME,
@@ -144,11 +144,11 @@ def test_order(falls):
     assert falls or ("'998' on line 1,000" in found[3] and "num_samples" in found[3])
 
 
-def test_training_tells_of_the_order(make_model, caplog, sentences, vocabulary, monkeypatch):
+def test_training_tells_of_the_order(make_model, caplog, vocabulary, monkeypatch):
     """Once, and only where words are sampled."""
     monkeypatch.setattr("transformer_elmo.nn.softmax.SAMPLE", 50)
     monkeypatch.setattr("transformer_elmo.nn.softmax.LIMIT", 0.5)
-    model, batch = make_model(), tensors(sentences, vocabulary)
+    model, batch = make_model(), tensors(random_sentences(60), vocabulary)
     model.eval()(**batch)
     make_model(num_samples=None).train()(**batch)
     assert "falling order" not in caplog.text
