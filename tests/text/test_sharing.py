@@ -28,7 +28,7 @@ def corpora():
     yield "blank lines", "\n".join(["", *some, "", ""])
     yield "Windows", "\r\n".join(some) + "\r\n"
     yield "one word a line", "\n".join(rng.choice(WORDS) for _ in range(300))
-    yield "a long sentence", "\n".join([*some[:50], sentence(rng, 100_000), *some[50:]])
+    yield "a long sentence", "\n".join([*some[:50], sentence(rng, 1_000_000), *some[50:]])
     yield "spaces", "\ufeff" + "\n".join(sentence(rng, rng.randrange(12), SPACES) for _ in some)
     yield "JSON, too", "\n".join([*some, '["New York", ""]', '{"text": "a b"}', "[]", *some])
     yield "a line", "a b"
