@@ -11,8 +11,8 @@ from transformer_elmo import TransformerElmo
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
-    # The first of four parts has none of the words below, the last one no words at all.
-    sentences = ["it was happy"] * 16 + random_sentences(30, seed=3)
+    # The first and the last of five parts have no words, the second one none of those below.
+    sentences = [*[""] * 16, *["it was happy"] * 16, *random_sentences(30, seed=3)]
     path.write_text("\n".join([*sentences, "", "an unheard-of owl", *[""] * 16, ""]))
     return path
 
@@ -26,17 +26,23 @@ def test_it_is_that_of_python_and_parts_add_up(command, lm_archive, text, tmp_pa
         str(text), words_of=str(words), bits_per_character=True
     )
     assert found == pytest.approx(expected, rel=1e-6)
-    parts = [tmp_path / f"{k}.json" for k in (4, 3, 1, 2)]
+    parts = [tmp_path / f"{k}.json" for k in (5, 4, 1, 3, 2)]
     for part in parts:
-        command("perplexity", *options, "--part", f"{part.stem}/4", "--output-file", part)
+        command("perplexity", *options, "--part", f"{part.stem}/5", "--output-file", part)
     command("merge", whole, *parts)
     assert json.loads(whole.read_text()) == pytest.approx(expected, rel=1e-6)
 
-    command("perplexity", lm_archive, text, "--part", "2/4", "--output-file", other)
+    command("perplexity", lm_archive, text, "--part", "2/5", "--output-file", other)
+    blank = [tmp_path / f"blank-{k}.json" for k in (1, 2)]
+    text.write_text("\n\n")
+    for part in blank:
+        number = part.stem.removeprefix("blank-")
+        command("perplexity", lm_archive, text, "--part", f"{number}/2", "--output-file", part)
     for name, given, message in (
         ("all.json", parts, "Give --force"),
-        ("no.json", [*parts[:3], other], "they differ in bits_per_character, words_of"),
-        ("no.json", [*parts[:3], whole], "isn't of a part, or is damaged"),
+        ("no.json", [*parts[:4], other], "they differ in bits_per_character, words_of"),
+        ("no.json", [*parts[:4], whole], "isn't of a part, or is damaged"),
+        ("no.json", blank, "no word to predict"),
         ("no.npy", parts, "is no part of a text's vectors"),
     ):
         assert message in command("merge", tmp_path / name, *given, status=1)
@@ -44,7 +50,7 @@ def test_it_is_that_of_python_and_parts_add_up(command, lm_archive, text, tmp_pa
 
 
 def test_standard_input(command, lm_archive, text):
-    for part, count in (([], 47), (["--part", "1/2"], 32)):
+    for part, count in (([], 47), (["--part", "1/2"], 24)):
         found = command("perplexity", lm_archive, "-", *part, stdin=text.read_bytes())
         assert json.loads(found)["num_sentences"] == count
 

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from functools import partial
 from typing import Any
 
 from transformer_elmo.commands.arguments import (
@@ -14,6 +13,7 @@ from transformer_elmo.commands.arguments import (
     part_of_lines,
     sentences_of,
 )
+from transformer_elmo.errors import ConfigurationError
 from transformer_elmo.files import json_text, write_text
 from transformer_elmo.inference.evaluation import perplexity
 from transformer_elmo.text.corpus import count_lines
@@ -55,16 +55,13 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output_file, args.force)
     with file_of(args.input_file) as (text, _):
         first, last, num_lines = part_of_lines(args.part, count_lines(text))
-        sentences = partial(sentences_of, text, args.input_format, first, last)
-        found: dict[str, Any] = {"num_tokens": 0}
-        # A part may have blank lines alone.
-        if args.part is None or any(sentences()):
-            found = open_model(args).evaluate(
-                sentences(),
-                words_of=args.words_of,
-                bits_per_character=args.bits_per_character,
-                progress=True,
-            )
+        found = open_model(args).evaluate(
+            sentences_of(text, args.input_format, first, last),
+            words_of=args.words_of,
+            bits_per_character=args.bits_per_character,
+            progress=True,
+            is_part=args.part is not None,
+        )
     if args.part is not None:
         found["part"], found["lines"] = args.part, [first, last, num_lines]
         names = ("model", "input_file", "input_format", "words_of", "bits_per_character")
@@ -79,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
 def added_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """What the whole text would have given, of which these are the parts."""
     totals: dict[str, Any] = {}
+    if not any(part["num_tokens"] for part in parts):
+        raise ConfigurationError("There is no word to predict in any of these parts.")
     for name in max(parts, key=len):
         if name.startswith("num_"):
             totals[name] = sum(part.get(name, 0) for part in parts)

@@ -563,6 +563,7 @@ class TransformerElmo:
         words_of: Union[str, "os.PathLike[str]", Sequence[str], None] = None,
         bits_per_character: bool = False,
         progress: bool = False,
+        is_part: bool = False,
     ) -> dict[str, Any]:
         """
         What `allennlp evaluate` reports, with the same numbers.
@@ -573,6 +574,7 @@ class TransformerElmo:
           itself: see `transformer_elmo.inference.evaluation.listed_rows`.
         - `bits_per_character`: Whether to say what the text costs, its unknown words spelled out:
           see `transformer_elmo.inference.evaluation`.
+        - `is_part`: Whether other parts of the text are evaluated elsewhere. It may be empty then.
 
         Returns `loss`, `perplexity`, `forward_perplexity`, `backward_perplexity` (if
         bidirectional), `num_sentences`, `num_tokens`, `num_out_of_vocabulary`; with `words_of`
@@ -614,7 +616,7 @@ class TransformerElmo:
         tokens = map(self._reader.with_boundaries, filter(None, words))
         for _ in in_batches(tokens, len, run, self.max_tokens):
             pass
-        if not totals.num_tokens:
+        if not (totals.num_tokens or is_part):
             raise ConfigurationError(
                 f"There is no word to predict in {name}: {totals.num_sentences} sentences."
             )
