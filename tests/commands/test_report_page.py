@@ -221,10 +221,20 @@ def test_numbers_that_cannot_be_drawn():
         assert [line.name for line in only.lines] == [name]
 
 
-def test_there_is_every_shade_by_day_and_by_night():
+def luminance(colour):
+    """By the Web Content Accessibility Guidelines, as their contrast is."""
+    channels = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_text_is_readable_on_every_shade_by_day_and_by_night():
     for scheme in page(Report("a")).split("prefers-color-scheme: dark"):
-        found = re.findall(r"\.b(\d) { background: #\w{6}; color: #\w{6}; }", scheme)
-        assert [int(number) for number in found] == list(range(SHADES))
+        shades = re.findall(r"\.b(\d) { background: (#\w{6}); color: (#\w{6}); }", scheme)
+        assert [int(number) for number, _, _ in shades] == list(range(SHADES))
+        for _, *colours in shades:
+            low, high = sorted(map(luminance, colours))
+            assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
 BROWSER = next(

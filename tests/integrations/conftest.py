@@ -1,6 +1,7 @@
 """Where AllenNLP isn't installed: `pytest --confcutdir tests/integrations tests/integrations`."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -41,13 +42,22 @@ def in_new_process() -> Callable[..., str]:
         start = "import json, sys\n" + "sys.modules['allennlp'] = None\n" * (not allennlp)
         command = [sys.executable, "-W", "ignore", "-c", start + textwrap.dedent(code)]
         variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **variables}
-        # Files, and no pipes: after a timeout its own processes would hold those.
-        printed, errors = folder / "printed", folder / "errors"
-        with printed.open("w") as out, errors.open("w") as err:
-            status = subprocess.run(
-                command, cwd=folder, env=variables, stdout=out, stderr=err, timeout=180
-            ).returncode
-        assert status == 0, errors.read_text()
-        return printed.read_text().splitlines()[-1]
+        with subprocess.Popen(
+            command,
+            cwd=folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                printed, errors = process.communicate(timeout=180)
+            except subprocess.TimeoutExpired:
+                # Its own processes as well, which hold the pipes.
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        assert process.returncode == 0, errors
+        return printed.splitlines()[-1]
 
     return run

@@ -1,6 +1,7 @@
 """
 What `test_others` runs in two processes, one of which imports this package: `allennlp` commands
-with a model that isn't ours, each in a fork with standard streams and an exit code of its own.
+with a tagger and a classifier that aren't ours, each in a fork with standard streams and an exit
+code of its own.
 
     python allennlp OUT with|without
 """
@@ -65,6 +66,17 @@ def write_config(name: str, **trainer: Any) -> str:
     return f"{name}.json"
 
 
+def write_classifier_config() -> str:
+    content = json.loads(Path("config.json").read_text())
+    encoder = {"type": "bag_of_embeddings", "embedding_dim": 1000}
+    del content["model"]["encoder"]
+    content["model"].update(type="basic_classifier", seq2vec_encoder=encoder)
+    content["dataset_reader"] = {"type": "text_classification_json", "tokenizer": "just_spaces"}
+    content.update(train_data_path="texts", validation_data_path="texts")
+    Path("classifier.json").write_text(json.dumps(content))
+    return "classifier.json"
+
+
 def run(name: str, *arguments: str, largest_file: int = resource.RLIM_INFINITY) -> None:
     """Runs a command in a fork, and writes down how it ended."""
     child = os.fork()
@@ -99,6 +111,7 @@ def commands() -> None:
     Path("input").write_text('{"text": "naïve 東京"}')
     config, archive = write_config("config"), "run/model.tar.gz"
     run("train", "train", config, "-s", "run")
+    run("again", "train", config, "-s", "run")
     run("recover", "train", "run/config.json", "-s", "run", "--recover")
     outputs = ["--output-file", "metrics", "--predictions-output-file", "predictions"]
     run("evaluate", "evaluate", archive, "data", *outputs, "-o", '{"trainer.num_epochs": 3}')
@@ -109,6 +122,12 @@ def commands() -> None:
     for kind in ("interrupted", "nan"):
         config = write_config(kind, callbacks=[{"type": "trouble", "kind": kind}])
         run(kind, "train", config, "-s", f"{kind}_run")
+    texts = ({"text": " ".join(s), "sentence": " ".join(s), "label": s[0]} for s in sentences)
+    Path("texts").write_text("\n".join(map(json.dumps, texts)))
+    archive = "classes/model.tar.gz"
+    run("classify", "train", write_classifier_config(), "-s", "classes")
+    run("classified", "evaluate", archive, "texts", "--output-file", "metrics_of_classes")
+    run("classes", "predict", archive, "texts", "--output-file", "predicted_classes")
     run("full", "train", "config.json", "-s", "full_run", largest_file=30000)
 
 

@@ -77,7 +77,7 @@ def test_commands(tmp_path_factory: pytest.TempPathFactory) -> None:
         assert found[0][name] == expected, name
     # And they ended as they should.
     codes = {path.stem: int(path.read_text()) for path in folders[1].glob("*.code")}
-    fine = {"train", "recover", "evaluate", "predict"}
+    fine = {"train", "recover", "evaluate", "predict", "classify", "classified", "classes"}
     assert {name for name, code in codes.items() if code == 0} == fine
     assert codes["interrupted"] == 130
     assert (folders[1] / "interrupted_run" / "model.tar.gz").is_file()

@@ -106,3 +106,11 @@ def test_a_loader_that_cannot_share_steps():
     trainer: Any = SimpleNamespace(data_loader=None, _num_gradient_accumulation_steps=6)
     with pytest.raises(ConfigurationError, match="Only the data loader language_modeling"):
         resuming._step_of_run(trainer, {"processes": 2, "accumulation": 3})
+
+
+def test_a_number_that_does_not_divide_a_step():
+    trainer: Any = SimpleNamespace(
+        data_loader=SimpleNamespace(), _num_gradient_accumulation_steps=5
+    )
+    with pytest.raises(ConfigurationError, match="that divides it, 1, 2, 3, 6, and set trainer"):
+        resuming._step_of_run(trainer, {"processes": 2, "accumulation": 3})
