@@ -3,9 +3,12 @@ import os
 import pickle
 import shutil
 import tarfile
+from typing import Any
 
 import pytest
 import torch
+from allennlp.commands.train import train_model
+from allennlp.common import Params
 from allennlp.models.archival import load_archive
 from allennlp.nn import util as nn_util
 from allennlp.nn.initializers import PretrainedModelInitializer
@@ -39,6 +42,22 @@ class Hostile:
 
     def __reduce__(self):
         return setattr, (Hostile, "was_run", True)
+
+
+def test_names_that_were_once_our_own(folder, tmp_path):
+    """A language model's `spacy` and `from_files` are ours, in an archive and in a config."""
+    config = json.loads((folder / "config.json").read_text())
+    config["dataset_reader"]["tokenizer"] = {"type": "spacy", "pos_tags": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    reader: Any = load_archive(packed(folder)).dataset_reader
+    assert type(reader.tokenizer).__module__.startswith("transformer_elmo.")
+    (tmp_path / "train.txt").write_text("the cat sat\n" * 9)
+    config["vocabulary"] = {"type": "from_files", "directory": str(folder / "vocabulary")}
+    config["train_data_path"] = str(tmp_path / "train.txt")
+    train_model(Params(config), str(tmp_path / "run"))
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["vocabulary"]["type"] == "lm_from_files"
+    assert written["dataset_reader"]["tokenizer"]["type"] == "lm_spacy"
 
 
 @pytest.mark.parametrize("new_format", [True, False])
