@@ -181,27 +181,28 @@ def test_threads(library, models):
 NEEDS_FORK = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="needs fork"
 )
-FORKED = {}
-
-
-def embed_in_a_fork(sentences):
-    return FORKED["opened"].embed(sentences)[-1]
 
 
 @NEEDS_FORK
-def test_forked_processes_answer(library, models):
-    # Enough of them for threads.
-    sentences = ["the cat sat in Berlin .".split()] * 300
-    torch.set_num_threads(2)
-    try:
-        FORKED["opened"] = library(models["characters"])
-        expected = embed_in_a_fork(sentences)
+def test_forked_processes_answer(library, models, in_new_process):
+    # In a process that has nothing but this: whatever threads others have left may hold locks.
+    server = f"""
+        import multiprocessing, torch
+        from tests.integrations import test_contract as contract
+        torch.set_num_threads(2)
+        opened = contract.{library.__name__}(".")
+
+        def embed(number):
+            # Enough of them for threads.
+            return opened.embed(["the cat sat in Berlin .".split()] * 300)[-1]
+
+        expected = embed(0)
         with multiprocessing.get_context("fork").Pool(2) as pool:
-            found = pool.map_async(embed_in_a_fork, [sentences] * 2).get(timeout=60)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
-    assert_close(found, [expected] * 2)
+            found = pool.map_async(embed, range(2)).get(timeout=60)
+        contract.assert_close(found, [expected] * 2)
+        print(torch.get_num_threads())
+    """
+    assert in_new_process(server, models["characters"], OMP_NUM_THREADS="2") == "2"
 
 
 @NEEDS_FORK
