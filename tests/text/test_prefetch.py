@@ -12,7 +12,8 @@ def begun(make):
     earlier = threading.enumerate()
     iterator = prefetch(make, 2, "prefetching")
     next(iterator)
-    (thread,) = set(threading.enumerate()).difference(earlier)
+    new = set(threading.enumerate()).difference(earlier)
+    (thread,) = (thread for thread in new if thread.name == "prefetching")
     return iterator, thread
 
 
