@@ -251,7 +251,8 @@ def machine(side: Side) -> Round:
 
     def measure(number: int) -> Row:
         with side.products():
-            ways = [products] if side.gpu else [products, by_onednn]
+            on_cpu = not side.gpu and torch.backends.mkldnn.is_available()
+            ways = [products, by_onednn] if on_cpu else [products]
             rate = 3 * 2 * rows * 512 * 2048 / min(map(best, ways))
         return {
             "machine": workload.describe(side.device),

@@ -122,8 +122,8 @@ def linear(
     `torch.nn.functional.linear` for a matrix.
 
     `rows`: shape `(num_rows, input_dim)`. `weight`: shape `(output_dim, input_dim)`; or, without a
-    gradient, what `packed` made of it. `bias`: shape `(output_dim,)`. Returns shape `(num_rows,
-    output_dim)`.
+    gradient, what `packed` made of it. `bias`: shape `(output_dim,)`, or none. Returns shape
+    `(num_rows, output_dim)`.
     """
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
